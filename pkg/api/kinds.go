@@ -1,0 +1,245 @@
+package api
+
+import (
+	"time"
+)
+
+// The kinds that people write. Later ones (Release, Rollout, Model, TrainingJob,
+// PricePlan, …) join by an entry in the Kinds table.
+const (
+	KindTenant    = "Tenant"
+	KindSite      = "Site"
+	KindDevice    = "Device"
+	KindFleet     = "Fleet"
+	KindApp       = "App"
+	KindConfig    = "Config"
+	KindSecret    = "Secret"
+	KindJoinToken = "JoinToken"
+)
+
+// TenantSpec describes an owner of devices and apps.
+type TenantSpec struct {
+	DisplayName string `json:"displayName,omitempty"`
+}
+
+// SiteSpec describes a place where devices stand.
+type SiteSpec struct {
+	DisplayName string   `json:"displayName,omitempty"`
+	Address     string   `json:"address,omitempty"`
+	Latitude    *float64 `json:"latitude,omitempty"`
+	Longitude   *float64 `json:"longitude,omitempty"`
+}
+
+// DeviceSpec is what people decide about one box. Devices are created by enrolment.
+type DeviceSpec struct {
+	Site string `json:"site,omitempty"`
+	// Approved lets the device receive manifests. Enrolment with a token of
+	// autoApprove sets it.
+	Approved bool `json:"approved,omitempty"`
+	// Retired revokes the device for good.
+	Retired bool `json:"retired,omitempty"`
+	// Parents lists where the device may attach, best first. Empty: where it enrolled.
+	Parents  []ParentRef     `json:"parents,omitempty"`
+	Settings *DeviceSettings `json:"settings,omitempty"`
+}
+
+// ParentRef names one possible parent.
+type ParentRef struct {
+	// Device is the parent's id, or "core".
+	Device string `json:"device"`
+	// Address is host or host:port; the port defaults to 8883 for MQTT. HTTPS is
+	// reached on the same host, port HTTPSPort.
+	Address   string `json:"address"`
+	HTTPSPort int    `json:"httpsPort,omitempty"`
+}
+
+// DeviceSettings tune a device's loops. Zero values mean the default.
+type DeviceSettings struct {
+	// MeterInterval is how often a usage record is cut. Default 15m, from 1s to 24h.
+	MeterInterval Duration `json:"meterInterval,omitempty"`
+	// HealthInterval is how often a relay confirms its subtree. Default 1m, from 1s to 1h.
+	HealthInterval Duration `json:"healthInterval,omitempty"`
+	// SpoolBytes bounds the record spool. Default 256 MiB.
+	SpoolBytes int64 `json:"spoolBytes,omitempty"`
+	// CacheBytes bounds a relay's artifact cache. Default: 80 % of its file system.
+	CacheBytes int64 `json:"cacheBytes,omitempty"`
+}
+
+// FleetSpec gives apps, configs, secrets and settings to the devices it selects.
+type FleetSpec struct {
+	Selector Selector        `json:"selector"`
+	Apps     []string        `json:"apps,omitempty"`
+	Configs  []string        `json:"configs,omitempty"`
+	Secrets  []string        `json:"secrets,omitempty"`
+	Settings *DeviceSettings `json:"settings,omitempty"`
+}
+
+// AppSpec is an app in the Compose format (compose-spec), inline or by reference.
+// External configs and secrets of the file name Config and Secret objects.
+type AppSpec struct {
+	// Compose is the file's text. Exactly one of Compose and Artifact is set.
+	Compose string `json:"compose,omitempty"`
+	// Artifact names an app bundle pushed before: "repository@sha256:…".
+	Artifact string `json:"artifact,omitempty"`
+	// Profiles are the Compose profiles to enable.
+	Profiles []string `json:"profiles,omitempty"`
+	// Variables fill ${NAME} in the file.
+	Variables map[string]string `json:"variables,omitempty"`
+}
+
+// ConfigSpec holds files and environment for apps; changes reach running containers.
+type ConfigSpec struct {
+	Files map[string]string `json:"files,omitempty"`
+	Env   map[string]string `json:"env,omitempty"`
+}
+
+// SecretSpec holds values that are sealed to each device that needs them. Reads
+// never return Data.
+type SecretSpec struct {
+	Data map[string]string `json:"data,omitempty"`
+}
+
+// JoinTokenSpec lets boxes enrol. The secret is shown once, in the reply to create.
+type JoinTokenSpec struct {
+	Labels      map[string]string `json:"labels,omitempty"`
+	Site        string            `json:"site,omitempty"`
+	AutoApprove bool              `json:"autoApprove,omitempty"`
+	// Uses bounds the number of enrolments; 0 means unbounded until Expires.
+	Uses    int        `json:"uses,omitempty"`
+	Expires *time.Time `json:"expires,omitempty"`
+}
+
+// JoinTokenStatus is what the core tells of a token.
+type JoinTokenStatus struct {
+	Used int `json:"used"`
+	// Token is the whole token, present in the reply to create alone.
+	Token string `json:"token,omitempty"`
+}
+
+// Selector picks objects by label; all conditions must hold. An empty selector
+// picks nothing.
+type Selector struct {
+	MatchLabels      map[string]string `json:"matchLabels,omitempty"`
+	MatchExpressions []Requirement     `json:"matchExpressions,omitempty"`
+}
+
+// Requirement is one condition of a selector.
+type Requirement struct {
+	Key string `json:"key"`
+	// Operator is In, NotIn, Exists or DoesNotExist.
+	Operator string   `json:"operator"`
+	Values   []string `json:"values,omitempty"`
+}
+
+// DeviceStatus is what the core knows of a device.
+type DeviceStatus struct {
+	ID DeviceID `json:"id"`
+	// Tier counts from the core: 1 is attached to the core itself; 0 is unknown.
+	Tier int `json:"tier,omitempty"`
+	// Parent is the device id that the device signed its attachment to, or "core".
+	Parent    string      `json:"parent,omitempty"`
+	Relay     bool        `json:"relay,omitempty"`
+	Addresses []string    `json:"addresses,omitempty"`
+	Hardware  *Hardware   `json:"hardware,omitempty"`
+	Health    []Warning   `json:"health,omitempty"`
+	Apps      []AppStatus `json:"apps,omitempty"`
+	Online    bool        `json:"online"`
+	LastSeen  *time.Time  `json:"lastSeen,omitempty"`
+	Version   string      `json:"version,omitempty"`
+	// Desired and Applied are manifest generations: rendered by the core, in force
+	// on the device.
+	Epoch   uint64 `json:"epoch,omitempty"`
+	Desired uint64 `json:"desired,omitempty"`
+	Applied uint64 `json:"applied,omitempty"`
+}
+
+// FleetStatus sums up a fleet.
+type FleetStatus struct {
+	Devices int `json:"devices"`
+	// Current counts devices whose applied generation is the desired one.
+	Current int `json:"current"`
+	Running int `json:"running"`
+}
+
+// AppState is the life of an app or service on a device.
+type AppState string
+
+// The states.
+const (
+	Pending  AppState = "Pending"  // waiting for a dependency or an image
+	Pulling  AppState = "Pulling"  // fetching artifacts
+	Starting AppState = "Starting" // started, not yet healthy
+	Running  AppState = "Running"  // all services run, and are healthy where a check exists
+	Backoff  AppState = "Backoff"  // failed; will be restarted
+	Failed   AppState = "Failed"   // will not be restarted
+	Exited   AppState = "Exited"   // ended with success, by its policy
+	Stopping AppState = "Stopping"
+)
+
+// AppStatus is the state of one app on one device.
+type AppStatus struct {
+	Name  string   `json:"name" cbor:"1,keyasint"`
+	State AppState `json:"state" cbor:"2,keyasint"`
+	// Bundle is the digest of the app bundle in force.
+	Bundle   string          `json:"bundle,omitempty" cbor:"3,keyasint,omitempty"`
+	Services []ServiceStatus `json:"services,omitempty" cbor:"4,keyasint,omitempty"`
+	// Message explains any state but Running.
+	Message string `json:"message,omitempty" cbor:"5,keyasint,omitempty"`
+}
+
+// ServiceStatus is the state of one service's container.
+type ServiceStatus struct {
+	Name      string   `json:"name" cbor:"1,keyasint"`
+	State     AppState `json:"state" cbor:"2,keyasint"`
+	Container string   `json:"container,omitempty" cbor:"3,keyasint,omitempty"`
+	Restarts  int      `json:"restarts,omitempty" cbor:"4,keyasint,omitempty"`
+	ExitCode  *int     `json:"exitCode,omitempty" cbor:"5,keyasint,omitempty"`
+	Address   string   `json:"address,omitempty" cbor:"6,keyasint,omitempty"`
+	Message   string   `json:"message,omitempty" cbor:"7,keyasint,omitempty"`
+}
+
+// Severity orders warnings.
+type Severity string
+
+// The severities.
+const (
+	Info     Severity = "info"
+	Degraded Severity = "degraded"
+	Critical Severity = "critical"
+)
+
+// Warning is one named finding about a device's health. Health is the set of them;
+// the empty set is healthy.
+type Warning struct {
+	// Name is stable and machine-readable, e.g. "disk-full", "state-rebuilt".
+	Name     string   `json:"name" cbor:"1,keyasint"`
+	Severity Severity `json:"severity" cbor:"2,keyasint"`
+	Message  string   `json:"message" cbor:"3,keyasint"`
+	// Since is Unix seconds, by the device's clock.
+	Since int64 `json:"since" cbor:"4,keyasint"`
+}
+
+// Hardware is what a device found out about itself.
+type Hardware struct {
+	Arch     string `json:"arch" cbor:"1,keyasint"`
+	Vendor   string `json:"vendor,omitempty" cbor:"2,keyasint,omitempty"`
+	Product  string `json:"product,omitempty" cbor:"3,keyasint,omitempty"`
+	Serial   string `json:"serial,omitempty" cbor:"4,keyasint,omitempty"`
+	CPUs     int    `json:"cpus" cbor:"5,keyasint"`
+	CPUModel string `json:"cpuModel,omitempty" cbor:"6,keyasint,omitempty"`
+	// MemoryBytes and DiskBytes are totals.
+	MemoryBytes int64  `json:"memoryBytes" cbor:"7,keyasint"`
+	DiskBytes   int64  `json:"diskBytes,omitempty" cbor:"8,keyasint,omitempty"`
+	Kernel      string `json:"kernel,omitempty" cbor:"9,keyasint,omitempty"`
+	OS          string `json:"os,omitempty" cbor:"10,keyasint,omitempty"`
+	NICs        []NIC  `json:"nics,omitempty" cbor:"11,keyasint,omitempty"`
+	Cgroup      int    `json:"cgroup,omitempty" cbor:"12,keyasint,omitempty"`
+}
+
+// NIC is one network interface.
+type NIC struct {
+	Name string `json:"name" cbor:"1,keyasint"`
+	MAC  string `json:"mac,omitempty" cbor:"2,keyasint,omitempty"`
+	// Speed is in Mbit/s; 0 when the driver does not tell.
+	Speed int `json:"speed,omitempty" cbor:"3,keyasint,omitempty"`
+}

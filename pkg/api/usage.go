@@ -1,0 +1,70 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// Duration is a time.Duration that reads and writes as "90s" or "1h30m" in JSON and YAML.
+type Duration time.Duration
+
+// MarshalJSON implements json.Marshaler.
+func (d Duration) MarshalJSON() ([]byte, error) { return json.Marshal(time.Duration(d).String()) }
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (d *Duration) UnmarshalJSON(b []byte) error {
+	var s string
+	if err := json.Unmarshal(b, &s); err != nil {
+		return fmt.Errorf("a duration is text such as \"90s\": %w", err)
+	}
+	v, err := time.ParseDuration(s)
+	*d = Duration(v)
+	return err
+}
+
+// RecordKind classes a record. Usage is never dropped; when the spool is full the
+// oldest telemetry goes first, then events, then audit is summed up.
+type RecordKind uint8
+
+// The kinds of record.
+const (
+	RecordUsage     RecordKind = 1 // CBOR Usage
+	RecordEvent     RecordKind = 2 // CBOR Event
+	RecordAudit     RecordKind = 3 // CBOR Event
+	RecordTelemetry RecordKind = 4 // free
+)
+
+// Usage is what the containers of one device used in one interval. Intervals of a
+// device neither overlap nor leave a gap while edged knows the container.
+type Usage struct {
+	// From and To are Unix milliseconds by the device's clock.
+	From int64          `cbor:"1,keyasint" json:"from"`
+	To   int64          `cbor:"2,keyasint" json:"to"`
+	Uses []ContainerUse `cbor:"3,keyasint" json:"uses"`
+}
+
+// ContainerUse is the use of one service of one app within the interval.
+type ContainerUse struct {
+	App     string `cbor:"1,keyasint" json:"app"`
+	Service string `cbor:"2,keyasint" json:"service"`
+	// RunMillis is how long a container of the service ran.
+	RunMillis uint64 `cbor:"3,keyasint,omitempty" json:"runMillis"`
+	// CPUMicros is processor time.
+	CPUMicros uint64 `cbor:"4,keyasint,omitempty" json:"cpuMicros"`
+	// MemoryByteSeconds is the integral of memory in use.
+	MemoryByteSeconds uint64 `cbor:"5,keyasint,omitempty" json:"memoryByteSeconds"`
+	// RxBytes and TxBytes crossed the container's own network interfaces.
+	RxBytes uint64 `cbor:"6,keyasint,omitempty" json:"rxBytes"`
+	TxBytes uint64 `cbor:"7,keyasint,omitempty" json:"txBytes"`
+}
+
+// Event is something that happened, for people to read.
+type Event struct {
+	// Time is Unix milliseconds by the device's clock.
+	Time    int64  `cbor:"1,keyasint" json:"time"`
+	Name    string `cbor:"2,keyasint" json:"name"` // e.g. "app.started", "exec.opened"
+	Subject string `cbor:"3,keyasint,omitempty" json:"subject,omitempty"`
+	Message string `cbor:"4,keyasint,omitempty" json:"message,omitempty"`
+	Actor   string `cbor:"5,keyasint,omitempty" json:"actor,omitempty"`
+}
