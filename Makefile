@@ -1,0 +1,59 @@
+# Tributary. `make help` lists what there is.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+GO ?= go
+BIN := $(CURDIR)/bin
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+CNI := github.com/containernetworking/plugins/plugins
+export CGO_ENABLED ?= 0
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+.PHONY: deps
+deps: ## install what Debian has and this project needs (root)
+	@tests/install-deps
+
+.PHONY: build
+build: ## build cored, edged, edgectl, the log helper and the CNI plugins into bin/
+	@mkdir -p $(BIN)/cni
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+	$(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/cni/ $(CNI)/main/bridge $(CNI)/main/loopback $(CNI)/ipam/host-local $(CNI)/meta/portmap $(CNI)/meta/firewall
+
+.PHONY: demo
+demo: deps build ## bring up a tree of six real boxes on this machine and play the story (KEEP=1 leaves it up)
+	$(GO) run ./tests/demo
+
+.PHONY: test
+test: deps build ## every test, the real containerd and namespace scenarios included
+	tests/run-tests
+
+.PHONY: check
+check: ## format, vet, linters, import rule, package docs, short race tests
+	tests/run-checks
+
+.PHONY: bench
+bench: deps build ## one JSON line a figure; BENCH=name runs one
+	$(GO) run ./tests/bench $(BENCH)
+
+.PHONY: chaos
+chaos: deps build ## kill -9 of every party during the story, ROUNDS=50
+	TRIBUTARY_CHAOS=$(or $(ROUNDS),50) $(GO) test -count=1 -timeout 120m -run TestChaos ./tests/scenario -v
+
+.PHONY: sim
+sim: ## the link's simulation, SCHEDULES=5000
+	$(GO) test -count=1 -timeout 60m ./pkg/link/ -run Sim -schedules $(or $(SCHEDULES),5000)
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME=30s
+	tests/run-fuzz $(or $(FUZZTIME),30s)
+
+.PHONY: fmt
+fmt: ## format all Go files
+	gofmt -w cmd pkg tests
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin .cache

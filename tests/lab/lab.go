@@ -1,0 +1,234 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// Spec tells what tree to build. Boxes come after their parents.
+type Spec struct {
+	// Name prefixes namespaces; at most 8 characters. Unique per machine.
+	Name string
+	// Bin holds cored, edged, edgectl, edged-log and cni/.
+	Bin string
+	// Dir is where everything is kept; it must not exist or be empty.
+	Dir   string
+	Boxes []BoxSpec
+	// CoredArgs are added to cored's command line.
+	CoredArgs []string
+}
+
+// BoxSpec is one box of a Spec.
+type BoxSpec struct {
+	Name, Parent string
+	Relay        bool
+	// Role is the value of the label "role" that the box's join token gives.
+	Role      string
+	EdgedArgs []string
+}
+
+// Tree is the tree of the demo: a core, an aggregation relay, an access relay and
+// three field devices.
+func Tree() []BoxSpec {
+	field := func(n string) BoxSpec {
+		return BoxSpec{Name: n, Parent: "access-1", Role: "field"}
+	}
+	return []BoxSpec{
+		{Name: "agg-1", Parent: "core", Relay: true, Role: "aggregation"},
+		{Name: "access-1", Parent: "agg-1", Relay: true, Role: "access"},
+		field("field-1"), field("field-2"), field("field-3"),
+	}
+}
+
+// Lab is a standing tree.
+type Lab struct {
+	Spec
+	RunDir string
+	Boxes  map[string]*Box
+	order  []string
+	core   *namespace
+	cored  *process
+	links  int
+}
+
+// New makes the namespaces and links; nothing runs yet.
+func New(ctx context.Context, spec Spec) (*Lab, error) {
+	if err := Root(); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(spec.Dir, 0o755); err != nil {
+		return nil, err
+	}
+	runDir, err := os.MkdirTemp("/run", "tb-"+spec.Name+"-")
+	if err != nil {
+		return nil, err
+	}
+	l := &Lab{Spec: spec, RunDir: runDir, Boxes: map[string]*Box{}}
+	if l.core, err = newNamespace(ctx, spec.Name+"-core"); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	for _, bs := range spec.Boxes {
+		if err := l.add(ctx, bs); err != nil {
+			return nil, errors.Join(err, l.Close())
+		}
+	}
+	return l, nil
+}
+
+func (l *Lab) add(ctx context.Context, bs BoxSpec) error {
+	parent := l.core
+	if bs.Parent != "core" {
+		p, ok := l.Boxes[bs.Parent]
+		if !ok {
+			return fmt.Errorf("box %s: its parent %s is not there yet", bs.Name, bs.Parent)
+		}
+		parent = p.ns
+	}
+	ns, err := newNamespace(ctx, l.Name+"-"+bs.Name)
+	if err != nil {
+		return err
+	}
+	b := &Box{Name: bs.Name, Relay: bs.Relay, Parent: bs.Parent, Role: bs.Role, EdgedArgs: bs.EdgedArgs, lab: l, ns: ns}
+	l.Boxes[bs.Name] = b
+	l.order = append(l.order, bs.Name)
+	b.Uplink, err = join(ctx, l.links, parent, ns)
+	l.links++
+	return err
+}
+
+// CoreDir is cored's folder.
+func (l *Lab) CoreDir() string { return filepath.Join(l.Dir, "core") }
+
+// StartCore starts cored and waits until it answers.
+func (l *Lab) StartCore(ctx context.Context) error {
+	if err := os.MkdirAll(l.CoreDir(), 0o700); err != nil {
+		return err
+	}
+	names := []string{"localhost", "127.0.0.1"}
+	for _, b := range l.Boxes {
+		if b.Parent == "core" {
+			names = append(names, b.Uplink.ParentAddr)
+		}
+	}
+	argv := append([]string{filepath.Join(l.Bin, "cored"), "run", "--data", l.CoreDir(), "--listen-https", ":8443",
+		"--listen-mqtt", ":8883", "--names", strings.Join(names, ",")}, l.CoredArgs...)
+	var err error
+	if l.cored, err = start("cored", filepath.Join(l.Dir, "cored.log"), l.core.argv(argv...)); err != nil {
+		return err
+	}
+	return Until(ctx, "cored answers", 60*time.Second, func(ctx context.Context) error {
+		if !l.cored.alive() {
+			return fmt.Errorf("cored ended; see %s", filepath.Join(l.Dir, "cored.log"))
+		}
+		_, err := l.CoreCommand(ctx, "curl", "-sfk", "https://127.0.0.1:8443/healthz")
+		return err
+	})
+}
+
+// KillCore ends cored as a crash would; StopCore asks it to end.
+func (l *Lab) KillCore() { l.cored.kill() }
+
+// StopCore ends cored in order.
+func (l *Lab) StopCore() { l.cored.stop(20 * time.Second) }
+
+// CoreCommand runs a program in the core's network.
+func (l *Lab) CoreCommand(ctx context.Context, argv ...string) (string, error) {
+	full := l.core.argv(argv...)
+	return run(ctx, full[0], full[1:]...)
+}
+
+// EdgectlEnv is the environment by which edgectl finds the core.
+func (l *Lab) EdgectlEnv() ([]string, error) {
+	token, err := os.ReadFile(filepath.Join(l.CoreDir(), "admin.token"))
+	if err != nil {
+		return nil, err
+	}
+	return []string{"EDGECTL_SERVER=https://127.0.0.1:8443", "EDGECTL_TOKEN=" + strings.TrimSpace(string(token)),
+		"EDGECTL_CA=" + filepath.Join(l.CoreDir(), "ca", "root.crt"), "HOME=" + l.Dir}, nil
+}
+
+// Edgectl runs edgectl in the core's network with stdin, and returns its output.
+func (l *Lab) Edgectl(ctx context.Context, stdin string, args ...string) (string, error) {
+	env, err := l.EdgectlEnv()
+	if err != nil {
+		return "", err
+	}
+	argv := l.core.argv(append([]string{filepath.Join(l.Bin, "edgectl")}, args...)...)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Stdin = strings.NewReader(stdin)
+	var out, errOut strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("edgectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(errOut.String()))
+	}
+	return out.String(), nil
+}
+
+// GetJSON reads `edgectl … -o json` into v.
+func (l *Lab) GetJSON(ctx context.Context, v any, args ...string) error {
+	out, err := l.Edgectl(ctx, "", append(args, "-o", "json")...)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal([]byte(out), v); err != nil {
+		return fmt.Errorf("edgectl %s: %w in %.200s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+func (l *Lab) tokenFile(role string) string { return filepath.Join(l.Dir, "join-"+role+".token") }
+
+// Join makes a join token for each role, and writes it where the boxes find it.
+func (l *Lab) Join(ctx context.Context) error {
+	made := map[string]bool{}
+	for _, b := range l.Boxes {
+		if made[b.Role] {
+			continue
+		}
+		made[b.Role] = true
+		out, err := l.Edgectl(ctx, "", "token", "create", b.Role, "--auto-approve", "--labels", "role="+b.Role, "--quiet")
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(l.tokenFile(b.Role), []byte(strings.TrimSpace(out)+"\n"), 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// StartBoxes starts every box, parents first.
+func (l *Lab) StartBoxes(ctx context.Context) error {
+	for _, name := range l.order {
+		if err := l.Boxes[name].Start(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Close ends every process of the lab, and removes mounts, namespaces and /run.
+// What was written to Dir stays for a look, but for the containers' own data.
+func (l *Lab) Close() error {
+	var errs []error
+	for i := len(l.order) - 1; i >= 0; i-- {
+		errs = append(errs, l.Boxes[l.order[i]].PowerCut())
+	}
+	l.cored.stop(10 * time.Second)
+	errs = append(errs, unmountBelow(l.Dir), unmountBelow(l.RunDir), os.RemoveAll(l.RunDir))
+	for _, b := range l.Boxes {
+		errs = append(errs, b.ns.delete())
+	}
+	if l.core != nil {
+		errs = append(errs, l.core.delete())
+	}
+	return errors.Join(errs...)
+}
