@@ -144,6 +144,9 @@ func (l *Lab) CoreCommand(ctx context.Context, argv ...string) (string, error) {
 	return run(ctx, full[0], full[1:]...)
 }
 
+// CorePrefix is what a command line starts with to run in the core's network.
+func (l *Lab) CorePrefix() []string { return l.core.argv() }
+
 // EdgectlEnv is the environment by which edgectl finds the core.
 func (l *Lab) EdgectlEnv() ([]string, error) {
 	token, err := os.ReadFile(filepath.Join(l.CoreDir(), "admin.token"))

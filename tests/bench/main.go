@@ -1,0 +1,65 @@
+// Command bench answers: how fast and how small is Tributary, against what peers need?
+//
+// It prints one JSON line a figure. With arguments it runs the named benches alone.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
+	"time"
+)
+
+// bench is one named measurement; it may yield several figures.
+type bench struct {
+	name string
+	run  func(context.Context) ([]Figure, error)
+}
+
+// benches run in this order. A figure's name starts with its bench's name.
+var benches = []bench{}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := runBenches(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func runBenches(ctx context.Context, only []string) error {
+	out := json.NewEncoder(os.Stdout)
+	out.SetEscapeHTML(false)
+	for _, name := range only {
+		if !slices.ContainsFunc(benches, func(b bench) bool { return b.name == name }) {
+			return fmt.Errorf("no bench is called %q", name)
+		}
+	}
+	failed := 0
+	for _, b := range benches {
+		if len(only) > 0 && !slices.Contains(only, b.name) {
+			continue
+		}
+		began := time.Now()
+		figures, err := b.run(ctx)
+		for _, f := range figures {
+			if err := out.Encode(f); err != nil {
+				return err
+			}
+		}
+		if err != nil {
+			failed++
+			fmt.Fprintf(os.Stderr, "bench %s: %v\n", b.name, err)
+		}
+		fmt.Fprintf(os.Stderr, "bench %s took %.1f s\n", b.name, time.Since(began).Seconds())
+	}
+	if failed > 0 {
+		return fmt.Errorf("%d benches could not be measured", failed)
+	}
+	return nil
+}
