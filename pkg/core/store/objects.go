@@ -1,0 +1,258 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"maps"
+	"strings"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+const columns = "kind, tenant, name, uid, labels, annotations, spec, status, revision, generation, created, updated"
+
+// Get implements Store.
+func (s *SQLite) Get(ctx context.Context, key api.Key) (*api.Object, error) {
+	return get(ctx, s.read, key)
+}
+
+func get(ctx context.Context, q querier, key api.Key) (*api.Object, error) {
+	row := q.QueryRowContext(ctx, "SELECT "+columns+" FROM objects WHERE kind = ? AND tenant = ? AND name = ?", key.Kind, key.Tenant, key.Name)
+	obj, err := scan(row.Scan)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, notFound(key)
+	}
+	return obj, err
+}
+
+func scan(row func(...any) error) (*api.Object, error) {
+	o := &api.Object{APIVersion: api.Version}
+	var labels, annotations string
+	var spec, status []byte
+	var created, updated int64
+	m := &o.Metadata
+	if err := row(&o.Kind, &m.Tenant, &m.Name, &m.UID, &labels, &annotations, &spec, &status, &m.Revision, &m.Generation, &created, &updated); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(decodeMap(labels, &m.Labels), decodeMap(annotations, &m.Annotations)); err != nil {
+		return nil, err
+	}
+	o.Spec, o.Status = spec, status
+	c, u := time.UnixMilli(created).UTC(), time.UnixMilli(updated).UTC()
+	m.Created, m.Updated = &c, &u
+	return o, nil
+}
+
+func decodeMap(text string, into *map[string]string) error {
+	if text == "{}" {
+		return nil
+	}
+	return json.Unmarshal([]byte(text), into)
+}
+
+func encodeMap(m map[string]string) string {
+	if len(m) == 0 {
+		return "{}"
+	}
+	b, err := json.Marshal(m)
+	if err != nil {
+		panic(err) // a map of strings always encodes
+	}
+	return string(b)
+}
+
+// List implements Store. The cursor is "tenant/name" of the last object of a page; a
+// tenant is a DNS label, so the first slash divides the two.
+func (s *SQLite) List(ctx context.Context, q Query) (items []*api.Object, next string, revision int64, err error) {
+	selector, err := api.ParseSelector(q.Selector)
+	if err != nil {
+		return nil, "", 0, err
+	}
+	tx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return nil, "", 0, err
+	}
+	defer tx.Rollback() //nolint:errcheck // it only read
+	if revision, err = s.counter(ctx, tx, "revision"); err != nil {
+		return nil, "", 0, err
+	}
+	text, args := "SELECT "+columns+" FROM objects WHERE kind = ?", []any{q.Kind}
+	if q.Tenant != "" {
+		text, args = text+" AND tenant = ?", append(args, q.Tenant)
+	}
+	if q.After != "" {
+		tenant, name, ok := strings.Cut(q.After, "/")
+		if !ok {
+			return nil, "", 0, &api.Error{Code: api.Invalid, Field: "after", Message: "not a cursor of this list", Remedy: "pass what the page before gave as next"}
+		}
+		text, args = text+" AND (tenant, name) > (?, ?)", append(args, tenant, name)
+	}
+	rows, err := tx.QueryContext(ctx, text+" ORDER BY tenant, name", args...)
+	if err != nil {
+		return nil, "", 0, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		obj, err := scan(rows.Scan)
+		if err != nil {
+			return nil, "", 0, err
+		}
+		if q.Selector != "" && !selector.Matches(obj.Metadata.Labels) {
+			continue
+		}
+		if q.Limit > 0 && len(items) == q.Limit {
+			last := items[len(items)-1].Metadata
+			return items, last.Tenant + "/" + last.Name, revision, nil
+		}
+		items = append(items, obj)
+	}
+	return items, "", revision, rows.Err()
+}
+
+// Put implements Store.
+func (s *SQLite) Put(ctx context.Context, obj *api.Object, opts PutOptions) (out *api.Object, err error) {
+	var status json.RawMessage
+	if opts.Status != nil {
+		if status, err = json.Marshal(opts.Status); err != nil {
+			return nil, err
+		}
+	}
+	err = s.tx(ctx, func(w *writer) error {
+		old, err := get(ctx, w, obj.Key())
+		if err != nil && api.CodeOf(err) != api.NotFound {
+			return err
+		}
+		var wrote bool
+		if out, wrote, err = merge(old, obj, status, opts); err != nil || !wrote {
+			return err
+		}
+		out.Metadata.Revision = w.changed(change{key: out.Key()})
+		s.stamp(out, old)
+		if opts.DryRun {
+			return errDryRun
+		}
+		return write(ctx, w, out)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// merge decides what a Put makes of the object that is there (nil: none), and whether
+// that is a change at all.
+func merge(old, obj *api.Object, status json.RawMessage, opts PutOptions) (out *api.Object, wrote bool, err error) {
+	key, m := obj.Key(), obj.Metadata
+	switch {
+	case old == nil && (opts.Update || m.Revision != 0):
+		return nil, false, notFound(key)
+	case old != nil && opts.Create:
+		return nil, false, &api.Error{Code: api.Conflict, Message: key.Kind + " " + key.Name + " exists already", Remedy: "change it with PUT or `edgectl apply`"}
+	case old != nil && m.Revision != 0 && m.Revision != old.Metadata.Revision:
+		return nil, false, &api.Error{Code: api.Conflict, Field: "metadata.revision",
+			Message: key.Kind + " " + key.Name + " was changed by somebody else since you read it", Remedy: "read it again and repeat your change"}
+	}
+	out = &api.Object{APIVersion: api.Version, Kind: obj.Kind, Metadata: m, Spec: compact(obj.Spec), Status: status}
+	if old == nil {
+		out.Metadata.Generation = 1
+		return out, true, nil
+	}
+	if status == nil {
+		out.Status = old.Status
+	}
+	out.Metadata.Generation = old.Metadata.Generation
+	if !bytes.Equal(out.Spec, old.Spec) {
+		out.Metadata.Generation++
+	} else if bytes.Equal(out.Status, old.Status) && maps.Equal(m.Labels, old.Metadata.Labels) && maps.Equal(m.Annotations, old.Metadata.Annotations) {
+		return old, false, nil
+	}
+	return out, true, nil
+}
+
+// compact brings JSON into one form, so that layout is no change.
+func compact(raw json.RawMessage) json.RawMessage {
+	var b bytes.Buffer
+	if len(raw) == 0 || json.Compact(&b, raw) != nil {
+		return raw
+	}
+	return b.Bytes()
+}
+
+// stamp sets what the store alone decides.
+func (s *SQLite) stamp(out, old *api.Object) {
+	now := s.cfg.Now().UTC().Truncate(time.Millisecond)
+	out.Metadata.Updated = &now
+	if old == nil {
+		out.Metadata.UID, out.Metadata.Created = s.cfg.NewUID(), &now
+	} else {
+		out.Metadata.UID, out.Metadata.Created = old.Metadata.UID, old.Metadata.Created
+	}
+}
+
+func write(ctx context.Context, tx *writer, o *api.Object) error {
+	m := o.Metadata
+	_, err := tx.ExecContext(ctx, "INSERT OR REPLACE INTO objects ("+columns+") VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", o.Kind, m.Tenant, m.Name, m.UID,
+		encodeMap(m.Labels), encodeMap(m.Annotations), []byte(o.Spec), []byte(o.Status), m.Revision, m.Generation, m.Created.UnixMilli(), m.Updated.UnixMilli())
+	return err
+}
+
+// PutStatus implements Store.
+func (s *SQLite) PutStatus(ctx context.Context, key api.Key, status any) error {
+	return s.tx(ctx, func(w *writer) error {
+		found, err := putStatus(ctx, w, key, status)
+		if err == nil && !found {
+			return notFound(key)
+		}
+		return err
+	})
+}
+
+// PutStatuses implements Store.
+func (s *SQLite) PutStatuses(ctx context.Context, statuses map[api.Key]any) error {
+	return s.tx(ctx, func(w *writer) error {
+		for key, status := range statuses {
+			if _, err := putStatus(ctx, w, key, status); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func putStatus(ctx context.Context, w *writer, key api.Key, status any) (found bool, err error) {
+	raw, err := json.Marshal(status)
+	if err != nil {
+		return false, err
+	}
+	var old []byte
+	err = w.QueryRowContext(ctx, "SELECT status FROM objects WHERE kind = ? AND tenant = ? AND name = ?", key.Kind, key.Tenant, key.Name).Scan(&old)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	if err != nil || bytes.Equal(old, raw) {
+		return true, err
+	}
+	rev := w.changed(change{key: key, statusOnly: true})
+	_, err = w.ExecContext(ctx, "UPDATE objects SET status = ?, revision = ? WHERE kind = ? AND tenant = ? AND name = ?", raw, rev, key.Kind, key.Tenant, key.Name)
+	return true, err
+}
+
+// Delete implements Store.
+func (s *SQLite) Delete(ctx context.Context, key api.Key, revision int64) error {
+	return s.tx(ctx, func(w *writer) error {
+		old, err := get(ctx, w, key)
+		if err != nil {
+			return err
+		}
+		if revision != 0 && old.Metadata.Revision != revision {
+			return &api.Error{Code: api.Conflict, Field: "metadata.revision", Message: key.Kind + " " + key.Name + " was changed by somebody else since you read it", Remedy: "read it again"}
+		}
+		w.changed(change{key: key, deleted: true})
+		_, err = w.ExecContext(ctx, "DELETE FROM objects WHERE kind = ? AND tenant = ? AND name = ?", key.Kind, key.Tenant, key.Name)
+		return err
+	})
+}

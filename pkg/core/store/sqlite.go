@@ -1,0 +1,208 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"time"
+
+	"github.com/pressly/goose/v3"
+	_ "modernc.org/sqlite" // the driver named "sqlite"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Config says where the database is and what it is given.
+type Config struct {
+	// Path of the database file; "" keeps it in memory, gone with Close.
+	Path string
+	// Now is the clock of Created and Updated.
+	Now func() time.Time
+	// NewUID makes the UID of a new object, never the same twice.
+	NewUID func() string
+	// History is how many changes a watch can look back. Default 32,768.
+	History int
+}
+
+// SQLite is a Store, a Manifests and a Tokens in one database file. It has one writing
+// connection and a few reading ones; a commit is on the disk when it returns
+// (WAL, synchronous=FULL).
+type SQLite struct {
+	cfg     Config
+	write   *sql.DB
+	read    *sql.DB
+	history *history
+}
+
+// OpenSQLite opens or creates the database and brings its schema up to date.
+func OpenSQLite(ctx context.Context, cfg Config) (*SQLite, error) {
+	if cfg.History == 0 {
+		cfg.History = 32768
+	}
+	s := &SQLite{cfg: cfg}
+	var err error
+	if s.write, err = open(cfg.Path, 1); err != nil {
+		return nil, err
+	}
+	s.read = s.write // a database in memory belongs to one connection
+	if cfg.Path != "" {
+		if s.read, err = open(cfg.Path, 4); err != nil {
+			s.write.Close()
+			return nil, err
+		}
+	}
+	if err := migrate(ctx, s.write); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("bring the schema of %s up to date: %w", cfg.Path, err)
+	}
+	revision, err := s.counter(ctx, s.write, "revision")
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	s.history = newHistory(cfg.History, revision)
+	return s, nil
+}
+
+// Close ends every watch and closes the database.
+func (s *SQLite) Close() error {
+	if s.history != nil {
+		s.history.close()
+	}
+	if s.read != s.write {
+		s.read.Close()
+	}
+	return s.write.Close()
+}
+
+// BackupTo writes a consistent copy of the database to a new file, while others write.
+func (s *SQLite) BackupTo(ctx context.Context, path string) error {
+	_, err := s.read.ExecContext(ctx, "VACUUM INTO ?", path)
+	return err
+}
+
+func open(path string, conns int) (*sql.DB, error) {
+	dsn := ":memory:"
+	if path != "" {
+		dsn = (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath()}).String()
+	}
+	dsn += "?_txlock=immediate&_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(1)&_pragma=cache_size(-8192)"
+	db, err := sql.Open("sqlite", dsn)
+	if err != nil {
+		return nil, fmt.Errorf("open the database %s: %w", path, err)
+	}
+	db.SetMaxOpenConns(conns)
+	db.SetMaxIdleConns(conns)
+	db.SetConnMaxLifetime(0)
+	return db, nil
+}
+
+func migrate(ctx context.Context, db *sql.DB) error {
+	dir, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return err
+	}
+	provider, err := goose.NewProvider(goose.DialectSQLite3, db, dir, goose.WithDisableGlobalRegistry(true))
+	if err != nil {
+		return err
+	}
+	_, err = provider.Up(ctx)
+	return err
+}
+
+// querier is what a database and a transaction have in common.
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}
+
+// writer is a writing transaction: it numbers the changes and remembers them.
+type writer struct {
+	*sql.Tx
+	revision int64
+	changes  []change
+}
+
+// changed numbers a change of an object; the watchers hear of it after the commit.
+func (w *writer) changed(c change) int64 {
+	w.revision++
+	c.revision = w.revision
+	w.changes = append(w.changes, c)
+	return w.revision
+}
+
+// tx runs f in a writing transaction and tells the watchers of its changes after the
+// commit. errDryRun from f ends it without a commit and without an error.
+func (s *SQLite) tx(ctx context.Context, f func(w *writer) error) error {
+	s.history.order.Lock()
+	defer s.history.order.Unlock()
+	tx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback() //nolint:errcheck // after Commit it does nothing
+	w := &writer{Tx: tx}
+	if w.revision, err = s.counter(ctx, tx, "revision"); err != nil {
+		return err
+	}
+	if err := f(w); err == errDryRun {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if len(w.changes) > 0 {
+		if err := setCounter(ctx, tx, "revision", w.revision); err != nil {
+			return err
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		return err
+	}
+	s.history.add(w.changes)
+	return nil
+}
+
+var errDryRun = errors.New("dry run")
+
+// counter reads a number of the meta table; 0 when never written.
+func (s *SQLite) counter(ctx context.Context, q querier, key string) (int64, error) {
+	var v int64
+	err := q.QueryRowContext(ctx, "SELECT value FROM meta WHERE key = ?", key).Scan(&v)
+	if err == sql.ErrNoRows {
+		return 0, nil
+	}
+	return v, err
+}
+
+func setCounter(ctx context.Context, q querier, key string, v int64) error {
+	_, err := q.ExecContext(ctx, "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", key, v)
+	return err
+}
+
+// Epoch returns the core's epoch, at least 1: manifests are ordered by it first.
+func (s *SQLite) Epoch(ctx context.Context) (uint64, error) {
+	v, err := s.counter(ctx, s.read, "epoch")
+	return uint64(max(v, 1)), err
+}
+
+// SetEpoch starts a higher epoch; an equal or lower one is refused (code Invalid).
+func (s *SQLite) SetEpoch(ctx context.Context, epoch uint64) error {
+	return s.tx(ctx, func(w *writer) error {
+		now, err := s.counter(ctx, w, "epoch")
+		if err != nil {
+			return err
+		}
+		if int64(epoch) <= max(now, 1) {
+			return api.Errorf(api.Invalid, "epoch %d is not higher than %d", epoch, max(now, 1))
+		}
+		return setCounter(ctx, w, "epoch", int64(epoch))
+	})
+}

@@ -1,0 +1,107 @@
+package store_test
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/store"
+	"tributary.dev/tributary/pkg/core/store/storetest"
+)
+
+const historyLimit = 32
+
+func open(t *testing.T, path string) (*store.SQLite, *storetest.Clock) {
+	t.Helper()
+	clock := storetest.NewClock()
+	var uid atomic.Int64
+	s, err := store.OpenSQLite(context.Background(), store.Config{Path: path, Now: clock.Now, History: historyLimit,
+		NewUID: func() string { return fmt.Sprintf("uid-%d", uid.Add(1)) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s, clock
+}
+
+func TestSQLite(t *testing.T) {
+	for name, path := range map[string]func(t *testing.T) string{
+		"file":   func(t *testing.T) string { return filepath.Join(t.TempDir(), "a folder with ? and %20.db") },
+		"memory": func(*testing.T) string { return "" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			storetest.Objects(t, historyLimit, func(t *testing.T) store.Store { s, _ := open(t, path(t)); return s })
+			s, clock := open(t, path(t))
+			t.Run("manifests", func(t *testing.T) { storetest.Manifests(t, s) })
+			t.Run("tokens", func(t *testing.T) { storetest.Tokens(t, s, clock) })
+		})
+	}
+}
+
+// What was written is there after a restart and in a backup, and revisions go on.
+func TestReopenAndBackup(t *testing.T) {
+	ctx := t.Context()
+	dir := t.TempDir()
+	s, _ := open(t, filepath.Join(dir, "core.db"))
+	obj, err := s.Put(ctx, &api.Object{Kind: api.KindSite, Metadata: api.Meta{Tenant: "default", Name: "a"}, Spec: []byte(`{}`)}, store.PutOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if epoch, err := s.Epoch(ctx); epoch != 1 || err != nil {
+		t.Fatalf("epoch %d %v", epoch, err)
+	}
+	if err := s.SetEpoch(ctx, 1); api.CodeOf(err) != api.Invalid {
+		t.Fatalf("the same epoch again: %v", err)
+	}
+	if err := s.SetEpoch(ctx, 1_900_000_000); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.BackupTo(ctx, filepath.Join(dir, "copy.db")); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	for _, name := range []string{"core.db", "copy.db"} {
+		again, _ := open(t, filepath.Join(dir, name))
+		got, err := again.Get(ctx, obj.Key())
+		if err != nil || got.Metadata.UID != obj.Metadata.UID {
+			t.Fatalf("%s: %v %v", name, got, err)
+		}
+		next, err := again.Put(ctx, &api.Object{Kind: api.KindSite, Metadata: api.Meta{Tenant: "default", Name: "b"}}, store.PutOptions{})
+		if err != nil || next.Metadata.Revision != obj.Metadata.Revision+1 {
+			t.Fatalf("%s: revision %+v after %d, %v", name, next, obj.Metadata.Revision, err)
+		}
+		if epoch, _ := again.Epoch(ctx); epoch != 1_900_000_000 {
+			t.Fatalf("%s: epoch %d", name, epoch)
+		}
+	}
+}
+
+func BenchmarkPutStatuses(b *testing.B) {
+	s, err := store.OpenSQLite(b.Context(), store.Config{Path: filepath.Join(b.TempDir(), "core.db"), Now: storetest.NewClock().Now, NewUID: func() string { return "" }})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	keys := make([]api.Key, 1000)
+	for i := range keys {
+		o, err := s.Put(b.Context(), &api.Object{Kind: api.KindDevice, Metadata: api.Meta{Tenant: "default", Name: fmt.Sprint("d", i)}}, store.PutOptions{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		keys[i] = o.Key()
+	}
+	n := 0
+	for b.Loop() {
+		n++
+		m := map[api.Key]any{}
+		for _, k := range keys {
+			m[k] = api.DeviceStatus{Desired: uint64(n)}
+		}
+		if err := s.PutStatuses(b.Context(), m); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,107 @@
+// Package store answers: what did people ask for, at which revision, and what
+// changed since?
+//
+// It keeps the objects of pkg/api (spec by people, status by the core), the manifests
+// signed for each device, the tokens of people, and the core's own counters, in
+// SQLite. Every implementation passes the suite in storetest.
+package store
+
+import (
+	"context"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// Store keeps objects. All methods may be called from any goroutine.
+//
+// Revisions come from one counter for the whole store: each write that changes
+// something gets the next one, and a write that changes nothing gets none and is no
+// event. Generations count the changes of one object's spec.
+type Store interface {
+	// Get returns an object, or an error of code NotFound.
+	Get(ctx context.Context, key api.Key) (*api.Object, error)
+	// List returns objects of one kind ordered by tenant and name, the cursor of the next page
+	// ("" after the last), and the revision at which the page was read: watching from
+	// it misses nothing.
+	List(ctx context.Context, q Query) (items []*api.Object, next string, revision int64, err error)
+	// Put creates or updates an object and returns it as stored. Metadata's UID,
+	// Generation, Created and Updated are the store's to set. With Metadata.Revision
+	// set the write succeeds only on that very revision (code Conflict else).
+	Put(ctx context.Context, obj *api.Object, opts PutOptions) (*api.Object, error)
+	// PutStatus replaces the status of an object; it neither checks the revision nor
+	// bumps the generation. Writing the status it has is no write.
+	PutStatus(ctx context.Context, key api.Key, status any) error
+	// PutStatuses is PutStatus for many objects in one transaction. Objects that do
+	// not exist are passed over.
+	PutStatuses(ctx context.Context, statuses map[api.Key]any) error
+	// Delete removes an object; revision 0 removes whatever is there.
+	Delete(ctx context.Context, key api.Key, revision int64) error
+	// Watch tells of every change after a revision (0: from now on), oldest first, till
+	// ctx ends. Changes of one object may be folded into the newest; the object sent is the
+	// one stored at the time of sending. When the revision is older than the
+	// history that is kept, or the reader falls behind it, the last event has Err set
+	// (IsTooOld) and the channel closes: list again, then watch from that.
+	Watch(ctx context.Context, w WatchQuery) <-chan Event
+}
+
+// Query selects objects of one kind.
+type Query struct {
+	// Tenant limits the list to one; "" lists all tenants.
+	Tenant string
+	Kind   string
+	// Selector is the text form of api.ParseSelector; "" selects all.
+	Selector string
+	// Limit bounds the page; 0 is no bound.
+	Limit int
+	// After is the cursor that the page before gave.
+	After string
+}
+
+// PutOptions tune one Put.
+type PutOptions struct {
+	// Create refuses to replace an object that exists (code Conflict).
+	Create bool
+	// Update refuses to create one (code NotFound).
+	Update bool
+	// Status, when not nil, is written with the spec in the same revision.
+	Status any
+	// DryRun does everything but the write. The object returned carries the revision
+	// and generation it would have had.
+	DryRun bool
+}
+
+// WatchQuery says what to watch.
+type WatchQuery struct {
+	Kinds  []string // none: every kind
+	Tenant string   // "": every tenant
+	From   int64
+	// SpecOnly leaves out changes of nothing but status.
+	SpecOnly bool
+}
+
+// EventType says what happened to an object.
+type EventType string
+
+// The types of event.
+const (
+	Changed EventType = "changed" // created or updated; Object is the newest
+	Deleted EventType = "deleted" // Object holds the key alone
+)
+
+// Event is one change.
+type Event struct {
+	Type     EventType
+	Object   *api.Object
+	Revision int64 // watching again from it continues after this event
+	Err      error
+}
+
+// errTooOld ends a watch whose revision is past the history.
+var errTooOld = &api.Error{Code: api.Conflict, Message: "the revision to watch from is older than the history that is kept", Remedy: "list again, then watch from the revision of the list"}
+
+// IsTooOld reports whether a watch ended because the reader has to list again.
+func IsTooOld(err error) bool { return err == errTooOld }
+
+func notFound(key api.Key) error {
+	return &api.Error{Code: api.NotFound, Message: "there is no " + key.Kind + " " + key.Name + " in tenant " + key.Tenant}
+}

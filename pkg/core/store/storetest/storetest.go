@@ -1,0 +1,461 @@
+// Package storetest answers: does an implementation of the store keep its contract?
+package storetest
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"sync"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/store"
+)
+
+// Clock is a clock that moves when told.
+type Clock struct {
+	mu  sync.Mutex
+	now time.Time
+}
+
+// Now tells the time.
+func (c *Clock) Now() time.Time { c.mu.Lock(); defer c.mu.Unlock(); return c.now }
+
+// Advance moves the clock.
+func (c *Clock) Advance(d time.Duration) { c.mu.Lock(); defer c.mu.Unlock(); c.now = c.now.Add(d) }
+
+// NewClock starts a clock at a fixed time.
+func NewClock() *Clock { return &Clock{now: time.Unix(1_800_000_000, 0)} }
+
+// Objects is the suite of store.Store. open gives an empty store with a history of
+// historyLimit changes.
+func Objects(t *testing.T, historyLimit int, open func(t *testing.T) store.Store) {
+	ctx := t.Context()
+	key := func(name string) api.Key { return api.Key{Tenant: "default", Kind: api.KindConfig, Name: name} }
+
+	t.Run("put and get", func(t *testing.T) {
+		s := open(t)
+		if _, err := s.Get(ctx, key("a")); api.CodeOf(err) != api.NotFound {
+			t.Fatalf("get of nothing: %v", err)
+		}
+		created := put(t, s, config("a", `{"env":{"X":"1"}}`))
+		if created.Metadata.Generation != 1 || created.Metadata.UID == "" || created.Metadata.Revision == 0 || created.Metadata.Created == nil {
+			t.Fatalf("created: %+v", created.Metadata)
+		}
+		got, err := s.Get(ctx, key("a"))
+		if err != nil || !equal(got, created) {
+			t.Fatalf("got %v %v, want %v", text(got), err, text(created))
+		}
+		same := put(t, s, config("a", `{ "env": {"X":"1"} }`))
+		if !equal(same, created) {
+			t.Fatalf("writing the same again changed it to %v", text(same))
+		}
+		updated := put(t, s, config("a", `{"env":{"X":"2"}}`))
+		if updated.Metadata.Generation != 2 || updated.Metadata.Revision <= created.Metadata.Revision || updated.Metadata.UID != created.Metadata.UID {
+			t.Fatalf("updated: %+v", updated.Metadata)
+		}
+		labelled := config("a", `{"env":{"X":"2"}}`)
+		labelled.Metadata.Labels = map[string]string{"k": "v"}
+		if got := put(t, s, labelled); got.Metadata.Generation != 2 || got.Metadata.Revision <= updated.Metadata.Revision {
+			t.Fatalf("a label is no spec, yet a change: %+v", got.Metadata)
+		}
+	})
+
+	t.Run("optimistic concurrency", func(t *testing.T) {
+		s := open(t)
+		first := put(t, s, config("a", `{}`))
+		put(t, s, config("a", `{"env":{"X":"1"}}`))
+		stale := config("a", `{"env":{"X":"2"}}`)
+		stale.Metadata.Revision = first.Metadata.Revision
+		for name, err := range map[string]error{
+			"stale put":    second(s.Put(ctx, stale, store.PutOptions{})),
+			"create again": second(s.Put(ctx, config("a", `{}`), store.PutOptions{Create: true})),
+			"stale delete": s.Delete(ctx, key("a"), first.Metadata.Revision),
+		} {
+			if api.CodeOf(err) != api.Conflict {
+				t.Errorf("%s: %v, want a conflict", name, err)
+			}
+		}
+		ghost := config("ghost", `{}`)
+		ghost.Metadata.Revision = 7
+		for name, err := range map[string]error{
+			"put with the revision of nothing": second(s.Put(ctx, ghost, store.PutOptions{})),
+			"update of nothing":                second(s.Put(ctx, config("b", `{}`), store.PutOptions{Update: true})),
+			"delete of nothing":                s.Delete(ctx, key("b"), 0),
+			"status of nothing":                s.PutStatus(ctx, key("b"), 1),
+		} {
+			if api.CodeOf(err) != api.NotFound {
+				t.Errorf("%s: %v, want not found", name, err)
+			}
+		}
+	})
+
+	t.Run("one of many writers wins each revision", func(t *testing.T) {
+		s := open(t)
+		put(t, s, config("n", `{"env":{"N":"0"}}`))
+		const writers, each = 4, 10
+		var wg sync.WaitGroup
+		for range writers {
+			wg.Go(func() {
+				for done := 0; done < each; {
+					obj, err := s.Get(ctx, key("n"))
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					var spec api.ConfigSpec
+					var n int
+					_ = json.Unmarshal(obj.Spec, &spec)
+					_, _ = fmt.Sscan(spec.Env["N"], &n)
+					obj.Spec, _ = json.Marshal(api.ConfigSpec{Env: map[string]string{"N": fmt.Sprint(n + 1)}})
+					switch _, err := s.Put(ctx, obj, store.PutOptions{}); {
+					case err == nil:
+						done++
+					case api.CodeOf(err) != api.Conflict:
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+		obj, err := s.Get(ctx, key("n"))
+		if want := fmt.Sprintf(`{"env":{"N":"%d"}}`, writers*each); err != nil || string(obj.Spec) != want {
+			t.Fatalf("%s %v, want %s", obj.Spec, err, want)
+		}
+	})
+
+	t.Run("status", func(t *testing.T) {
+		s := open(t)
+		before := put(t, s, config("a", `{}`))
+		if err := s.PutStatus(ctx, key("a"), map[string]int{"n": 1}); err != nil {
+			t.Fatal(err)
+		}
+		after, _ := s.Get(ctx, key("a"))
+		if string(after.Status) != `{"n":1}` || after.Metadata.Generation != 1 || after.Metadata.Revision <= before.Metadata.Revision {
+			t.Fatalf("after: %v", text(after))
+		}
+		if err := s.PutStatuses(ctx, map[api.Key]any{key("a"): map[string]int{"n": 1}, key("gone"): 1}); err != nil {
+			t.Fatal(err)
+		}
+		if again, _ := s.Get(ctx, key("a")); !equal(again, after) {
+			t.Fatalf("the same status was a write: %v", text(again))
+		}
+		if kept := put(t, s, config("a", `{"env":{"X":"1"}}`)); string(kept.Status) != `{"n":1}` {
+			t.Fatalf("a new spec lost the status: %v", text(kept))
+		}
+		both, err := s.Put(ctx, config("a", `{"env":{"X":"2"}}`), store.PutOptions{Status: 7})
+		if err != nil || string(both.Status) != "7" {
+			t.Fatalf("spec and status together: %v %v", text(both), err)
+		}
+	})
+
+	t.Run("dry run", func(t *testing.T) {
+		s := open(t)
+		would, err := s.Put(ctx, config("a", `{}`), store.PutOptions{DryRun: true})
+		if err != nil || would.Metadata.Generation != 1 || would.Metadata.Revision == 0 {
+			t.Fatalf("dry run: %v %v", text(would), err)
+		}
+		if _, err := s.Get(ctx, key("a")); api.CodeOf(err) != api.NotFound {
+			t.Fatalf("a dry run wrote: %v", err)
+		}
+		if real := put(t, s, config("a", `{}`)); real.Metadata.Revision != would.Metadata.Revision {
+			t.Fatalf("revision %d, the dry run said %d", real.Metadata.Revision, would.Metadata.Revision)
+		}
+	})
+
+	t.Run("list", func(t *testing.T) {
+		s := open(t)
+		for _, tenant := range []string{"default", "acme"} {
+			for i := range 25 {
+				o := config(fmt.Sprintf("c%02d", i), `{}`)
+				o.Metadata.Tenant = tenant
+				o.Metadata.Labels = map[string]string{"odd": fmt.Sprint(i % 2), "tenant": tenant}
+				put(t, s, o)
+			}
+		}
+		for _, c := range []struct {
+			q    store.Query
+			want int
+		}{
+			{store.Query{Kind: api.KindConfig}, 50},
+			{store.Query{Kind: api.KindConfig, Tenant: "acme"}, 25},
+			{store.Query{Kind: api.KindConfig, Tenant: "acme", Selector: "odd=1"}, 12},
+			{store.Query{Kind: api.KindConfig, Selector: "odd in (0),tenant!=acme"}, 13},
+			{store.Query{Kind: api.KindApp}, 0},
+		} {
+			for _, limit := range []int{0, 1, 7, 100} {
+				c.q.Limit, c.q.After = limit, ""
+				var names []string
+				for pages := 0; ; pages++ {
+					items, next, rev, err := s.List(ctx, c.q)
+					if err != nil || rev == 0 || limit > 0 && len(items) > limit || pages > 60 {
+						t.Fatalf("%+v: %d items, revision %d, %v", c.q, len(items), rev, err)
+					}
+					for _, o := range items {
+						names = append(names, o.Metadata.Tenant+"/"+o.Metadata.Name)
+					}
+					if c.q.After = next; next == "" {
+						break
+					}
+				}
+				sorted := true
+				for i := 1; i < len(names); i++ {
+					sorted = sorted && names[i-1] < names[i]
+				}
+				if len(names) != c.want || !sorted {
+					t.Errorf("%+v: %d objects (sorted %v), want %d", c.q, len(names), sorted, c.want)
+				}
+			}
+		}
+		if _, _, _, err := s.List(ctx, store.Query{Kind: api.KindConfig, Selector: "a b"}); api.CodeOf(err) != api.Invalid {
+			t.Errorf("bad selector: %v", err)
+		}
+		if _, _, _, err := s.List(ctx, store.Query{Kind: api.KindConfig, After: "nonsense"}); api.CodeOf(err) != api.Invalid {
+			t.Errorf("bad cursor: %v", err)
+		}
+	})
+
+	t.Run("watch", func(t *testing.T) { watch(t, historyLimit, open) })
+
+	t.Run("a watcher's copy equals the store", func(t *testing.T) {
+		rapid.Check(t, func(rt *rapid.T) { replica(rt, t, open) })
+	})
+}
+
+func watch(t *testing.T, historyLimit int, open func(t *testing.T) store.Store) {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	s := open(t)
+	put(t, s, config("before", `{}`))
+	_, _, rev, err := s.List(ctx, store.Query{Kind: api.KindConfig})
+	if err != nil {
+		t.Fatal(err)
+	}
+	events := s.Watch(ctx, store.WatchQuery{Kinds: []string{api.KindConfig}, From: rev})
+	specs := s.Watch(ctx, store.WatchQuery{SpecOnly: true, From: rev})
+	put(t, s, &api.Object{Kind: api.KindApp, Metadata: api.Meta{Tenant: "default", Name: "not-asked-for"}, Spec: json.RawMessage(`{}`)})
+	put(t, s, config("a", `{}`))
+	if e := next(t, events); e.Type != store.Changed || e.Object.Metadata.Name != "a" || e.Revision <= rev {
+		t.Fatalf("event %+v", e)
+	}
+	key := api.Key{Tenant: "default", Kind: api.KindConfig, Name: "a"}
+	if err := s.PutStatus(ctx, key, 1); err != nil {
+		t.Fatal(err)
+	}
+	if e := next(t, events); e.Type != store.Changed || string(e.Object.Status) != "1" {
+		t.Fatalf("event %+v", e)
+	}
+	if err := s.Delete(ctx, key, 0); err != nil {
+		t.Fatal(err)
+	}
+	if e := next(t, events); e.Type != store.Deleted || e.Object.Key() != key {
+		t.Fatalf("event %+v", e)
+	}
+	var kinds []string
+	for range 2 { // the app, then "a" (folded or not, its last event is the deletion)
+		e := next(t, specs)
+		kinds = append(kinds, e.Object.Kind)
+	}
+	if !reflect.DeepEqual(kinds, []string{api.KindApp, api.KindConfig}) {
+		t.Fatalf("spec events %v", kinds)
+	}
+
+	for i := range 2*historyLimit + 2 {
+		put(t, s, config("a", fmt.Sprintf(`{"env":{"N":"%d"}}`, i)))
+	}
+	late := s.Watch(ctx, store.WatchQuery{From: rev})
+	if e := next(t, late); !store.IsTooOld(e.Err) {
+		t.Fatalf("a watch from an old revision: %+v", e)
+	}
+	if _, open := <-late; open {
+		t.Fatal("the channel stays open after the error")
+	}
+	ended, stop := context.WithCancel(ctx)
+	idle := s.Watch(ended, store.WatchQuery{})
+	stop()
+	if _, open := <-idle; open {
+		t.Fatal("an event after the end")
+	}
+}
+
+// replica applies random writes and follows them by list and watch.
+func replica(rt *rapid.T, t *testing.T, open func(t *testing.T) store.Store) {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	s := open(t)
+	write := func(label string) {
+		name := rapid.SampledFrom([]string{"a", "b", "c", "d"}).Draw(rt, label)
+		key := api.Key{Tenant: "default", Kind: api.KindConfig, Name: name}
+		var err error
+		switch rapid.IntRange(0, 3).Draw(rt, "op") {
+		case 0:
+			err = s.Delete(ctx, key, 0)
+		case 1:
+			err = s.PutStatus(ctx, key, rapid.IntRange(0, 3).Draw(rt, "status"))
+		default:
+			_, err = s.Put(ctx, config(name, fmt.Sprintf(`{"env":{"N":"%d"}}`, rapid.IntRange(0, 3).Draw(rt, "spec"))), store.PutOptions{})
+		}
+		if err != nil && api.CodeOf(err) != api.NotFound {
+			rt.Fatal(err)
+		}
+	}
+	for range rapid.IntRange(0, 8).Draw(rt, "before") {
+		write("before")
+	}
+	state := func() (map[string]string, int64) {
+		items, _, rev, err := s.List(ctx, store.Query{Kind: api.KindConfig})
+		if err != nil {
+			rt.Fatal(err)
+		}
+		m := map[string]string{}
+		for _, o := range items {
+			m[o.Metadata.Name] = text(o)
+		}
+		return m, rev
+	}
+	copyOf, rev := state()
+	events := s.Watch(ctx, store.WatchQuery{Kinds: []string{api.KindConfig}, From: rev})
+	for range rapid.IntRange(0, 12).Draw(rt, "after") {
+		write("after")
+	}
+	want, newest := state()
+	for last := rev; last < newest; {
+		select {
+		case e := <-events:
+			if e.Err != nil || e.Revision <= last {
+				rt.Fatalf("event %+v after revision %d", e, last)
+			}
+			last = e.Revision
+			if e.Type == store.Deleted {
+				delete(copyOf, e.Object.Metadata.Name)
+			} else {
+				copyOf[e.Object.Metadata.Name] = text(e.Object)
+			}
+		case <-ctx.Done():
+			rt.Fatalf("revision %d never came, only %d", newest, last)
+		}
+	}
+	if !reflect.DeepEqual(copyOf, want) {
+		rt.Fatalf("copy %v, store %v", copyOf, want)
+	}
+}
+
+// Manifests is the suite of store.Manifests.
+func Manifests(t *testing.T, m store.Manifests) {
+	ctx := t.Context()
+	record := func(n byte, gen uint64) *store.ManifestRecord {
+		return &store.ManifestRecord{Device: api.DeviceID{n}, Epoch: 1 << 40, Generation: gen, Raw: []byte{n, byte(gen)},
+			Tombstones: map[string]uint64{"app/x": gen}, Seals: map[string][32]byte{"secret/s": {n}}}
+	}
+	if err := m.SaveManifests(ctx, []*store.ManifestRecord{record(1, 1), record(2, 1), record(3, 1)}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := m.SaveManifests(ctx, []*store.ManifestRecord{record(1, 2)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if err := m.DeleteManifest(ctx, api.DeviceID{3}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := map[api.DeviceID]*store.ManifestRecord{}
+	if err := m.EachManifest(ctx, func(r *store.ManifestRecord) error { got[r.Device] = r; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	want := map[api.DeviceID]*store.ManifestRecord{{1}: record(1, 2), {2}: record(2, 1)}
+	if !reflect.DeepEqual(got, want) {
+		t.Fatalf("got %v, want %v", got, want)
+	}
+	stop := errors.New("stop")
+	if err := m.EachManifest(ctx, func(*store.ManifestRecord) error { return stop }); err != stop {
+		t.Fatalf("each: %v", err)
+	}
+}
+
+// Tokens is the suite of store.Tokens; clock is the one the store reads.
+func Tokens(t *testing.T, s store.Tokens, clock *Clock) {
+	ctx := t.Context()
+	if _, err := s.CreateToken(ctx, "x", "root", time.Time{}, rand.Reader); api.CodeOf(err) != api.Invalid {
+		t.Fatalf("unknown role: %v", err)
+	}
+	lasting, err := s.CreateToken(ctx, "ops", store.Admin, time.Time{}, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	short, err := s.CreateToken(ctx, "guest", store.Viewer, clock.Now().Add(time.Hour), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := s.CheckToken(ctx, lasting)
+	if err != nil || p.Name != "ops" || p.Role != store.Admin {
+		t.Fatalf("%+v %v", p, err)
+	}
+	if p, err := s.CheckToken(ctx, short); err != nil || p.Role != store.Viewer {
+		t.Fatalf("%+v %v", p, err)
+	}
+	clock.Advance(time.Hour)
+	if err := s.RevokeToken(ctx, p.TokenID); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.RevokeToken(ctx, p.TokenID); api.CodeOf(err) != api.NotFound {
+		t.Fatalf("revoke twice: %v", err)
+	}
+	for name, token := range map[string]string{"revoked": lasting, "expired": short, "altered": short[:len(short)-1] + "~",
+		"empty": "", "foreign": "a.b.c", "long": string(bytes.Repeat([]byte("x"), 4096))} {
+		if _, err := s.CheckToken(ctx, token); api.CodeOf(err) != api.Unauthorized {
+			t.Errorf("%s token: %v", name, err)
+		}
+	}
+}
+
+func config(name, spec string) *api.Object {
+	return &api.Object{Kind: api.KindConfig, Metadata: api.Meta{Tenant: "default", Name: name}, Spec: json.RawMessage(spec)}
+}
+
+func put(t interface {
+	Helper()
+	Fatal(...any)
+}, s store.Store, o *api.Object) *api.Object {
+	t.Helper()
+	out, err := s.Put(context.Background(), o, store.PutOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func next(t *testing.T, events <-chan store.Event) store.Event {
+	t.Helper()
+	select {
+	case e, ok := <-events:
+		if !ok {
+			t.Fatal("the watch ended")
+		}
+		return e
+	case <-time.After(20 * time.Second):
+		t.Fatal("no event came")
+	}
+	panic("not reached")
+}
+
+func text(o *api.Object) string {
+	b, err := json.Marshal(o)
+	if err != nil {
+		panic(err)
+	}
+	return string(b)
+}
+
+func equal(a, b *api.Object) bool { return text(a) == text(b) }
+
+func second[T any](_ T, err error) error { return err }
