@@ -77,8 +77,16 @@ type FleetSpec struct {
 // AppSpec is an app in the Compose format (compose-spec), inline or by reference.
 // External configs and secrets of the file name Config and Secret objects.
 type AppSpec struct {
-	// Compose is the file's text. Exactly one of Compose and Artifact is set.
+	// Compose is the file's text. Exactly one of Compose, ComposeFile and Artifact is
+	// set.
 	Compose string `json:"compose,omitempty"`
+	// ComposeFile is the path of the file, relative to the file that this object is
+	// read from. edgectl reads it into Compose and Files before it sends the object;
+	// the core refuses it.
+	ComposeFile string `json:"composeFile,omitempty"`
+	// Files holds what the Compose file refers to by path (env_file, file: of
+	// configs), by the path as it is written there. edgectl fills it in.
+	Files map[string]string `json:"files,omitempty"`
 	// Artifact names an app bundle pushed before: "repository@sha256:…".
 	Artifact string `json:"artifact,omitempty"`
 	// Profiles are the Compose profiles to enable.

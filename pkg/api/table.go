@@ -1,0 +1,69 @@
+package api
+
+import "strings"
+
+// Kind describes one kind of object: how people name it, what its spec and status
+// are, and what makes them valid.
+type Kind struct {
+	Name   string
+	Plural string   // the path of its REST collection
+	Short  []string // what people may type instead
+	// Doc is one sentence for help texts and the schema.
+	Doc string
+	// NewSpec and NewStatus return a pointer to an empty one; NewStatus is nil for
+	// a kind without status.
+	NewSpec   func() any
+	NewStatus func() any
+
+	validate func(spec any, f *findings)
+}
+
+// Kinds lists every kind, in the order in which they are best applied: what others
+// refer to comes first.
+var Kinds = []Kind{
+	{Name: KindTenant, Plural: "tenants", Doc: "An owner of devices and apps.",
+		NewSpec: func() any { return new(TenantSpec) }, validate: typed(validateTenant)},
+	{Name: KindSite, Plural: "sites", Doc: "A place where devices stand.",
+		NewSpec: func() any { return new(SiteSpec) }, validate: typed(validateSite)},
+	{Name: KindConfig, Plural: "configs", Short: []string{"cfg"}, Doc: "Files and environment for apps; changes reach running containers.",
+		NewSpec: func() any { return new(ConfigSpec) }, validate: typed(validateConfig)},
+	{Name: KindSecret, Plural: "secrets", Doc: "Values sealed to each device that needs them.",
+		NewSpec: func() any { return new(SecretSpec) }, validate: typed(validateSecret)},
+	{Name: KindApp, Plural: "apps", Doc: "An app in the Compose format.",
+		NewSpec: func() any { return new(AppSpec) }, NewStatus: func() any { return new(AppObjectStatus) }, validate: typed(validateApp)},
+	{Name: KindFleet, Plural: "fleets", Short: []string{"fl"}, Doc: "Devices picked by label, and what they get.",
+		NewSpec: func() any { return new(FleetSpec) }, NewStatus: func() any { return new(FleetStatus) }, validate: typed(validateFleet)},
+	{Name: KindDevice, Plural: "devices", Short: []string{"dev"}, Doc: "One box.",
+		NewSpec: func() any { return new(DeviceSpec) }, NewStatus: func() any { return new(DeviceStatus) }, validate: typed(validateDevice)},
+	{Name: KindJoinToken, Plural: "jointokens", Short: []string{"token", "tokens", "jt"}, Doc: "Lets boxes enrol.",
+		NewSpec: func() any { return new(JoinTokenSpec) }, NewStatus: func() any { return new(JoinTokenStatus) }, validate: typed(validateJoinToken)},
+}
+
+func typed[T any](check func(*T, *findings)) func(any, *findings) {
+	return func(spec any, f *findings) { check(spec.(*T), f) }
+}
+
+// LookupKind finds a kind by its name, plural or short name, in any case.
+func LookupKind(name string) (*Kind, error) {
+	for i := range Kinds {
+		k := &Kinds[i]
+		if strings.EqualFold(name, k.Name) || strings.EqualFold(name, k.Plural) {
+			return k, nil
+		}
+		for _, s := range k.Short {
+			if strings.EqualFold(name, s) {
+				return k, nil
+			}
+		}
+	}
+	return nil, &Error{Code: Invalid, Field: "kind", Message: "there is no kind " + quote(name), Remedy: "the kinds are " + strings.Join(KindNames(), ", ")}
+}
+
+// KindNames lists the kinds' names in the order of Kinds.
+func KindNames() []string {
+	names := make([]string, len(Kinds))
+	for i, k := range Kinds {
+		names[i] = k.Name
+	}
+	return names
+}
