@@ -1,0 +1,99 @@
+// Package scenario answers: does the whole tree hold when parts of it are taken away?
+//
+// Every test raises a real tree with tests/lab. They need root and the built programs;
+// `make test` gives both.
+package scenario
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"tributary.dev/tributary/tests/lab"
+	"tributary.dev/tributary/tests/story"
+)
+
+var labs atomic.Int32
+
+// testWriter sends the story's lines to the test's log.
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(p []byte) (int, error) {
+	w.t.Logf("%s", p)
+	return len(p), nil
+}
+
+// raise makes a lab and a story on it, and takes both down at the end. The logs stay
+// when the test failed.
+func raise(t *testing.T, boxes []lab.BoxSpec, coredArgs ...string) *story.Story {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("needs a minute or more: not in the short form")
+	}
+	if err := lab.Root(); err != nil {
+		t.Skip(err)
+	}
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := filepath.Join(root, "bin")
+	if _, err := os.Stat(filepath.Join(bin, "edged")); err != nil {
+		t.Skip("needs the programs: run make build")
+	}
+	dir, err := os.MkdirTemp("", "tributary-"+t.Name()+"-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := fmt.Sprintf("ts%d-%d", os.Getpid()%10000, labs.Add(1))
+	l, err := lab.New(t.Context(), lab.Spec{Name: name, Bin: bin, Dir: dir, Boxes: boxes, CoredArgs: append(coredArgs, story.CoredArgs...)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Errorf("taking the lab down: %v", err)
+		}
+		if t.Failed() {
+			t.Logf("the boxes' logs are in %s", dir)
+			return
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	var fields []string
+	for _, b := range boxes {
+		if b.Role == "field" {
+			fields = append(fields, b.Name)
+		}
+	}
+	return &story.Story{Lab: l, Root: root, Out: testWriter{t}, Fields: fields, Wait: 90 * time.Second}
+}
+
+// TestStory plays the demo.
+func TestStory(t *testing.T) {
+	s := raise(t, lab.Tree())
+	if err := s.Play(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// must fails the test at the first error.
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// up raises the tree and deploys version 1.
+func up(ctx context.Context, t *testing.T, s *story.Story) {
+	t.Helper()
+	must(t, s.Raise(ctx))
+	must(t, s.Deploy(ctx))
+}
