@@ -1,0 +1,114 @@
+package record
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// UsageRecord makes a lifelike usage record of n containers.
+func UsageRecord(t testing.TB, seq uint64, n int) Record {
+	t.Helper()
+	r := rand.New(rand.NewSource(int64(seq)))
+	services := []string{"web", "cache", "broker", "db", "agent", "camera", "vision", "mqtt", "modbus", "logs"}
+	u := api.Usage{From: 1764000000000 + int64(seq)*900000, To: 1764000000000 + int64(seq+1)*900000}
+	for i := range n {
+		u.Uses = append(u.Uses, api.ContainerUse{App: fmt.Sprintf("site-app%d", i/3), Service: services[i%len(services)],
+			RunMillis: 900000, CPUMicros: uint64(r.Int63n(20e6)), MemoryByteSeconds: uint64(r.Int63n(200e6)) * 900,
+			RxBytes: uint64(r.Int63n(1e6)), TxBytes: uint64(r.Int63n(1e6))})
+	}
+	payload, err := EncodeUsage(u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Record{Seq: seq, Last: seq, Kind: api.RecordUsage, Payload: payload}
+}
+
+// One usage record of ten containers is small on the wire: the day's budget of a
+// device at rest is 50 kB and it sends 96 of them.
+func TestUsageBatchIsSmall(t *testing.T) {
+	key := newKey(t)
+	for _, n := range []int{1, 4} {
+		b := Batch{Epoch: 1764000000, First: 1001, Last: 1000 + uint64(n)}
+		var plain int
+		for i := range n {
+			b.Records = append(b.Records, UsageRecord(t, 1001+uint64(i), 10))
+			plain += len(b.Records[i].Payload)
+		}
+		raw, _, err := Seal(By(key), dev, b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%d records of 10 containers: %d bytes of CBOR, %d on the wire", n, plain, len(raw))
+		if want := 110 + 290*n; len(raw) > want {
+			t.Errorf("%d bytes on the wire, want at most %d", len(raw), want)
+		}
+	}
+}
+
+func drawUsage(t *rapid.T) api.Usage {
+	u := api.Usage{From: rapid.Int64().Draw(t, "from"), To: rapid.Int64().Draw(t, "to")}
+	n := rapid.IntRange(0, 8).Draw(t, "n")
+	for range n {
+		u.Uses = append(u.Uses, api.ContainerUse{
+			App: rapid.StringN(0, 12, 12).Draw(t, "app"), Service: rapid.StringN(0, 12, 12).Draw(t, "service"),
+			RunMillis: rapid.Uint64().Draw(t, "run"), CPUMicros: rapid.Uint64().Draw(t, "cpu"), MemoryByteSeconds: rapid.Uint64().Draw(t, "mem"),
+			RxBytes: rapid.Uint64().Draw(t, "rx"), TxBytes: rapid.Uint64Range(0, 3).Draw(t, "tx")})
+	}
+	return u
+}
+
+// Columns are a packing only: the payload comes out byte for byte, also when it
+// is no usage at all.
+func TestColumnsAreLossless(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var rs []Record
+		for i := range rapid.IntRange(1, 5).Draw(t, "records") {
+			payload, err := EncodeUsage(drawUsage(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if rapid.IntRange(0, 9).Draw(t, "odd") == 0 {
+				payload = rapid.SliceOfN(rapid.Byte(), 0, 40).Draw(t, "payload")
+			}
+			n := uint64(5 + i)
+			rs = append(rs, Record{Seq: n, Last: n, Kind: api.RecordUsage, Payload: payload})
+		}
+		packing, body, err := pack(rs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := unpack(packing, body, 5)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range rs {
+			if !bytes.Equal(got[i].Payload, rs[i].Payload) || got[i].Last != rs[i].Last {
+				t.Fatalf("packing %d, record %d: %x, want %x", packing, i, got[i].Payload, rs[i].Payload)
+			}
+		}
+	})
+}
+
+func BenchmarkOpen100(b *testing.B) {
+	key := newKey(b)
+	batch := Batch{Epoch: 1, First: 1, Last: 100}
+	for i := range 100 {
+		batch.Records = append(batch.Records, UsageRecord(b, uint64(i+1), 1))
+	}
+	raw, _, err := Seal(By(key), dev, batch)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(float64(len(raw)), "wire-bytes")
+	for b.Loop() {
+		if _, _, err := Open(Of(key.Public()), raw, dev, Hash{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
