@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,6 +27,8 @@ type Box struct {
 	Role string
 	// EdgedArgs are added to edged's command line.
 	EdgedArgs []string
+	// Program is edged, unless a test puts another one in its place.
+	Program string
 
 	lab        *Lab
 	ns         *namespace
@@ -78,7 +81,7 @@ func (b *Box) StartContainerd(ctx context.Context) error {
 
 // StartEdged starts the box's edged; it does not wait for anything.
 func (b *Box) StartEdged(context.Context) error {
-	args := []string{filepath.Join(b.lab.Bin, "edged"), "run", "--data", b.Data(), "--run", b.Run(), "--name", b.Name,
+	args := []string{filepath.Join(b.lab.Bin, cmp.Or(b.Program, "edged")), "run", "--data", b.Data(), "--run", b.Run(), "--name", b.Name,
 		"--parent", b.Uplink.ParentAddr, "--join-token-file", b.lab.tokenFile(b.Role), "--containerd", b.sock(),
 		"--cni-bin", filepath.Join(b.lab.Bin, "cni"), "--log-helper", filepath.Join(b.lab.Bin, "edged-log")}
 	if b.Relay {
@@ -101,6 +104,9 @@ func (b *Box) Start(ctx context.Context) error {
 // KillEdged ends edged as a crash would. KillContainerd does so to containerd.
 func (b *Box) KillEdged()      { b.edged.kill() }
 func (b *Box) KillContainerd() { b.containerd.kill() }
+
+// EdgedPID is edged's process; nsenter has become it.
+func (b *Box) EdgedPID() int { return b.edged.cmd.Process.Pid }
 
 // EdgedAlive reports whether edged runs.
 func (b *Box) EdgedAlive() bool { return b.edged.alive() }

@@ -1,0 +1,249 @@
+package scenario
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/tests/lab"
+	"tributary.dev/tributary/tests/story"
+)
+
+// pair is the smallest tree with a relay: core, relay, one field device.
+func pair() []lab.BoxSpec {
+	return []lab.BoxSpec{{Name: "agg-1", Parent: "core", Relay: true, Role: "aggregation"}, {Name: "field-1", Parent: "agg-1", Role: "field"}}
+}
+
+// hasWarning waits until the core shows a warning of the name for the box.
+func hasWarning(ctx context.Context, s *story.Story, box, name string) error {
+	return lab.Until(ctx, box+" shows the warning "+name, s.Wait, func(ctx context.Context) error {
+		devices, err := s.Devices(ctx)
+		if err != nil {
+			return err
+		}
+		var names []string
+		for _, w := range devices[box].Status.Health {
+			if w.Name == name {
+				return nil
+			}
+			names = append(names, w.Name)
+		}
+		return fmt.Errorf("its warnings are %v", names)
+	})
+}
+
+// noWarning waits until it is gone.
+func noWarning(ctx context.Context, s *story.Story, box, name string) error {
+	return lab.Until(ctx, box+" no longer shows the warning "+name, s.Wait, func(ctx context.Context) error {
+		devices, err := s.Devices(ctx)
+		if err != nil {
+			return err
+		}
+		for _, w := range devices[box].Status.Health {
+			if w.Name == name {
+				return errors.New(w.Message)
+			}
+		}
+		return nil
+	})
+}
+
+// TestTornState tears a field device's state file while edged is down: it is rebuilt
+// from its verified copy and the parent, with a warning, and no container restarts.
+func TestTornState(t *testing.T) {
+	s := raise(t, pair())
+	ctx := t.Context()
+	up(ctx, t, s)
+	before := cachePIDs(ctx, t, s)
+	box := s.Lab.Boxes["field-1"]
+	box.KillEdged()
+	path := filepath.Join(box.Data(), "state.db")
+	b, err := os.ReadFile(path)
+	must(t, err)
+	for i := 0; i < len(b); i += 512 { // every page is hit, the meta pages too
+		b[i] ^= 0xff
+	}
+	must(t, os.WriteFile(path, b[:len(b)*2/3], 0o600))
+	must(t, box.StartEdged(ctx))
+	must(t, hasWarning(ctx, s, "field-1", "state-rebuilt"))
+	must(t, s.Apply(ctx, "v2.yaml"))
+	must(t, s.AnswerEverywhere(ctx, "version 2"))
+	if after := cachePIDs(ctx, t, s); fmt.Sprint(after) != fmt.Sprint(before) {
+		t.Errorf("a container was restarted: processes were %v, are %v", before, after)
+	}
+}
+
+// TestDiskFull fills a field device's small disk: the app goes on, the warning is
+// named, no usage is lost, and it recovers when space returns.
+func TestDiskFull(t *testing.T) {
+	s := raise(t, pair())
+	ctx := t.Context()
+	box := s.Lab.Boxes["field-1"]
+	mountSmallDisk(t, box.Data(), 64<<20)
+	up(ctx, t, s)
+	filler := filepath.Join(box.Data(), "filler")
+	fill(t, filler)
+	must(t, hasWarning(ctx, s, "field-1", "disk-full"))
+	must(t, s.AnswerEverywhere(ctx, "version 1"))
+	must(t, os.Remove(filler))
+	must(t, noWarning(ctx, s, "field-1", "disk-full"))
+	must(t, s.Apply(ctx, "v2.yaml"))
+	must(t, s.AnswerEverywhere(ctx, "version 2"))
+	_, err := s.Counted(ctx, "field-1")
+	must(t, err)
+}
+
+// mountSmallDisk puts an ext4 file system of size bytes at dir.
+func mountSmallDisk(t *testing.T, dir string, size int64) {
+	t.Helper()
+	img := filepath.Join(t.TempDir(), "disk.img")
+	must(t, os.WriteFile(img, nil, 0o600))
+	must(t, os.Truncate(img, size))
+	must(t, os.MkdirAll(dir, 0o755))
+	for _, argv := range [][]string{{"mkfs.ext4", "-q", "-F", img}, {"mount", "-o", "loop", img, dir}} {
+		if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", argv, err, out)
+		}
+	}
+	// The lab's Close unmounts what is below its folder.
+}
+
+// fill writes a file until the disk is full.
+func fill(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	must(t, err)
+	defer f.Close()
+	for block := bytes.Repeat([]byte("full"), 16<<10); len(block) > 0; {
+		if _, err := f.Write(block); err != nil {
+			block = block[:len(block)/2] // down to the last byte
+		}
+	}
+	must(t, errors.Join(f.Sync(), nil))
+}
+
+// TestRestore restores the core from a backup after more usage was acknowledged, with a
+// new epoch and without a hand laid on any device: nothing is lost, nothing counted
+// twice, and no container restarts.
+func TestRestore(t *testing.T) {
+	s := raise(t, pair())
+	ctx := t.Context()
+	up(ctx, t, s)
+	before := cachePIDs(ctx, t, s)
+	backup := filepath.Join(s.Lab.Dir, "core.backup")
+	pass := filepath.Join(s.Lab.Dir, "passphrase")
+	must(t, os.WriteFile(pass, []byte("correct horse battery staple\n"), 0o600))
+	cored := filepath.Join(s.Lab.Bin, "cored")
+	_, err := s.Lab.CoreCommand(ctx, cored, "backup", "--data", s.Lab.CoreDir(), "--passphrase-file", pass, "--artifacts", backup)
+	must(t, err)
+	_, last, err := s.Lab.Boxes["field-1"].Recorded(ctx)
+	must(t, err)
+	_, err = s.Grown(ctx, "field-1", last+2)
+	must(t, err)
+	_, err = s.Counted(ctx, "field-1") // acknowledged, and not in the backup
+	must(t, err)
+
+	s.Lab.StopCore()
+	must(t, os.Rename(s.Lab.CoreDir(), s.Lab.CoreDir()+".lost"))
+	_, err = s.Lab.CoreCommand(ctx, cored, "restore", "--data", s.Lab.CoreDir(), "--passphrase-file", pass, backup)
+	must(t, err)
+	must(t, s.Lab.StartCore(ctx))
+	must(t, s.Enrolled(ctx))
+	_, err = s.Counted(ctx, "field-1")
+	must(t, err)
+	if after := cachePIDs(ctx, t, s); fmt.Sprint(after) != fmt.Sprint(before) {
+		t.Errorf("a container was restarted: processes were %v, are %v", before, after)
+	}
+	must(t, s.Apply(ctx, "v2.yaml"))
+	must(t, s.AnswerEverywhere(ctx, "version 2"))
+	must(t, s.RunningEverywhere(ctx))
+}
+
+// TestHostileRelay replaces the relay by one that alters, replays, drops, mixes and
+// forges, with the real relay's identity. The device must refuse, report and keep
+// running what it had, and a secret must be found nowhere in the relay.
+func TestHostileRelay(t *testing.T) {
+	s := raise(t, pair())
+	ctx := t.Context()
+	relay := s.Lab.Boxes["agg-1"]
+	must(t, s.Raise(ctx))
+	const canary = "canary-7d1f3c55-never-in-a-relay"
+	secret, err := json.Marshal(api.Object{APIVersion: api.Version, Kind: api.KindSecret, Metadata: api.Meta{Name: "redis-password"},
+		Spec: json.RawMessage(`{"data":{"password":"` + canary + `"}}`)})
+	must(t, err)
+	if _, err := s.Lab.Edgectl(ctx, string(secret), "apply", "-f", "-"); err != nil {
+		t.Fatal(err)
+	}
+	must(t, s.Deploy(ctx))
+
+	// The canary is neither in the relay's memory nor on its disk.
+	if where, err := findInProcess(relay.EdgedPID(), canary); err != nil || where != "" {
+		t.Errorf("the secret is in the relay's memory: %s %v", where, err)
+	}
+	if out, err := exec.CommandContext(ctx, "grep", "-rlaF", canary, relay.Dir()).Output(); len(out) > 0 {
+		t.Errorf("the secret is on the relay's disk: %s %v", out, err)
+	}
+	if where, err := findInProcess(s.Lab.Boxes["field-1"].EdgedPID(), canary); err == nil && where == "" {
+		t.Log("the device's edged does not hold the secret either (it is in the container's memory file system)")
+	}
+
+	before := cachePIDs(ctx, t, s)
+	for _, evil := range []string{"alter", "replay", "drop", "mix", "forge"} {
+		relay.KillEdged()
+		relay.EdgedArgs = []string{"--hostile", evil}
+		relay.Program = "edged-hostile"
+		must(t, relay.StartEdged(ctx))
+		version := 2
+		must(t, s.Apply(ctx, "v2.yaml"))
+		must(t, s.Answers(ctx, "field-1", "version 1"))
+		if evil == "drop" || evil == "replay" {
+			version = 1
+		}
+		relay.KillEdged()
+		relay.EdgedArgs, relay.Program = nil, ""
+		must(t, relay.StartEdged(ctx))
+		must(t, s.Answers(ctx, "field-1", "version 2"))
+		must(t, s.Apply(ctx, "v1.yaml"))
+		must(t, s.Answers(ctx, "field-1", "version 1"))
+		_ = version
+	}
+	if after := cachePIDs(ctx, t, s); fmt.Sprint(after) != fmt.Sprint(before) {
+		t.Errorf("a container was restarted: processes were %v, are %v", before, after)
+	}
+	_, err = s.Counted(ctx, "field-1")
+	must(t, err)
+}
+
+// findInProcess looks for text in every readable mapping of a process.
+func findInProcess(pid int, text string) (string, error) {
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	if err != nil {
+		return "", err
+	}
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+	if err != nil {
+		return "", err
+	}
+	defer mem.Close()
+	for line := range strings.Lines(string(maps)) {
+		var from, to int64
+		var perm string
+		if _, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &perm); err != nil || perm[0] != 'r' || to-from > 1<<30 {
+			continue
+		}
+		buf := make([]byte, to-from)
+		n, _ := mem.ReadAt(buf, from)
+		if bytes.Contains(buf[:n], []byte(text)) {
+			return strings.TrimSpace(line), nil
+		}
+	}
+	return "", nil
+}
