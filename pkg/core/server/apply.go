@@ -1,0 +1,211 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+type (
+	applyInput struct {
+		TenantQuery
+		DryRun  bool   `query:"dryRun" doc:"Tell what would change, write nothing."`
+		RawBody []byte `contentType:"application/yaml"`
+	}
+	applyOutput struct {
+		Body applyReply
+	}
+	applyReply struct {
+		Results []ApplyResult `json:"results"`
+	}
+)
+
+// ApplyResult is what became of one object of an apply.
+type ApplyResult struct {
+	Tenant   string        `json:"tenant"`
+	Kind     string        `json:"kind"`
+	Name     string        `json:"name"`
+	Action   string        `json:"action" enum:"created,configured,unchanged"`
+	Revision int64         `json:"revision"`
+	Warnings []string      `json:"warnings,omitempty"`
+	Changes  []FieldChange `json:"changes,omitempty"`
+	Object   *api.Object   `json:"object,omitempty"`
+}
+
+// FieldChange is one field that differs; Old or New is absent where the field is.
+type FieldChange struct {
+	Path string `json:"path"`
+	Old  any    `json:"old,omitempty"`
+	New  any    `json:"new,omitempty"`
+}
+
+func (s *Server) applyRoute() {
+	op := huma.Operation{OperationID: "apply", Method: http.MethodPost, Path: "/api/v1/apply", Summary: "Create or change many objects", Tags: []string{"apply"},
+		Description:  "The body is a stream of YAML documents or JSON objects. When any of them is refused, none is written.",
+		MaxBodyBytes: maxBody, BodyReadTimeout: readDeadline, SkipValidateBody: true, Middlewares: huma.Middlewares{s.authorize},
+		Responses: s.responses(http.StatusOK, s.schemaOf(new(applyReply)))}
+	huma.Register(s.api, op, func(ctx context.Context, in *applyInput) (*applyOutput, error) {
+		results, err := s.apply(ctx, in)
+		if err != nil {
+			return nil, s.fail(err)
+		}
+		return &applyOutput{Body: applyReply{Results: results}}, nil
+	})
+}
+
+// apply first tries every document, so that a fault in the last does not leave the
+// first half written; then writes them, what others refer to first.
+func (s *Server) apply(ctx context.Context, in *applyInput) ([]ApplyResult, error) {
+	docs, err := api.DecodeDocuments(in.RawBody)
+	if err != nil {
+		return nil, err
+	}
+	if len(docs) == 0 {
+		return nil, &api.Error{Code: api.Invalid, Message: "there is no object in it", Remedy: "send at least one document with apiVersion, kind, metadata and spec"}
+	}
+	var faults []*api.Error
+	for _, d := range docs {
+		if in.Tenant != api.DefaultTenant && d.Object.Metadata.Tenant == api.DefaultTenant {
+			d.Object.Metadata.Tenant = in.Tenant
+		}
+		if _, err := s.write(ctx, d.Object, writeOptions{dryRun: true}); err != nil {
+			if api.CodeOf(err) == api.Internal {
+				return nil, err
+			}
+			faults = append(faults, explain(d, err))
+		}
+	}
+	if err := api.JoinErrors(faults, "apply"); err != nil {
+		return nil, err
+	}
+	slices.SortStableFunc(docs, func(a, b api.Document) int { return kindOrder(a.Object.Kind) - kindOrder(b.Object.Kind) })
+	results := make([]ApplyResult, 0, len(docs))
+	for _, d := range docs {
+		w, err := s.write(ctx, d.Object, writeOptions{dryRun: in.DryRun})
+		if err != nil {
+			return nil, explain(d, err)
+		}
+		results = append(results, resultOf(w))
+	}
+	return results, nil
+}
+
+// explain names the object and, where it is known, the line of a fault. The error it
+// is given may be shared; it works on a copy.
+func explain(d api.Document, err error) *api.Error {
+	e := *public(err)
+	if e.Line == 0 {
+		e.Line = lineOf(d, e.Field)
+	}
+	causes := e.Causes
+	e.Causes = nil
+	for _, c := range causes {
+		e.Causes = append(e.Causes, explain(d, c))
+	}
+	return &e
+}
+
+// lineOf finds the line of a field, or of the nearest field around it.
+func lineOf(d api.Document, field string) int {
+	for {
+		if line, ok := d.Lines[field]; ok {
+			return line
+		}
+		cut := strings.LastIndexAny(field, ".[")
+		if cut < 0 {
+			return d.Line
+		}
+		field = field[:cut]
+	}
+}
+
+func kindOrder(kind string) int {
+	return slices.IndexFunc(api.Kinds, func(k api.Kind) bool { return k.Name == kind })
+}
+
+func resultOf(w *written) ApplyResult {
+	m := w.object.Metadata
+	r := ApplyResult{Tenant: m.Tenant, Kind: w.object.Kind, Name: m.Name, Revision: m.Revision, Warnings: w.warnings, Object: w.object, Action: "configured"}
+	switch {
+	case w.old == nil:
+		r.Action = "created"
+	case w.old.Metadata.Revision == m.Revision:
+		r.Action = "unchanged"
+	}
+	r.Changes = changesOf(w.old, w.object)
+	return r
+}
+
+// changesOf compares what people own of two states of an object: labels, annotations
+// and spec.
+func changesOf(old, new *api.Object) []FieldChange {
+	return compare(nil, "", owned(old), owned(new))
+}
+
+func owned(o *api.Object) map[string]any {
+	if o == nil {
+		return map[string]any{}
+	}
+	var spec any
+	_ = json.Unmarshal(o.Spec, &spec) // absent spec compares as nothing
+	out := map[string]any{}
+	if spec != nil {
+		out["spec"] = spec
+	}
+	for name, m := range map[string]map[string]string{"labels": o.Metadata.Labels, "annotations": o.Metadata.Annotations} {
+		for k, v := range m {
+			meta, _ := out["metadata"].(map[string]any)
+			if meta == nil {
+				meta = map[string]any{}
+				out["metadata"] = meta
+			}
+			inner, _ := meta[name].(map[string]any)
+			if inner == nil {
+				inner = map[string]any{}
+				meta[name] = inner
+			}
+			inner[k] = v
+		}
+	}
+	return out
+}
+
+// compare appends the differing fields below path, ordered by path. Maps are entered,
+// anything else is compared as a whole.
+func compare(list []FieldChange, path string, old, new any) []FieldChange {
+	a, aMap := old.(map[string]any)
+	b, bMap := new.(map[string]any)
+	if !aMap || !bMap {
+		if !reflect.DeepEqual(old, new) {
+			list = append(list, FieldChange{Path: path, Old: old, New: new})
+		}
+		return list
+	}
+	keys := map[string]bool{}
+	for k := range a {
+		keys[k] = true
+	}
+	for k := range b {
+		keys[k] = true
+	}
+	sorted := make([]string, 0, len(keys))
+	for k := range keys {
+		sorted = append(sorted, k)
+	}
+	slices.Sort(sorted)
+	for _, k := range sorted {
+		at := k
+		if path != "" {
+			at = path + "." + k
+		}
+		list = compare(list, at, a[k], b[k])
+	}
+	return list
+}

@@ -1,0 +1,103 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// Devices acts on single devices. Both acts may be repeated.
+type Devices interface {
+	// Approve lets a device receive manifests.
+	Approve(ctx context.Context, key api.Key) (*api.Object, error)
+	// Retire revokes a device for good.
+	Retire(ctx context.Context, key api.Key) (*api.Object, error)
+}
+
+func (s *Server) deviceRoutes() {
+	if s.cfg.Devices == nil {
+		return
+	}
+	acts := []struct {
+		verb, summary string
+		do            func(context.Context, api.Key) (*api.Object, error)
+	}{
+		{"approve", "Let a device receive manifests", s.cfg.Devices.Approve},
+		{"retire", "Revoke a device for good", s.cfg.Devices.Retire},
+	}
+	for _, act := range acts {
+		op := huma.Operation{OperationID: act.verb + "-device", Method: http.MethodPost, Path: "/api/v1/devices/{name}/" + act.verb, Summary: act.summary, Tags: []string{"devices"},
+			Middlewares: huma.Middlewares{s.authorize}, Responses: s.responses(http.StatusOK, &huma.Schema{Ref: "#/components/schemas/" + api.KindDevice})}
+		huma.Register(s.api, op, func(ctx context.Context, in *ObjectPath) (*objectOutput, error) {
+			key := api.Key{Tenant: in.Tenant, Kind: api.KindDevice, Name: in.Name}
+			obj, err := act.do(ctx, key)
+			if err != nil {
+				return nil, s.fail(err)
+			}
+			actor, _ := PrincipalOf(ctx)
+			s.cfg.Log.Info("device "+act.verb+"d", "device", key.String(), "actor", actor.Name)
+			return &objectOutput{Body: redact(obj)}, nil
+		})
+	}
+}
+
+// deviceID finds the id of a device by its name.
+func (s *Server) deviceID(ctx context.Context, tenant, name string) (api.DeviceID, error) {
+	if name == "" {
+		return api.DeviceID{}, &api.Error{Code: api.Invalid, Field: "device", Message: "no device is named", Remedy: "add ?device=NAME"}
+	}
+	obj, err := s.cfg.Store.Get(ctx, api.Key{Tenant: tenant, Kind: api.KindDevice, Name: name})
+	if err != nil {
+		return api.DeviceID{}, err
+	}
+	var status api.DeviceStatus
+	if err := json.Unmarshal(obj.Status, &status); err != nil {
+		return api.DeviceID{}, err
+	}
+	return status.ID, nil
+}
+
+// DeviceOf finds the device that a person's request names in its path and query, for
+// rooms that bring routes under /api/v1/devices/{name}/.
+func (s *Server) DeviceOf(r *http.Request) (api.DeviceID, error) {
+	tenant := r.URL.Query().Get("tenant")
+	if tenant == "" {
+		tenant = api.DefaultTenant
+	}
+	return s.deviceID(r.Context(), tenant, r.PathValue("name"))
+}
+
+type (
+	whoOutput struct {
+		Body struct {
+			Name string `json:"name"`
+			Role string `json:"role"`
+		}
+	}
+	versionOutput struct {
+		Body struct {
+			Version string `json:"version"`
+		}
+	}
+)
+
+func (s *Server) aboutRoutes() {
+	op := func(id, path, summary string) huma.Operation {
+		return huma.Operation{OperationID: id, Method: http.MethodGet, Path: path, Summary: summary, Tags: []string{"about"}, Middlewares: huma.Middlewares{s.authorize}}
+	}
+	huma.Register(s.api, op("whoami", "/api/v1/whoami", "Whose token this is"), func(ctx context.Context, _ *struct{}) (*whoOutput, error) {
+		p, _ := PrincipalOf(ctx)
+		out := &whoOutput{}
+		out.Body.Name, out.Body.Role = p.Name, string(p.Role)
+		return out, nil
+	})
+	huma.Register(s.api, op("version", "/api/v1/version", "The version of the core"), func(context.Context, *struct{}) (*versionOutput, error) {
+		out := &versionOutput{}
+		out.Body.Version = s.cfg.Version
+		return out, nil
+	})
+}

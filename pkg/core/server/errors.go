@@ -1,0 +1,87 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// public is what strangers may see of an error: everything of an api.Error but its
+// Err, and of any other error nothing.
+func public(err error) *api.Error {
+	var e *api.Error
+	if !errors.As(err, &e) {
+		return &api.Error{Code: api.Internal, Message: "something went wrong inside the core", Remedy: "the core's log tells more, by the request id"}
+	}
+	return e
+}
+
+// wireError is an api.Error as huma wants one. It is the one place where errors
+// become HTTP in the REST API.
+type wireError struct{ e *api.Error }
+
+func (e wireError) Error() string { return e.e.Error() }
+
+// GetStatus implements huma.StatusError.
+func (e wireError) GetStatus() int { return e.e.Code.HTTPStatus() }
+
+// MarshalJSON writes the bare api.Error.
+func (e wireError) MarshalJSON() ([]byte, error) { return json.Marshal(e.e) }
+
+// fail turns any error into what a handler of the REST API returns, and logs what
+// is our fault.
+func (s *Server) fail(err error) error {
+	if err == nil {
+		return nil
+	}
+	if api.CodeOf(err) == api.Internal {
+		s.cfg.Log.Error("request failed", "err", err)
+	}
+	return wireError{public(err)}
+}
+
+// translate turns huma's own errors, about parameters and bodies, into api.Error.
+func translate(_ huma.Context, _ string, v any) (any, error) {
+	model, ok := v.(*huma.ErrorModel)
+	if !ok {
+		return v, nil
+	}
+	e := &api.Error{Code: codeOfStatus(model.Status), Message: model.Detail}
+	for _, d := range model.Errors {
+		e.Causes = append(e.Causes, &api.Error{Code: e.Code, Field: d.Location, Message: d.Message})
+	}
+	if len(e.Causes) == 1 {
+		e = e.Causes[0]
+	}
+	return e, nil
+}
+
+func codeOfStatus(status int) api.Code {
+	switch status {
+	case http.StatusNotFound:
+		return api.NotFound
+	case http.StatusRequestEntityTooLarge:
+		return api.TooLarge
+	case http.StatusRequestTimeout, http.StatusServiceUnavailable:
+		return api.Unavailable
+	}
+	if status >= 500 {
+		return api.Internal
+	}
+	return api.Invalid
+}
+
+// WriteError answers a request outside the REST API with an error.
+func WriteError(w http.ResponseWriter, err error) {
+	e := public(err)
+	w.Header().Set("Content-Type", "application/json")
+	if e.Code == api.Unauthorized {
+		w.Header().Set("WWW-Authenticate", `Bearer realm="tributary"`)
+	}
+	w.WriteHeader(e.Code.HTTPStatus())
+	_ = json.NewEncoder(w).Encode(e)
+}

@@ -1,0 +1,185 @@
+package server
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/store"
+)
+
+// The inputs and outputs of the routes that every kind has. Those that others embed
+// are exported because reflection sets no fields of embedded types that are not.
+type (
+	// TenantQuery names an owner.
+	TenantQuery struct {
+		Tenant string `query:"tenant" default:"default" maxLength:"63" doc:"The owner; * for all, in lists."`
+	}
+	// ObjectPath names one object.
+	ObjectPath struct {
+		TenantQuery
+		Name string `path:"name" maxLength:"63"`
+	}
+	listInput struct {
+		TenantQuery
+		Selector string `query:"selector" maxLength:"4096" doc:"Label conditions joined by commas: k=v, k!=v, k in (a,b), k notin (a,b), k, !k."`
+		Limit    int    `query:"limit" minimum:"1" maximum:"1000" default:"500" doc:"Objects per page."`
+		After    string `query:"after" doc:"Cursor: what the page before gave as next."`
+		Watch    bool   `query:"watch" doc:"Stream changes as server-sent events instead of answering a list."`
+		From     int64  `query:"from" minimum:"0" doc:"With watch: the revision to go on from. Without it every object comes first."`
+	}
+	listOutput struct {
+		Body objectList
+	}
+	objectList struct {
+		Items    []*api.Object `json:"items"`
+		Next     string        `json:"next,omitempty" doc:"Cursor of the next page; absent on the last."`
+		Revision int64         `json:"revision" doc:"Watching from it misses nothing."`
+	}
+	createInput struct {
+		TenantQuery
+		DryRun  bool   `query:"dryRun" doc:"Check and answer, write nothing."`
+		RawBody []byte `contentType:"application/json"`
+	}
+	putInput struct {
+		ObjectPath
+		DryRun  bool   `query:"dryRun" doc:"Check and answer, write nothing."`
+		RawBody []byte `contentType:"application/json"`
+	}
+	deleteInput struct {
+		ObjectPath
+		Revision int64 `query:"revision" minimum:"0" doc:"Delete only at this revision."`
+	}
+	objectOutput struct {
+		Warnings []string `header:"Warning"`
+		Body     *api.Object
+	}
+)
+
+func (s *Server) objectRoutes() {
+	for i := range api.Kinds {
+		s.kindRoutes(&api.Kinds[i])
+	}
+}
+
+// kindRoutes gives one kind its five operations.
+func (s *Server) kindRoutes(k *api.Kind) {
+	base := "/api/v1/" + k.Plural
+	schema := s.objectSchema(k)
+	op := func(verb, method, path, summary string, status int, answer *huma.Schema) huma.Operation {
+		return huma.Operation{OperationID: verb + "-" + strings.ToLower(k.Name), Method: method, Path: path, Summary: summary, Tags: []string{k.Plural},
+			DefaultStatus: status, MaxBodyBytes: maxBody, BodyReadTimeout: readDeadline, SkipValidateBody: true, Middlewares: huma.Middlewares{s.authorize},
+			Responses: s.responses(status, answer)}
+	}
+
+	list := op("list", http.MethodGet, base, "List or watch "+k.Plural, http.StatusOK, s.listSchema(k))
+	list.Description = k.Doc
+	list.Responses["200"].Content["text/event-stream"] = &huma.MediaType{Schema: &huma.Schema{Type: "string", Description: "With watch=true: events changed, deleted (data: the object), synced and error."}}
+	list.Middlewares = append(list.Middlewares, s.watchOr(k.Name))
+	huma.Register(s.api, list, func(ctx context.Context, in *listInput) (*listOutput, error) {
+		q := store.Query{Tenant: in.Tenant, Kind: k.Name, Selector: in.Selector, Limit: in.Limit, After: in.After}
+		if q.Tenant == "*" {
+			q.Tenant = ""
+		}
+		items, next, rev, err := s.cfg.Store.List(ctx, q)
+		if err != nil {
+			return nil, s.fail(err)
+		}
+		out := &listOutput{Body: objectList{Items: make([]*api.Object, len(items)), Next: next, Revision: rev}}
+		for i, o := range items {
+			out.Body.Items[i] = redact(o)
+		}
+		return out, nil
+	})
+
+	huma.Register(s.api, op("get", http.MethodGet, base+"/{name}", "Read one "+k.Name, http.StatusOK, schema), func(ctx context.Context, in *ObjectPath) (*objectOutput, error) {
+		obj, err := s.cfg.Store.Get(ctx, api.Key{Tenant: in.Tenant, Kind: k.Name, Name: in.Name})
+		return &objectOutput{Body: redact(obj)}, s.fail(err)
+	})
+
+	huma.Register(s.api, op("create", http.MethodPost, base, "Create a "+k.Name, http.StatusCreated, schema), func(ctx context.Context, in *createInput) (*objectOutput, error) {
+		obj, err := decodeOne(in.RawBody, k.Name, in.Tenant, "")
+		if err != nil {
+			return nil, s.fail(err)
+		}
+		return s.answer(s.write(ctx, obj, writeOptions{create: true, dryRun: in.DryRun}))
+	})
+
+	huma.Register(s.api, op("put", http.MethodPut, base+"/{name}", "Create or replace a "+k.Name, http.StatusOK, schema), func(ctx context.Context, in *putInput) (*objectOutput, error) {
+		obj, err := decodeOne(in.RawBody, k.Name, in.Tenant, in.Name)
+		if err != nil {
+			return nil, s.fail(err)
+		}
+		return s.answer(s.write(ctx, obj, writeOptions{dryRun: in.DryRun}))
+	})
+
+	huma.Register(s.api, op("delete", http.MethodDelete, base+"/{name}", "Delete a "+k.Name, http.StatusNoContent, nil), func(ctx context.Context, in *deleteInput) (*struct{}, error) {
+		return nil, s.fail(s.remove(ctx, api.Key{Tenant: in.Tenant, Kind: k.Name, Name: in.Name}, in.Revision))
+	})
+
+	for path, ops := range map[string][]string{base: {http.MethodPost}, base + "/{name}": {http.MethodPut}} {
+		for _, method := range ops {
+			s.describeBody(path, method, schema)
+		}
+	}
+}
+
+func (s *Server) answer(w *written, err error) (*objectOutput, error) {
+	if err != nil {
+		return nil, s.fail(err)
+	}
+	return &objectOutput{Body: w.object, Warnings: w.warnings}, nil
+}
+
+// decodeOne reads the one object of a request, which must agree with the path. What
+// the body leaves out (tenant, and in a PUT the name) comes from the path.
+func decodeOne(body []byte, kind, tenant, name string) (*api.Object, error) {
+	objects, err := api.Decode(body)
+	if err != nil {
+		return nil, err
+	}
+	if len(objects) != 1 {
+		return nil, &api.Error{Code: api.Invalid, Message: "the body holds not one object", Remedy: "send many to /api/v1/apply"}
+	}
+	o := objects[0]
+	mismatch := func(field, got, want string) error {
+		return &api.Error{Code: api.Invalid, Field: field, Message: "it is " + got + " in the body and " + want + " in the path", Remedy: "make them agree"}
+	}
+	if tenant != api.DefaultTenant && o.Metadata.Tenant == api.DefaultTenant {
+		o.Metadata.Tenant = tenant
+	}
+	switch {
+	case o.Kind != kind:
+		return nil, mismatch("kind", o.Kind, kind)
+	case o.Metadata.Tenant != tenant && tenant != api.DefaultTenant:
+		return nil, mismatch("metadata.tenant", o.Metadata.Tenant, tenant)
+	case name != "" && o.Metadata.Name != name:
+		return nil, mismatch("metadata.name", o.Metadata.Name, name)
+	}
+	return o, nil
+}
+
+// authorize is the guard of the REST API.
+func (s *Server) authorize(ctx huma.Context, next func(huma.Context)) {
+	r, w := unwrap(ctx)
+	r, err := s.admit(People, r)
+	if err != nil {
+		WriteError(w, err)
+		return
+	}
+	if p, ok := PrincipalOf(r.Context()); ok {
+		if rec, ok := w.(*recorder); ok {
+			rec.who = p.Name
+		}
+		ctx = huma.WithValue(ctx, principalKey{}, p)
+	}
+	next(ctx)
+}
+
+// heartbeat is how often an idle watch says that it lives, so that proxies and
+// readers can tell it from a dead one.
+const heartbeat = 15 * time.Second

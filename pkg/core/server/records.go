@@ -1,0 +1,139 @@
+package server
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// Ledger answers for what devices recorded. All methods only read.
+type Ledger interface {
+	// Usage sums up one device's usage; positions and totals are of one moment.
+	Usage(ctx context.Context, device api.DeviceID) (*UsageReport, error)
+	// Records lists one device's records with a number above after, oldest first.
+	Records(ctx context.Context, device api.DeviceID, after uint64, limit int) ([]RecordEntry, error)
+	// Events lists the newest events and audits, newest first, of one device or (zero) of all.
+	Events(ctx context.Context, device api.DeviceID, limit int) ([]EventEntry, error)
+}
+
+// UsageReport is what the ledger counted of one device.
+type UsageReport struct {
+	Device string `json:"device"`
+	// SpoolEpoch and Acked tell up to which record the totals count.
+	SpoolEpoch uint64       `json:"spoolEpoch"`
+	Acked      uint64       `json:"acked"`
+	Totals     []UsageTotal `json:"totals"`
+}
+
+// UsageTotal is the use of one service since its first record.
+type UsageTotal struct {
+	App               string `json:"app"`
+	Service           string `json:"service"`
+	RunMillis         uint64 `json:"runMillis"`
+	CPUMicros         uint64 `json:"cpuMicros"`
+	MemoryByteSeconds uint64 `json:"memoryByteSeconds"`
+	RxBytes           uint64 `json:"rxBytes"`
+	TxBytes           uint64 `json:"txBytes"`
+}
+
+// RecordEntry is one record as the ledger holds it.
+type RecordEntry struct {
+	Seq   uint64     `json:"seq"`
+	Last  uint64     `json:"last,omitempty" doc:"Above seq when several intervals were summed."`
+	Epoch uint64     `json:"epoch" doc:"The device's spool epoch."`
+	Kind  string     `json:"kind" enum:"usage,event,audit,telemetry"`
+	Time  int64      `json:"time,omitempty" doc:"When the core took it, Unix milliseconds."`
+	Usage *api.Usage `json:"usage,omitempty"`
+	Event *api.Event `json:"event,omitempty"`
+	Data  []byte     `json:"data,omitempty"`
+}
+
+// EventEntry is one event with its origin.
+type EventEntry struct {
+	Device string    `json:"device"`
+	Name   string    `json:"name,omitempty" doc:"The device's name."`
+	Seq    uint64    `json:"seq"`
+	Audit  bool      `json:"audit,omitempty"`
+	Event  api.Event `json:"event"`
+}
+
+type (
+	// DeviceQuery names one device.
+	DeviceQuery struct {
+		TenantQuery
+		Device string `query:"device" maxLength:"63" doc:"The device's name."`
+	}
+	usageOutput   struct{ Body *UsageReport }
+	recordsOutput struct{ Body recordList }
+	recordList    struct {
+		Items []RecordEntry `json:"items"`
+		Next  uint64        `json:"next,omitempty" doc:"Pass as after for the next page; absent on the last."`
+	}
+	eventsOutput struct{ Body eventList }
+	eventList    struct {
+		Items []EventEntry `json:"items"`
+	}
+)
+
+func (s *Server) recordRoutes() {
+	if s.cfg.Ledger == nil {
+		return
+	}
+	op := func(id, path, summary string, answer any) huma.Operation {
+		return huma.Operation{OperationID: id, Method: http.MethodGet, Path: path, Summary: summary, Tags: []string{"records"},
+			Middlewares: huma.Middlewares{s.authorize}, Responses: s.responses(http.StatusOK, s.schemaOf(answer))}
+	}
+	huma.Register(s.api, op("usage", "/api/v1/usage", "What one device's apps used, counted exactly once", new(UsageReport)), func(ctx context.Context, in *DeviceQuery) (*usageOutput, error) {
+		id, err := s.deviceID(ctx, in.Tenant, in.Device)
+		if err != nil {
+			return nil, s.fail(err)
+		}
+		report, err := s.cfg.Ledger.Usage(ctx, id)
+		if err != nil {
+			return nil, s.fail(err)
+		}
+		report.Device = in.Device
+		return &usageOutput{Body: report}, nil
+	})
+	type pageQuery struct {
+		DeviceQuery
+		After uint64 `query:"after" doc:"Records with a higher number."`
+		Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"500"`
+	}
+	huma.Register(s.api, op("records", "/api/v1/records", "The records of one device, oldest first", new(recordList)), func(ctx context.Context, in *pageQuery) (*recordsOutput, error) {
+		id, err := s.deviceID(ctx, in.Tenant, in.Device)
+		if err != nil {
+			return nil, s.fail(err)
+		}
+		items, err := s.cfg.Ledger.Records(ctx, id, in.After, in.Limit)
+		if err != nil {
+			return nil, s.fail(err)
+		}
+		out := &recordsOutput{Body: recordList{Items: items}}
+		if n := len(items); n > 0 && n == in.Limit {
+			out.Body.Next = max(items[n-1].Seq, items[n-1].Last)
+		}
+		return out, nil
+	})
+	type eventQuery struct {
+		DeviceQuery
+		Limit int `query:"limit" minimum:"1" maximum:"1000" default:"100"`
+	}
+	huma.Register(s.api, op("events", "/api/v1/events", "The newest events, newest first", new(eventList)), func(ctx context.Context, in *eventQuery) (*eventsOutput, error) {
+		var id api.DeviceID
+		var err error
+		if in.Device != "" {
+			if id, err = s.deviceID(ctx, in.Tenant, in.Device); err != nil {
+				return nil, s.fail(err)
+			}
+		}
+		items, err := s.cfg.Ledger.Events(ctx, id, in.Limit)
+		if err != nil {
+			return nil, s.fail(err)
+		}
+		return &eventsOutput{Body: eventList{Items: items}}, nil
+	})
+}

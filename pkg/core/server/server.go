@@ -1,0 +1,111 @@
+// Package server answers: how do people and devices reach the rooms of the core?
+//
+// It is the hall of the core's wing: it mounts the rooms' routes, knows who asks,
+// turns objects into REST with OpenAPI 3.1, streams changes, counts and logs. What a
+// kind means is decided in the rooms; they join by Admission, Route and the
+// interfaces of Config.
+package server
+
+import (
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"tributary.dev/tributary/pkg/core/store"
+)
+
+// Bounds of requests.
+const (
+	maxBody      = 1 << 20 // of an API request, in bytes
+	maxPage      = 1000    // objects or records of one reply
+	defaultPage  = 500
+	readDeadline = 30 * time.Second // for the body of an API request
+)
+
+// Config is what the hall is given. Store, Tokens, Log, Now and Metrics are needed.
+type Config struct {
+	Store  store.Store
+	Tokens store.Tokens
+	// Admission holds the rooms' say in writes, by kind.
+	Admission map[string]Admission
+	// Removal holds the rooms' say in deletions, by kind.
+	Removal map[string]Removal
+	// Devices acts on single devices; nil leaves those routes out.
+	Devices Devices
+	// Ledger answers for records; nil leaves those routes out.
+	Ledger Ledger
+	// Routes are the rooms' own.
+	Routes []Route
+	// Schema is the JSON Schema of all kinds, for editors; nil leaves it out.
+	Schema []byte
+
+	Metrics *prometheus.Registry
+	Log     *slog.Logger
+	Now     func() time.Time
+	Version string
+}
+
+// Route is a room's own handler, by a pattern of http.ServeMux.
+type Route struct {
+	Pattern string
+	Access  Access
+	Handler http.Handler
+}
+
+// Server is an http.Handler for everything that cored serves over HTTPS.
+type Server struct {
+	cfg     Config
+	mux     *http.ServeMux
+	api     huma.API
+	metrics *metrics
+}
+
+// New mounts everything. It panics where two routes clash: that is a fault of the
+// build, found by any test that starts the server.
+func New(cfg Config) *Server {
+	s := &Server{cfg: cfg, mux: http.NewServeMux(), metrics: newMetrics(cfg.Metrics)}
+	s.api = humago.New(s.mux, s.apiConfig())
+	s.objectRoutes()
+	s.applyRoute()
+	s.recordRoutes()
+	s.deviceRoutes()
+	s.aboutRoutes()
+	s.mux.HandleFunc("GET /healthz", s.healthz)
+	s.mux.Handle("GET /metrics", s.guard(People, promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{})))
+	if cfg.Schema != nil {
+		s.mux.HandleFunc("GET /schemas/tributary.json", s.schema)
+	}
+	for _, r := range cfg.Routes {
+		s.mux.Handle(r.Pattern, s.guard(r.Access, r.Handler))
+	}
+	return s
+}
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.observe(s.mux).ServeHTTP(w, r)
+}
+
+// OpenAPI returns the description of the REST API, in JSON.
+func (s *Server) OpenAPI() ([]byte, error) { return json.MarshalIndent(s.api.OpenAPI(), "", "  ") }
+
+// healthz tells whether the store can be read: without it nothing works.
+func (s *Server) healthz(w http.ResponseWriter, r *http.Request) {
+	if _, _, _, err := s.cfg.Store.List(r.Context(), store.Query{Kind: "Tenant", Limit: 1}); err != nil {
+		s.cfg.Log.Error("the store cannot be read", "err", err)
+		http.Error(w, "the store cannot be read", http.StatusServiceUnavailable)
+		return
+	}
+	_, _ = w.Write([]byte("ok\n"))
+}
+
+func (s *Server) schema(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/schema+json")
+	_, _ = w.Write(s.cfg.Schema)
+}
