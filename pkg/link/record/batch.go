@@ -68,8 +68,8 @@ func (b *Batch) Check() error {
 		if len(r.Payload) > MaxPayload {
 			return fmt.Errorf("%w: record %d has %d bytes", ErrMalformed, r.Seq, len(r.Payload))
 		}
-		if r.Kind == Lost && len(r.Payload) != len(Hash{}) {
-			return fmt.Errorf("%w: record %d stands for lost ones and names no chain value", ErrMalformed, r.Seq)
+		if r.Stands() == r.End.IsZero() || (r.Kind == Lost && len(r.Payload) != 0) {
+			return fmt.Errorf("%w: record %d stands for others and names no chain value, or the reverse", ErrMalformed, r.Seq)
 		}
 		size += len(r.Payload)
 		next = r.Last + 1

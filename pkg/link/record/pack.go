@@ -14,7 +14,7 @@ import (
 // How a batch's records are packed. A reader that does not know the number treats
 // the batch as poison: its range is known, so nothing waits for it.
 const (
-	packPlain = 0 // CBOR: array of [kind, Last-Seq, payload]
+	packPlain = 0 // CBOR: array of [kind, Last-Seq, payload, End or empty]
 	packZstd  = 1 // the same, zstd (RFC 8878) without the four magic bytes
 )
 
@@ -26,6 +26,7 @@ type wireRecord struct {
 	Kind    api.RecordKind
 	Span    uint64
 	Payload []byte
+	End     []byte
 }
 
 var encMode = sync.OnceValue(func() cbor.EncMode {
@@ -70,6 +71,9 @@ func pack(rs []Record) (uint8, []byte, error) {
 	ws := make([]wireRecord, len(rs))
 	for i, r := range rs {
 		ws[i] = wireRecord{Kind: r.Kind, Span: r.Last - r.Seq, Payload: r.Payload}
+		if r.Stands() {
+			ws[i].End = rs[i].End[:]
+		}
 	}
 	plain, err := encMode().Marshal(ws)
 	if err != nil {
@@ -136,6 +140,9 @@ func unpack(packing uint8, body []byte, first uint64) ([]Record, error) {
 			return nil, fmt.Errorf("%w: record %d covers %d more", ErrMalformed, first, w.Span)
 		}
 		rs[i] = Record{Seq: first, Last: first + w.Span, Kind: w.Kind, Payload: w.Payload}
+		if n := copy(rs[i].End[:], w.End); n != len(w.End) || (n != 0 && n != len(Hash{})) {
+			return nil, fmt.Errorf("%w: chain value of %d bytes", ErrMalformed, len(w.End))
+		}
 		first += w.Span + 1
 	}
 	return rs, nil

@@ -21,8 +21,8 @@ import (
 	"tributary.dev/tributary/pkg/api"
 )
 
-// Lost is the kind of a record that stands for records which the device gave up:
-// it covers Seq..Last and its payload is the chain value after Last.
+// Lost is the kind of a record that stands for records which the device gave up.
+// It has no payload.
 const Lost api.RecordKind = 255
 
 // Bounds of every decoder in this package.
@@ -63,7 +63,13 @@ type Record struct {
 	Seq, Last uint64
 	Kind      api.RecordKind
 	Payload   []byte
+	// End is the chain value after Last as it was before records were summed or lost,
+	// so that the chain behind them stands. It is zero when the record is itself.
+	End Hash
 }
+
+// Stands reports whether r stands for other records, and so carries End.
+func (r *Record) Stands() bool { return r.Last > r.Seq || r.Kind == Lost }
 
 // Hash is a chain value: the first 16 bytes of a SHA-256. Zero is the value before
 // a spool epoch's first record.
@@ -74,6 +80,9 @@ func (h Hash) IsZero() bool { return h == Hash{} }
 
 // Next returns the chain value after r.
 func (h Hash) Next(r Record) Hash {
+	if r.Stands() {
+		return r.End
+	}
 	var fixed [len(h) + 1 + 16]byte
 	copy(fixed[:], h[:])
 	fixed[len(h)] = byte(r.Kind)
@@ -83,10 +92,6 @@ func (h Hash) Next(r Record) Hash {
 }
 
 func (h Hash) next(r Record, fixed []byte) (out Hash) {
-	if r.Kind == Lost && len(r.Payload) == len(out) {
-		copy(out[:], r.Payload)
-		return out
-	}
 	var sum [sha256.Size]byte
 	if len(r.Payload) <= 512 {
 		// One call on the stack is a third of the price of a hash.Hash.
@@ -107,7 +112,7 @@ func (h Hash) next(r Record, fixed []byte) (out Hash) {
 // LostRange makes the record that stands for first..last when h is the chain value
 // after last.
 func LostRange(first, last uint64, h Hash) Record {
-	return Record{Seq: first, Last: last, Kind: Lost, Payload: h[:]}
+	return Record{Seq: first, Last: last, Kind: Lost, End: h}
 }
 
 // Chain returns the chain value after all of rs, given the one before.

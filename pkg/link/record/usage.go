@@ -52,7 +52,7 @@ func DecodeEvent(payload []byte) (e api.Event, err error) {
 //
 //	records, names, then per name: bytes shared with the name before, rest of the name
 //	pairs, then per pair: app name, service name
-//	per record: Last-Seq, From - To of the record before, To-From - the same before, uses
+//	per record: Last-Seq, End unless that is 0, From - To of the record before, To-From - the same before, uses
 //	per use: pair - the pair after the one before, RunMillis - the one before,
 //	         CPUMicros, MemoryByteSeconds, RxBytes, TxBytes
 //
@@ -149,6 +149,9 @@ func (w *columnWriter) records(rs []Record, us []api.Usage) {
 	var to, length, run uint64
 	for i, u := range us {
 		w.num(rs[i].Last - rs[i].Seq)
+		if rs[i].Stands() {
+			w.out = append(w.out, rs[i].End[:]...)
+		}
 		w.diff(uint64(u.From), to)
 		w.diff(uint64(u.To)-uint64(u.From), length)
 		to, length = uint64(u.To), uint64(u.To)-uint64(u.From)
@@ -178,6 +181,11 @@ func uncolumns(body []byte, first uint64) ([]Record, error) {
 	size := 0
 	for range n {
 		span := r.num()
+		var end Hash
+		if span > 0 {
+			n := copy(end[:], r.in)
+			r.in, r.failed = r.in[n:], r.failed || n < len(end)
+		}
 		u := api.Usage{}
 		from := r.diff(to)
 		length = r.diff(length)
@@ -212,7 +220,7 @@ func uncolumns(body []byte, first uint64) ([]Record, error) {
 		if err != nil {
 			return nil, err
 		}
-		rs = append(rs, Record{Seq: first, Last: first + span, Kind: api.RecordUsage, Payload: payload})
+		rs = append(rs, Record{Seq: first, Last: first + span, Kind: api.RecordUsage, Payload: payload, End: end})
 		first += span + 1
 	}
 	if r.failed || len(rs) != n || len(r.in) != 0 {

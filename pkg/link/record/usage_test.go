@@ -79,6 +79,10 @@ func TestColumnsAreLossless(t *testing.T) {
 			n := uint64(5 + i)
 			rs = append(rs, Record{Seq: n, Last: n, Kind: api.RecordUsage, Payload: payload})
 		}
+		if rapid.Bool().Draw(t, "summed") {
+			rs[len(rs)-1].Last += 9
+			rs[len(rs)-1].End = Hash{3}
+		}
 		packing, body, err := pack(rs)
 		if err != nil {
 			t.Fatal(err)
@@ -88,7 +92,7 @@ func TestColumnsAreLossless(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i := range rs {
-			if !bytes.Equal(got[i].Payload, rs[i].Payload) || got[i].Last != rs[i].Last {
+			if !bytes.Equal(got[i].Payload, rs[i].Payload) || got[i].Last != rs[i].Last || got[i].End != rs[i].End {
 				t.Fatalf("packing %d, record %d: %x, want %x", packing, i, got[i].Payload, rs[i].Payload)
 			}
 		}

@@ -1,0 +1,50 @@
+package record
+
+import (
+	"fmt"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// SumUsage adds usage of following intervals up to one of the whole time. Nothing
+// is lost but where within it each part fell.
+func SumUsage(us ...api.Usage) (api.Usage, error) {
+	if len(us) == 0 {
+		return api.Usage{}, fmt.Errorf("%w: no usage to sum", ErrMalformed)
+	}
+	out := api.Usage{From: us[0].From, To: us[0].To}
+	at := make(map[pair]int)
+	for _, u := range us {
+		out.From, out.To = min(out.From, u.From), max(out.To, u.To)
+		for _, c := range u.Uses {
+			p := pair{c.App, c.Service}
+			i, ok := at[p]
+			if !ok {
+				i = len(out.Uses)
+				at[p] = i
+				out.Uses = append(out.Uses, api.ContainerUse{App: c.App, Service: c.Service})
+			}
+			if !addUse(&out.Uses[i], c) {
+				return api.Usage{}, fmt.Errorf("%w: sum of usage overflows", ErrMalformed)
+			}
+		}
+	}
+	if len(out.Uses) > MaxUses {
+		return api.Usage{}, fmt.Errorf("%w: usage of %d containers", ErrMalformed, len(out.Uses))
+	}
+	return out, nil
+}
+
+func addUse(to *api.ContainerUse, c api.ContainerUse) bool {
+	ok := true
+	add := func(a *uint64, b uint64) {
+		*a += b
+		ok = ok && *a >= b
+	}
+	add(&to.RunMillis, c.RunMillis)
+	add(&to.CPUMicros, c.CPUMicros)
+	add(&to.MemoryByteSeconds, c.MemoryByteSeconds)
+	add(&to.RxBytes, c.RxBytes)
+	add(&to.TxBytes, c.TxBytes)
+	return ok
+}
