@@ -203,7 +203,7 @@ func write(ctx context.Context, tx *writer, o *api.Object) error {
 // PutStatus implements Store.
 func (s *SQLite) PutStatus(ctx context.Context, key api.Key, status any) error {
 	return s.tx(ctx, func(w *writer) error {
-		found, err := putStatus(ctx, w, key, status)
+		found, err := putStatus(ctx, w, key, status, true)
 		if err == nil && !found {
 			return notFound(key)
 		}
@@ -215,7 +215,7 @@ func (s *SQLite) PutStatus(ctx context.Context, key api.Key, status any) error {
 func (s *SQLite) PutStatuses(ctx context.Context, statuses map[api.Key]any) error {
 	return s.tx(ctx, func(w *writer) error {
 		for key, status := range statuses {
-			if _, err := putStatus(ctx, w, key, status); err != nil {
+			if _, err := putStatus(ctx, w, key, status, true); err != nil {
 				return err
 			}
 		}
@@ -223,7 +223,7 @@ func (s *SQLite) PutStatuses(ctx context.Context, statuses map[api.Key]any) erro
 	})
 }
 
-func putStatus(ctx context.Context, w *writer, key api.Key, status any) (found bool, err error) {
+func putStatus(ctx context.Context, w *writer, key api.Key, status any, statusOnly bool) (found bool, err error) {
 	raw, err := json.Marshal(status)
 	if err != nil {
 		return false, err
@@ -236,7 +236,7 @@ func putStatus(ctx context.Context, w *writer, key api.Key, status any) (found b
 	if err != nil || bytes.Equal(old, raw) {
 		return true, err
 	}
-	rev := w.changed(change{key: key, statusOnly: true})
+	rev := w.changed(change{key: key, statusOnly: statusOnly})
 	_, err = w.ExecContext(ctx, "UPDATE objects SET status = ?, revision = ? WHERE kind = ? AND tenant = ? AND name = ?", raw, rev, key.Kind, key.Tenant, key.Name)
 	return true, err
 }

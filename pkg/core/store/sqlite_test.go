@@ -36,6 +36,7 @@ func TestSQLite(t *testing.T) {
 			storetest.Objects(t, historyLimit, func(t *testing.T) store.Store { s, _ := open(t, path(t)); return s })
 			s, clock := open(t, path(t))
 			t.Run("manifests", func(t *testing.T) { storetest.Manifests(t, s) })
+			t.Run("boxes", func(t *testing.T) { storetest.Boxes(t, s) })
 			t.Run("tokens", func(t *testing.T) { storetest.Tokens(t, s, clock) })
 		})
 	}

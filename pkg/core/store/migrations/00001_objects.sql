@@ -39,3 +39,14 @@ CREATE TABLE tokens (
   created INTEGER NOT NULL,
   expires INTEGER NOT NULL -- Unix seconds, 0: never
 ) WITHOUT ROWID;
+
+-- the keys of each device, and by which token it came
+CREATE TABLE boxes (
+  device     BLOB PRIMARY KEY,
+  tenant     TEXT NOT NULL,
+  name       TEXT NOT NULL,
+  public_key BLOB NOT NULL, -- PKIX, DER
+  seal_key   BLOB NOT NULL, -- PKIX, DER
+  token      TEXT NOT NULL  -- UID of the JoinToken
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX boxes_name ON boxes (tenant, name);

@@ -382,6 +382,62 @@ func Manifests(t *testing.T, m store.Manifests) {
 	}
 }
 
+// Boxes is the suite of store.Boxes over an empty store.
+func Boxes(t *testing.T, s interface {
+	store.Store
+	store.Boxes
+}) {
+	ctx := t.Context()
+	token := put(t, s, &api.Object{Kind: api.KindJoinToken, Metadata: api.Meta{Tenant: "default", Name: "t"}, Spec: json.RawMessage(`{}`)})
+	device := func(name string) *api.Object {
+		return &api.Object{Kind: api.KindDevice, Metadata: api.Meta{Tenant: "default", Name: name}, Spec: json.RawMessage(`{"approved":true}`)}
+	}
+	box := store.Box{Device: api.DeviceID{1}, Tenant: "default", Name: "a", PublicKey: []byte("p"), SealKey: []byte("s"), Token: token.Metadata.UID}
+	first := store.Enrolment{Box: box, Object: device("a"), Status: api.DeviceStatus{ID: box.Device}, Token: token, TokenStatus: api.JoinTokenStatus{Used: 1}}
+	if err := s.Enrol(ctx, first); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Get(ctx, api.Key{Tenant: "default", Kind: api.KindDevice, Name: "a"})
+	if err != nil || string(got.Spec) != `{"approved":true}` || got.Metadata.UID == "" || len(got.Status) == 0 {
+		t.Fatalf("%v %v", got, err)
+	}
+	used, _ := s.Get(ctx, token.Key())
+	if string(used.Status) != `{"used":1}` {
+		t.Fatalf("token: %s", used.Status)
+	}
+	other := box
+	other.Device, other.Name = api.DeviceID{2}, "b"
+	for name, e := range map[string]store.Enrolment{
+		"a token that was used meanwhile": {Box: other, Object: device("b"), Token: token, TokenStatus: api.JoinTokenStatus{Used: 1}},
+		"a name that is taken":            {Box: other, Object: device("a"), Token: used, TokenStatus: api.JoinTokenStatus{Used: 2}},
+	} {
+		if err := s.Enrol(ctx, e); api.CodeOf(err) != api.Conflict {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if again, _ := s.Get(ctx, token.Key()); !equal(again, used) {
+		t.Fatalf("a refused enrolment changed the token: %v", text(again))
+	}
+	box.SealKey = []byte("new")
+	if err := s.Enrol(ctx, store.Enrolment{Box: box}); err != nil {
+		t.Fatal(err)
+	}
+	var boxes []store.Box
+	each := func(b store.Box) error { boxes = append(boxes, b); return nil }
+	if err := s.EachBox(ctx, each); err != nil || !reflect.DeepEqual(boxes, []store.Box{box}) {
+		t.Fatalf("%+v %v", boxes, err)
+	}
+	for range 2 {
+		if err := s.DeleteBox(ctx, box.Device); err != nil {
+			t.Fatal(err)
+		}
+	}
+	boxes = nil
+	if err := s.EachBox(ctx, each); err != nil || boxes != nil {
+		t.Fatalf("%+v %v", boxes, err)
+	}
+}
+
 // Tokens is the suite of store.Tokens; clock is the one the store reads.
 func Tokens(t *testing.T, s store.Tokens, clock *Clock) {
 	ctx := t.Context()
