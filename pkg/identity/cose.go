@@ -2,7 +2,6 @@ package identity
 
 import (
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -32,6 +31,9 @@ func SignKID(key crypto.Signer, kid, aad, payload []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if payload == nil {
+		payload = []byte{} // nil would mean a detached payload
+	}
 	m := cose.Sign1Message{Payload: payload}
 	m.Headers.Protected = cose.ProtectedHeader{cose.HeaderLabelAlgorithm: cose.AlgorithmES256}
 	if kid != nil {
@@ -43,8 +45,7 @@ func SignKID(key crypto.Signer, kid, aad, payload []byte) ([]byte, error) {
 	return m.MarshalCBOR()
 }
 
-// Verify checks a COSE_Sign1 against one key and returns its payload, which aliases
-// raw's content no longer. It fails with ErrSignature (wrapped).
+// Verify checks a COSE_Sign1 against one key and returns its payload. It fails with ErrSignature (wrapped).
 func Verify(pub crypto.PublicKey, raw, aad []byte) ([]byte, error) {
 	m, err := parseSign1(raw)
 	if err != nil {
@@ -106,6 +107,3 @@ func verify(pub crypto.PublicKey, m *cose.Sign1Message, aad []byte) ([]byte, err
 	}
 	return m.Payload, nil
 }
-
-// publicOf is the public half of a signer as P-256.
-func publicOf(key crypto.Signer) (*ecdsa.PublicKey, error) { return p256(key.Public()) }

@@ -1,0 +1,273 @@
+package identity
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// EnrolConfig is what a box needs to enrol.
+type EnrolConfig struct {
+	// ParentURL is the core's or a relay's HTTPS root, such as "https://10.0.0.1:8443".
+	ParentURL string
+	Token     JoinToken
+	// Key and Seal are the box's own keys (LoadOrCreateKeys).
+	Key, Seal *ecdsa.PrivateKey
+	Name      string // wished for; empty leaves it to the core
+	Hardware  api.Hardware
+	Labels    map[string]string
+	Relay     bool
+	Addresses []string
+	// HTTP is nil for a client of its own. Whom it connects to does not matter: what is
+	// sent and believed is sealed and certified end to end.
+	HTTP *http.Client
+}
+
+// Enrol makes the box known to the core, directly or through a relay. It may be
+// repeated with the same keys: the core answers again with a certificate and does not
+// use the token up twice. It fails with the core's *api.Error when refused, and with
+// api.Unavailable when the parent is out of reach.
+func Enrol(ctx context.Context, cfg EnrolConfig) (*Identity, *EnrolReply, error) {
+	csr, err := NewCSR(cfg.Key, &cfg.Seal.PublicKey)
+	if err != nil {
+		return nil, nil, err
+	}
+	c := enrolClient{url: cfg.ParentURL, http: cfg.HTTP}
+	if c.http == nil {
+		c.http = enrolHTTP(nil)
+		defer c.http.CloseIdleConnections()
+	}
+	return c.run(ctx, cfg.Token.RootFP[:], PathEnrol, cfg.Key, cfg.Seal, EnrolRequest{
+		TokenID: cfg.Token.ID, Secret: cfg.Token.Secret, CSR: csr, Name: cfg.Name, Hardware: cfg.Hardware,
+		Labels: cfg.Labels, Relay: cfg.Relay, Addresses: cfg.Addresses,
+	})
+}
+
+// RenewConfig is what a box needs to renew.
+type RenewConfig struct {
+	ParentURL string
+	Identity  *Identity
+	// Seal replaces the seal key; nil keeps it. The old one must be kept until a manifest
+	// that is sealed to the new one has been confirmed.
+	Seal *ecdsa.PrivateKey
+	HTTP *http.Client // nil: a client of its own that shows the certificate in hand
+}
+
+// Renew gets a new certificate of the same device key, and the newest trust, also with
+// a certificate that has expired. It may be repeated.
+func Renew(ctx context.Context, cfg RenewConfig) (*Identity, *EnrolReply, error) {
+	old := cfg.Identity
+	if len(old.Cert) == 0 || old.Trust == nil {
+		return nil, nil, errors.New("renew: the box has not enrolled")
+	}
+	seal := cfg.Seal
+	if seal == nil {
+		seal = old.Seal
+	}
+	csr, err := NewCSR(old.Key, &seal.PublicKey)
+	if err != nil {
+		return nil, nil, err
+	}
+	c := enrolClient{url: cfg.ParentURL, http: cfg.HTTP}
+	if c.http == nil {
+		c.http = enrolHTTP(old)
+		defer c.http.CloseIdleConnections()
+	}
+	fp := Fingerprint(old.Trust.Root)
+	i, reply, err := c.run(ctx, fp[:], PathRenew, old.Key, seal, RenewRequest{CSR: csr, Cert: old.Cert[0].Raw})
+	if err != nil {
+		return nil, nil, err
+	}
+	i.Now = old.Now
+	return i, reply, nil
+}
+
+// FetchTrust gets the trust of today from a parent and verifies it against the root's
+// fingerprint.
+func FetchTrust(ctx context.Context, client *http.Client, parentURL string, rootFP [32]byte) (*Trust, error) {
+	if client == nil {
+		client = enrolHTTP(nil)
+		defer client.CloseIdleConnections()
+	}
+	t, _, err := enrolClient{url: parentURL, http: client}.trust(ctx, rootFP[:])
+	return t, err
+}
+
+// NewCSR makes a certificate request for a device: its id as common name, its seal key
+// as an extension.
+func NewCSR(key *ecdsa.PrivateKey, seal *ecdsa.PublicKey) ([]byte, error) {
+	ext, err := SealKeyExtension(seal)
+	if err != nil {
+		return nil, err
+	}
+	return x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
+		Subject:         pkix.Name{CommonName: KeyID(&key.PublicKey).String()},
+		ExtraExtensions: []pkix.Extension{ext},
+	}, key)
+}
+
+// ParseCSR checks a request of NewCSR and reads the two keys out of it.
+func ParseCSR(der []byte) (key, seal *ecdsa.PublicKey, err error) {
+	csr, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := csr.CheckSignature(); err != nil {
+		return nil, nil, fmt.Errorf("certificate request: %w", err)
+	}
+	if key, err = p256(csr.PublicKey); err != nil {
+		return nil, nil, fmt.Errorf("certificate request: %w", err)
+	}
+	if seal, err = sealKeyIn(csr.Extensions); err != nil {
+		return nil, nil, fmt.Errorf("certificate request: %w", err)
+	}
+	if want := KeyID(key).String(); csr.Subject.CommonName != want {
+		return nil, nil, fmt.Errorf("certificate request names %q but its key is that of %s", csr.Subject.CommonName, want)
+	}
+	return key, seal, nil
+}
+
+type enrolClient struct {
+	url  string
+	http *http.Client
+}
+
+// enrolHTTP is a client that takes any server: see EnrolConfig.HTTP.
+func enrolHTTP(i *Identity) *http.Client {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true}
+	if i != nil {
+		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return i.tlsCertificate(), nil }
+	}
+	return &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: cfg, Proxy: nil}}
+}
+
+// run is one exchange: trust, sealed request, checked reply.
+func (c enrolClient) run(ctx context.Context, rootFP []byte, path string, key, seal *ecdsa.PrivateKey, request any) (*Identity, *EnrolReply, error) {
+	trust, nonce, err := c.trust(ctx, rootFP)
+	if err != nil {
+		return nil, nil, err
+	}
+	sealing, err := p256(trust.Sealing.PublicKey)
+	if err != nil {
+		return nil, nil, err
+	}
+	body, open, err := sealRequest(sealing, path, nonce, request)
+	if err != nil {
+		return nil, nil, err
+	}
+	status, header, answer, err := c.do(ctx, http.MethodPost, path, body)
+	if err != nil {
+		return nil, nil, err
+	}
+	if header.Get("Content-Type") != SealedType {
+		return nil, nil, plainError(status, answer)
+	}
+	reply, err := open(answer)
+	if err != nil {
+		return nil, nil, err
+	}
+	if e := reply.Error; e != nil {
+		return nil, nil, &api.Error{Code: e.Code, Message: e.Message, Remedy: e.Remedy}
+	}
+	i, err := acceptReply(reply, rootFP, key, seal)
+	return i, reply, err
+}
+
+// acceptReply believes a reply only so far as it fits the root and the box's own keys.
+func acceptReply(r *EnrolReply, rootFP []byte, key, seal *ecdsa.PrivateKey) (*Identity, error) {
+	i := &Identity{Key: key, Seal: seal}
+	var err error
+	if i.Trust, err = DecodeTrust(r.Trust, rootFP); err != nil {
+		return nil, err
+	}
+	if len(r.Chain) == 0 || len(r.Chain) > 8 {
+		return nil, fmt.Errorf("reply with %d certificates", len(r.Chain))
+	}
+	for _, der := range r.Chain {
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("reply: %w", err)
+		}
+		i.Cert = append(i.Cert, cert)
+	}
+	// By the core's clock: the box may not have the time yet.
+	_, role, err := i.Trust.VerifyChain(i.Cert, x509.ExtKeyUsageClientAuth, time.Unix(r.Time, 0))
+	if err != nil {
+		return nil, err
+	}
+	if role != RoleDevice {
+		return nil, fmt.Errorf("reply certifies the role %q", role)
+	}
+	return i, i.check()
+}
+
+func (c enrolClient) trust(ctx context.Context, rootFP []byte) (*Trust, []byte, error) {
+	status, header, body, err := c.do(ctx, http.MethodGet, PathTrust, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	if status != http.StatusOK {
+		return nil, nil, plainError(status, body)
+	}
+	t, err := DecodeTrust(body, rootFP)
+	if err != nil {
+		return nil, nil, err
+	}
+	nonce, err := base64.RawURLEncoding.DecodeString(header.Get(NonceHeader))
+	if err != nil || len(nonce) > 64 {
+		return nil, nil, errors.New("trust comes with a malformed " + NonceHeader)
+	}
+	return t, nonce, nil
+}
+
+func (c enrolClient) do(ctx context.Context, method, path string, body []byte) (int, http.Header, []byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, strings.TrimRight(c.url, "/")+path, bytes.NewReader(body))
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", SealedType)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return 0, nil, nil, &api.Error{Code: api.Unavailable, Message: "the parent cannot be reached at " + c.url,
+			Remedy: "check address, port and firewall; the box retries by itself", Err: err}
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxEnrolReply+1))
+	if err != nil {
+		return 0, nil, nil, &api.Error{Code: api.Unavailable, Message: "the parent's answer broke off", Err: err}
+	}
+	if len(b) > maxEnrolReply {
+		return 0, nil, nil, api.Errorf(api.TooLarge, "the parent's answer is larger than %d bytes", maxEnrolReply)
+	}
+	return resp.StatusCode, resp.Header, b, nil
+}
+
+// plainError reads an answer that anyone between may have written: it is shown, and
+// changes nothing.
+func plainError(status int, body []byte) error {
+	var e api.Error
+	if json.Unmarshal(body, &e) == nil && e.Message != "" {
+		return &e
+	}
+	code := api.Unavailable
+	if status == http.StatusNotFound {
+		code = api.NotFound
+	}
+	return api.Errorf(code, "the parent answered %d %s", status, http.StatusText(status))
+}
