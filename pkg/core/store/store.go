@@ -36,7 +36,8 @@ type Store interface {
 	PutStatuses(ctx context.Context, statuses map[api.Key]any) error
 	// Delete removes an object; revision 0 removes whatever is there.
 	Delete(ctx context.Context, key api.Key, revision int64) error
-	// Watch tells of every change after a revision (0: from now on), oldest first, till
+	// Watch tells of every change after a revision (0: from now on, -1: from the very
+	// first), oldest first, till
 	// ctx ends. Changes of one object may be folded into the newest; the object sent is the
 	// one stored at the time of sending. When the revision is older than the
 	// history that is kept, or the reader falls behind it, the last event has Err set

@@ -108,8 +108,11 @@ func (h *history) position() int64 {
 
 // Watch implements Store.
 func (s *SQLite) Watch(ctx context.Context, w WatchQuery) <-chan Event {
-	if w.From == 0 {
+	switch w.From {
+	case 0:
 		w.From = s.history.position()
+	case -1:
+		w.From = 0
 	}
 	events := make(chan Event)
 	go func() {

@@ -1,0 +1,280 @@
+// Package roster answers: which boxes are ours, by which keys do we know them, and how
+// did they come in?
+//
+// It makes join tokens, turns a box that shows one into a Device object, approves and
+// retires. It holds the keys of all devices in memory, for the link asks for them with
+// every batch.
+package roster
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/store"
+)
+
+// Config is what a Roster is given; everything is needed.
+type Config struct {
+	Store interface {
+		store.Store
+		store.Boxes
+	}
+	// Fingerprint is the root certificate's, for join tokens.
+	Fingerprint [32]byte
+	Now         func() time.Time
+	Random      io.Reader
+	Log         *slog.Logger
+}
+
+// Roster may be used from any goroutine.
+type Roster struct {
+	cfg Config
+
+	mu    sync.RWMutex
+	boxes map[api.DeviceID]*box
+	names map[api.Key]api.DeviceID // by the key of the Device object
+}
+
+// box is one device in memory.
+type box struct {
+	public, seal      *ecdsa.PublicKey
+	key               api.Key
+	token             string
+	approved, retired bool
+}
+
+// Open reads all devices.
+func Open(ctx context.Context, cfg Config) (*Roster, error) {
+	r := &Roster{cfg: cfg, boxes: map[api.DeviceID]*box{}, names: map[api.Key]api.DeviceID{}}
+	err := cfg.Store.EachBox(ctx, func(b store.Box) error {
+		e, err := open(b)
+		if err != nil {
+			return err
+		}
+		r.boxes[b.Device], r.names[e.key] = e, b.Device
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	devices, _, _, err := cfg.Store.List(ctx, store.Query{Kind: api.KindDevice})
+	if err != nil {
+		return nil, err
+	}
+	return r, r.Reset(devices)
+}
+
+func open(b store.Box) (*box, error) {
+	e := &box{key: api.Key{Tenant: b.Tenant, Kind: api.KindDevice, Name: b.Name}, token: b.Token}
+	var err error
+	if e.public, err = parseKey(b.PublicKey); err == nil {
+		e.seal, err = parseKey(b.SealKey)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("keys of device %s: %w", b.Device, err)
+	}
+	return e, nil
+}
+
+func parseKey(der []byte) (*ecdsa.PublicKey, error) {
+	pub, err := x509.ParsePKIXPublicKey(der)
+	if err != nil {
+		return nil, err
+	}
+	key, ok := pub.(*ecdsa.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("a key of type %T", pub)
+	}
+	return key, nil
+}
+
+// Run keeps the roster in step with the Device objects until ctx ends.
+func (r *Roster) Run(ctx context.Context) error {
+	return store.Follow(ctx, r.cfg.Store, store.WatchQuery{Kinds: []string{api.KindDevice}, SpecOnly: true}, r)
+}
+
+// Reset implements store.Sink.
+func (r *Roster) Reset(devices []*api.Object) error {
+	there := map[api.Key]bool{}
+	for _, o := range devices {
+		there[o.Key()] = true
+		if err := r.learn(o); err != nil {
+			return err
+		}
+	}
+	r.mu.RLock()
+	var gone []api.Key
+	for key := range r.names {
+		if !there[key] {
+			gone = append(gone, key)
+		}
+	}
+	r.mu.RUnlock()
+	for _, key := range gone {
+		if err := r.forget(key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Apply implements store.Sink.
+func (r *Roster) Apply(events []store.Event) error {
+	for _, e := range events {
+		var err error
+		if e.Type == store.Deleted {
+			err = r.forget(e.Object.Key())
+		} else {
+			err = r.learn(e.Object)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Roster) learn(o *api.Object) error {
+	var spec api.DeviceSpec
+	if err := json.Unmarshal(o.Spec, &spec); err != nil {
+		return fmt.Errorf("spec of %s: %w", o.Key(), err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if b := r.boxes[r.names[o.Key()]]; b != nil {
+		b.approved, b.retired = spec.Approved, spec.Retired
+	}
+	return nil
+}
+
+// forget drops a device whose object is gone. It looks again: what told of that may be
+// older than an enrolment.
+func (r *Roster) forget(key api.Key) error {
+	if _, err := r.cfg.Store.Get(context.Background(), key); api.CodeOf(err) != api.NotFound || err == nil {
+		return err
+	}
+	r.mu.Lock()
+	id, ok := r.names[key]
+	delete(r.names, key)
+	delete(r.boxes, id)
+	r.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	return r.cfg.Store.DeleteBox(context.Background(), id)
+}
+
+// PublicKey finds the key of a device that may take part: enrolled, approved, not
+// retired.
+func (r *Roster) PublicKey(id api.DeviceID) (*ecdsa.PublicKey, bool) {
+	b, ok := r.active(id)
+	return b.public, ok
+}
+
+// SealKey finds the key to which secrets of a device that may take part are sealed.
+func (r *Roster) SealKey(id api.DeviceID) (*ecdsa.PublicKey, bool) {
+	b, ok := r.active(id)
+	return b.seal, ok
+}
+
+// Active reports whether a device may take part.
+func (r *Roster) Active(id api.DeviceID) bool {
+	_, ok := r.active(id)
+	return ok
+}
+
+func (r *Roster) active(id api.DeviceID) (box, bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	b := r.boxes[id]
+	if b == nil || !b.approved || b.retired {
+		return box{}, false
+	}
+	return *b, true
+}
+
+// ObjectOf names the Device object of an id.
+func (r *Roster) ObjectOf(id api.DeviceID) (api.Key, bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	b := r.boxes[id]
+	if b == nil {
+		return api.Key{}, false
+	}
+	return b.key, true
+}
+
+// IDOf finds the id of a Device object.
+func (r *Roster) IDOf(key api.Key) (api.DeviceID, bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	id, ok := r.names[key]
+	return id, ok
+}
+
+// Len counts the devices that ever enrolled and were not deleted.
+func (r *Roster) Len() int { r.mu.RLock(); defer r.mu.RUnlock(); return len(r.boxes) }
+
+// Approve lets a device take part. It may be repeated.
+func (r *Roster) Approve(ctx context.Context, key api.Key) (*api.Object, error) {
+	return r.change(ctx, key, func(spec *api.DeviceSpec) error {
+		if spec.Retired {
+			return &api.Error{Code: api.Conflict, Field: "spec.retired", Message: "the device is retired, for good", Remedy: "let the box enrol anew; it gets a new identity"}
+		}
+		spec.Approved = true
+		return nil
+	})
+}
+
+// Retire revokes a device for good: nothing is taken from it or given to it any more. It
+// may be repeated.
+func (r *Roster) Retire(ctx context.Context, key api.Key) (*api.Object, error) {
+	return r.change(ctx, key, func(spec *api.DeviceSpec) error { spec.Retired = true; return nil })
+}
+
+func (r *Roster) change(ctx context.Context, key api.Key, f func(*api.DeviceSpec) error) (*api.Object, error) {
+	for {
+		o, err := r.cfg.Store.Get(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		var spec api.DeviceSpec
+		if err := json.Unmarshal(o.Spec, &spec); err != nil {
+			return nil, err
+		}
+		if err := f(&spec); err != nil {
+			return nil, err
+		}
+		if o.Spec, err = json.Marshal(spec); err != nil {
+			return nil, err
+		}
+		out, err := r.cfg.Store.Put(ctx, o, store.PutOptions{Update: true})
+		if api.CodeOf(err) == api.Conflict && err != nil {
+			continue // somebody wrote in between; each round somebody gets on
+		}
+		if err != nil {
+			return nil, err
+		}
+		return out, r.learn(out)
+	}
+}
+
+// MayDelete refuses to delete a device that is not retired: its box would go on.
+func (r *Roster) MayDelete(o *api.Object) error {
+	var spec api.DeviceSpec
+	if err := json.Unmarshal(o.Spec, &spec); err != nil {
+		return err
+	}
+	if !spec.Retired {
+		return &api.Error{Code: api.Conflict, Field: "spec.retired", Message: "the device is not retired", Remedy: "retire it first: `edgectl device retire " + o.Metadata.Name + "`"}
+	}
+	return nil
+}
