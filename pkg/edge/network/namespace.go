@@ -1,0 +1,92 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"runtime"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// isNamespace tells whether a path holds a namespace (nsfs), not the plain file
+// that a reboot leaves under it.
+func isNamespace(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
+}
+
+// makeNamespace makes a network namespace, loopback up, that lives as long as the
+// file that it is mounted on. made is false when it was there already.
+func makeNamespace(path string) (made bool, err error) {
+	if isNamespace(path) {
+		return false, nil
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o444)
+	if err != nil {
+		return false, err
+	}
+	f.Close()
+	done := make(chan error, 1)
+	go func() {
+		// The thread is never unlocked: Go ends it with the goroutine, and with it the
+		// thread's own view of the network.
+		runtime.LockOSThread()
+		done <- enterNew(path)
+	}()
+	return true, <-done
+}
+
+func enterNew(path string) error {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("network: new namespace: %w", err)
+	}
+	self := fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid())
+	if err := unix.Mount(self, path, "none", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("network: keep namespace at %s: %w", path, err)
+	}
+	h, err := netlink.NewHandle()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	return h.LinkSetUp(lo)
+}
+
+func removeNamespace(path string) error {
+	for isNamespace(path) {
+		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("network: drop namespace %s: %w", path, err)
+		}
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Enter runs f on a thread inside the namespace at path. What f opens stays there.
+func Enter(path string, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			done <- err
+			return
+		}
+		err = unix.Setns(fd, unix.CLONE_NEWNET)
+		_ = unix.Close(fd)
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
+}

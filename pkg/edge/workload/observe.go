@@ -1,0 +1,340 @@
+package workload
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	apievents "github.com/containerd/containerd/api/events"
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/events"
+	"github.com/containerd/typeurl/v2"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/meter"
+	"tributary.dev/tributary/pkg/edge/network"
+)
+
+// Labels by which a container is known again.
+const (
+	labelOurs    = "tributary.dev/kind"
+	labelApp     = "tributary.dev/app"
+	labelService = "tributary.dev/service"
+	labelHash    = "tributary.dev/hash"
+	labelOrder   = "tributary.dev/order"
+	// labelRun counts starts; with the container's id it names one incarnation.
+	labelRun = "tributary.dev/run"
+	// labelExit holds the exit code of a run that ended by itself.
+	labelExit = "tributary.dev/exit"
+	// labelStopped is set before this program ends a process.
+	labelStopped = "tributary.dev/stopped"
+	labelGCRoot  = "containerd.io/gc.root"
+	// extService is the extension that keeps the service a container was made of.
+	extService = "tributary.dev/service"
+)
+
+// tracked is a container as this process knows it.
+type tracked struct {
+	in    instance
+	image string
+	svc   api.Service // what it was made of
+	run   int
+	addrs []netip.Addr // by network of svc
+	files string       // sum of the config and secret files it shows
+	probe *prober
+}
+
+// serviceExtension carries a Service in containerd's container record.
+type serviceExtension []byte
+
+func (serviceExtension) GetTypeUrl() string { return "tributary.dev/service.v1+json" }
+func (e serviceExtension) GetValue() []byte { return e }
+
+func (t *tracked) target() meter.Target {
+	tgt := meter.Target{
+		ID: incarnation(t.in.ID, t.run), App: t.in.Key.App, Service: t.in.Key.Service,
+		Cgroup: cgroupPath(t.in.ID), Started: t.in.Started, Ended: t.in.Ended,
+	}
+	return tgt
+}
+
+func incarnation(id string, run int) string { return id + "#" + strconv.Itoa(run) }
+
+// Targets lists what to meter: containers whose process runs, or has ended and is
+// not cleared away yet.
+func (m *Manager) Targets() []meter.Target {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []meter.Target
+	for _, t := range m.instances {
+		if t.in.Phase != phaseNone {
+			out = append(out, m.targetOf(t))
+		}
+	}
+	return out
+}
+
+func (m *Manager) targetOf(t *tracked) meter.Target {
+	tgt := t.target()
+	if len(networksOf(&t.svc)) > 0 {
+		tgt.NetNS = m.net.Namespace(t.in.ID)
+	}
+	return tgt
+}
+
+// networksOf names the app networks of a service, in order of its interfaces.
+func networksOf(s *api.Service) []string {
+	switch {
+	case s.NetworkMode == "host" || s.NetworkMode == "none":
+		return nil
+	case len(s.Networks) == 0:
+		return []string{"default"}
+	}
+	return s.Networks
+}
+
+func attachment(id, app string, s *api.Service) network.Request {
+	r := network.Request{ID: id, App: app, Networks: networksOf(s)}
+	for _, p := range s.Ports {
+		r.Ports = append(r.Ports, network.Port{HostIP: p.HostIP, Host: p.Host, Container: p.Container, Protocol: p.Protocol})
+	}
+	return r
+}
+
+// track reads what a container's labels say.
+func (m *Manager) track(c containers.Container) *tracked {
+	t := &tracked{image: c.Image}
+	t.in = instance{ID: c.ID, Key: serviceKey{c.Labels[labelApp], c.Labels[labelService]}, Hash: c.Labels[labelHash], Created: c.CreatedAt}
+	t.in.Order, _ = strconv.Atoi(c.Labels[labelOrder])
+	t.run, _ = strconv.Atoi(c.Labels[labelRun])
+	t.in.Restarts = t.run
+	t.in.Stopped = c.Labels[labelStopped] != ""
+	if code, err := strconv.Atoi(c.Labels[labelExit]); err == nil {
+		t.in.Finished, t.in.Exit = true, code
+	}
+	if ext, ok := c.Extensions[extService]; ok && json.Unmarshal(ext.GetValue(), &t.svc) != nil {
+		t.svc = api.Service{Name: t.in.Key.Service}
+	}
+	if len(networksOf(&t.svc)) > 0 {
+		t.addrs = m.net.Addresses(attachment(c.ID, t.in.Key.App, &t.svc))
+		if len(t.addrs) > 0 {
+			t.in.Address = t.addrs[0].String()
+		}
+	}
+	return t
+}
+
+// relist reads all containers and tasks anew. What this process alone knows of a
+// container (failures in a row, health) is kept.
+func (m *Manager) relist(ctx context.Context) error {
+	list, err := m.client.ContainerService().List(ctx, `labels."`+labelApp+`"`)
+	if err != nil {
+		return err
+	}
+	resp, err := m.client.TaskService().List(ctx, &tasks.ListTasksRequest{})
+	if err != nil {
+		return err
+	}
+	procs := map[string]*tasktypes.Process{}
+	for _, p := range resp.Tasks {
+		procs[firstOf(p.ContainerID, p.ID)] = p
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	fresh := map[string]*tracked{}
+	for _, c := range list {
+		if was := m.instances[c.ID]; was != nil && m.busy[was.in.Key] {
+			fresh[c.ID] = was // its action knows better
+			continue
+		}
+		t := m.track(c)
+		if p := procs[c.ID]; p != nil {
+			t.setProcess(p)
+		}
+		if was := m.instances[c.ID]; was != nil {
+			t.in.Failures, t.files, t.probe = was.in.Failures, was.files, was.probe
+			t.in.Health = was.in.Health
+			if len(t.addrs) == 0 {
+				t.addrs, t.in.Address = was.addrs, was.in.Address
+			}
+			if was.in.Phase == phaseRunning && t.in.Phase == phaseStopped {
+				m.countExit(t)
+			}
+			if t.in.Phase != phaseNone && was.in.Phase != phaseNone && was.run == t.run {
+				t.in.Started = was.in.Started
+			}
+		}
+		fresh[c.ID] = t
+	}
+	for id, was := range m.instances {
+		if fresh[id] == nil && m.busy[was.in.Key] {
+			fresh[id] = was
+		}
+	}
+	m.instances = fresh
+	m.listed = true
+	m.superviseAll(ctx)
+	if m.cfg.Meter != nil {
+		var ids []string
+		for _, t := range fresh {
+			ids = append(ids, incarnation(t.in.ID, t.run))
+		}
+		m.cfg.Meter.Retain(ids)
+	}
+	return nil
+}
+
+func (t *tracked) setProcess(p *tasktypes.Process) {
+	switch p.Status {
+	case tasktypes.Status_RUNNING, tasktypes.Status_PAUSED, tasktypes.Status_PAUSING:
+		t.in.Phase = phaseRunning
+		t.in.Started = startOf(int(p.Pid), t.in.Created)
+	case tasktypes.Status_STOPPED:
+		t.in.Phase = phaseStopped
+		t.in.Exit = int(p.ExitStatus)
+		t.in.Ended = p.ExitedAt.AsTime()
+		t.in.Started = t.in.Created
+		t.in.Finished = !t.in.Stopped
+	default:
+		// Created and never started: the next start clears it.
+		t.in.Phase = phaseNone
+	}
+}
+
+// watch follows containerd: lists, then listens; again after each break. A break of
+// the daemon leaves containers alone, and what was known of them stands.
+func (m *Manager) watch(ctx context.Context) {
+	for ctx.Err() == nil {
+		err := m.listen(ctx)
+		m.mu.Lock()
+		m.connected = false
+		m.mu.Unlock()
+		if ctx.Err() != nil {
+			return
+		}
+		m.cfg.Log.Warn("containerd is out of reach", "err", err)
+		m.warn("containerd-down", api.Critical, "containerd cannot be reached; containers that run are left alone")
+		m.notify()
+		select {
+		case <-ctx.Done():
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+func (m *Manager) listen(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// Listening begins before listing, so that no exit falls between.
+	envelopes, errs := m.client.Subscribe(ctx, `topic=="/tasks/exit"`, `topic=="/tasks/oom"`)
+	if err := m.relist(ctx); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.connected = true
+	m.mu.Unlock()
+	m.warn("containerd-down", api.Critical, "")
+	m.notify()
+	m.poke()
+	// Events may be lost by a daemon under pressure; a slow look at all makes up for it.
+	again := time.NewTicker(time.Minute)
+	defer again.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case err := <-errs:
+			if err == nil {
+				err = errors.New("the event stream ended")
+			}
+			return err
+		case e := <-envelopes:
+			m.handle(e)
+		case <-again.C:
+			if err := m.relist(ctx); err != nil {
+				return err
+			}
+			m.poke()
+		}
+	}
+}
+
+func (m *Manager) handle(e *events.Envelope) {
+	if e == nil || e.Event == nil || e.Namespace != m.cfg.Namespace {
+		return
+	}
+	ev, err := typeurl.UnmarshalAny(e.Event)
+	if err != nil {
+		return
+	}
+	switch ev := ev.(type) {
+	case *apievents.TaskExit:
+		if ev.ID != ev.ContainerID {
+			return
+		}
+		m.mu.Lock()
+		t := m.instances[ev.ContainerID]
+		if t != nil && t.in.Phase != phaseStopped {
+			t.in.Phase, t.in.Exit, t.in.Ended = phaseStopped, int(ev.ExitStatus), ev.ExitedAt.AsTime()
+			t.in.Finished = !t.in.Stopped
+			if t.in.Started.IsZero() {
+				t.in.Started = t.in.Ended
+			}
+			m.countExit(t)
+		}
+		m.mu.Unlock()
+		m.poke()
+	case *apievents.TaskOOM:
+		m.mu.Lock()
+		t := m.instances[ev.ContainerID]
+		m.mu.Unlock()
+		if t != nil {
+			m.event("app.out-of-memory", t.in.Key.String(), "a process was ended: the memory limit was reached")
+		}
+	}
+}
+
+// countExit notes the end of a run. m.mu is held.
+func (m *Manager) countExit(t *tracked) {
+	t.endProbe()
+	if t.in.Ended.Sub(t.in.Started) >= ranWell {
+		t.in.Failures = 0
+	}
+	if t.in.Finished {
+		t.in.Failures++
+		key, code := t.in.Key, t.in.Exit
+		go m.event("app.exited", key.String(), "exit code "+strconv.Itoa(code))
+	}
+}
+
+func (m *Manager) notify() {
+	select {
+	case m.changed <- struct{}{}:
+	default:
+	}
+}
+
+// snapshot builds the world that plan sees. m.mu is held.
+func (m *Manager) world() world {
+	w := world{Now: m.cfg.Now(), Apps: slices.Clone(m.want), Images: map[string]imageState{}, Rejected: m.rejected, LaunchFailed: m.launchErr, Busy: m.busy}
+	for i := range w.Apps {
+		w.Apps[i].InForce = m.inForce[w.Apps[i].Name]
+	}
+	for _, t := range m.instances {
+		w.Instances = append(w.Instances, t.in)
+	}
+	for ref, im := range m.images {
+		w.Images[ref] = im.imageState
+	}
+	for app := range m.inForce {
+		w.Leftover = append(w.Leftover, app)
+	}
+	slices.Sort(w.Leftover)
+	return w
+}
