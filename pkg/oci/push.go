@@ -87,6 +87,9 @@ func pushOne(ctx context.Context, to content.Storage, mediaType string, b []byte
 // pushError gives a registry's answer one of our codes.
 func pushError(repo string, err error) error {
 	out := &api.Error{Code: api.Unavailable, Message: "push to " + repo + " failed", Remedy: "check the core's address and that it runs", Err: err}
+	if errors.Is(err, auth.ErrBasicCredentialNotFound) {
+		out.Code, out.Remedy = api.Unauthorized, "give a token"
+	}
 	var answer *errcode.ErrorResponse
 	if errors.As(err, &answer) {
 		switch answer.StatusCode {
