@@ -179,10 +179,16 @@ func (r *Roster) PublicKey(id api.DeviceID) (*ecdsa.PublicKey, bool) {
 	return b.public, ok
 }
 
-// SealKey finds the key to which secrets of a device that may take part are sealed.
+// SealKey finds the key to which secrets of a device are sealed, and from which its
+// state key comes; of any device that is known.
 func (r *Roster) SealKey(id api.DeviceID) (*ecdsa.PublicKey, bool) {
-	b, ok := r.active(id)
-	return b.seal, ok
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	b := r.boxes[id]
+	if b == nil {
+		return nil, false
+	}
+	return b.seal, true
 }
 
 // Active reports whether a device may take part.

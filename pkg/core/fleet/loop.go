@@ -1,0 +1,312 @@
+package fleet
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/store"
+	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/manifest"
+)
+
+// Config is what the loops are given. Everything but Reports is needed.
+type Config struct {
+	Store interface {
+		store.Store
+		store.Manifests
+	}
+	// Epoch is the core's; manifests of a lower one are rendered anew.
+	Epoch uint64
+	// Signer is the online key and its key id, asked for with every manifest.
+	Signer func() (key *ecdsa.PrivateKey, kid []byte)
+	// SealKey finds the key to which a device's secrets are sealed.
+	SealKey func(api.DeviceID) (*ecdsa.PublicKey, bool)
+	// Publish hands a device's newest manifest to the link; it is durable by then, and
+	// may be handed over again after a restart.
+	Publish func(s *manifest.Signed, tombstones map[string]uint64) error
+	// Reports tells what devices reported; nil when nobody does.
+	Reports Reports
+	Now     func() time.Time
+	Log     *slog.Logger
+}
+
+// Loop renders and sums up. Make it with New and run it with Run.
+type Loop struct {
+	cfg Config
+
+	mu     sync.Mutex
+	worlds *worlds
+
+	news *news
+}
+
+// New makes a loop.
+func New(cfg Config) *Loop {
+	return &Loop{cfg: cfg, worlds: newWorlds(), news: newNews()}
+}
+
+// Run reads fleets, apps, configs, secrets and devices; it writes manifests, and the
+// status of devices and fleets; until ctx ends.
+func (l *Loop) Run(ctx context.Context) error {
+	if err := l.load(ctx); err != nil {
+		return fmt.Errorf("read the manifests: %w", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan error, 2)
+	go func() {
+		// Apps before fleets before devices: rendering begins when all is known.
+		kinds := []string{api.KindConfig, api.KindSecret, api.KindApp, api.KindFleet, api.KindDevice}
+		done <- store.Follow(ctx, l.cfg.Store, store.WatchQuery{Kinds: kinds, SpecOnly: true}, sink{l, ctx})
+	}()
+	go func() { done <- l.rollup(ctx) }()
+	err := <-done
+	cancel()
+	<-done
+	return err
+}
+
+// load publishes what an earlier run signed, so that devices that ask get it at once.
+func (l *Loop) load(ctx context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.cfg.Store.EachManifest(ctx, func(r *store.ManifestRecord) error {
+		signed, err := manifest.Parse(r.Raw)
+		if err != nil {
+			return fmt.Errorf("device %s: %w", r.Device, err)
+		}
+		l.worlds.byID[r.Device] = &entry{Device: Device{ID: r.Device}, signed: signed, record: record{r.Tombstones, r.Seals}}
+		if r.Epoch != l.cfg.Epoch {
+			return nil // a manifest of an earlier epoch is a base for the next one only
+		}
+		return l.cfg.Publish(signed, r.Tombstones)
+	})
+}
+
+// Touch renders one device again, e.g. because its seal key is new.
+func (l *Loop) Touch(ctx context.Context, id api.DeviceID) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e := l.worlds.byID[id]; e != nil && e.Name != "" {
+		return l.render(ctx, dirty{e: true})
+	}
+	return nil
+}
+
+// sink takes the store's changes in.
+type sink struct {
+	l   *Loop
+	ctx context.Context
+}
+
+// Reset implements store.Sink.
+func (s sink) Reset(objects []*api.Object) error {
+	s.l.mu.Lock()
+	defer s.l.mu.Unlock()
+	old := s.l.worlds
+	s.l.worlds = newWorlds()
+	for id, e := range old.byID { // manifests outlive what is known of their devices
+		e.Device = Device{ID: id}
+		s.l.worlds.byID[id] = e
+	}
+	d := dirty{}
+	for _, o := range objects {
+		if err := s.l.worlds.set(o, d); err != nil {
+			s.l.cfg.Log.Error("an object cannot be read; it is passed over", "err", err)
+		}
+	}
+	for id, e := range s.l.worlds.byID {
+		if e.Name == "" { // deleted while nobody looked
+			if err := s.l.drop(s.ctx, e); err != nil {
+				return err
+			}
+			delete(s.l.worlds.byID, id)
+		}
+	}
+	return s.l.render(s.ctx, d)
+}
+
+// Apply implements store.Sink.
+func (s sink) Apply(events []store.Event) error {
+	s.l.mu.Lock()
+	defer s.l.mu.Unlock()
+	d := dirty{}
+	for _, e := range events {
+		if e.Type == store.Deleted {
+			if gone := s.l.worlds.unset(e.Object.Key(), d); gone != nil {
+				if err := s.l.drop(s.ctx, gone); err != nil {
+					return err
+				}
+			}
+			s.l.news.fleets()
+			continue
+		}
+		if err := s.l.worlds.set(e.Object, d); err != nil {
+			s.l.cfg.Log.Error("an object cannot be read; it is passed over", "err", err)
+		}
+		if e.Object.Kind == api.KindFleet {
+			s.l.news.fleets()
+		}
+	}
+	return s.l.render(s.ctx, d)
+}
+
+func (l *Loop) drop(ctx context.Context, e *entry) error {
+	return l.cfg.Store.DeleteManifest(ctx, e.ID)
+}
+
+// batch is how many manifests are signed, kept in one transaction, then published. It
+// bounds how long the first device waits for the last.
+const batch = 512
+
+// result is one device rendered.
+type result struct {
+	e      *entry
+	fleets []string
+	next   State
+	signed *manifest.Signed // nil: nothing changed
+	err    error
+}
+
+// render brings the manifests of devices up to date. Faults of one device do not stop
+// the others; a fault of the store does.
+func (l *Loop) render(ctx context.Context, d dirty) error {
+	start, changed := l.cfg.Now(), 0
+	todo := make([]*entry, 0, len(d))
+	for e := range d {
+		if e.rendered() {
+			todo = append(todo, e)
+		}
+		l.news.device(e.ID)
+	}
+	slices.SortFunc(todo, func(a, b *entry) int { return strings.Compare(a.Name, b.Name) })
+	interned := map[string][]string{}
+	for part := range slices.Chunk(todo, batch) {
+		results := l.renderAll(part)
+		n, err := l.commit(ctx, results, interned)
+		if err != nil {
+			return err
+		}
+		changed += n
+	}
+	if changed > 0 {
+		l.cfg.Log.Info("manifests rendered", "devices", changed, "looked at", len(todo), "ms", l.cfg.Now().Sub(start).Milliseconds())
+		l.news.fleets()
+	}
+	return nil
+}
+
+// renderAll decides, seals and signs on all processors. It only reads what the loop owns.
+func (l *Loop) renderAll(part []*entry) []result {
+	results := make([]result, len(part))
+	var wg sync.WaitGroup
+	workers := min(runtime.GOMAXPROCS(0), len(part))
+	for n := range workers {
+		wg.Go(func() {
+			for i := n; i < len(part); i += workers {
+				results[i] = l.renderOne(part[i])
+			}
+		})
+	}
+	wg.Wait()
+	return results
+}
+
+func (l *Loop) renderOne(e *entry) result {
+	w := &l.worlds.tenants[e.Tenant].World
+	r := result{e: e, fleets: w.Selected(e.Labels)}
+	want := Desire(&e.Device, w, r.fleets)
+	recipient, known := l.cfg.SealKey(e.ID)
+	var recipientBytes []byte
+	if known {
+		if recipientBytes, r.err = recipient.Bytes(); r.err != nil {
+			return r
+		}
+	}
+	next, seal, changed := Next(e.state(), l.cfg.Epoch, want, func(plain []byte) [32]byte {
+		h := sha256.New()
+		h.Write(recipientBytes) // of fixed length
+		h.Write(plain)
+		return [32]byte(h.Sum(nil))
+	})
+	if !changed {
+		return r
+	}
+	for _, key := range seal {
+		if !known {
+			r.err = api.Errorf(api.Internal, "the seal key of device %s is not known", e.Name)
+			return r
+		}
+		item := next.Items[key]
+		info := identity.SealInfo{Device: e.ID, Name: strings.TrimPrefix(key, manifest.PrefixSecret), Generation: item.Gen}
+		if item.Body, r.err = identity.Seal(recipient, info, want[key].Plain); r.err != nil {
+			return r
+		}
+		next.Items[key] = item
+	}
+	signer, kid := l.cfg.Signer()
+	r.next = next
+	r.signed, r.err = manifest.Sign(manifest.Manifest{Version: 1, Device: e.ID, Tenant: e.Tenant, Name: e.Name, Epoch: next.Epoch, Generation: next.Generation,
+		Time: l.cfg.Now().Unix(), Items: next.Items}, signer, kid)
+	return r
+}
+
+// commit keeps what was signed, then publishes it.
+func (l *Loop) commit(ctx context.Context, results []result, interned map[string][]string) (changed int, err error) {
+	var records []*store.ManifestRecord
+	for _, r := range results {
+		r.e.warnings = nil
+		if r.err != nil {
+			l.cfg.Log.Error("no manifest for a device; it keeps the one it has", "device", r.e.Name, "tenant", r.e.Tenant, "err", r.err)
+			r.e.warnings = []api.Warning{{Name: "manifest-refused", Severity: api.Degraded, Message: "the core cannot make the manifest: " + r.err.Error(), Since: l.cfg.Now().Unix()}}
+			continue
+		}
+		r.e.fleets = intern(interned, r.fleets)
+		if r.signed != nil {
+			records = append(records, &store.ManifestRecord{Device: r.e.ID, Epoch: r.next.Epoch, Generation: r.next.Generation, Raw: r.signed.Raw, Tombstones: r.next.Tombstones, Seals: r.next.Seals})
+		}
+	}
+	if len(records) == 0 {
+		return 0, nil
+	}
+	if err := l.cfg.Store.SaveManifests(ctx, records); err != nil {
+		return 0, fmt.Errorf("keep manifests: %w", err)
+	}
+	for _, r := range results {
+		if r.err != nil || r.signed == nil {
+			continue
+		}
+		r.e.signed, r.e.record = r.signed, record{r.next.Tombstones, r.next.Seals}
+		if err := l.cfg.Publish(r.signed, r.next.Tombstones); err != nil {
+			return changed, fmt.Errorf("publish the manifest of %s: %w", r.e.Name, err)
+		}
+		changed++
+	}
+	return changed, nil
+}
+
+// intern makes equal lists one, since thousands of devices share them.
+func intern(known map[string][]string, list []string) []string {
+	key := strings.Join(list, "\x00")
+	if one, ok := known[key]; ok {
+		return one
+	}
+	known[key] = list
+	return list
+}
+
+// Missing tells what a fleet names and its tenant does not have.
+func (l *Loop) Missing(tenantName string, spec *api.FleetSpec) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.worlds.tenant(tenantName).Missing(spec)
+}

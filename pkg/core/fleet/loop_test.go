@@ -1,0 +1,299 @@
+package fleet
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/store"
+	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/manifest"
+)
+
+// core is a loop over a real store, with the link and the devices' reports replaced by
+// maps.
+type core struct {
+	t      testing.TB
+	db     *store.SQLite
+	signer *ecdsa.PrivateKey
+	seal   *ecdsa.PrivateKey // every device's
+	epoch  uint64
+
+	mu        sync.Mutex
+	published map[api.DeviceID]*manifest.Signed
+	times     map[api.DeviceID]int
+	reports   map[api.DeviceID]*Report
+	loop      *Loop
+	stop      func()
+}
+
+func newCore(t testing.TB, path string) *core {
+	t.Helper()
+	db, err := store.OpenSQLite(t.Context(), store.Config{Path: path, Now: time.Now, NewUID: func() string { return "u" }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &core{t: t, db: db, epoch: 1, published: map[api.DeviceID]*manifest.Signed{}, times: map[api.DeviceID]int{}, reports: map[api.DeviceID]*Report{}, stop: func() {}}
+	for _, k := range []**ecdsa.PrivateKey{&c.signer, &c.seal} {
+		if *k, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { c.stop(); db.Close() })
+	return c
+}
+
+// run starts the loop, as a process that starts would.
+func (c *core) run() {
+	c.stop()
+	c.loop = New(Config{Store: c.db, Epoch: c.epoch, Signer: func() (*ecdsa.PrivateKey, []byte) { return c.signer, nil },
+		SealKey: func(api.DeviceID) (*ecdsa.PublicKey, bool) { return &c.seal.PublicKey, true },
+		Publish: c.publish, Reports: c, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- c.loop.Run(ctx) }()
+	c.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			c.t.Error("the loop ended: ", err)
+		}
+	})
+}
+
+func (c *core) publish(s *manifest.Signed, _ map[string]uint64) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	id := s.Manifest.Device
+	if old := c.published[id]; old != nil && old.Newer(s) {
+		c.t.Errorf("published %d.%d after %d.%d", s.Manifest.Epoch, s.Manifest.Generation, old.Manifest.Epoch, old.Manifest.Generation)
+	}
+	c.published[id] = s
+	c.times[id]++
+	return nil
+}
+
+func (c *core) Report(_ context.Context, id api.DeviceID) (*Report, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r := c.reports[id]; r != nil {
+		return r, nil
+	}
+	return &Report{}, nil
+}
+
+func (c *core) report(id api.DeviceID, r *Report) {
+	c.mu.Lock()
+	c.reports[id] = r
+	c.mu.Unlock()
+	c.loop.Reported(id)
+}
+
+func (c *core) put(kind, name string, labels map[string]string, spec, status any) {
+	c.t.Helper()
+	raw, err := json.Marshal(spec)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if _, err := c.db.Put(c.t.Context(), &api.Object{Kind: kind, Metadata: api.Meta{Tenant: "default", Name: name, Labels: labels}, Spec: raw}, store.PutOptions{Status: status}); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *core) device(n byte, labels map[string]string) api.DeviceID {
+	id := api.DeviceID{n}
+	c.put(api.KindDevice, fmt.Sprint("d", n), labels, api.DeviceSpec{Approved: true}, api.DeviceStatus{ID: id})
+	return id
+}
+
+func (c *core) app(name string, version int, secrets ...string) {
+	c.put(api.KindApp, name, nil, api.AppSpec{Compose: fmt.Sprint(version)}, api.AppObjectStatus{Repo: "default/" + name, Bundle: fmt.Sprintf("sha256:%064x", version), Secrets: secrets})
+}
+
+func (c *core) fleet(name, role string, apps ...string) {
+	c.put(api.KindFleet, name, nil, api.FleetSpec{Selector: api.Selector{MatchLabels: map[string]string{"role": role}}, Apps: apps}, nil)
+}
+
+// until waits for a condition on what was published.
+func (c *core) until(what string, ok func() bool) {
+	c.t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		c.mu.Lock()
+		good := ok()
+		c.mu.Unlock()
+		if good {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatal("never: ", what)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+func (c *core) has(id api.DeviceID, items ...string) func() bool {
+	return func() bool {
+		s := c.published[id]
+		if s == nil || len(s.Manifest.Items) != len(items) {
+			return false
+		}
+		for _, i := range items {
+			if _, ok := s.Manifest.Items[i]; !ok {
+				return false
+			}
+		}
+		return true
+	}
+}
+
+func TestLoop(t *testing.T) {
+	c := newCore(t, "")
+	field, relay := c.device(1, map[string]string{"role": "field"}), c.device(2, map[string]string{"role": "relay"})
+	c.put(api.KindSecret, "key", nil, api.SecretSpec{Data: map[string]string{"k": "canary"}}, nil)
+	c.put(api.KindDevice, "waiting", map[string]string{"role": "field"}, api.DeviceSpec{}, api.DeviceStatus{ID: api.DeviceID{3}})
+	c.run()
+	c.until("empty manifests", func() bool { return c.has(field)() && c.has(relay)() })
+	c.app("web", 1, "key")
+	c.fleet("field", "field", "web")
+	c.until("the app at the field device", c.has(field, "app/web", "secret/key"))
+
+	item := c.published[field].Manifest.Items["secret/key"]
+	plain, err := identity.Open(c.seal, identity.SealInfo{Device: field, Name: "key", Generation: item.Gen}, item.Body)
+	var data api.ConfigData
+	if err != nil || decMode.Unmarshal(plain, &data) != nil || string(data.Files["k"]) != "canary" {
+		t.Fatalf("the secret opens to %q, %v", plain, err)
+	}
+	c.app("web", 2, "key")
+	c.until("the new version", func() bool { return c.published[field].Manifest.Items["app/web"].Refs[0].Digest == ref(2).Digest })
+	if again := c.published[field].Manifest.Items["secret/key"]; string(again.Body) != string(item.Body) || again.Gen != item.Gen {
+		t.Error("an unchanged secret was sealed again")
+	}
+	c.put(api.KindSecret, "key", nil, api.SecretSpec{Data: map[string]string{"k": "other"}}, nil)
+	c.until("the new secret", func() bool { return string(c.published[field].Manifest.Items["secret/key"].Body) != string(item.Body) })
+	if c.times[relay] != 1 || c.published[api.DeviceID{3}] != nil {
+		t.Errorf("the relay was rendered %d times, the unapproved device %v", c.times[relay], c.published[api.DeviceID{3}])
+	}
+
+	// A restart publishes the same; a new epoch renews everything under it.
+	before := c.published[field]
+	c.stop()
+	c.published = map[api.DeviceID]*manifest.Signed{}
+	c.run()
+	c.until("the same after a restart", func() bool { s := c.published[field]; return s != nil && string(s.Raw) == string(before.Raw) })
+	c.epoch = 9
+	c.run()
+	c.until("the new epoch", func() bool { s := c.published[field]; return s != nil && s.Manifest.Epoch == 9 })
+	now := c.published[field].Manifest
+	if now.Generation != before.Manifest.Generation+1 || now.Items["app/web"].Gen != now.Generation || string(now.Items["secret/key"].Body) == string(before.Manifest.Items["secret/key"].Body) {
+		t.Errorf("after the new epoch: %+v", now)
+	}
+
+	// What is taken away goes.
+	if err := c.db.Delete(t.Context(), api.Key{Tenant: "default", Kind: api.KindFleet, Name: "field"}, 0); err != nil {
+		t.Fatal(err)
+	}
+	c.until("an empty manifest", c.has(field))
+	if err := c.db.Delete(t.Context(), api.Key{Tenant: "default", Kind: api.KindDevice, Name: "d1"}, 0); err != nil {
+		t.Fatal(err)
+	}
+	c.until("no manifest kept of a deleted device", func() bool {
+		n := 0
+		_ = c.db.EachManifest(t.Context(), func(r *store.ManifestRecord) error { n++; return nil })
+		return n == 1
+	})
+}
+
+func TestRollup(t *testing.T) {
+	c := newCore(t, "")
+	relay, field := c.device(1, map[string]string{"role": "relay"}), c.device(2, map[string]string{"role": "field"})
+	c.app("web", 1)
+	c.fleet("field", "field", "web")
+	c.run()
+	c.until("the app", c.has(field, "app/web"))
+	status := func(name string) (s api.DeviceStatus) {
+		o, err := c.db.Get(t.Context(), api.Key{Tenant: "default", Kind: api.KindDevice, Name: name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = json.Unmarshal(o.Status, &s)
+		return s
+	}
+	fleet := func() (s api.FleetStatus) {
+		o, err := c.db.Get(t.Context(), api.Key{Tenant: "default", Kind: api.KindFleet, Name: "field"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = json.Unmarshal(o.Status, &s)
+		return s
+	}
+	c.until("the count of the fleet", func() bool { return fleet() == api.FleetStatus{Devices: 1} })
+	m := c.published[field].Manifest
+	c.report(field, &Report{Parent: relay.String(), Online: true, LastSeen: time.Unix(9, 0), Entries: map[string][]byte{
+		"app/web": encode(api.AppStatus{Name: "web", State: api.Running}), "applied": encode([2]uint64{m.Epoch, m.Generation}), "labels": encode(map[string]string{api.Reserved + "arch": "arm64"})}})
+	c.until("the field device's status", func() bool { s := status("d2"); return s.Online && s.Applied == s.Desired && s.Tier == 0 })
+	c.report(relay, &Report{Parent: "core", Online: true, Entries: map[string][]byte{"relay": encode(true)}})
+	c.until("tiers", func() bool { return status("d1").Tier == 1 && status("d2").Tier == 2 })
+	c.until("the fleet", func() bool { return fleet() == api.FleetStatus{Devices: 1, Current: 1, Running: 1} })
+	c.until("the probed label", func() bool {
+		o, _ := c.db.Get(t.Context(), api.Key{Tenant: "default", Kind: api.KindDevice, Name: "d2"})
+		return o.Metadata.Labels[api.Reserved+"arch"] == "arm64" && o.Metadata.Labels["role"] == "field"
+	})
+	// The relay moves below another: everything under it is one further down.
+	other := c.device(3, nil)
+	c.report(other, &Report{Parent: "core", Entries: map[string][]byte{"relay": encode(true)}})
+	c.until("the other relay", func() bool { return status("d3").Tier == 1 })
+	c.report(relay, &Report{Parent: other.String(), Online: true, Entries: map[string][]byte{"relay": encode(true)}})
+	c.until("tiers after the move", func() bool { return status("d1").Tier == 2 && status("d2").Tier == 3 })
+}
+
+// BenchmarkFleet10k is one change of a fleet of 10,000 devices: rendered, signed, kept and
+// published.
+func BenchmarkFleet10k(b *testing.B) {
+	const n = 10_000
+	c := newCore(b, filepath.Join(b.TempDir(), "core.db"))
+	var before, after runtime.MemStats
+	for i := range n {
+		id := api.DeviceID{byte(i), byte(i >> 8), 1}
+		c.put(api.KindDevice, fmt.Sprint("d", i), map[string]string{"role": "field", api.Reserved + "arch": "arm64"}, api.DeviceSpec{Approved: true}, api.DeviceStatus{ID: id})
+	}
+	c.app("web", 1)
+	c.fleet("field", "field", "web")
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	c.run()
+	all := func(version int) func() bool {
+		return func() bool {
+			if len(c.published) < n {
+				return false
+			}
+			for _, s := range c.published {
+				if a := s.Manifest.Items["app/web"]; len(a.Refs) == 0 || a.Refs[0].Digest != ref(version).Digest {
+					return false
+				}
+			}
+			return true
+		}
+	}
+	c.until("the first version", all(1))
+	version := 1
+	for b.Loop() {
+		version++
+		c.app("web", version)
+		c.until("the next version", all(version))
+	}
+	b.StopTimer()
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/n, "B/device")
+}

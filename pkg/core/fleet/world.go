@@ -1,0 +1,272 @@
+package fleet
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/manifest"
+)
+
+// worlds holds every tenant's world and devices in memory, and tells which devices a
+// change concerns. It belongs to one goroutine.
+type worlds struct {
+	tenants map[string]*tenant
+	byID    map[api.DeviceID]*entry
+}
+
+type tenant struct {
+	World
+	devices map[string]*entry
+}
+
+// entry is one device with its newest manifest.
+type entry struct {
+	Device
+	signed *manifest.Signed // nil before the first
+	record record
+	fleets []string // that pick it, shared between devices
+
+	// what it reported, as far as sums need it
+	parent   string
+	relay    bool
+	online   bool
+	current  bool
+	running  bool
+	warnings []api.Warning // of the core about it
+}
+
+// record is what of a State is not in the signed manifest.
+type record struct {
+	tombstones map[string]uint64
+	seals      map[string][32]byte
+}
+
+func (e *entry) state() State {
+	if e.signed == nil {
+		return State{}
+	}
+	m := &e.signed.Manifest
+	return State{Epoch: m.Epoch, Generation: m.Generation, Items: m.Items, Tombstones: e.record.tombstones, Seals: e.record.seals}
+}
+
+// rendered reports whether the device gets manifests.
+func (e *entry) rendered() bool { return e.Spec.Approved && !e.Spec.Retired }
+
+func newWorlds() *worlds {
+	return &worlds{tenants: map[string]*tenant{}, byID: map[api.DeviceID]*entry{}}
+}
+
+func (w *worlds) tenant(name string) *tenant {
+	t := w.tenants[name]
+	if t == nil {
+		t = &tenant{World: World{Fleets: map[string]*api.FleetSpec{}, Apps: map[string]*App{}, Configs: map[string][]byte{}, Secrets: map[string][]byte{}}, devices: map[string]*entry{}}
+		w.tenants[name] = t
+	}
+	return t
+}
+
+// dirty collects devices to render.
+type dirty map[*entry]bool
+
+func (d dirty) where(t *tenant, concerned func(*entry) bool) {
+	for _, e := range t.devices {
+		if concerned(e) {
+			d[e] = true
+		}
+	}
+}
+
+// set takes an object in and adds the devices that it concerns.
+func (w *worlds) set(o *api.Object, d dirty) error {
+	t, name := w.tenant(o.Metadata.Tenant), o.Metadata.Name
+	var err error
+	switch o.Kind {
+	case api.KindFleet:
+		err = t.setFleet(name, o, d)
+	case api.KindApp:
+		err = t.setApp(name, o, d)
+	case api.KindConfig:
+		var spec api.ConfigSpec
+		if err = decode(o.Spec, &spec); err == nil {
+			data := api.ConfigData{Env: spec.Env}
+			data.Files = toBytes(spec.Files)
+			t.setData(t.Configs, name, encode(data), t.usersOf(name, appConfigs), d)
+		}
+	case api.KindSecret:
+		var spec api.SecretSpec
+		if err = decode(o.Spec, &spec); err == nil {
+			t.setData(t.Secrets, name, encode(api.ConfigData{Files: toBytes(spec.Data)}), t.usersOf(name, appSecrets), d)
+		}
+	case api.KindDevice:
+		err = w.setDevice(t, o, d)
+	}
+	if err != nil {
+		return fmt.Errorf("read %s: %w", o.Key(), err)
+	}
+	return nil
+}
+
+func appSecrets(_ *api.FleetSpec, a *App) []string {
+	if a != nil {
+		return a.Secrets
+	}
+	return nil
+}
+
+func appConfigs(s *api.FleetSpec, a *App) []string {
+	if a != nil {
+		return a.Configs
+	}
+	return s.Configs
+}
+
+func decode(raw json.RawMessage, into any) error {
+	if len(raw) == 0 {
+		return nil
+	}
+	return json.Unmarshal(raw, into)
+}
+
+func toBytes(m map[string]string) map[string][]byte {
+	if m == nil {
+		return nil
+	}
+	out := make(map[string][]byte, len(m))
+	for k, v := range m {
+		out[k] = []byte(v)
+	}
+	return out
+}
+
+func (t *tenant) setFleet(name string, o *api.Object, d dirty) error {
+	spec := &api.FleetSpec{}
+	if err := decode(o.Spec, spec); err != nil {
+		return err
+	}
+	old := t.Fleets[name]
+	if old != nil && reflect.DeepEqual(old, spec) {
+		return nil
+	}
+	t.Fleets[name] = spec
+	d.where(t, func(e *entry) bool {
+		return old != nil && old.Selector.Matches(e.Labels) || spec.Selector.Matches(e.Labels)
+	})
+	return nil
+}
+
+func (t *tenant) setApp(name string, o *api.Object, d dirty) error {
+	var status api.AppObjectStatus
+	if err := decode(o.Status, &status); err != nil {
+		return err
+	}
+	var app *App
+	if status.Bundle != "" {
+		app = &App{Refs: []manifest.Ref{{Repo: status.Repo, Digest: status.Bundle, Size: status.Size}}, Configs: status.Configs, Secrets: status.Secrets}
+		for _, i := range status.Images {
+			app.Refs = append(app.Refs, manifest.Ref{Repo: i.Repo, Digest: i.Digest, Size: i.Size})
+		}
+	}
+	if reflect.DeepEqual(t.Apps[name], app) {
+		return nil
+	}
+	t.Apps[name] = app
+	t.touchFleets(func(s *api.FleetSpec) bool { return slices.Contains(s.Apps, name) }, d)
+	return nil
+}
+
+// usersOf tells whether a fleet uses an object, by itself or through its apps.
+func (t *tenant) usersOf(name string, names func(*api.FleetSpec, *App) []string) func(*api.FleetSpec) bool {
+	return func(s *api.FleetSpec) bool {
+		if slices.Contains(names(s, nil), name) {
+			return true
+		}
+		for _, app := range s.Apps {
+			if a := t.Apps[app]; a != nil && slices.Contains(names(s, a), name) {
+				return true
+			}
+		}
+		return false
+	}
+}
+
+func (t *tenant) setData(in map[string][]byte, name string, data []byte, users func(*api.FleetSpec) bool, d dirty) {
+	if old, ok := in[name]; ok && string(old) == string(data) {
+		return
+	}
+	in[name] = data
+	t.touchFleets(users, d)
+}
+
+func (t *tenant) touchFleets(which func(*api.FleetSpec) bool, d dirty) {
+	for _, s := range t.Fleets {
+		if which(s) {
+			d.where(t, func(e *entry) bool { return s.Selector.Matches(e.Labels) })
+		}
+	}
+}
+
+func (w *worlds) setDevice(t *tenant, o *api.Object, d dirty) error {
+	next := Device{Tenant: o.Metadata.Tenant, Name: o.Metadata.Name, Labels: o.Metadata.Labels}
+	if err := decode(o.Spec, &next.Spec); err != nil {
+		return err
+	}
+	e := t.devices[next.Name]
+	if e == nil {
+		var status api.DeviceStatus
+		if err := decode(o.Status, &status); err != nil {
+			return err
+		}
+		if status.ID.IsZero() {
+			return nil // not enrolled: nothing to render for
+		}
+		e = w.byID[status.ID] // its manifest may be known from an earlier run
+		if e == nil {
+			e = &entry{}
+			w.byID[status.ID] = e
+		}
+		next.ID = status.ID
+		e.Device, t.devices[next.Name] = next, e
+		d[e] = true
+		return nil
+	}
+	next.ID = e.ID
+	if !maps.Equal(e.Labels, next.Labels) || !reflect.DeepEqual(e.Spec, next.Spec) {
+		e.Device = next
+		d[e] = true
+	}
+	return nil
+}
+
+// unset takes an object out and adds the devices that this concerns. A device that goes
+// is returned.
+func (w *worlds) unset(key api.Key, d dirty) *entry {
+	t := w.tenant(key.Tenant)
+	switch key.Kind {
+	case api.KindFleet:
+		if old := t.Fleets[key.Name]; old != nil {
+			delete(t.Fleets, key.Name)
+			d.where(t, func(e *entry) bool { return old.Selector.Matches(e.Labels) })
+		}
+	case api.KindApp:
+		delete(t.Apps, key.Name)
+		t.touchFleets(func(s *api.FleetSpec) bool { return slices.Contains(s.Apps, key.Name) }, d)
+	case api.KindConfig:
+		delete(t.Configs, key.Name)
+		t.touchFleets(t.usersOf(key.Name, appConfigs), d)
+	case api.KindSecret:
+		delete(t.Secrets, key.Name)
+		t.touchFleets(t.usersOf(key.Name, appSecrets), d)
+	case api.KindDevice:
+		if e := t.devices[key.Name]; e != nil {
+			delete(t.devices, key.Name)
+			delete(w.byID, e.ID)
+			delete(d, e)
+			return e
+		}
+	}
+	return nil
+}
