@@ -23,8 +23,9 @@ type Ack struct {
 	Generation uint64
 	// Time is the core's clock in Unix seconds.
 	Time int64
-	// StateSeq is the newest of the device's state changes that the core committed.
-	StateSeq uint64
+	// StateEpoch and StateSeq name the newest of the device's state changes that the
+	// core committed.
+	StateEpoch, StateSeq uint64
 	// Explicit acknowledgements carry Hash. A short one is signed over it, and only a
 	// device with the same chain can verify it.
 	Explicit bool
@@ -40,6 +41,7 @@ type wireAck struct {
 	Unsafe     uint64 // Acked - Safe
 	Generation uint64
 	Time       int64
+	StateEpoch uint64
 	StateSeq   uint64
 }
 
@@ -58,7 +60,7 @@ func SealAck(sign Signer, dev api.DeviceID, a Ack) ([]byte, error) {
 		return nil, fmt.Errorf("%w: safe %d past acknowledged %d", ErrMalformed, a.Safe, a.Acked)
 	}
 	w := wireAck{Version: Version, CoreEpoch: a.CoreEpoch, SpoolEpoch: a.SpoolEpoch, Acked: a.Acked,
-		Unsafe: a.Acked - a.Safe, Generation: a.Generation, Time: a.Time, StateSeq: a.StateSeq}
+		Unsafe: a.Acked - a.Safe, Generation: a.Generation, Time: a.Time, StateEpoch: a.StateEpoch, StateSeq: a.StateSeq}
 	if a.Explicit {
 		w.Hash = a.Hash[:]
 	}
@@ -89,7 +91,7 @@ func OpenAck(verify Verifier, raw []byte, dev api.DeviceID, chainAt func(epoch, 
 		return nil, fmt.Errorf("%w: acknowledgement version %d of %d", ErrMalformed, w.Version, w.Acked)
 	}
 	a := &Ack{CoreEpoch: w.CoreEpoch, SpoolEpoch: w.SpoolEpoch, Acked: w.Acked, Safe: w.Acked - w.Unsafe,
-		Generation: w.Generation, Time: w.Time, StateSeq: w.StateSeq, Explicit: len(w.Hash) != 0}
+		Generation: w.Generation, Time: w.Time, StateEpoch: w.StateEpoch, StateSeq: w.StateSeq, Explicit: len(w.Hash) != 0}
 	if a.Explicit {
 		copy(a.Hash[:], w.Hash)
 	} else if w.Acked != 0 {
