@@ -43,7 +43,6 @@ type wireAck struct {
 	Time       int64
 	StateEpoch uint64
 	StateSeq   uint64
-	StateEpoch uint64
 }
 
 func ackAAD(dev api.DeviceID, h Hash, explicit bool) []byte {
@@ -61,7 +60,7 @@ func SealAck(sign Signer, dev api.DeviceID, a Ack) ([]byte, error) {
 		return nil, fmt.Errorf("%w: safe %d past acknowledged %d", ErrMalformed, a.Safe, a.Acked)
 	}
 	w := wireAck{Version: Version, CoreEpoch: a.CoreEpoch, SpoolEpoch: a.SpoolEpoch, Acked: a.Acked,
-		Unsafe: a.Acked - a.Safe, Generation: a.Generation, Time: a.Time, StateEpoch: a.StateEpoch, StateSeq: a.StateSeq, StateEpoch: a.StateEpoch}
+		Unsafe: a.Acked - a.Safe, Generation: a.Generation, Time: a.Time, StateEpoch: a.StateEpoch, StateSeq: a.StateSeq}
 	if a.Explicit {
 		w.Hash = a.Hash[:]
 	}
@@ -92,7 +91,7 @@ func OpenAck(verify Verifier, raw []byte, dev api.DeviceID, chainAt func(epoch, 
 		return nil, fmt.Errorf("%w: acknowledgement version %d of %d", ErrMalformed, w.Version, w.Acked)
 	}
 	a := &Ack{CoreEpoch: w.CoreEpoch, SpoolEpoch: w.SpoolEpoch, Acked: w.Acked, Safe: w.Acked - w.Unsafe,
-		Generation: w.Generation, Time: w.Time, StateEpoch: w.StateEpoch, StateSeq: w.StateSeq, StateEpoch: w.StateEpoch, Explicit: len(w.Hash) != 0}
+		Generation: w.Generation, Time: w.Time, StateEpoch: w.StateEpoch, StateSeq: w.StateSeq, Explicit: len(w.Hash) != 0}
 	if a.Explicit {
 		copy(a.Hash[:], w.Hash)
 	} else if w.Acked != 0 {

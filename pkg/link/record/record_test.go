@@ -215,7 +215,7 @@ func TestAck(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a := Ack{CoreEpoch: rapid.Uint64().Draw(t, "core"), SpoolEpoch: 3, Acked: 12, Hash: own,
 			Safe: rapid.Uint64Range(0, 12).Draw(t, "safe"), Generation: rapid.Uint64().Draw(t, "gen"),
-			Time: rapid.Int64().Draw(t, "time"), StateSeq: rapid.Uint64().Draw(t, "state"), StateEpoch: rapid.Uint64().Draw(t, "state epoch"), StateEpoch: rapid.Uint64().Draw(t, "state epoch"), Explicit: rapid.Bool().Draw(t, "explicit")}
+			Time: rapid.Int64().Draw(t, "time"), StateSeq: rapid.Uint64().Draw(t, "state"), StateEpoch: rapid.Uint64().Draw(t, "state epoch"), Explicit: rapid.Bool().Draw(t, "explicit")}
 		raw, err := SealAck(By(key), dev, a)
 		if err != nil {
 			t.Fatal(err)
@@ -282,10 +282,10 @@ func TestGoldenBytes(t *testing.T) {
 			return raw, err
 		},
 		"ack-short.hex": func() ([]byte, error) {
-			return SealAck(tag, dev, Ack{CoreEpoch: 2, SpoolEpoch: 1764000000, Acked: 300, Safe: 250, Generation: 17, Time: 1764000900, StateEpoch: 3, StateSeq: 40, StateEpoch: 1764000000})
+			return SealAck(tag, dev, Ack{CoreEpoch: 2, SpoolEpoch: 1764000000, Acked: 300, Safe: 250, Generation: 17, Time: 1764000900, StateEpoch: 3, StateSeq: 40})
 		},
 		"ack-explicit.hex": func() ([]byte, error) {
-			return SealAck(tag, dev, Ack{CoreEpoch: 2, SpoolEpoch: 1764000000, Acked: 300, Safe: 250, Generation: 17, Time: 1764000900, StateEpoch: 3, StateSeq: 40, StateEpoch: 1764000000, Explicit: true, Hash: Hash{1, 2, 3}})
+			return SealAck(tag, dev, Ack{CoreEpoch: 2, SpoolEpoch: 1764000000, Acked: 300, Safe: 250, Generation: 17, Time: 1764000900, StateEpoch: 3, StateSeq: 40, Explicit: true, Hash: Hash{1, 2, 3}})
 		},
 	} {
 		got, err := make()
