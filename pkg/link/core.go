@@ -1,0 +1,259 @@
+package link
+
+import (
+	"crypto"
+	"fmt"
+	"slices"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/link/record"
+	"tributary.dev/tributary/pkg/manifest"
+)
+
+// Core is the root of the tree. It believes nothing that a device has not signed or
+// authenticated, and keeps in memory only what it compares: versions, attachments and
+// manifests.
+type Core struct {
+	node
+	keys CoreKeys
+	// answer is which devices want an acknowledgement, and whether an explicit one.
+	answer map[api.DeviceID]bool
+}
+
+// CoreConfig is what the core's end of the link is made of.
+type CoreConfig struct {
+	Config
+	// Epoch orders everything that the core signs; a restored core begins a higher one.
+	Epoch uint64
+	Store CoreStore
+	Keys  CoreKeys
+}
+
+// NewCore makes the root of what its store holds. Manifests are not in the store:
+// Publish each device's newest before the children come.
+func NewCore(now time.Time, c CoreConfig) (*Core, error) {
+	k := &Core{node: newNode(api.DeviceID{}, c.Config), keys: c.Keys, answer: map[api.DeviceID]bool{}}
+	k.coreEpoch, k.path = c.Epoch, true
+	k.keyOf = func(id api.DeviceID) crypto.PublicKey {
+		if pub, ok := c.Keys.Device(id); ok {
+			return pub
+		}
+		return nil
+	}
+	k.verify, k.onState, k.onAttach, k.onAbsent, k.onGone = c.Keys.Verify, k.stateIn, k.attachIn, k.presence, k.presence
+	k.onBatch = k.batchIn
+	k.onAsk = func(_ time.Time, id api.DeviceID, _ []byte) { k.answer[id] = true }
+	err := c.Store.Devices(func(d DeviceRow) error {
+		r := k.row(d.Device)
+		r.state = version{d.Epoch, d.Seq}
+		if d.Attachment == nil {
+			return nil
+		}
+		a, err := peekAttachment(d.Attachment)
+		if err != nil {
+			return fmt.Errorf("stored attachment of %s: %w", d.Device, err)
+		}
+		r.absent = a.Parent == k.self
+		k.attach(r, a)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load devices: %w", err)
+	}
+	return k, nil
+}
+
+// Publish puts a device's manifest in force. One that is not newer is ignored. tombs are
+// the removals as manifest.Since wants them; they may be nil.
+func (k *Core) Publish(now time.Time, s *manifest.Signed, tombs map[string]uint64) {
+	r := k.row(s.Manifest.Device)
+	v := version{s.Manifest.Epoch, s.Manifest.Generation}
+	if !v.newer(r.man.version) {
+		return
+	}
+	if len(tombs) == 0 {
+		tombs = map[string]uint64{manifest.Floor: v.seq}
+		if r.man.epoch == v.epoch {
+			tombs[manifest.Floor] = r.man.seq
+		}
+	}
+	k.publish(now, r, v, s.Raw, tombs)
+	if r.claim == v {
+		r.man.past = []published{{v, 0}} // the device had it before this core came up
+	}
+	if !r.claim.newer(v) {
+		r.claim = version{}
+	}
+}
+
+// Command sends a signed command towards a device. It fails with api.Unavailable when
+// there is no way just now; nothing is kept for later.
+func (k *Core) Command(id api.DeviceID, raw []byte) error {
+	if !k.passDown(id, steer, putBytes(putID(putMessage(nil, downCommand, 2), id), raw)) {
+		return &api.Error{Code: api.Unavailable, Message: "device " + id.String() + " is not reachable", Remedy: "see `edgectl get devices` for when it was last seen"}
+	}
+	return nil
+}
+
+// Forget drops a retired device: what it sends from now on is foreign.
+func (k *Core) Forget(now time.Time, id api.DeviceID) {
+	r := k.rows[id]
+	if r == nil {
+		return
+	}
+	for _, b := range k.below(id) {
+		b.orphan = b.id != id
+		k.tell(b, false)
+	}
+	if r.att.Parent == k.self {
+		k.eff.Kick = append(k.eff.Kick, id)
+		k.eff.Retain = append(k.eff.Retain, Retained{id, nil})
+	}
+	k.drop(r)
+	delete(k.dirty, id)
+	delete(k.answer, id)
+}
+
+// Reachable reports whether the way to a device is open as far as is known.
+func (k *Core) Reachable(id api.DeviceID) bool {
+	r := k.rows[id]
+	return r != nil && r.online
+}
+
+func (k *Core) stateIn(now time.Time, r *row, v version, full bool, entries []Entry) {
+	key, ok := k.keys.StateKey(r.id)
+	if !ok {
+		k.warn(now, "unknown-device", api.Degraded, "device "+r.id.String()+" has no state key")
+		return
+	}
+	ch := StateChange{Device: r.id, Epoch: v.epoch, Seq: v.seq, Full: full}
+	for _, e := range entries {
+		if StateMAC(key, r.id, v.epoch, &e) == e.MAC {
+			ch.Entries = append(ch.Entries, e)
+			continue
+		}
+		k.warn(now, "bad-mac", api.Critical, fmt.Sprintf("reported key %q of device %s was altered on its way", e.Key, r.id))
+		ch.Quarantined = append(ch.Quarantined, e)
+	}
+	r.state = v
+	k.eff.State = append(k.eff.State, ch)
+}
+
+func (k *Core) attachIn(now time.Time, r *row) {
+	k.eff.State = append(k.eff.State, StateChange{Device: r.id, Epoch: r.state.epoch, Seq: r.state.seq, Attachment: r.att.Raw, Parent: r.att.Parent})
+	k.presence(now, r)
+}
+
+// presence tells who came and went with a row.
+func (k *Core) presence(_ time.Time, r *row) {
+	if r.orphan {
+		k.tell(r, false)
+		return
+	}
+	for _, b := range k.below(r.id) {
+		k.tell(b, k.reaches(b.id))
+	}
+}
+
+func (k *Core) tell(r *row, online bool) {
+	if r.online != online {
+		r.online = online
+		k.eff.Online = append(k.eff.Online, Presence{r.id, online})
+	}
+}
+
+func (k *Core) reaches(id api.DeviceID) bool {
+	for range MaxDepth {
+		r := k.rows[id]
+		if r == nil || r.absent || r.orphan || r.att.Counter == 0 {
+			return false
+		}
+		if r.att.Parent == k.self {
+			return true
+		}
+		id = r.att.Parent
+	}
+	return false
+}
+
+func (k *Core) batchIn(now time.Time, r *row, raw, _ []byte) {
+	pub, ok := k.keys.Device(r.id)
+	if !ok {
+		return
+	}
+	k.eff.Batches = append(k.eff.Batches, BatchIn{r.id, pub, slices.Clone(raw)})
+	if k.cfg.Faults.AckBeforeCommit {
+		if h, err := record.Peek(raw); err == nil {
+			k.acknowledge(now, r.id, Position{SpoolEpoch: h.Epoch, Acked: h.Last}, true)
+		}
+	}
+}
+
+// Counted takes what the store made of batches, and answers their devices.
+func (k *Core) Counted(now time.Time, in []BatchIn, results []BatchResult) {
+	last := map[api.DeviceID]Position{}
+	var order []api.DeviceID
+	for i, res := range results {
+		id := in[i].Device
+		if res.Verdict == Refused {
+			k.warn(now, "bad-batch", api.Degraded, fmt.Sprintf("records of device %s were refused: %s", id, res.Detail))
+			continue
+		}
+		if res.Verdict == Fork {
+			k.warn(now, "record-fork", api.Critical, fmt.Sprintf("device %s has two histories of records: %s", id, res.Detail))
+		}
+		if _, seen := last[id]; !seen {
+			order = append(order, id)
+		}
+		last[id] = res.Position
+		k.answer[id] = k.answer[id] || res.Verdict != Accepted
+	}
+	for _, id := range order {
+		k.acknowledge(now, id, last[id], k.answer[id])
+		delete(k.answer, id)
+	}
+}
+
+// Asked lists devices that want an acknowledgement though they sent no records. The
+// caller looks their positions up and calls Answer.
+func (k *Core) Asked() []api.DeviceID {
+	var out []api.DeviceID
+	for id := range k.answer {
+		out = append(out, id)
+	}
+	clear(k.answer)
+	slices.SortFunc(out, func(a, b api.DeviceID) int { return slices.Compare(a[:], b[:]) })
+	return out
+}
+
+// Answer sends a device an acknowledgement that stands by itself.
+func (k *Core) Answer(now time.Time, id api.DeviceID, p Position) { k.acknowledge(now, id, p, true) }
+
+func (k *Core) acknowledge(now time.Time, id api.DeviceID, p Position, explicit bool) {
+	r := k.rows[id]
+	if r == nil {
+		return
+	}
+	a := record.Ack{CoreEpoch: k.coreEpoch, SpoolEpoch: p.SpoolEpoch, Acked: p.Acked, Hash: p.Hash, Safe: p.Safe, Time: k.cfg.Wall(now),
+		StateEpoch: r.state.epoch, StateSeq: r.state.seq, Explicit: explicit}
+	if r.man.epoch == k.coreEpoch {
+		a.Generation = r.man.seq
+	}
+	raw, err := record.SealAck(k.keys.Sign, id, a)
+	if err != nil {
+		k.warn(now, "signing", api.Critical, err.Error())
+		return
+	}
+	k.passDown(id, records, putBytes(putID(putMessage(nil, downAck, 2), id), raw))
+}
+
+// Warnings lists what is wrong, by name.
+func (k *Core) Warnings() []api.Warning { return sortedWarnings(k.warnings) }
+
+// Tick does what is due.
+func (k *Core) Tick(now time.Time) {
+	k.wake = time.Time{}
+	k.tickChildren(now)
+	k.flushManifests(now)
+}

@@ -1,0 +1,429 @@
+package link
+
+import (
+	"bytes"
+	"cmp"
+	"crypto"
+	"fmt"
+	"slices"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// node is what a relay and the core have in common: the parent's side of the link to
+// each child. What they do differently hangs in its hooks.
+type node struct {
+	tree
+	cfg      Config
+	children map[api.DeviceID]*child
+	eff      Effects
+	out      map[api.DeviceID]*outbox
+	up       outbox
+	stats    Stats
+	warnings map[string]api.Warning
+	wake     time.Time
+
+	downFeed  uint64 // names our down feed; a restart begins another
+	downPos   uint64
+	dirty     map[api.DeviceID]struct{} // rows with manifests not yet sent on
+	walks     uint64
+	path      bool // there is a way to the core
+	coreEpoch uint64
+
+	keyOf    func(id api.DeviceID) crypto.PublicKey
+	verify   func(pub crypto.PublicKey, cose, aad []byte) ([]byte, error)
+	onState  func(now time.Time, r *row, v version, full bool, entries []Entry)
+	onAttach func(now time.Time, r *row)
+	onAbsent func(now time.Time, r *row)
+	onGone   func(now time.Time, r *row)
+	onBatch  func(now time.Time, r *row, raw, msg []byte)
+	onAsk    func(now time.Time, id api.DeviceID, msg []byte)
+	// The core leaves these out.
+	takeManifest func(now time.Time, b []byte, fromParent bool)
+	certificate  func(id api.DeviceID, der []byte) bool
+	onNeed       func(now time.Time, id api.DeviceID, have version)
+	onRouted     func(now time.Time, msg []byte)
+}
+
+func newNode(self api.DeviceID, cfg Config) node {
+	cfg = cfg.withDefaults()
+	return node{tree: newTree(self), cfg: cfg, children: map[api.DeviceID]*child{}, out: map[api.DeviceID]*outbox{},
+		warnings: map[string]api.Warning{}, dirty: map[api.DeviceID]struct{}{}, downFeed: cfg.Rand() >> 32}
+}
+
+// due asks for a tick at t at the latest.
+func (n *node) due(t time.Time) {
+	if n.wake.IsZero() || t.Before(n.wake) {
+		n.wake = t
+	}
+}
+
+// Next is when the party wants its next Tick; zero means not at all.
+func (n *node) Next() time.Time { return n.wake }
+
+// Stats returns the counters so far.
+func (n *node) Stats() Stats { return n.stats }
+
+func (n *node) toChild(id api.DeviceID, p priority, msg []byte, reliable bool) {
+	o := n.out[id]
+	if o == nil {
+		o = &outbox{}
+		n.out[id] = o
+	}
+	o.add(p, msg, reliable)
+	if o.size() >= chunk {
+		n.closeDown(id, o)
+	}
+}
+
+func (n *node) toParent(p priority, msg []byte, reliable bool) {
+	n.up.add(p, msg, reliable)
+	if n.up.size() >= chunk {
+		n.closeUp()
+	}
+}
+
+func (n *node) closeDown(id api.DeviceID, o *outbox) {
+	if f, body := o.take(); body != nil {
+		if msgs, err := splitBody(body); err == nil {
+			count(&n.stats.DownOut, downClass, msgs, len(f.Bytes))
+		}
+		n.eff.Down = append(n.eff.Down, DownFrame{id, f})
+	}
+}
+
+func (n *node) closeUp() {
+	if f, body := n.up.take(); body != nil {
+		if msgs, err := splitBody(body); err == nil {
+			count(&n.stats.UpOut, upClass, msgs, len(f.Bytes))
+		}
+		n.eff.Up = append(n.eff.Up, f)
+	}
+}
+
+// Take returns what the inputs since the last Take want done.
+func (n *node) Take() Effects {
+	ids := make([]api.DeviceID, 0, len(n.out))
+	for id := range n.out {
+		ids = append(ids, id)
+	}
+	slices.SortFunc(ids, func(a, b api.DeviceID) int { return bytes.Compare(a[:], b[:]) })
+	for _, id := range ids {
+		n.closeDown(id, n.out[id])
+	}
+	clear(n.out)
+	n.closeUp()
+	eff := n.eff
+	n.eff = Effects{}
+	return eff
+}
+
+func (n *node) sortedChildren() []*child {
+	out := make([]*child, 0, len(n.children))
+	for _, c := range n.children {
+		out = append(out, c)
+	}
+	slices.SortFunc(out, func(a, b *child) int { return bytes.Compare(a.id[:], b.id[:]) })
+	return out
+}
+
+// warn raises or renews a named warning.
+func (n *node) warn(now time.Time, name string, s api.Severity, msg string) {
+	w, there := n.warnings[name]
+	if !there {
+		w = api.Warning{Name: name, Severity: s, Since: n.cfg.Wall(now)}
+		n.cfg.Log.Warn(msg, "warning", name)
+	}
+	w.Message = msg
+	n.warnings[name] = w
+}
+
+func sortedWarnings(ws map[string]api.Warning) []api.Warning {
+	out := make([]api.Warning, 0, len(ws))
+	for _, w := range ws {
+		out = append(out, w)
+	}
+	slices.SortFunc(out, func(a, b api.Warning) int { return cmp.Compare(a.Name, b.Name) })
+	return out
+}
+
+func (n *node) refuse(now time.Time, from api.DeviceID, what string, err error) {
+	n.stats.Refused++
+	n.warn(now, "bad-frame", api.Degraded, fmt.Sprintf("%s from %s refused: %v", what, from, err))
+}
+
+// group takes one device's news: live ones of a feed that has no gap, or (patch) all
+// entries after a number that we named.
+func (n *node) group(now time.Time, c *child, r *reader, patch bool) {
+	fixed := 3
+	k := r.array()
+	id, v := r.id(), version{r.uint(), r.uint()}
+	from := uint64(0)
+	if patch {
+		from, fixed = r.uint(), 4
+	}
+	if k < fixed || k-fixed > MaxEntries {
+		r.fail("bad group")
+	}
+	var entries []Entry
+	for range k - fixed {
+		if r.err != nil {
+			return
+		}
+		entries = append(entries, r.entry(v.seq))
+	}
+	if r.err != nil || !n.mine(now, c, id, "state") {
+		return
+	}
+	row := n.rows[id]
+	if !v.newer(row.state) {
+		return
+	}
+	full := v.epoch > row.state.epoch || patch && from == 0
+	if !full {
+		if patch && from > row.state.seq {
+			return
+		}
+		entries = slices.DeleteFunc(entries, func(e Entry) bool { return e.Seq <= row.state.seq })
+	}
+	slices.SortFunc(entries, func(a, b Entry) int { return int(a.Seq) - int(b.Seq) })
+	n.onState(now, row, v, full, entries)
+}
+
+// stateFrame takes live news when they follow on what is here, and asks for what is
+// missing when not.
+func (n *node) stateFrame(now time.Time, c *child, m *message) {
+	from, count := m.r.uint(), m.r.uint()
+	if m.r.err != nil {
+		return
+	}
+	if !c.followed {
+		return // a walk is on its way, or the next beat starts one
+	}
+	if from > c.cursor {
+		n.askSince(now, c)
+		return
+	}
+	for i := 2; i < m.fields && m.r.err == nil; i++ {
+		n.group(now, c, &m.r, false)
+	}
+	if m.r.err == nil {
+		c.cursor = max(c.cursor, from+count)
+	}
+}
+
+// waiting is an attachment that cannot be checked yet.
+type waiting struct {
+	raw   []byte
+	claim *claimed
+}
+
+// attachItem takes one attachment, with what the child has of the device when it is new
+// to it.
+func (n *node) attachItem(now time.Time, c *child, r *reader) {
+	k := r.array()
+	w := waiting{raw: bytes.Clone(r.bytes(512))}
+	if k >= 5 {
+		w.claim = &claimed{state: version{r.uint(), r.uint()}, man: version{r.uint(), r.uint()}}
+		k -= 4
+	}
+	r.rest(max(k-1, 0))
+	if r.err == nil {
+		n.attachRaw(now, c, w)
+	}
+}
+
+func (n *node) attachRaw(now time.Time, c *child, w waiting) {
+	a, err := peekAttachment(w.raw)
+	if err != nil {
+		n.refuse(now, c.id, "attachment", err)
+		return
+	}
+	pub := n.keyOf(a.Device)
+	if pub == nil {
+		if n.certificate == nil {
+			n.warn(now, "unknown-device", api.Degraded, "device "+a.Device.String()+" is not known or not approved")
+		} else if len(c.waiting) < maxWaiting {
+			if c.waiting == nil {
+				c.waiting = map[api.DeviceID]waiting{}
+			}
+			c.waiting[a.Device] = w
+			n.toChild(c.id, steer, putID(putMessage(nil, downCerts, 1), a.Device), false)
+		}
+		return
+	}
+	if a, err = openAttachment(n.verify, pub, w.raw); err != nil {
+		n.refuse(now, c.id, "attachment", err)
+		return
+	}
+	n.accept(now, c, a, w.claim)
+}
+
+func (n *node) certFrame(now time.Time, c *child, der []byte) {
+	if n.certificate == nil {
+		return
+	}
+	for id, w := range c.waiting {
+		if n.certificate(id, bytes.Clone(der)) {
+			delete(c.waiting, id)
+			n.attachRaw(now, c, w)
+			return
+		}
+	}
+}
+
+// accept hangs a device where it says it is attached. The highest counter wins, and the
+// way to its parent must be through the child that says so.
+func (n *node) accept(now time.Time, c *child, a Attachment, claim *claimed) {
+	r := n.row(a.Device)
+	switch {
+	case a.Counter < r.att.Counter:
+		n.toChild(c.id, state, putBytes(putMessage(nil, downMoved, 1), r.att.Raw), true)
+		return
+	case a.Counter == r.att.Counter && a.Parent != r.att.Parent:
+		n.warn(now, "cloned-device", api.Critical, "device "+a.Device.String()+" is attached twice under one number: its key was copied")
+		return
+	}
+	through, ok := a.Device, a.Parent == n.self
+	if !ok {
+		through, ok = n.via(a.Parent)
+	}
+	if !ok || through != c.id {
+		n.warn(now, "foreign-frame", api.Degraded, "child "+c.id.String()+" sent the attachment of "+a.Device.String()+" to another parent")
+		n.stats.Refused++
+		return
+	}
+	old, had := n.via(a.Device)
+	if a.Counter > r.att.Counter || r.orphan {
+		n.attach(r, a)
+		r.absent = false
+		if o := n.children[old]; had && old != c.id && o != nil && o.greeted {
+			n.toChild(old, state, putBytes(putMessage(nil, downMoved, 1), a.Raw), true)
+		}
+		if a.Parent == n.self && r.man.raw != nil {
+			n.eff.Retain = append(n.eff.Retain, Retained{r.id, r.man.raw})
+		}
+		n.onAttach(now, r)
+	}
+	if claim != nil {
+		b := putArray(putMessage(nil, downWant, 1), 3)
+		n.toChild(c.id, state, putUint(putUint(putID(b, r.id), r.state.epoch), r.state.seq), false)
+		n.reconcile(now, c, r, *claim)
+	} else if cl, ok := c.claims[r.id]; ok {
+		delete(c.claims, r.id)
+		n.reconcile(now, c, r, cl)
+	}
+}
+
+// reconcile compares what a child has of a device with what is here.
+func (n *node) reconcile(_ time.Time, c *child, r *row, cl claimed) {
+	if have := r.stateVersion(); have.newer(cl.state) {
+		b := putArray(putMessage(nil, downAhead, 1), 3)
+		n.toChild(c.id, state, putUint(putUint(putID(b, r.id), have.epoch), have.seq), false)
+	}
+	switch {
+	case r.man.newer(cl.man):
+		n.give(c, r, cl.man)
+	case cl.man.newer(r.manifestVersion()):
+		r.claim = cl.man
+		fallthrough
+	case r.claim == cl.man && r.claim.newer(r.man.version):
+		if n.takeManifest != nil {
+			n.toChild(c.id, state, putID(putMessage(nil, downGive, 1), r.id), false)
+		}
+	}
+}
+
+// Flags of one want in an answer to rows.
+const (
+	wantAttachment = 1 << 0
+	wantSince      = 1 << 1 // followed by how many numbers back
+	wantAll        = 1 << 2
+)
+
+// rowsFrame takes rows of a walk and answers with what is wanted of them.
+func (n *node) rowsFrame(now time.Time, c *child, r *reader) {
+	walk, pos, frame, last := r.uint(), r.uint(), r.uint(), r.uint()
+	claims, err := readClaims(r.bytes(MaxBody))
+	if r.err != nil || err != nil || walk != c.walk {
+		return
+	}
+	if c.seen == nil {
+		c.seen, c.claims = map[api.DeviceID]bool{}, map[api.DeviceID]claimed{}
+	}
+	c.frames++
+	c.walkAt = now
+	var wants, certs []byte
+	nextIndex, unknown := 0, 0
+	for i, cl := range claims {
+		c.seen[cl.id] = true
+		flags, back := n.compare(now, c, cl)
+		if flags == 0 {
+			continue
+		}
+		wants = append(putUvarint(wants, uint64(i-nextIndex)), flags)
+		nextIndex = i + 1
+		if flags&wantSince != 0 {
+			wants = putUvarint(wants, back)
+		}
+		if flags&wantAttachment != 0 && n.certificate != nil && n.keyOf(cl.id) == nil {
+			certs = putID(certs, cl.id)
+			unknown++
+		}
+	}
+	if unknown > 0 {
+		n.toChild(c.id, steer, append(putMessage(nil, downCerts, unknown), certs...), false)
+	}
+	b := putUint(putUint(putMessage(nil, downWants, 3), walk), frame)
+	n.toChild(c.id, state, putBytes(b, wants), false)
+	if last == 0 {
+		return
+	}
+	if c.frames == frame+1 {
+		n.orphanUnseen(now, c)
+	}
+	c.cursor, c.followed, c.walk = pos, true, 0
+}
+
+// compare decides what is wanted of one row.
+func (n *node) compare(now time.Time, c *child, cl claimed) (flags byte, back uint64) {
+	r := n.rows[cl.id]
+	if r == nil {
+		r = &row{id: cl.id}
+	}
+	via, ok := n.via(cl.id)
+	switch {
+	case r.att.Counter > cl.counter:
+		n.toChild(c.id, state, putBytes(putMessage(nil, downMoved, 1), r.att.Raw), true)
+		return 0, 0
+	case r.att.Counter < cl.counter || !ok || via != c.id:
+		flags = wantAttachment
+		c.claims[cl.id] = cl
+	default:
+		n.reconcile(now, c, r, cl)
+	}
+	switch {
+	case !cl.state.newer(r.state):
+	case cl.state.epoch == r.state.epoch:
+		return flags | wantSince, cl.state.seq - r.state.seq
+	default:
+		return flags | wantAll, 0
+	}
+	return flags, 0
+}
+
+// orphanUnseen sets rows aside that the child no longer has: the devices show up again
+// by themselves when they live.
+func (n *node) orphanUnseen(now time.Time, c *child) {
+	for _, r := range n.below(c.id) {
+		if c.seen[r.id] || r.id == c.id {
+			continue
+		}
+		if b := bucketOf(r.id, c.bits); c.diff != nil && c.diff[b/8]&(1<<(b%8)) == 0 {
+			continue
+		}
+		r.orphan = true
+		n.onGone(now, r)
+	}
+}
