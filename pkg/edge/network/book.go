@@ -106,6 +106,9 @@ func (m *Manager) subnet(app, name string) (netip.Prefix, error) {
 }
 
 func firstAddress(res types.Result) (netip.Addr, error) {
+	if res == nil {
+		return netip.Addr{}, errors.New("network: no result is kept")
+	}
 	r, err := current.NewResultFromResult(res)
 	if err != nil {
 		return netip.Addr{}, err

@@ -100,21 +100,19 @@ func (m *Manager) Namespace(id string) string { return filepath.Join(m.cfg.Run, 
 func (m *Manager) Attach(ctx context.Context, r Request) (Result, error) {
 	var out Result
 	path := m.Namespace(r.ID)
-	made, err := makeNamespace(path)
-	if err != nil {
-		return out, err
-	}
-	if !made {
-		if had, err := m.cached(r); err == nil {
-			return had, nil
-		}
-		// A half-made attachment, e.g. by a power cut: begin anew.
+	had, err := m.cached(r)
+	switch there := isNamespace(path); {
+	case there && err == nil:
+		return had, nil
+	case there || err == nil:
+		// Half of an attachment, e.g. after a power cut with leases still on disk:
+		// begin anew, or host-local would refuse a second address.
 		if err := m.Detach(ctx, r); err != nil {
 			return out, err
 		}
-		if _, err := makeNamespace(path); err != nil {
-			return out, err
-		}
+	}
+	if _, err := makeNamespace(path); err != nil {
+		return out, err
 	}
 	for i, name := range r.Networks {
 		addr, err := m.join(ctx, r, i, name)

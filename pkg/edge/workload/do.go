@@ -17,6 +17,7 @@ import (
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/api/types/runc/options"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/mount"
@@ -167,8 +168,14 @@ func (m *Manager) record(ctx context.Context, id string, key serviceKey, want *w
 	if err != nil {
 		return err
 	}
+	// runc's own records lie with the device's other volatile things, not in the
+	// host's common place.
+	opts, err := typeurl.MarshalAny(&options.Options{Root: filepath.Join(m.cfg.Run, "runc")})
+	if err != nil {
+		return err
+	}
 	_, err = m.client.ContainerService().Create(ctx, containers.Container{
-		ID: id, Image: want.Image, Runtime: containers.RuntimeInfo{Name: m.cfg.Runtime},
+		ID: id, Image: want.Image, Runtime: containers.RuntimeInfo{Name: m.cfg.Runtime, Options: opts},
 		Spec: any, Snapshotter: m.cfg.Snapshotter, SnapshotKey: id,
 		Extensions: map[string]typeurl.Any{extService: serviceExtension(svc)},
 		Labels: map[string]string{

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
@@ -81,7 +82,12 @@ func (m *Manager) exec(ctx context.Context, id string, r ExecRequest) (int, erro
 	if r.TTY {
 		proc.Env = append(proc.Env, "TERM=xterm-256color")
 	}
-	opts := []cio.Opt{cio.WithFIFODir(filepath.Join(m.cfg.Run, "fifo")), cio.WithStreams(r.Stdin, orDiscard(r.Stdout), orDiscard(r.Stderr))}
+	stdin := &endingReader{r: r.Stdin, end: make(chan struct{})}
+	var in io.Reader
+	if r.Stdin != nil {
+		in = stdin
+	}
+	opts := []cio.Opt{cio.WithFIFODir(filepath.Join(m.cfg.Run, "fifo")), cio.WithStreams(in, orDiscard(r.Stdout), orDiscard(r.Stderr))}
 	if r.TTY {
 		opts = append(opts, cio.WithTerminal)
 	}
@@ -103,12 +109,17 @@ func (m *Manager) exec(ctx context.Context, id string, r ExecRequest) (int, erro
 		return 0, err
 	}
 	if r.Stdin == nil {
-		_ = p.CloseIO(ctx, containerd.WithStdinCloser)
+		close(stdin.end)
 	}
+	ended := stdin.end
 	for {
 		select {
 		case <-ctx.Done():
 			return 0, ctx.Err()
+		case <-ended:
+			// The shim holds the pipe open, too; only this lets the program see the end.
+			ended = nil
+			_ = p.CloseIO(ctx, containerd.WithStdinCloser)
 		case size, ok := <-r.Resize:
 			if !ok {
 				r.Resize = nil
@@ -121,6 +132,21 @@ func (m *Manager) exec(ctx context.Context, id string, r ExecRequest) (int, erro
 			return int(code), err
 		}
 	}
+}
+
+// endingReader tells when its reader has ended.
+type endingReader struct {
+	r    io.Reader
+	once sync.Once
+	end  chan struct{}
+}
+
+func (e *endingReader) Read(b []byte) (int, error) {
+	n, err := e.r.Read(b)
+	if err != nil {
+		e.once.Do(func() { close(e.end) })
+	}
+	return n, err
 }
 
 func orDiscard(w io.Writer) io.Writer {

@@ -14,6 +14,7 @@ import (
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/events"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 
 	"tributary.dev/tributary/pkg/api"
@@ -308,8 +309,29 @@ func (m *Manager) countExit(t *tracked) {
 	}
 	if t.in.Finished {
 		t.in.Failures++
-		key, code := t.in.Key, t.in.Exit
-		go m.event("app.exited", key.String(), "exit code "+strconv.Itoa(code))
+		m.exits = append(m.exits, exit{t.in.Key, t.in.ID, t.in.Exit})
+	}
+}
+
+// exit is a run that ended by itself and is not told of yet.
+type exit struct {
+	key  serviceKey
+	id   string
+	code int
+}
+
+// noteExits tells of runs that ended and keeps their exit codes with the container,
+// so that a task that was done is known to be done after a restart of the device.
+func (m *Manager) noteExits(ctx context.Context) {
+	m.mu.Lock()
+	list := m.exits
+	m.exits = nil
+	m.mu.Unlock()
+	for _, e := range list {
+		if err := m.label(ctx, e.id, map[string]string{labelExit: strconv.Itoa(e.code)}); err != nil && !errdefs.IsNotFound(err) {
+			m.cfg.Log.Warn("exit code cannot be kept", "container", e.id, "err", err)
+		}
+		m.event("app.exited", e.key.String(), "exit code "+strconv.Itoa(e.code))
 	}
 }
 
@@ -320,7 +342,7 @@ func (m *Manager) notify() {
 	}
 }
 
-// snapshot builds the world that plan sees. m.mu is held.
+// world builds the world that plan sees. m.mu is held.
 func (m *Manager) world() world {
 	w := world{Now: m.cfg.Now(), Apps: slices.Clone(m.want), Images: map[string]imageState{}, Rejected: m.rejected, LaunchFailed: m.launchErr, Busy: m.busy}
 	for i := range w.Apps {

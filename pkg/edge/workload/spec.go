@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"tributary.dev/tributary/pkg/api"
 )
@@ -174,7 +175,8 @@ func setLimits(spec *specs.Spec, s *api.Service) {
 		r.Pids = &specs.LinuxPids{Limit: &v}
 	}
 	// A service without its own limit gets a file limit that servers can live with.
-	spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 65536, Hard: 65536}}
+	files := fileLimit()
+	spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: files, Hard: files}}
 	for _, u := range s.Ulimits {
 		name := "RLIMIT_" + strings.ToUpper(u.Name)
 		spec.Process.Rlimits = slices.DeleteFunc(spec.Process.Rlimits, func(l specs.POSIXRlimit) bool { return l.Type == name })
@@ -184,6 +186,16 @@ func setLimits(spec *specs.Spec, s *api.Service) {
 	if len(s.Sysctls) > 0 {
 		spec.Linux.Sysctl = maps.Clone(s.Sysctls)
 	}
+}
+
+// fileLimit is 65,536, or what this process itself may have where that is less.
+func fileLimit() uint64 {
+	const want = 65536
+	var own unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &own); err != nil {
+		return 1024
+	}
+	return min(want, own.Max)
 }
 
 func setNetwork(spec *specs.Spec, b blueprint) {

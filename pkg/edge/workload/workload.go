@@ -100,6 +100,7 @@ type Manager struct {
 	active    map[serviceKey]string
 	warnings  map[string]api.Warning
 	users     map[string]userInfo
+	exits     []exit
 	swept     string // what was there when garbage was last collected
 }
 
