@@ -207,6 +207,10 @@ func (r *Roster) active(id api.DeviceID) (box, bool) {
 	return *b, true
 }
 
+// Refused reports whether a device is to be turned away: unknown, waiting for approval,
+// or retired.
+func (r *Roster) Refused(id api.DeviceID) bool { return !r.Active(id) }
+
 // ObjectOf names the Device object of an id.
 func (r *Roster) ObjectOf(id api.DeviceID) (api.Key, bool) {
 	r.mu.RLock()

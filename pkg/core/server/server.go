@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -17,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/store"
 )
 
@@ -40,10 +42,13 @@ type Config struct {
 	Devices Devices
 	// Ledger answers for records; nil leaves those routes out.
 	Ledger Ledger
+	// Streams opens logs, exec and the like; nil leaves those routes out.
+	Streams Streams
 	// Routes are the rooms' own.
 	Routes []Route
-	// Schema is the JSON Schema of all kinds, for editors; nil leaves it out.
-	Schema []byte
+	// Console is the web console, served at /; nil leaves it out. It checks on its own
+	// who looks (Authenticate), because it answers strangers with a page to log in.
+	Console http.Handler
 
 	Metrics *prometheus.Registry
 	Log     *slog.Logger
@@ -75,14 +80,16 @@ func New(cfg Config) *Server {
 	s.applyRoute()
 	s.recordRoutes()
 	s.deviceRoutes()
+	s.streamRoutes()
 	s.aboutRoutes()
 	s.mux.HandleFunc("GET /healthz", s.healthz)
 	s.mux.Handle("GET /metrics", s.guard(People, promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{})))
-	if cfg.Schema != nil {
-		s.mux.HandleFunc("GET /schemas/tributary.json", s.schema)
-	}
+	s.mux.HandleFunc("GET /schemas/{file}", s.schema)
 	for _, r := range cfg.Routes {
 		s.mux.Handle(r.Pattern, s.guard(r.Access, r.Handler))
+	}
+	if cfg.Console != nil {
+		s.mux.Handle("/", cfg.Console)
 	}
 	return s
 }
@@ -105,7 +112,20 @@ func (s *Server) healthz(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write([]byte("ok\n"))
 }
 
-func (s *Server) schema(w http.ResponseWriter, _ *http.Request) {
+// schema serves the JSON Schema of one kind, or of all (tributary.json), for editors.
+func (s *Server) schema(w http.ResponseWriter, r *http.Request) {
+	name := strings.TrimSuffix(r.PathValue("file"), ".json")
+	var b []byte
+	var err error
+	if name == "tributary" {
+		b, err = api.CombinedSchema()
+	} else {
+		b, err = api.Schema(name)
+	}
+	if err != nil {
+		WriteError(w, err)
+		return
+	}
 	w.Header().Set("Content-Type", "application/schema+json")
-	_, _ = w.Write(s.cfg.Schema)
+	_, _ = w.Write(b)
 }

@@ -1,0 +1,21 @@
+// Puts each new picture of the tree in place, and keeps what the reader has folded.
+"use strict";
+const view = document.getElementById("view");
+const link = document.getElementById("link");
+const folded = new Set();
+
+view.addEventListener("toggle", (e) => {
+  if (e.target.open) folded.delete(e.target.id);
+  else folded.add(e.target.id);
+}, true);
+
+const source = new EventSource("/console/live");
+source.addEventListener("view", (e) => {
+  view.innerHTML = JSON.parse(e.data);
+  for (const id of folded) {
+    const d = document.getElementById(id);
+    if (d) d.open = false;
+  }
+});
+source.onopen = () => { link.textContent = "live"; link.className = "link"; };
+source.onerror = () => { link.textContent = "reconnecting"; link.className = "link down"; };
