@@ -23,9 +23,16 @@ type bench struct {
 // benches run in this order. A figure's name starts with its bench's name.
 var benches = []bench{
 	{"footprint", benchFootprint},
+	{"wan", benchWan},
 }
 
 func main() {
+	if config := os.Getenv(wanRelay); config != "" {
+		if err := runWanRelay(config); err != nil {
+			fmt.Fprintln(os.Stderr, "bench: wan's relay:", err)
+		}
+		os.Exit(1) // it ends by a kill or by an error
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := runBenches(ctx, os.Args[1:]); err != nil {
