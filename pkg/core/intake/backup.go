@@ -1,0 +1,78 @@
+package intake
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// Watermark tells up to which record of each device a copy of the ledger counts.
+type Watermark map[api.DeviceID]struct{ Epoch, Acked uint64 }
+
+// BackupTo writes a consistent copy of the ledger to a new file, while others write,
+// and tells what it counts. When the whole backup is safe, pass that to MarkSafe.
+func (s *Store) BackupTo(ctx context.Context, path string) (Watermark, error) {
+	if _, err := s.read.ExecContext(ctx, "VACUUM INTO ?", path); err != nil {
+		return nil, fmt.Errorf("copy the ledger: %w", err)
+	}
+	return ReadWatermark(ctx, path)
+}
+
+// ReadWatermark reads what a copy of the ledger counts.
+func ReadWatermark(ctx context.Context, path string) (_ Watermark, err error) {
+	db, err := openDB(path, 1)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	rows, err := db.QueryContext(ctx, `SELECT device, epoch, acked FROM devices`)
+	if err != nil {
+		return nil, fmt.Errorf("read the copy of the ledger: %w", err)
+	}
+	defer rows.Close()
+	w := make(Watermark)
+	for rows.Next() {
+		var id []byte
+		var epoch, acked int64
+		if err := rows.Scan(&id, &epoch, &acked); err != nil {
+			return nil, err
+		}
+		var device api.DeviceID
+		copy(device[:], id)
+		w[device] = struct{ Epoch, Acked uint64 }{uint64(epoch), uint64(acked)}
+	}
+	return w, rows.Err()
+}
+
+// MarkSafe notes that a backup holds what w counts: devices may forget it. It may be
+// called again, and with an older watermark. It returns the devices whose position
+// moved; they should be told.
+func (s *Store) MarkSafe(ctx context.Context, w Watermark) (moved []api.DeviceID, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	touched := make(map[api.DeviceID]*device)
+	err = s.inTx(ctx, func(tx *sql.Tx) error {
+		for id, at := range w {
+			old := s.devices[id]
+			if old == nil || at.Acked > old.acked || at.Acked <= old.safe {
+				continue
+			}
+			d := old.clone()
+			d.safe = at.Acked
+			if _, err := tx.ExecContext(ctx, `UPDATE devices SET safe = ? WHERE dev = ?`, int64(d.safe), d.dev); err != nil {
+				return err
+			}
+			touched[id] = d
+			moved = append(moved, id)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.keep(touched)
+	return moved, nil
+}

@@ -1,0 +1,179 @@
+package intake
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/link"
+	"tributary.dev/tributary/pkg/link/record"
+)
+
+// ledgerWriter writes counted records within one transaction.
+type ledgerWriter struct {
+	ctx     context.Context
+	s       *Store
+	written map[service]int64 // services named for the first time
+
+	putUsages, putUsage, putBatch, putEvent, putOther *sql.Stmt
+	tx                                                *sql.Tx
+	rows                                              []any // of usage, not yet inserted
+}
+
+const usageColumns = 12
+
+func newLedgerWriter(ctx context.Context, tx *sql.Tx, s *Store, written map[service]int64) *ledgerWriter {
+	q := s.stmts
+	return &ledgerWriter{ctx: ctx, s: s, tx: tx, written: written, rows: make([]any, 0, usageRows*usageColumns),
+		putUsages: tx.StmtContext(ctx, q.putUsages), putUsage: tx.StmtContext(ctx, q.putUsage), putBatch: tx.StmtContext(ctx, q.putBatch),
+		putEvent: tx.StmtContext(ctx, q.putEvent), putOther: tx.StmtContext(ctx, q.putOther)}
+}
+
+// write enters what one batch brings.
+func (w *ledgerWriter) write(d *device, f *finding, now int64) error {
+	if f.aside != nil {
+		what := "fork"
+		if f.Verdict == link.Poison {
+			what = "poison"
+		}
+		if err := w.s.setAside(w.ctx, w.tx, d.dev, what, f.Detail, f.aside); err != nil {
+			return err
+		}
+	}
+	for i := range f.records {
+		if err := w.record(d.dev, f.epoch, &f.records[i]); err != nil {
+			return err
+		}
+	}
+	if f.Verdict != link.Accepted {
+		return nil
+	}
+	_, err := w.putBatch.ExecContext(w.ctx, d.dev, int64(f.epoch), int64(f.last), int64(f.first), f.end[:], now)
+	return err
+}
+
+// record enters one record. One that cannot be read is kept as it is, with the reason;
+// it counts as seen and is never asked for again.
+func (w *ledgerWriter) record(dev int64, epoch uint64, r *record.Record) error {
+	var poison error
+	switch r.Kind {
+	case api.RecordUsage:
+		u, err := record.DecodeUsage(r.Payload)
+		if err == nil {
+			err = checkUsage(&u)
+		}
+		if err == nil {
+			return w.usage(dev, epoch, r, &u)
+		}
+		poison = err
+	case api.RecordEvent, api.RecordAudit:
+		e, err := record.DecodeEvent(r.Payload)
+		if err == nil {
+			_, err = w.putEvent.ExecContext(w.ctx, dev, int64(epoch), int64(r.Seq), int64(r.Last), r.Kind == api.RecordAudit, e.Time, e.Name, e.Subject, e.Message, e.Actor)
+			return err
+		}
+		poison = err
+	}
+	var why any
+	if poison != nil {
+		why = poison.Error()
+		w.s.cfg.Log.Warn("record set aside", "dev", dev, "seq", r.Seq, "err", poison)
+	}
+	_, err := w.putOther.ExecContext(w.ctx, dev, int64(epoch), int64(r.Seq), int64(r.Last), int64(r.Kind), why, r.Payload)
+	return err
+}
+
+// checkUsage refuses what the ledger cannot sum: SQLite's integers are signed.
+func checkUsage(u *api.Usage) error {
+	if u.To < u.From {
+		return errors.New("usage ends before it begins")
+	}
+	for i := range u.Uses {
+		c := &u.Uses[i]
+		if max(c.RunMillis, c.CPUMicros, c.MemoryByteSeconds, c.RxBytes, c.TxBytes) > math.MaxInt64>>10 {
+			return fmt.Errorf("usage of %s/%s is beyond measure", c.App, c.Service)
+		}
+	}
+	return nil
+}
+
+func (w *ledgerWriter) usage(dev int64, epoch uint64, r *record.Record, u *api.Usage) error {
+	if len(u.Uses) > 1 {
+		// One row for each service, though a record may name it twice.
+		merged, err := record.SumUsage(*u)
+		if err != nil {
+			return err
+		}
+		u = &merged
+	}
+	if len(u.Uses) == 0 {
+		return w.row(dev, epoch, r, u, 0, &api.ContainerUse{})
+	}
+	for i := range u.Uses {
+		c := &u.Uses[i]
+		svc, err := w.service(c.App, c.Service)
+		if err != nil {
+			return err
+		}
+		if err := w.row(dev, epoch, r, u, svc, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *ledgerWriter) row(dev int64, epoch uint64, r *record.Record, u *api.Usage, svc int64, c *api.ContainerUse) error {
+	w.rows = append(w.rows, dev, int64(epoch), int64(r.Seq), svc, int64(r.Last), u.From, u.To,
+		int64(c.RunMillis), int64(c.CPUMicros), int64(c.MemoryByteSeconds), int64(c.RxBytes), int64(c.TxBytes))
+	if len(w.rows) < usageRows*usageColumns {
+		return nil
+	}
+	_, err := w.putUsages.ExecContext(w.ctx, w.rows...)
+	w.rows = w.rows[:0]
+	return err
+}
+
+// service interns a name.
+func (w *ledgerWriter) service(app, name string) (int64, error) {
+	k := service{app, name}
+	if id, ok := w.s.services[k]; ok {
+		return id, nil
+	}
+	if id, ok := w.written[k]; ok {
+		return id, nil
+	}
+	var id int64
+	err := w.tx.StmtContext(w.ctx, w.s.stmts.findService).QueryRowContext(w.ctx, app, name).Scan(&id)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = w.tx.StmtContext(w.ctx, w.s.stmts.newService).QueryRowContext(w.ctx, app, name).Scan(&id)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("name service %s/%s: %w", app, name, err)
+	}
+	w.written[k] = id
+	return id, nil
+}
+
+// finish inserts the rows left over and the devices' new positions.
+func (w *ledgerWriter) finish(touched map[api.DeviceID]*device, now int64) error {
+	for i := 0; i < len(w.rows); i += usageColumns {
+		if _, err := w.putUsage.ExecContext(w.ctx, w.rows[i:i+usageColumns]...); err != nil {
+			return err
+		}
+	}
+	put := w.tx.StmtContext(w.ctx, w.s.stmts.putPosition)
+	for _, d := range touched {
+		var hash []byte
+		if d.known {
+			hash = d.hash[:]
+		}
+		if _, err := put.ExecContext(w.ctx, d.dev, int64(d.epoch), int64(d.acked), hash, now); err != nil {
+			return err
+		}
+		delete(w.s.seen, d.id)
+	}
+	return nil
+}

@@ -1,0 +1,328 @@
+package intake
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/link/record"
+)
+
+// Reported is what a device told of itself.
+type Reported struct {
+	// Entries is its reported state: CBOR by key.
+	Entries map[string][]byte
+	// Parent is whom its attachment names; zero is the core. Attached is false before
+	// it signed one.
+	Parent   api.DeviceID
+	Attached bool
+	// Seen is when something of it was last committed or heard; zero is never.
+	Seen time.Time
+}
+
+// Report gives what is known of one device; it is empty for one that never reported.
+func (s *Store) Report(ctx context.Context, id api.DeviceID) (*Reported, error) {
+	r := &Reported{Entries: make(map[string][]byte)}
+	err := s.view(ctx, func(tx *sql.Tx) error {
+		var dev, seen int64
+		var parent []byte
+		err := tx.QueryRowContext(ctx, `SELECT dev, parent, seen FROM devices WHERE device = ?`, id[:]).Scan(&dev, &parent, &seen)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		r.Attached = copy(r.Parent[:], parent) == len(r.Parent)
+		if seen > 0 {
+			r.Seen = time.UnixMilli(seen)
+		}
+		rows, err := tx.QueryContext(ctx, `SELECT key, value FROM entries WHERE dev = ?`, dev)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var key string
+			var value []byte
+			if err := rows.Scan(&key, &value); err != nil {
+				return err
+			}
+			r.Entries[key] = value
+		}
+		return rows.Err()
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if at := s.seen[id]; at.After(r.Seen) {
+		r.Seen = at
+	}
+	return r, err
+}
+
+// Total is the use of one service.
+type Total struct {
+	App, Service string
+	api.ContainerUse
+}
+
+// Usage is what one device's services used, and the position up to which it counts.
+type Usage struct {
+	SpoolEpoch, Acked, Safe uint64
+	// Intervals is the number of usage records, Lost of records that the device gave up.
+	Intervals, Lost uint64
+	Totals          []Total
+}
+
+// Usage sums up one device's usage in a time range by the device's clock: intervals
+// that end after from and not after to (zero times: no bound). Position and totals are
+// of one moment.
+func (s *Store) Usage(ctx context.Context, id api.DeviceID, from, to time.Time) (*Usage, error) {
+	u := &Usage{}
+	err := s.view(ctx, func(tx *sql.Tx) error {
+		var dev, epoch, acked, safe int64
+		err := tx.QueryRowContext(ctx, `SELECT dev, epoch, acked, safe FROM devices WHERE device = ?`, id[:]).Scan(&dev, &epoch, &acked, &safe)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		u.SpoolEpoch, u.Acked, u.Safe = uint64(epoch), uint64(acked), uint64(acked)
+		if s.cfg.KeepUnbacked {
+			u.Safe = uint64(min(safe, acked))
+		}
+		lo, hi := bounds(from, to)
+		if err := tx.QueryRowContext(ctx, `SELECT count(*) FROM (SELECT DISTINCT epoch, seq FROM usage WHERE dev = ? AND ended > ? AND ended <= ?)`, dev, lo, hi).Scan(&u.Intervals); err != nil {
+			return err
+		}
+		if err := tx.QueryRowContext(ctx, `SELECT coalesce(sum(last - seq + 1), 0) FROM others WHERE dev = ? AND kind = ?`, dev, int64(record.Lost)).Scan(&u.Lost); err != nil {
+			return err
+		}
+		u.Totals, err = totals(ctx, tx, `usage.dev = ? AND ended > ? AND ended <= ?`, dev, lo, hi)
+		return err
+	})
+	return u, err
+}
+
+// UsageByApp sums up all devices' usage in a time range.
+func (s *Store) UsageByApp(ctx context.Context, from, to time.Time) (ts []Total, err error) {
+	lo, hi := bounds(from, to)
+	err = s.view(ctx, func(tx *sql.Tx) error {
+		ts, err = totals(ctx, tx, `ended > ? AND ended <= ?`, lo, hi)
+		return err
+	})
+	return ts, err
+}
+
+func bounds(from, to time.Time) (lo, hi int64) {
+	lo, hi = -1<<63, 1<<63-1
+	if !from.IsZero() {
+		lo = from.UnixMilli()
+	}
+	if !to.IsZero() {
+		hi = to.UnixMilli()
+	}
+	return lo, hi
+}
+
+func totals(ctx context.Context, tx *sql.Tx, where string, args ...any) (ts []Total, err error) {
+	rows, err := tx.QueryContext(ctx, `SELECT app, service, sum(run_ms), sum(cpu_us), sum(mem_bs), sum(rx_bytes), sum(tx_bytes)
+		FROM usage JOIN services USING (svc) WHERE `+where+` GROUP BY svc ORDER BY app, service`, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var t Total
+		if err := rows.Scan(&t.App, &t.Service, &t.RunMillis, &t.CPUMicros, &t.MemoryByteSeconds, &t.RxBytes, &t.TxBytes); err != nil {
+			return nil, err
+		}
+		t.ContainerUse.App, t.ContainerUse.Service = t.App, t.Service
+		ts = append(ts, t)
+	}
+	return ts, rows.Err()
+}
+
+// Entry is one record as the ledger holds it.
+type Entry struct {
+	Device           api.DeviceID
+	Epoch, Seq, Last uint64
+	Kind             api.RecordKind
+	// Taken is when the core counted it, by its clock.
+	Taken time.Time
+	// One of these, by Kind. Payload is set for telemetry and for what cannot be read,
+	// which Poison explains.
+	Usage   *api.Usage
+	Event   *api.Event
+	Payload []byte
+	Poison  string
+}
+
+// Records lists one device's records with a number above after, oldest first, over all
+// its spool epochs. A limit of 0 means 500.
+func (s *Store) Records(ctx context.Context, id api.DeviceID, after uint64, limit int) (out []Entry, err error) {
+	if limit <= 0 {
+		limit = 500
+	}
+	err = s.view(ctx, func(tx *sql.Tx) error {
+		var dev int64
+		err := tx.QueryRowContext(ctx, `SELECT dev FROM devices WHERE device = ?`, id[:]).Scan(&dev)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		// First the numbers, wherever they are, then what stands there.
+		rows, err := tx.QueryContext(ctx, `SELECT epoch, seq, last, kind FROM (
+			SELECT DISTINCT epoch, seq, last, 1 AS kind FROM usage WHERE dev = ?1 AND seq > ?2
+			UNION ALL SELECT epoch, seq, last, 2 + audit FROM events WHERE dev = ?1 AND seq > ?2
+			UNION ALL SELECT epoch, seq, last, kind FROM others WHERE dev = ?1 AND seq > ?2)
+			ORDER BY epoch, seq LIMIT ?3`, dev, int64(after), limit)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			e := Entry{Device: id}
+			if err := rows.Scan(&e.Epoch, &e.Seq, &e.Last, &e.Kind); err != nil {
+				return err
+			}
+			out = append(out, e)
+		}
+		if err := rows.Err(); err != nil {
+			return err
+		}
+		for i := range out {
+			if err := fillEntry(ctx, tx, dev, &out[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return out, err
+}
+
+func fillEntry(ctx context.Context, tx *sql.Tx, dev int64, e *Entry) error {
+	var taken int64
+	err := tx.QueryRowContext(ctx, `SELECT taken FROM batches WHERE dev = ? AND epoch = ? AND last >= ? ORDER BY last LIMIT 1`, dev, int64(e.Epoch), int64(e.Seq)).Scan(&taken)
+	if err == nil {
+		e.Taken = time.UnixMilli(taken)
+	} else if !errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	var poison sql.NullString
+	err = tx.QueryRowContext(ctx, `SELECT poison, payload FROM others WHERE dev = ? AND epoch = ? AND seq = ?`, dev, int64(e.Epoch), int64(e.Seq)).Scan(&poison, &e.Payload)
+	if err == nil {
+		e.Poison = poison.String
+		return nil
+	}
+	if !errors.Is(err, sql.ErrNoRows) {
+		return err
+	}
+	if e.Kind != api.RecordUsage {
+		e.Event = &api.Event{}
+		return tx.QueryRowContext(ctx, `SELECT time, name, subject, message, actor FROM events WHERE dev = ? AND epoch = ? AND seq = ?`, dev, int64(e.Epoch), int64(e.Seq)).
+			Scan(&e.Event.Time, &e.Event.Name, &e.Event.Subject, &e.Event.Message, &e.Event.Actor)
+	}
+	e.Usage = &api.Usage{}
+	rows, err := tx.QueryContext(ctx, `SELECT began, ended, usage.svc, coalesce(app, ''), coalesce(service, ''), run_ms, cpu_us, mem_bs, rx_bytes, tx_bytes
+		FROM usage LEFT JOIN services USING (svc) WHERE dev = ? AND epoch = ? AND seq = ? ORDER BY usage.svc`, dev, int64(e.Epoch), int64(e.Seq))
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var svc int64
+		var c api.ContainerUse
+		if err := rows.Scan(&e.Usage.From, &e.Usage.To, &svc, &c.App, &c.Service, &c.RunMillis, &c.CPUMicros, &c.MemoryByteSeconds, &c.RxBytes, &c.TxBytes); err != nil {
+			return err
+		}
+		if svc != 0 {
+			e.Usage.Uses = append(e.Usage.Uses, c)
+		}
+	}
+	return rows.Err()
+}
+
+// Events lists the newest events and audits in the order they came, newest first, of
+// one device, or of all for the zero id. A limit of 0 means 100.
+func (s *Store) Events(ctx context.Context, id api.DeviceID, limit int) (out []Entry, err error) {
+	if limit <= 0 {
+		limit = 100
+	}
+	err = s.view(ctx, func(tx *sql.Tx) error {
+		where, args := `1`, []any{}
+		if !id.IsZero() {
+			where, args = `device = ?`, []any{id[:]}
+		}
+		rows, err := tx.QueryContext(ctx, `SELECT device, events.epoch, seq, last, audit, time, name, subject, message, actor
+			FROM events JOIN devices USING (dev) WHERE `+where+` ORDER BY id DESC LIMIT ?`, append(args, limit)...)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			e := Entry{Kind: api.RecordEvent, Event: &api.Event{}}
+			var device []byte
+			var audit bool
+			if err := rows.Scan(&device, &e.Epoch, &e.Seq, &e.Last, &audit, &e.Event.Time, &e.Event.Name, &e.Event.Subject, &e.Event.Message, &e.Event.Actor); err != nil {
+				return err
+			}
+			copy(e.Device[:], device)
+			if audit {
+				e.Kind = api.RecordAudit
+			}
+			out = append(out, e)
+		}
+		return rows.Err()
+	})
+	return out, err
+}
+
+// Aside is something that was set aside for operators.
+type Aside struct {
+	Device       api.DeviceID
+	At           time.Time
+	What, Detail string // What is "fork", "poison" or "state"
+	Raw          []byte
+}
+
+// Quarantine lists what was set aside, newest first. A limit of 0 means 100.
+func (s *Store) Quarantine(ctx context.Context, limit int) (out []Aside, err error) {
+	if limit <= 0 {
+		limit = 100
+	}
+	err = s.view(ctx, func(tx *sql.Tx) error {
+		rows, err := tx.QueryContext(ctx, `SELECT device, at, what, detail, raw FROM quarantine JOIN devices USING (dev) ORDER BY id DESC LIMIT ?`, limit)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var a Aside
+			var device []byte
+			var at int64
+			if err := rows.Scan(&device, &at, &a.What, &a.Detail, &a.Raw); err != nil {
+				return err
+			}
+			copy(a.Device[:], device)
+			a.At = time.UnixMilli(at)
+			out = append(out, a)
+		}
+		return rows.Err()
+	})
+	return out, err
+}
+
+// view runs fn on one consistent state.
+func (s *Store) view(ctx context.Context, fn func(*sql.Tx) error) error {
+	tx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	return errors.Join(fn(tx), tx.Rollback())
+}

@@ -1,0 +1,179 @@
+package intake
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/link"
+)
+
+// Devices implements link.CoreStore.
+func (s *Store) Devices(fn func(link.DeviceRow) error) error {
+	s.mu.Lock()
+	rows := make([]link.DeviceRow, 0, len(s.devices))
+	for id, d := range s.devices {
+		rows = append(rows, link.DeviceRow{Device: id, Attachment: d.attachment, Epoch: d.stateEpoch, Seq: d.stateSeq})
+	}
+	s.mu.Unlock()
+	for _, r := range rows {
+		if err := fn(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ApplyState implements link.CoreStore.
+func (s *Store) ApplyState(changes []link.StateChange) error {
+	ctx := context.Background()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	touched := make(map[api.DeviceID]*device)
+	now := s.cfg.Now()
+	err := s.inTx(ctx, func(tx *sql.Tx) error {
+		for i := range changes {
+			c := &changes[i]
+			d, err := s.touch(ctx, tx, touched, c.Device)
+			if err != nil {
+				return err
+			}
+			if err := s.applyOne(ctx, tx, d, c, now); err != nil {
+				return fmt.Errorf("state of device %s: %w", c.Device, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	s.keep(touched)
+	if s.cfg.Changed != nil {
+		for id := range touched {
+			s.cfg.Changed(id)
+		}
+	}
+	return nil
+}
+
+func (s *Store) applyOne(ctx context.Context, tx *sql.Tx, d *device, c *link.StateChange, now time.Time) error {
+	q := s.stmts
+	switch {
+	case c.Epoch < d.stateEpoch:
+		return nil // overtaken
+	case c.Full || c.Epoch > d.stateEpoch:
+		if _, err := tx.StmtContext(ctx, q.clearEntries).ExecContext(ctx, d.dev); err != nil {
+			return err
+		}
+		d.stateEpoch, d.stateSeq = c.Epoch, 0
+	}
+	for i := range c.Entries {
+		e := &c.Entries[i]
+		var err error
+		if e.Deleted {
+			_, err = tx.StmtContext(ctx, q.dropEntry).ExecContext(ctx, d.dev, e.Key, int64(e.Seq))
+		} else {
+			_, err = tx.StmtContext(ctx, q.putEntry).ExecContext(ctx, d.dev, e.Key, blob(e.Value), int64(e.Seq), e.MAC[:], e.Extra)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for _, e := range c.Quarantined {
+		if err := s.setAside(ctx, tx, d.dev, "state", fmt.Sprintf("the check value of key %q is wrong", e.Key), e.Value); err != nil {
+			return err
+		}
+	}
+	d.stateSeq = max(d.stateSeq, c.Seq)
+	if c.Attachment != nil {
+		d.attachment = append([]byte(nil), c.Attachment...)
+		if _, err := tx.StmtContext(ctx, q.putAttachment).ExecContext(ctx, d.dev, d.attachment, c.Parent[:]); err != nil {
+			return err
+		}
+	}
+	delete(s.seen, d.id)
+	_, err := tx.StmtContext(ctx, q.putVector).ExecContext(ctx, d.dev, int64(d.stateEpoch), int64(d.stateSeq), now.UnixMilli())
+	return err
+}
+
+// blob keeps an empty value apart from none.
+func blob(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}
+
+// touch gives the copy of a device that this transaction changes, and writes its row
+// if it has none.
+func (s *Store) touch(ctx context.Context, tx *sql.Tx, touched map[api.DeviceID]*device, id api.DeviceID) (*device, error) {
+	if d, ok := touched[id]; ok && d.dev != 0 {
+		return d, nil
+	}
+	d := touched[id]
+	if d == nil {
+		if old, ok := s.devices[id]; ok {
+			d = old.clone()
+		} else {
+			d = &device{id: id}
+		}
+		touched[id] = d
+	}
+	if d.dev == 0 {
+		if err := tx.StmtContext(ctx, s.stmts.newDevice).QueryRowContext(ctx, id[:]).Scan(&d.dev); err != nil {
+			return nil, fmt.Errorf("enter device %s: %w", id, err)
+		}
+	}
+	return d, nil
+}
+
+// keep makes what a committed transaction changed the truth in memory.
+func (s *Store) keep(touched map[api.DeviceID]*device) {
+	for id, d := range touched {
+		s.devices[id] = d
+	}
+}
+
+// setAside keeps something for operators, the newest hundred of a device and cause.
+func (s *Store) setAside(ctx context.Context, tx *sql.Tx, dev int64, what, detail string, raw []byte) error {
+	s.cfg.Log.Warn("set aside", "dev", dev, "what", what, "detail", detail, "bytes", len(raw))
+	if _, err := tx.StmtContext(ctx, s.stmts.setAside).ExecContext(ctx, dev, s.cfg.Now().UnixMilli(), what, detail, raw); err != nil {
+		return err
+	}
+	_, err := tx.StmtContext(ctx, s.stmts.pruneAside).ExecContext(ctx, dev, what)
+	return err
+}
+
+// Seen notes that a device was heard of. It is written with the next commit of
+// something else, or by Close.
+func (s *Store) Seen(id api.DeviceID, at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if at.After(s.seen[id]) {
+		s.seen[id] = at
+	}
+}
+
+func (s *Store) flushSeen(ctx context.Context) error {
+	if len(s.seen) == 0 {
+		return nil
+	}
+	err := s.inTx(ctx, func(tx *sql.Tx) error {
+		for id, at := range s.seen {
+			d, ok := s.devices[id]
+			if !ok {
+				continue
+			}
+			if _, err := tx.StmtContext(ctx, s.stmts.putSeen).ExecContext(ctx, d.dev, at.UnixMilli()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		clear(s.seen)
+	}
+	return err
+}
