@@ -244,7 +244,7 @@ func TestProfiles(t *testing.T) {
 
 func TestRestart(t *testing.T) {
 	for in, want := range map[string]api.Restart{
-		"":                        {Policy: "no"},
+		"":                        {Policy: "on-failure"},
 		`restart: "no"`:           {Policy: "no"},
 		"restart: always":         {Policy: "always"},
 		"restart: unless-stopped": {Policy: "unless-stopped"},

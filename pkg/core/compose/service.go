@@ -31,7 +31,7 @@ func (c *compiler) service(name string, in types.ServiceConfig) *api.Service {
 	}
 	s := &api.Service{
 		Name: name, WorkingDir: in.WorkingDir, User: in.User, Hostname: in.Hostname, Labels: in.Labels,
-		StopSignal: in.StopSignal, ReadOnly: in.ReadOnly, Init: in.Init != nil && *in.Init,
+		StopSignal: in.StopSignal, ReadOnly: in.ReadOnly,
 	}
 	c.image(at, in, s)
 	c.process(at, in, s)
@@ -143,13 +143,15 @@ func (c *compiler) health(at string, in *types.HealthCheckConfig) *api.HealthChe
 	return out
 }
 
-// restart reads restart and deploy.restart_policy; the latter wins, as in Compose.
+// restart reads restart and deploy.restart_policy; the latter wins, as in Compose. A
+// file that says nothing gets on-failure, where Docker would leave the program dead:
+// nobody stands before the box to start it again.
 func (c *compiler) restart(at string, in types.ServiceConfig) api.Restart {
 	policy, count, counted := strings.Cut(in.Restart, ":")
 	out := api.Restart{Policy: policy}
 	switch {
 	case in.Restart == "":
-		out.Policy = "no"
+		out.Policy = "on-failure"
 	case policy != "no" && policy != "always" && policy != "unless-stopped" && policy != "on-failure":
 		c.add(join(at, "restart"), `write "no", always, on-failure[:n] or unless-stopped`, "%q is not a restart policy", clip(in.Restart))
 	case counted:
