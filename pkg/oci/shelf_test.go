@@ -2,6 +2,7 @@ package oci
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"log"
@@ -219,7 +220,7 @@ func TestKilledRelayResumes(t *testing.T) {
 	d := o.put(repo, want)
 	g := o.stopAt(d, 2<<20)
 	dir := t.TempDir()
-	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestRelayProcess$")
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
 	cmd.Env = append(os.Environ(), "TRIBUTARY_TEST_CACHE="+dir, "TRIBUTARY_TEST_UPSTREAM="+o.srv.URL, "TRIBUTARY_TEST_DIGEST="+d)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -248,18 +249,22 @@ func TestKilledRelayResumes(t *testing.T) {
 	}
 }
 
-// TestRelayProcess is the child of TestKilledRelayResumes.
-func TestRelayProcess(t *testing.T) {
+// TestMain runs this program as the relay of TestKilledRelayResumes when that started
+// it.
+func TestMain(m *testing.M) {
 	dir := os.Getenv("TRIBUTARY_TEST_CACHE")
 	if dir == "" {
-		t.Skip("runs as a child of TestKilledRelayResumes alone")
+		os.Exit(m.Run())
 	}
 	u, err := url.Parse(os.Getenv("TRIBUTARY_TEST_UPSTREAM"))
-	if err != nil {
-		t.Fatal(err)
+	if err == nil {
+		var c *Cache
+		if c, err = Open(Config{Dir: dir, Upstream: fixedUpstream{u, http.DefaultClient}}); err == nil {
+			err = c.have(context.Background(), target{RouteBlob, repo, os.Getenv("TRIBUTARY_TEST_DIGEST"), -1})
+		}
 	}
-	c := openCache(t, fixedUpstream{u, http.DefaultClient}, func(cfg *Config) { cfg.Dir = dir })
-	_ = c.have(t.Context(), target{RouteBlob, repo, os.Getenv("TRIBUTARY_TEST_DIGEST"), -1})
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
 }
 
 func TestPushBundleToAnOrdinaryRegistry(t *testing.T) {
