@@ -2,6 +2,7 @@ package workload
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -23,7 +24,8 @@ var tools workloadtest.Tools
 
 func TestMain(m *testing.M) {
 	os.Exit(workloadtest.Isolate(func() int {
-		if workloadtest.Missing() == "" {
+		flag.Parse()
+		if workloadtest.Missing() == "" && !testing.Short() {
 			dir, err := os.MkdirTemp("", "workload-tools-")
 			if err != nil {
 				fmt.Fprintln(os.Stderr, err)
@@ -60,6 +62,9 @@ func newDevice(t *testing.T) *device {
 	t.Helper()
 	if why := workloadtest.Missing(); why != "" {
 		t.Skip(why)
+	}
+	if testing.Short() {
+		t.Skip("needs more time than -short leaves: real containers")
 	}
 	dir, err := os.MkdirTemp("", "wl")
 	if err != nil {

@@ -171,7 +171,7 @@ func backoff(n int) time.Duration {
 
 // plan decides. It is a plain function: same world, same decision.
 func plan(w world) decision {
-	p := &planner{w: w, byKey: map[serviceKey][]*instance{}, wantKeys: map[serviceKey]bool{}, images: map[string]bool{}}
+	p := &planner{w: w, byKey: map[serviceKey][]*instance{}, wantKeys: map[serviceKey]bool{}, images: map[string]bool{}, acted: map[serviceKey]bool{}}
 	p.out.Active = map[serviceKey]string{}
 	p.out.InForce = map[string]string{}
 	for i := range w.Instances {
@@ -199,13 +199,18 @@ type planner struct {
 	byKey    map[serviceKey][]*instance
 	wantKeys map[serviceKey]bool
 	images   map[string]bool // pulls already planned
+	acted    map[serviceKey]bool
 	out      decision
 	settled  bool // the app at hand is wholly in force
 }
 
 func (p *planner) do(a action) {
-	if p.w.Busy[a.Key] && a.Verb != doPull {
-		return
+	if a.Verb != doPull {
+		// One step of a service at a time; the next decision sees its outcome.
+		if p.w.Busy[a.Key] || p.acted[a.Key] {
+			return
+		}
+		p.acted[a.Key] = true
 	}
 	p.out.Actions = append(p.out.Actions, a)
 }
@@ -243,18 +248,7 @@ func (p *planner) app(a *wantApp) {
 
 // service plans the next step of one service and tells its state.
 func (p *planner) service(a *wantApp, s *wantService, key serviceKey) api.ServiceStatus {
-	var fresh *instance
-	var old []*instance
-	for _, in := range p.byKey[key] {
-		switch {
-		case in.Hash != s.Hash:
-			old = append(old, in)
-		case fresh == nil:
-			fresh = in
-		default:
-			p.discard(in, "a newer twin exists")
-		}
-	}
+	fresh, old := p.pick(s, key)
 	for _, in := range old[min(1, len(old)):] {
 		p.discard(in, "replaced")
 	}
@@ -277,6 +271,35 @@ func (p *planner) service(a *wantApp, s *wantService, key serviceKey) api.Servic
 	}
 	p.settled = false
 	return p.compare(a, s, key, fresh, old[0], rejected)
+}
+
+// pick sorts a service's containers into the one of the wanted version and the old
+// ones, newest first. Of twins the running one stays.
+func (p *planner) pick(s *wantService, key serviceKey) (fresh *instance, old []*instance) {
+	for _, in := range p.byKey[key] {
+		switch {
+		case in.Hash != s.Hash:
+			old = append(old, in)
+		case fresh == nil:
+			fresh = in
+		case fresh.Phase != phaseRunning && in.Phase == phaseRunning:
+			p.discard(fresh, "a twin runs")
+			fresh = in
+		default:
+			p.discard(in, "a newer twin exists")
+		}
+	}
+	slices.SortStableFunc(old, func(a, b *instance) int {
+		return cmp.Compare(boolInt(b.Phase == phaseRunning), boolInt(a.Phase == phaseRunning))
+	})
+	return fresh, old
+}
+
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // first plans the first container of a service.
