@@ -52,7 +52,8 @@ func (s *Spool) append(r record.Record) (uint64, error) {
 	}
 	g, leads := s.pending, false
 	if g == nil || int64(len(g.buf)+len(r.Payload)) > s.segSize/2 {
-		g, leads = &group{prev: s.tail, done: make(chan struct{})}, true
+		g, leads = &group{prev: s.tail, done: make(chan struct{}), buf: s.buffer}, true
+		s.buffer = nil
 		s.pending, s.tail = g, g.done
 	}
 	at := uint64(g.records)
@@ -100,26 +101,39 @@ func (s *Spool) commit(g *group) {
 	}
 	a := s.active()
 	sign(g.buf, a.salt)
-	off := a.size
+	off, after := a.size, a.extent
 	s.mu.Unlock()
+	// The chain is worked out beside the write: it takes half as long as the sync.
+	chained := make(chan struct{})
+	go func() {
+		defer close(chained)
+		for buf := g.buf; len(buf) > 0; {
+			e := ownEntry(buf, after.next)
+			after.note(&e)
+			buf = buf[e.size:]
+		}
+	}()
 	_, err := a.file.WriteAt(g.buf, off)
 	if err == nil {
 		err = s.sync(a.file)
 	}
+	<-chained
 	s.mu.Lock()
 	if err != nil {
 		g.err = s.abandon(a, err)
 		return
 	}
-	a.alloc = max(a.alloc, off+int64(len(g.buf)))
 	g.base = a.next
-	for buf := g.buf; len(buf) > 0; {
-		e := ownEntry(buf, a.next)
-		a.note(&e)
-		buf = buf[e.size:]
-	}
+	a.extent = after
+	a.alloc = max(a.alloc, a.size)
 	s.sent = max(s.sent, a.sent)
+	if cap(g.buf) <= keepBuffer {
+		s.buffer = g.buf[:0]
+	}
 }
+
+// keepBuffer bounds the buffer that is used again for the next group, in bytes.
+const keepBuffer = 512 << 10
 
 // ownEntry decodes an entry that was encoded here a moment ago.
 func ownEntry(buf []byte, seq uint64) entry {

@@ -9,7 +9,6 @@ import (
 	"github.com/fxamacker/cbor/v2"
 	"go.etcd.io/bbolt"
 
-	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/link/record"
 )
 
@@ -37,17 +36,17 @@ type cursor struct {
 
 // indexed segment, as bbolt keeps it.
 type indexRow struct {
-	Epoch  uint64                   `cbor:"1,keyasint"`
-	Salt   uint32                   `cbor:"2,keyasint"`
-	Next   uint64                   `cbor:"3,keyasint"`
-	End    record.Hash              `cbor:"4,keyasint"`
-	Size   int64                    `cbor:"5,keyasint"`
-	Kinds  map[api.RecordKind]int64 `cbor:"6,keyasint"`
-	Seqs   []uint64                 `cbor:"7,keyasint"`
-	Offs   []int64                  `cbor:"8,keyasint"`
-	Chains []record.Hash            `cbor:"9,keyasint"`
-	Opens  uint64                   `cbor:"11,keyasint"`
-	Sent   uint64                   `cbor:"12,keyasint"`
+	Epoch  uint64        `cbor:"1,keyasint"`
+	Salt   uint32        `cbor:"2,keyasint"`
+	Next   uint64        `cbor:"3,keyasint"`
+	End    record.Hash   `cbor:"4,keyasint"`
+	Size   int64         `cbor:"5,keyasint"`
+	Kinds  []int64       `cbor:"6,keyasint"`
+	Seqs   []uint64      `cbor:"7,keyasint"`
+	Offs   []int64       `cbor:"8,keyasint"`
+	Chains []record.Hash `cbor:"9,keyasint"`
+	Opens  uint64        `cbor:"11,keyasint"`
+	Sent   uint64        `cbor:"12,keyasint"`
 }
 
 func (s *Spool) loadCursor() (c cursor, err error) {
@@ -105,7 +104,7 @@ func indexKey(first uint64) []byte { return binary.BigEndian.AppendUint64(nil, f
 
 func (s *Spool) saveIndex(ix *bbolt.Bucket) error {
 	for _, g := range s.index {
-		row := indexRow{Epoch: g.epoch, Salt: g.salt, Next: g.next, End: g.end, Size: g.size, Kinds: g.kinds,
+		row := indexRow{Epoch: g.epoch, Salt: g.salt, Next: g.next, End: g.end, Size: g.size, Kinds: g.kinds[:],
 			Opens: g.opens, Sent: g.sent}
 		for _, st := range g.steps {
 			row.Seqs, row.Offs, row.Chains = append(row.Seqs, st.seq), append(row.Offs, st.off), append(row.Chains, st.chain)
@@ -153,9 +152,7 @@ func (s *Spool) indexed(g *segment, limit uint64) bool {
 	g.fresh()
 	g.next, g.end, g.size, g.alloc = row.Next, row.End, row.Size, row.Size
 	g.opens, g.sent = row.Opens, row.Sent
-	if row.Kinds != nil {
-		g.kinds = row.Kinds
-	}
+	copy(g.kinds[:], row.Kinds)
 	for i := range n {
 		g.steps = append(g.steps, step{row.Seqs[i], row.Offs[i], row.Chains[i]})
 	}

@@ -182,19 +182,26 @@ func allZero(b []byte) bool {
 // segment is what is known of one file.
 type segment struct {
 	header
-	name string
-	file File
+	extent
+	name    string
+	file    File
+	alloc   int64 // how much of the disk the file takes
+	damaged bool
+}
+
+// extent is what a segment holds. It is a value, so that the effect of a group can be
+// worked out while the disk is still busy with it.
+type extent struct {
 	// next is the number after the last record; end the chain value there.
 	next uint64
 	end  record.Hash
-	// size is how much of the file is entries and header; alloc how much it takes.
-	size, alloc int64
-	// kinds counts bytes per kind of record.
-	kinds map[api.RecordKind]int64
+	// size is how much of the file is header and entries.
+	size int64
+	// kinds counts bytes per kind of record; all above telemetry count as 0.
+	kinds [api.RecordTelemetry + 1]int64
 	// steps are places to start reading from, in order.
 	steps       []step
 	opens, sent uint64 // the newest of its notes
-	damaged     bool
 }
 
 // step is a place in a segment: the entry at off has number seq and follows chain.
@@ -212,7 +219,7 @@ func segmentName(dir string, first uint64) string {
 
 // note takes an entry at the segment's end into account. It is the one place where a
 // segment grows, at recovery and when a group was written.
-func (g *segment) note(e *entry) {
+func (g *extent) note(e *entry) {
 	if e.isNote() {
 		v, _ := binary.Uvarint(e.Payload)
 		switch e.Kind {
@@ -229,15 +236,18 @@ func (g *segment) note(e *entry) {
 	}
 	g.end = g.end.Next(e.Record)
 	g.next = e.Last + 1
-	g.kinds[e.Kind] += int64(e.size)
+	if int(e.Kind) < len(g.kinds) {
+		g.kinds[e.Kind] += int64(e.size)
+	} else {
+		g.kinds[0] += int64(e.size)
+	}
 	g.size += int64(e.size)
 }
 
 // fresh resets what note counts.
 func (g *segment) fresh() {
-	g.next, g.end, g.size = g.first, g.prev, headerSize
-	g.kinds = make(map[api.RecordKind]int64)
-	g.steps, g.opens, g.sent, g.damaged = nil, 0, 0, false
+	g.extent = extent{next: g.first, end: g.prev, size: headerSize}
+	g.damaged = false
 }
 
 // last is the number of the last record, first-1 when there is none.

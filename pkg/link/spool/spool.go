@@ -87,6 +87,7 @@ type Spool struct {
 	opened  uint64 // the last number when this process opened the spool
 	spare   bool   // the spare file is there, allocated
 	pending *group
+	buffer  []byte        // to be used again
 	tail    chan struct{} // closed when the last group so far is done
 	warn    map[string]api.Warning
 	saved   time.Time // when the cursor was last written
