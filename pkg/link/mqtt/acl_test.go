@@ -1,0 +1,234 @@
+package mqtt
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"testing"
+	"time"
+
+	paho "github.com/eclipse/paho.mqtt.golang"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/identity"
+)
+
+// client is a plain paho client with a device's certificate that may call itself
+// anything and ask for anything.
+func client(t testing.TB, addr string, id *identity.Identity, change func(*paho.ClientOptions)) paho.Client {
+	t.Helper()
+	o := paho.NewClientOptions().AddBroker("tls://" + addr).SetTLSConfig(identity.NewLive(id).ClientTLS("")).
+		SetClientID(id.ID().String()).SetAutoReconnect(false).SetConnectTimeout(5 * time.Second).SetProtocolVersion(4).SetWriteTimeout(2 * time.Second)
+	if change != nil {
+		change(o)
+	}
+	c := paho.NewClient(o)
+	t.Cleanup(func() { c.Disconnect(0) })
+	return c
+}
+
+func connects(c paho.Client) bool {
+	tok := c.Connect()
+	return tok.WaitTimeout(5*time.Second) && tok.Error() == nil && c.IsConnectionOpen()
+}
+
+// aclHolds has an admitted device try what it may not, against any broker.
+func aclHolds(t *testing.T, pki *pki, addr string, me *identity.Identity, victim api.DeviceID) {
+	t.Helper()
+	for _, filter := range []string{"#", "u/#", "+/" + victim.String(), downTopic(victim), retainedTopic(victim), upTopic(me.ID()), "$SYS/#",
+		"$share/g/" + downTopic(victim), "$share/g/" + downTopic(me.ID()), "d/+", "$CONTROL/#"} {
+		c := client(t, addr, me, nil)
+		if !connects(c) {
+			t.Fatalf("an admitted device cannot connect")
+		}
+		heard := make(chan string, 10)
+		tok := c.Subscribe(filter, 1, func(_ paho.Client, m paho.Message) { heard <- m.Topic() })
+		tok.WaitTimeout(5 * time.Second)
+		if granted, ok := tok.(*paho.SubscribeToken).Result()[filter]; ok && granted <= 1 && tok.Error() == nil && c.IsConnectionOpen() {
+			t.Errorf("subscribed to %s", filter)
+		}
+		c.Disconnect(0)
+	}
+	for _, topic := range []string{upTopic(victim), downTopic(victim), retainedTopic(victim), downTopic(me.ID()), retainedTopic(me.ID()), "$CONTROL/dynamic-security/v1"} {
+		c := client(t, addr, me, nil)
+		if !connects(c) {
+			t.Fatalf("an admitted device cannot connect")
+		}
+		c.Publish(topic, 1, true, []byte("forged")).WaitTimeout(time.Second)
+		c.Disconnect(0)
+	}
+}
+
+func TestAccessList(t *testing.T) {
+	pki := newPKI(t)
+	relay, dev, other := pki.device(t), pki.device(t), pki.device(t)
+	p := newParent(t, identity.NewLive(relay), nil)
+	b := newBox(t, dev, p.ref(""))
+	b.wait(t, "up "+relay.ID().String())
+	aclHolds(t, pki, p.Addr().String(), other, dev.ID())
+	b.FetchRetained()
+	p.Send(dev.ID(), []byte("still mine"), true)
+	b.wait(t, "down-frame still mine")
+	for _, line := range append(b.all(), p.all()...) {
+		if line == "down-frame forged" || line == "retained forged" || line == "frame "+dev.ID().String()+" forged" {
+			t.Fatalf("heard %q", line)
+		}
+	}
+}
+
+func TestConnectRefusals(t *testing.T) {
+	pki := newPKI(t)
+	relay, dev, other := pki.device(t), pki.device(t), pki.device(t)
+	p := newParent(t, identity.NewLive(relay), nil)
+	b := newBox(t, dev, p.ref(""))
+	b.wait(t, "up "+relay.ID().String())
+	for name, change := range map[string]func(*paho.ClientOptions){
+		"another's name":    func(o *paho.ClientOptions) { o.SetClientID(dev.ID().String()) },
+		"no name":           func(o *paho.ClientOptions) { o.SetClientID("") },
+		"some name":         func(o *paho.ClientOptions) { o.SetClientID("inline") },
+		"a kept session":    func(o *paho.ClientOptions) { o.SetCleanSession(false) },
+		"no keep-alive":     func(o *paho.ClientOptions) { o.SetKeepAlive(0) },
+		"a will elsewhere":  func(o *paho.ClientOptions) { o.SetWill(downTopic(dev.ID()), "forged", 1, false) },
+		"a will with words": func(o *paho.ClientOptions) { o.SetWill(upTopic(other.ID()), "words", 1, false) },
+		"a will to be kept": func(o *paho.ClientOptions) { o.SetBinaryWill(upTopic(other.ID()), farewell, 1, true) },
+		"an old protocol":   func(o *paho.ClientOptions) { o.SetProtocolVersion(3) },
+	} {
+		if connects(client(t, p.Addr().String(), other, change)) {
+			t.Errorf("%s: connected", name)
+		}
+	}
+	if n := b.count("down"); n != 0 {
+		t.Error("the rightful session was ended by a stranger")
+	}
+	if !connects(client(t, p.Addr().String(), other, nil)) {
+		t.Error("a proper client is refused")
+	}
+}
+
+// The kernel's queue and the handshake slots are all that a silent stranger gets.
+func TestSilentStrangersDoNotBlock(t *testing.T) {
+	pki := newPKI(t)
+	relay, dev := pki.device(t), pki.device(t)
+	p := newParent(t, identity.NewLive(relay), nil)
+	for range maxHandshakes / 2 {
+		c, err := net.Dial("tcp", p.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	b := newBox(t, dev, p.ref(""))
+	b.wait(t, "up "+relay.ID().String())
+	// One device may hold a few connections and no more.
+	refused := 0
+	for range maxPerDevice + 3 {
+		c := client(t, p.Addr().String(), relay, nil)
+		if !connects(c) {
+			refused++
+		}
+	}
+	if refused == maxPerDevice+3 {
+		t.Error("every connection was refused")
+	}
+}
+
+// FuzzBroker sends arbitrary bytes, after the handshake, from a device that is let in.
+// The broker must live on and serve another.
+func FuzzBroker(f *testing.F) {
+	connect := []byte{0x10, 0x19, 0, 4, 'M', 'Q', 'T', 'T', 4, 2, 0, 60, 0, 13, 'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i', 'j', 'k', 'l', 'm'}
+	f.Add(connect)
+	for _, tail := range [][]byte{
+		{0x30, 0xff, 0xff, 0xff, 0x7f},           // a publish of 256 MiB
+		{0x30, 0xff, 0xff, 0xff, 0xff, 0x7f},     // a length of 5 bytes
+		{0x32, 0x05, 0, 1, 'x', 0, 0},            // QoS 1 with packet id 0
+		{0x82, 0x06, 0, 1, 0, 1, '#', 1},         // subscribe to #
+		{0x82, 0x02, 0, 1},                       // subscribe to nothing
+		{0xa2, 0x02, 0, 1}, {0xc0, 0}, {0xe0, 0}, // unsubscribe, ping, disconnect
+		{0x40, 0x02, 0, 9}, {0x50, 0x02, 0, 9}, {0x62, 0x02, 0, 9}, {0x70, 0x02, 0, 9}, {0xf0, 0}, {0x00, 0},
+	} {
+		f.Add(append(append([]byte(nil), connect...), tail...))
+	}
+	f.Add([]byte{0x10, 0x1a, 0, 4, 'M', 'Q', 'T', 'T', 5, 2, 0, 60, 0xff, 0xff, 0xff, 0x7f, 0, 0})
+	b, err := NewBroker(BrokerConfig{Listener: listen(f), Log: slog.New(slog.DiscardHandler), MaxQueue: 1 << 20})
+	if err != nil {
+		f.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { b.Run(ctx, newEvents()); close(done) }()
+	f.Cleanup(func() { cancel(); <-done })
+	f.Fuzz(func(t *testing.T, input []byte) {
+		c, err := net.Dial("tcp", b.Addr().String())
+		if err != nil {
+			t.Fatalf("the broker is gone: %v", err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(5 * time.Second))
+		c.Write(input)
+		c.(*net.TCPConn).CloseWrite()
+		io.Copy(io.Discard, io.LimitReader(c, 1<<20))
+		if len(b.gate.slots) > maxHandshakes {
+			t.Fatal("slots leak")
+		}
+	})
+}
+
+// FuzzParent plays a parent that sends arbitrary bytes after a proper CONNACK and SUBACK:
+// the client library must not be brought to panic, nor to allocate what is announced.
+func FuzzParent(f *testing.F) {
+	f.Add([]byte{0x30, 0xff, 0xff, 0xff, 0x7f, 0, 1})
+	f.Add([]byte{0x90, 0x04, 0, 1, 0, 0})
+	f.Add([]byte{0x90, 0x03, 0, 1, 0})
+	f.Add([]byte{0x90, 0x03, 0, 2, 0})
+	f.Add([]byte{0x34, 0x05, 0, 1, 'x', 0, 1})
+	f.Add([]byte{0x36, 0x03, 0, 9, 'x'})
+	f.Add([]byte{0x30, 0x02, 0, 9})
+	f.Add([]byte{0x62, 0x02, 0, 1})
+	f.Add([]byte{0xd0, 0x00, 0x40, 0x02, 0, 1, 0x20, 0x02, 0, 0, 0xb0, 0x02, 0, 1})
+	me := api.DeviceID{1}
+	down := append([]byte{0x30, 0, 0, 15}, downTopic(me)...)
+	down = append(down, "frame"...)
+	down[1] = byte(len(down) - 2)
+	f.Add(down)
+	f.Fuzz(func(t *testing.T, input []byte) {
+		a, b := net.Pipe()
+		go func() {
+			defer a.Close()
+			a.SetDeadline(time.Now().Add(5 * time.Second))
+			buf := make([]byte, 256)
+			a.Read(buf) // CONNECT
+			a.Write([]byte{0x20, 2, 0, 0})
+			n, _ := a.Read(buf) // SUBSCRIBE
+			if n < 4 {
+				return
+			}
+			a.Write([]byte{0x90, 3, buf[2], buf[3], 1})
+			a.Write(input)
+		}()
+		s, err := open(t.Context(), sessionConfig{addr: "x:1", clientID: me.String(), subscribe: []string{downTopic(me)}, keepAlive: time.Minute,
+			maxQueue: 1 << 20, traffic: &Traffic{}, log: slog.New(slog.DiscardHandler),
+			dial: func(context.Context, string, string) (net.Conn, error) { return b, nil }})
+		if err != nil {
+			return
+		}
+		for {
+			select {
+			case m := <-s.events:
+				if len(m.payload) > maxPacket {
+					t.Fatal("oversize")
+				}
+				continue
+			case <-s.done:
+			}
+			break
+		}
+		s.finish(nil)
+	})
+}
+
+func FuzzDynsecAnswer(f *testing.F) {
+	f.Add([]byte(`{"responses":[{"command":"createRole","error":"Role already exists","correlationData":"1"}]}`))
+	f.Add([]byte(`{"responses":null}`))
+	f.Fuzz(func(t *testing.T, b []byte) { decodeAnswer(b) })
+}

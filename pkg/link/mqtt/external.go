@@ -1,0 +1,356 @@
+package mqtt
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/link"
+)
+
+// ExternalConfig is what External needs. Zero values mean the defaults.
+type ExternalConfig struct {
+	Address string // host or host:port
+	// TLS reaches the broker; identity.Live.ClientTLS("core") when the broker serves the
+	// core's own certificate. nil is no TLS.
+	TLS *tls.Config
+	// Username is the core's client in the dynamic-security plugin: the common name of
+	// its certificate where the broker takes names from certificates. Default "core".
+	Username, Password string
+	KeepAlive          time.Duration
+	Backoff            Backoff
+	MaxQueue           int // bytes that wait for the broker; default 64 MiB
+	Classify           Classify
+	Traffic            *Traffic
+	Log                *slog.Logger
+	Random             func() float64
+}
+
+// External is the core's way to its children over a Mosquitto 2 that stands beside it,
+// with these settings, and a first administrator made by `mosquitto_ctrl dynsec init FILE
+// core`:
+//
+//	per_listener_settings false
+//	plugin …/mosquitto_dynamic_security.so
+//	plugin_opt_config_file FILE
+//	listener 8883
+//	cafile root.crt           # the core's root
+//	certfile tls.pem          # the core's own certificate and key
+//	keyfile tls.pem
+//	require_certificate true
+//	use_identity_as_username true
+//	use_username_as_clientid true
+//	max_packet_size 1400000
+//	max_keepalive 65535
+//	persistence false
+//	set_tcp_nodelay true
+//
+// The core creates roles and clients itself (Admit). A child's session begins with its
+// first frame and ends with its last will. Manifests that are retained are published
+// again whenever the broker comes back, since it need not keep them.
+type External struct {
+	cfg ExternalConfig
+
+	mu       sync.Mutex
+	session  *session
+	admitted map[api.DeviceID]bool
+	retained map[api.DeviceID][]byte
+	waiting  map[string]chan answer // by the mark of a message of commands
+	marks    uint64
+
+	// up is used by Run's goroutine alone.
+	up map[api.DeviceID]bool
+}
+
+var _ link.Downlink = (*External)(nil)
+
+// NewExternal makes the carrier; Run does the work.
+func NewExternal(cfg ExternalConfig) *External {
+	if cfg.KeepAlive <= 0 {
+		cfg.KeepAlive = DefaultKeepAlive
+	}
+	if cfg.MaxQueue <= 0 {
+		cfg.MaxQueue = 4 * defaultQueue
+	}
+	if cfg.Traffic == nil {
+		cfg.Traffic = &Traffic{}
+	}
+	if cfg.Username == "" {
+		cfg.Username = identity.CoreName
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Random == nil {
+		cfg.Random = random
+	}
+	cfg.Backoff = cfg.Backoff.withDefaults()
+	return &External{cfg: cfg, admitted: map[api.DeviceID]bool{}, retained: map[api.DeviceID][]byte{}, waiting: map[string]chan answer{}}
+}
+
+// Traffic is what crossed between the core and its broker.
+func (e *External) Traffic() *Traffic { return e.cfg.Traffic }
+
+// Run implements link.Downlink. All of h is called from Run's goroutine.
+func (e *External) Run(ctx context.Context, h link.DownlinkHandler) error {
+	failures := 0
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := e.serve(ctx, h)
+		if ctx.Err() != nil {
+			break
+		}
+		if time.Since(began) > e.cfg.Backoff.Max/2 {
+			failures = 0
+		}
+		failures++
+		wait := e.cfg.Backoff.pause(failures, e.cfg.Random())
+		e.cfg.Log.Warn("no session with the broker", "address", e.cfg.Address, "err", err, "retry", wait.Round(time.Millisecond))
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+		}
+		t.Stop()
+	}
+	return ctx.Err()
+}
+
+func (e *External) serve(ctx context.Context, h link.DownlinkHandler) error {
+	s, err := open(ctx, sessionConfig{
+		addr: withPort(e.cfg.Address), tls: e.cfg.TLS, clientID: e.cfg.Username, username: e.cfg.Username, password: e.cfg.Password,
+		subscribe: []string{dynsecResponse}, keepAlive: e.cfg.KeepAlive, maxQueue: e.cfg.MaxQueue,
+		traffic: e.cfg.Traffic, log: e.cfg.Log, dial: (&net.Dialer{KeepAlive: -1}).DialContext,
+	})
+	if err != nil {
+		return err
+	}
+	e.up = map[api.DeviceID]bool{}
+	rights := make(chan answer, 1)
+	e.mu.Lock()
+	err = e.command(s, baseCommands(e.cfg.Username), rights)
+	e.mu.Unlock()
+	if err != nil {
+		return s.finish(err)
+	}
+	for {
+		select {
+		case a := <-rights: // until then the broker drops what the core publishes
+			if err := e.proceed(s, a); err != nil {
+				s.end(err)
+			}
+			continue
+		case m := <-s.events:
+			e.receive(h, m)
+			continue
+		case <-ctx.Done():
+			s.end(ctx.Err())
+		case <-s.done:
+		}
+		err := s.finish(nil)
+		e.stop()
+		for id := range e.up {
+			h.ChildDown(id)
+		}
+		return err
+	}
+}
+
+// proceed goes on from the answer to baseCommands.
+func (e *External) proceed(s *session, a answer) error {
+	if a.failed != nil {
+		return a.failed
+	}
+	if !slices.Contains(a.roles, roleRef{coreRole}) {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return e.command(s, grantCommands(e.cfg.Username), nil) // the broker ends the session
+	}
+	return e.prepare(s)
+}
+
+// prepare brings a broker that may have forgotten everything to where it was.
+func (e *External) prepare(s *session) (err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for chunk := range slices.Chunk(slices.Collect(maps.Keys(e.admitted)), dynsecBatch) {
+		err = errors.Join(err, e.command(s, admitAll(chunk), nil))
+	}
+	err = errors.Join(err, s.push(op{topic: upPrefix + "+", subscribe: true}))
+	for id, raw := range e.retained {
+		err = errors.Join(err, s.push(op{topic: retainedTopic(id), payload: raw, qos: 1, retain: true}))
+	}
+	e.session = s
+	return err
+}
+
+func admitAll(ids []api.DeviceID) []command {
+	var cmds []command
+	for _, id := range ids {
+		cmds = append(cmds, admitCommands(id)...)
+	}
+	return cmds
+}
+
+// command queues a message of commands; answered hears how it went. e.mu is held.
+func (e *External) command(s *session, cmds []command, answered chan answer) error {
+	e.marks++
+	mark := strconv.FormatUint(e.marks, 36)
+	b, err := encodeCommands(cmds, mark)
+	if err != nil {
+		return err
+	}
+	if answered != nil {
+		e.waiting[mark] = answered
+	}
+	return s.push(op{topic: dynsecTopic, payload: b, qos: 1})
+}
+
+func (e *External) stop() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.session = nil
+	for mark, ch := range e.waiting {
+		ch <- answer{failed: link.ErrDown}
+		delete(e.waiting, mark)
+	}
+}
+
+func (e *External) receive(h link.DownlinkHandler, m message) {
+	if m.topic == dynsecResponse {
+		e.answer(m.payload)
+		return
+	}
+	id, ok := childOf(m.topic)
+	if !ok {
+		return
+	}
+	if isFarewell(m.payload) {
+		if e.up[id] {
+			delete(e.up, id)
+			h.ChildDown(id)
+		}
+		return
+	}
+	if len(m.payload) > link.MaxFrame {
+		return
+	}
+	if !e.up[id] {
+		e.up[id] = true
+		h.ChildUp(id, nil)
+	}
+	e.cfg.Traffic.frame(received, m.payload, e.cfg.Classify)
+	h.FromChild(id, m.payload)
+}
+
+func (e *External) answer(b []byte) {
+	a, err := decodeAnswer(b)
+	if err != nil || a.failed != nil {
+		e.cfg.Log.Error("the broker's dynamic-security plugin refuses", "err", errors.Join(err, a.failed))
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if ch := e.waiting[a.mark]; ch != nil {
+		ch <- a
+		delete(e.waiting, a.mark)
+	}
+}
+
+// Admit lets devices in. The core names all its enrolled devices at start and each new
+// one. It waits for the broker's answer; without a session it fails with link.ErrDown, and
+// is made good when the session is there. It may be repeated.
+func (e *External) Admit(ctx context.Context, ids ...api.DeviceID) error {
+	for chunk := range slices.Chunk(ids, dynsecBatch) {
+		if err := e.order(ctx, func() {
+			for _, id := range chunk {
+				e.admitted[id] = true
+			}
+		}, admitAll(chunk)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Dismiss puts a device out for good and ends its session.
+func (e *External) Dismiss(ctx context.Context, id api.DeviceID) error {
+	return e.order(ctx, func() { delete(e.admitted, id) }, dismissCommands(id))
+}
+
+// order changes what is remembered, sends commands, and waits for the answer.
+func (e *External) order(ctx context.Context, remember func(), cmds []command) error {
+	answered := make(chan answer, 1)
+	e.mu.Lock()
+	remember()
+	s := e.session
+	if s == nil {
+		e.mu.Unlock()
+		return link.ErrDown
+	}
+	err := e.command(s, cmds, answered)
+	e.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	select {
+	case a := <-answered:
+		if a.failed != nil {
+			return fmt.Errorf("broker's access list: %w", a.failed)
+		}
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Send implements link.Downlink. Whether the child is there the broker alone knows.
+func (e *External) Send(id api.DeviceID, frame []byte, reliable bool) error {
+	e.mu.Lock()
+	s := e.session
+	e.mu.Unlock()
+	if s == nil {
+		return link.ErrDown
+	}
+	if err := s.push(op{topic: downTopic(id), payload: bytes.Clone(frame), qos: qos(reliable)}); err != nil {
+		return err
+	}
+	e.cfg.Traffic.frame(sent, frame, e.cfg.Classify)
+	return nil
+}
+
+// Retain implements link.Downlink. Without a session it is done when one is there.
+func (e *External) Retain(id api.DeviceID, raw []byte) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	raw = bytes.Clone(raw)
+	if len(raw) == 0 {
+		delete(e.retained, id)
+	} else {
+		e.retained[id] = raw
+	}
+	if e.session == nil {
+		return nil
+	}
+	return e.session.push(op{topic: retainedTopic(id), payload: raw, qos: 1, retain: true})
+}
+
+// Kick implements link.Downlink.
+func (e *External) Kick(id api.DeviceID, reason string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.cfg.Log.Warn("child dropped", "device", id, "err", reason)
+	if e.session != nil {
+		e.command(e.session, kickCommands(id), nil)
+	}
+}

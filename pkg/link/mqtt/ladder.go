@@ -1,0 +1,85 @@
+package mqtt
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// Backoff bounds the pause before the next attempt. The zero value is 1 s to 2 min.
+type Backoff struct{ Min, Max time.Duration }
+
+func (b Backoff) withDefaults() Backoff {
+	if b.Min <= 0 {
+		b.Min = time.Second
+	}
+	if b.Max < b.Min {
+		b.Max = max(2*time.Minute, b.Min)
+	}
+	return b
+}
+
+// pause is the wait after so many failures in a row: doubled each time, of which a random
+// half is taken off, so that the children of a parent that comes back do not come all at
+// once. r is in [0, 1).
+func (b Backoff) pause(failures int, r float64) time.Duration {
+	d := b.Min
+	for range min(failures-1, 32) {
+		if d >= b.Max/2 {
+			d = b.Max
+			break
+		}
+		d *= 2
+	}
+	return d/2 + time.Duration(r*float64(d/2))
+}
+
+// ladder decides which parent is tried next. It stays with one for patience failures,
+// then goes to the next, round and round.
+type ladder struct {
+	parents []api.ParentRef
+	at      int
+	here    int // failures in a row at this parent
+	all     int // failures in a row at any
+}
+
+// patience is how often a parent may fail before the next one is tried.
+const patience = 3
+
+// current is the parent to try; false when the list is empty.
+func (l *ladder) current() (api.ParentRef, bool) {
+	if len(l.parents) == 0 {
+		return api.ParentRef{}, false
+	}
+	return l.parents[l.at], true
+}
+
+// failed notes an attempt that failed, or a session that ended at once.
+func (l *ladder) failed() {
+	l.here++
+	l.all++
+	if l.here >= patience && len(l.parents) > 0 {
+		l.at, l.here = (l.at+1)%len(l.parents), 0
+	}
+}
+
+// held notes a session that lasted.
+func (l *ladder) held() { l.here, l.all = 0, 0 }
+
+// set replaces the list. The position stays with the parent it is at while that is
+// listed, else it goes to the best.
+func (l *ladder) set(parents []api.ParentRef) {
+	was, ok := l.current()
+	l.parents, l.at = parents, 0
+	for i, p := range parents {
+		if ok && p == was {
+			l.at = i
+			return
+		}
+	}
+	l.here = 0
+}
+
+// random is the jitter's source when none is given.
+func random() float64 { return rand.Float64() }

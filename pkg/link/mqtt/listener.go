@@ -1,0 +1,178 @@
+package mqtt
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mochi-mqtt/server/v2/listeners"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/identity"
+)
+
+// Bounds of what strangers and single devices may take up.
+const (
+	// maxHandshakes bounds TLS handshakes in work; further connections wait in the
+	// kernel's queue.
+	maxHandshakes = 64
+	// maxPerDevice bounds connections of one device: one in force, some that the network
+	// has cut and that are not yet known to be dead.
+	maxPerDevice = 4
+	// connectTimeout is how long a device may take from the handshake to its CONNECT.
+	connectTimeout = 10 * time.Second
+)
+
+// peerConn is a connection whose device is known. The broker sees no other.
+type peerConn struct {
+	net.Conn
+	id   api.DeviceID // zero without TLS
+	cert []byte       // leaf, DER
+	// queued counts bytes on their way to the device: QoS 0 until written, QoS 1 until
+	// acknowledged.
+	queued atomic.Int64
+}
+
+// gate is the broker's listener: it completes TLS before the broker reads a byte, so that
+// whoever has no certificate of this CA never reaches an MQTT parser.
+type gate struct {
+	ln       net.Listener
+	identity *identity.Live
+	traffic  *Traffic
+	log      *slog.Logger
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	slots  chan struct{}
+
+	mu    sync.Mutex
+	conns map[api.DeviceID]int
+	open  map[net.Conn]bool
+}
+
+var _ listeners.Listener = (*gate)(nil)
+
+func newGate(ln net.Listener, id *identity.Live, t *Traffic, log *slog.Logger) *gate {
+	g := &gate{ln: ln, identity: id, traffic: t, log: log, slots: make(chan struct{}, maxHandshakes), conns: map[api.DeviceID]int{}, open: map[net.Conn]bool{}}
+	g.ctx, g.cancel = context.WithCancel(context.Background())
+	return g
+}
+
+func (g *gate) Init(*slog.Logger) error { return nil }
+func (g *gate) ID() string              { return "children" }
+func (g *gate) Address() string         { return g.ln.Addr().String() }
+func (g *gate) Protocol() string        { return "mqtt" }
+
+// Serve accepts until Close. An error of accept other than closing (no file descriptors
+// left) is waited out.
+func (g *gate) Serve(establish listeners.EstablishFn) {
+	for g.ctx.Err() == nil {
+		conn, err := g.ln.Accept()
+		if errors.Is(err, net.ErrClosed) || g.ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			g.log.Warn("mqtt listener cannot accept", "err", err)
+			select {
+			case <-g.ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+			continue
+		}
+		select {
+		case g.slots <- struct{}{}:
+		case <-g.ctx.Done():
+			conn.Close()
+			return
+		}
+		g.wg.Go(func() { g.admit(conn, establish) })
+	}
+}
+
+// admit shakes hands and gives the connection to the broker, whose parsers may panic on
+// what a hostile device sends: that costs the device its connection and nobody else.
+func (g *gate) admit(raw net.Conn, establish listeners.EstablishFn) {
+	defer raw.Close()
+	c, err := g.handshake(raw)
+	<-g.slots
+	if err != nil {
+		g.log.Info("connection refused", "remote", raw.RemoteAddr(), "err", err)
+		return
+	}
+	if !g.enter(c.id, raw) {
+		g.log.Warn("connection refused", "remote", raw.RemoteAddr(), "device", c.id, "err", "closing, or too many connections of one device")
+		return
+	}
+	defer g.leave(c.id, raw)
+	defer func() {
+		if r := recover(); r != nil {
+			g.log.Error("mqtt broker met input that it cannot read", "device", c.id, "remote", raw.RemoteAddr(), "panic", r)
+		}
+	}()
+	c.SetDeadline(time.Now().Add(connectTimeout)) // until the broker sets its own by keep-alive
+	if err := establish(g.ID(), c); err != nil {
+		g.log.Debug("mqtt session ended", "device", c.id, "err", err)
+	}
+}
+
+func (g *gate) handshake(raw net.Conn) (*peerConn, error) {
+	tune(raw)
+	counted := &countingConn{raw, g.traffic}
+	if g.identity == nil {
+		return &peerConn{Conn: counted}, nil
+	}
+	ctx, cancel := context.WithTimeout(g.ctx, handshakeTimeout)
+	defer cancel()
+	t := tls.Server(counted, g.identity.ServerTLS())
+	if err := t.HandshakeContext(ctx); err != nil {
+		return nil, err
+	}
+	leaf := t.ConnectionState().PeerCertificates[0]
+	id, role, err := identity.CertID(leaf)
+	if err != nil {
+		return nil, err
+	}
+	if role != identity.RoleDevice {
+		return nil, errors.New("only devices attach to a broker")
+	}
+	return &peerConn{Conn: t, id: id, cert: leaf.Raw}, nil
+}
+
+func (g *gate) enter(id api.DeviceID, raw net.Conn) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.ctx.Err() != nil || g.identity != nil && g.conns[id] >= maxPerDevice {
+		return false
+	}
+	g.conns[id]++
+	g.open[raw] = true
+	return true
+}
+
+func (g *gate) leave(id api.DeviceID, raw net.Conn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.open, raw)
+	if g.conns[id]--; g.conns[id] == 0 {
+		delete(g.conns, id)
+	}
+}
+
+// Close stops accepting and ends handshakes and sessions, also those that the broker
+// does not know yet.
+func (g *gate) Close(closeClients listeners.CloseFn) {
+	g.cancel()
+	g.ln.Close()
+	closeClients(g.ID())
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for c := range g.open {
+		c.Close()
+	}
+}
