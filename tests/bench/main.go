@@ -22,8 +22,11 @@ type bench struct {
 
 // benches run in this order. A figure's name starts with its bench's name.
 var benches = []bench{
+	{"start", benchStart},
 	{"footprint", benchFootprint},
 	{"wan", benchWan},
+	{"spool", benchSpool},
+	{"intake", benchIntake},
 }
 
 func main() {

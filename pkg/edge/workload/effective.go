@@ -1,6 +1,7 @@
 package workload
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -30,12 +31,31 @@ func (m *Manager) effective(apps []App) []wantApp {
 	var out []wantApp
 	for i := range apps {
 		a := &apps[i]
-		w := wantApp{Name: a.Bundle.App, Digest: a.Digest, Refused: refuse(a, ports)}
+		w := wantApp{Name: a.Bundle.App, Digest: a.Digest, Refused: refuse(a, ports), Hold: a.Hold}
 		for n := range a.Bundle.Services {
 			w.Services = append(w.Services, effectiveService(a, n))
 		}
 		out = append(out, w)
 	}
+	return out
+}
+
+// held makes up an app of which only its containers are known: what each was made
+// of is what is wanted. m.mu is held.
+func (m *Manager) held(app string) []wantService {
+	newest := map[string]*tracked{}
+	for _, t := range m.instances {
+		if was := newest[t.in.Key.Service]; t.in.Key.App == app && (was == nil || t.in.Created.After(was.in.Created)) {
+			newest[t.in.Key.Service] = t
+		}
+	}
+	var out []wantService
+	for _, t := range newest {
+		s := t.svc
+		s.Name = t.in.Key.Service
+		out = append(out, wantService{Service: s, Hash: t.in.Hash, Image: t.image, StartFirst: mayStartFirst(&s), Order: t.in.Order})
+	}
+	slices.SortFunc(out, func(a, b wantService) int { return cmp.Or(a.Order-b.Order, strings.Compare(a.Name, b.Name)) })
 	return out
 }
 

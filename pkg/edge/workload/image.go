@@ -28,6 +28,7 @@ type imageInfo struct {
 	attempts int
 	chain    string // snapshot to start from
 	config   ocispec.ImageConfig
+	arch     string
 }
 
 // resolver fetches from the parent of the moment. Only digests are asked for.
@@ -86,7 +87,7 @@ func (m *Manager) inspect(ctx context.Context, img containerd.Image) (*imageInfo
 	if err := json.Unmarshal(raw, &spec); err != nil {
 		return nil, fmt.Errorf("image config: %w", err)
 	}
-	return &imageInfo{imageState: imageState{Ready: true}, chain: chain, config: spec.Config}, nil
+	return &imageInfo{imageState: imageState{Ready: true}, chain: chain, config: spec.Config, arch: spec.Architecture}, nil
 }
 
 func readBlob(ctx context.Context, img containerd.Image, desc ocispec.Descriptor) ([]byte, error) {

@@ -347,6 +347,9 @@ func (m *Manager) world() world {
 	w := world{Now: m.cfg.Now(), Apps: slices.Clone(m.want), Images: map[string]imageState{}, Rejected: m.rejected, LaunchFailed: m.launchErr, Busy: m.busy}
 	for i := range w.Apps {
 		w.Apps[i].InForce = m.inForce[w.Apps[i].Name]
+		if w.Apps[i].Hold != "" {
+			w.Apps[i].Services = m.held(w.Apps[i].Name)
+		}
 	}
 	for _, t := range m.instances {
 		w.Instances = append(w.Instances, t.in)

@@ -42,6 +42,8 @@ type wantApp struct {
 	Services []wantService
 	// Refused is why the app cannot run here at all; empty when it can.
 	Refused string
+	// Hold is why what is wanted is not known; Services then are those that are here.
+	Hold string
 }
 
 type wantService struct {
@@ -223,7 +225,7 @@ func (p *planner) wake(at time.Time) {
 
 func (p *planner) app(a *wantApp) {
 	status := api.AppStatus{Name: a.Name, Bundle: a.InForce}
-	p.settled = true
+	p.settled = a.Hold == ""
 	for i := range a.Services {
 		s := &a.Services[i]
 		key := serviceKey{a.Name, s.Name}
@@ -242,6 +244,12 @@ func (p *planner) app(a *wantApp) {
 	status.State, status.Message = sum(status.Services)
 	if a.Refused != "" {
 		status.State, status.Message = api.Failed, a.Refused
+	}
+	if a.Hold != "" {
+		if len(a.Services) == 0 {
+			status.State = api.Pending
+		}
+		status.Message = join(a.Hold, status.Message)
 	}
 	p.out.Status = append(p.out.Status, status)
 }
@@ -678,8 +686,8 @@ func sum(services []api.ServiceStatus) (api.AppState, string) {
 }
 
 func join(a, b string) string {
-	if b == "" {
-		return a
+	if a == "" || b == "" {
+		return a + b
 	}
 	return a + "; " + b
 }

@@ -34,6 +34,10 @@ type App struct {
 	// Configs and Secrets hold, by name, the objects that the bundle mounts.
 	Configs map[string]api.ConfigData
 	Secrets map[string]api.ConfigData
+	// Hold, when not empty, says why the bundle is not known (only Bundle.App is set
+	// then). What is here of the app stays, is kept running as it was made, and the
+	// reason is told in its status.
+	Hold string
 }
 
 // Upstream is where images come from: the parent's registry at this moment
