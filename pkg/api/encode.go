@@ -95,17 +95,17 @@ func printable(r rune) bool {
 
 // plainSafe: words that no YAML version takes for anything but text.
 func plainSafe(s string) bool {
-	if s == "" || len(s) > 200 {
+	if s == "" || len(s) > 200 || s[0] == ' ' || s[len(s)-1] == ' ' {
 		return false
 	}
-	letter := false
+	letters := false
 	for i := 0; i < len(s); i++ {
 		c := s[i]
 		switch {
 		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z':
-			letter = letter || i == 0
-		case c >= '0' && c <= '9', c == '/' && i == 0:
-		case i > 0 && strings.IndexByte("-_./@+", c) >= 0:
+			letters = true
+		case c >= '0' && c <= '9', c == ' ', c == '/' && i == 0:
+		case i > 0 && strings.IndexByte("-_./@+,;()", c) >= 0:
 		default:
 			return false
 		}
@@ -114,5 +114,6 @@ func plainSafe(s string) bool {
 	case "y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf":
 		return false
 	}
-	return letter || s[0] == '/'
+	// 1e3, 0x1f and 2026-01-01 are no text; "1 Hill Road" and 1m30s are.
+	return letters && (&yaml.Node{Kind: yaml.ScalarNode, Value: s}).ShortTag() == "!!str"
 }

@@ -1,0 +1,264 @@
+package cli
+
+import (
+	"fmt"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// tableOf chooses a kind's columns.
+func (a *app) tableOf(kind string, o getOptions) *table {
+	wide := o.output == "wide"
+	t := &table{}
+	switch kind {
+	case api.KindDevice:
+		a.deviceColumns(t, wide)
+	case api.KindFleet:
+		t.header = []string{"NAME", "SELECTOR", "APPS", "DEVICES", "CURRENT", "RUNNING", "AGE"}
+		t.row = a.fleetRow
+	case api.KindApp:
+		t.header = []string{"NAME", "SERVICES", "BUNDLE", "AGE"}
+		t.row = a.appRow
+	case api.KindConfig:
+		t.header = []string{"NAME", "FILES", "ENV", "AGE"}
+		t.row = func(obj *api.Object) []string {
+			var s api.ConfigSpec
+			_ = readSpec(obj, &s)
+			return []string{obj.Metadata.Name, strconv.Itoa(len(s.Files)), strconv.Itoa(len(s.Env)), a.age(obj.Metadata.Created)}
+		}
+	case api.KindSecret:
+		t.header = []string{"NAME", "KEYS", "AGE"}
+		t.row = func(obj *api.Object) []string {
+			var s struct {
+				Keys []string `json:"keys"`
+			}
+			_ = readStatus(obj, &s)
+			return []string{obj.Metadata.Name, orDash(strings.Join(s.Keys, ",")), a.age(obj.Metadata.Created)}
+		}
+	case api.KindJoinToken:
+		t.header = []string{"NAME", "USED", "EXPIRES", "APPROVES", "SITE", "LABELS", "AGE"}
+		t.row = a.tokenRow
+	case api.KindSite:
+		t.header = []string{"NAME", "DISPLAY NAME", "ADDRESS", "AGE"}
+		t.row = func(obj *api.Object) []string {
+			var s api.SiteSpec
+			_ = readSpec(obj, &s)
+			return []string{obj.Metadata.Name, orDash(s.DisplayName), orDash(s.Address), a.age(obj.Metadata.Created)}
+		}
+	default:
+		t.header = []string{"NAME", "DISPLAY NAME", "AGE"}
+		t.row = func(obj *api.Object) []string {
+			var s api.TenantSpec
+			_ = readSpec(obj, &s)
+			return []string{obj.Metadata.Name, orDash(s.DisplayName), a.age(obj.Metadata.Created)}
+		}
+	}
+	if wide && kind != api.KindDevice {
+		row := t.row
+		t.header = append(t.header, "GENERATION", "REVISION", "LABELS")
+		t.row = func(obj *api.Object) []string {
+			m := obj.Metadata
+			return append(row(obj), strconv.FormatInt(m.Generation, 10), strconv.FormatInt(m.Revision, 10), labelText(m.Labels))
+		}
+	}
+	if o.tenants {
+		row := t.row
+		t.header = append([]string{"TENANT"}, t.header...)
+		t.row = func(obj *api.Object) []string { return append([]string{obj.Metadata.Tenant}, row(obj)...) }
+	}
+	return t
+}
+
+// deviceColumns names parents, which are told by id, where the same list has them.
+func (a *app) deviceColumns(t *table, wide bool) {
+	t.header = []string{"NAME", "TIER", "PARENT", "HARDWARE", "HEALTH", "APPS", "GEN", "SEEN"}
+	if wide {
+		t.header = append(t.header, "ID", "SITE", "ADDRESSES", "VERSION", "LABELS")
+	}
+	names := map[string]string{}
+	t.learn = func(obj *api.Object) {
+		var st api.DeviceStatus
+		_ = readStatus(obj, &st)
+		if !st.ID.IsZero() {
+			names[st.ID.String()] = obj.Metadata.Name
+		}
+	}
+	t.row = func(obj *api.Object) []string {
+		var spec api.DeviceSpec
+		var st api.DeviceStatus
+		_ = readSpec(obj, &spec)
+		_ = readStatus(obj, &st)
+		parent := st.Parent
+		if n, ok := names[parent]; ok {
+			parent = n
+		}
+		tier := "-"
+		if st.Tier > 0 {
+			tier = strconv.Itoa(st.Tier)
+		}
+		row := []string{obj.Metadata.Name, tier, orDash(parent), hardwareText(st.Hardware), healthText(&spec, &st), appsText(st.Apps), generationText(&st), a.age(st.LastSeen)}
+		if wide {
+			id := "-"
+			if !st.ID.IsZero() {
+				id = st.ID.String()
+			}
+			row = append(row, id, orDash(spec.Site), orDash(strings.Join(st.Addresses, ",")), orDash(st.Version), labelText(obj.Metadata.Labels))
+		}
+		return row
+	}
+}
+
+func hardwareText(h *api.Hardware) string {
+	if h == nil {
+		return "-"
+	}
+	parts := []string{h.Arch, fmt.Sprintf("%dcpu", h.CPUs), bytesText(uint64(max(h.MemoryBytes, 0)))}
+	if h.Product != "" {
+		parts = append(parts, clip(h.Product, 24))
+	}
+	return strings.Join(parts, " ")
+}
+
+// healthText is one word, or the names of the warnings, worst first.
+func healthText(spec *api.DeviceSpec, st *api.DeviceStatus) string {
+	switch {
+	case spec.Retired:
+		return "retired"
+	case !spec.Approved:
+		return "unapproved"
+	}
+	rank := map[api.Severity]int{api.Critical: 0, api.Degraded: 1, api.Info: 2}
+	warnings := slices.Clone(st.Health)
+	sort.SliceStable(warnings, func(i, j int) bool { return rank[warnings[i].Severity] < rank[warnings[j].Severity] })
+	var names []string
+	if !st.Online {
+		names = append(names, "offline")
+	}
+	for i, w := range warnings {
+		if i == 2 && len(warnings) > 3 {
+			names = append(names, fmt.Sprintf("+%d", len(warnings)-i))
+			break
+		}
+		names = append(names, w.Name)
+	}
+	if len(names) == 0 {
+		return "ok"
+	}
+	return strings.Join(names, ",")
+}
+
+func appsText(apps []api.AppStatus) string {
+	running := 0
+	for _, s := range apps {
+		if s.State == api.Running || s.State == api.Exited {
+			running++
+		}
+	}
+	return fmt.Sprintf("%d/%d", running, len(apps))
+}
+
+func generationText(st *api.DeviceStatus) string {
+	if st.Applied == st.Desired {
+		return strconv.FormatUint(st.Applied, 10)
+	}
+	return fmt.Sprintf("%d→%d", st.Applied, st.Desired)
+}
+
+func (a *app) fleetRow(obj *api.Object) []string {
+	var s api.FleetSpec
+	var st api.FleetStatus
+	_ = readSpec(obj, &s)
+	_ = readStatus(obj, &st)
+	return []string{obj.Metadata.Name, clip(s.Selector.String(), 40), orDash(strings.Join(s.Apps, ",")), strconv.Itoa(st.Devices), strconv.Itoa(st.Current), strconv.Itoa(st.Running), a.age(obj.Metadata.Created)}
+}
+
+func (a *app) appRow(obj *api.Object) []string {
+	var st api.AppObjectStatus
+	_ = readStatus(obj, &st)
+	bundle := st.Bundle
+	if len(bundle) > 19 {
+		bundle = bundle[:19] // "sha256:" and 12 digits
+	}
+	return []string{obj.Metadata.Name, orDash(strings.Join(st.Services, ",")), orDash(bundle), a.age(obj.Metadata.Created)}
+}
+
+func (a *app) tokenRow(obj *api.Object) []string {
+	var s api.JoinTokenSpec
+	var st api.JoinTokenStatus
+	_ = readSpec(obj, &s)
+	_ = readStatus(obj, &st)
+	used := strconv.Itoa(st.Used)
+	if s.Uses > 0 {
+		used += "/" + strconv.Itoa(s.Uses)
+	}
+	expires := "never"
+	if s.Expires != nil {
+		if left := s.Expires.Sub(a.now()); left > 0 {
+			expires = "in " + span(left)
+		} else {
+			expires = "expired"
+		}
+	}
+	return []string{obj.Metadata.Name, used, expires, strconv.FormatBool(s.AutoApprove), orDash(s.Site), labelText(s.Labels), a.age(obj.Metadata.Created)}
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func labelText(labels map[string]string) string {
+	list := make([]string, 0, len(labels))
+	for k, v := range labels {
+		list = append(list, k+"="+v)
+	}
+	slices.Sort(list)
+	return orDash(strings.Join(list, ","))
+}
+
+func (a *app) age(t *time.Time) string {
+	if t == nil || t.IsZero() {
+		return "-"
+	}
+	return span(a.now().Sub(*t))
+}
+
+// span writes a time span in one unit, as a person would say it.
+func span(d time.Duration) string {
+	switch {
+	case d < time.Second:
+		return "now"
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+// bytesText writes bytes with a binary unit: 512M, 3.8G.
+func bytesText(n uint64) string {
+	const units = "KMGTPE"
+	if n < 1024 {
+		return strconv.FormatUint(n, 10) + "B"
+	}
+	v := float64(n)
+	i := -1
+	for v >= 1024 && i < len(units)-1 {
+		v /= 1024
+		i++
+	}
+	if v < 9.95 {
+		return fmt.Sprintf("%.1f%c", v, units[i])
+	}
+	return fmt.Sprintf("%.0f%c", v, units[i])
+}

@@ -1,0 +1,105 @@
+package cli
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// However devices name their parents, even in loops, each is drawn once, below its
+// parent where that is drawn.
+func TestTree(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := rapid.IntRange(0, 9).Draw(t, "n")
+		var leaves []leaf
+		for i := range n {
+			parent := rapid.SampledFrom([]string{"core", "", "gone", "d0", "d1", "d2", "d3", "d8"}).Draw(t, "parent")
+			name := fmt.Sprintf("d%d", i)
+			leaves = append(leaves, leaf{id: name, parent: parent, name: name, text: name})
+		}
+		lines := drawTree("core", leaves)
+		if lines[0] != "core" {
+			t.Fatalf("starts with %q", lines[0])
+		}
+		for i := range n {
+			found := 0
+			for _, l := range lines {
+				if strings.HasSuffix(l, fmt.Sprintf(" d%d", i)) {
+					found++
+				}
+			}
+			if found != 1 {
+				t.Fatalf("d%d is drawn %d times:\n%s", i, found, strings.Join(lines, "\n"))
+			}
+		}
+	})
+}
+
+// The lines that a diff takes away and adds lead from the old text to the new.
+func TestLineDiff(t *testing.T) {
+	line := rapid.SampledFrom([]string{"a", "b", "c", ""})
+	rapid.Check(t, func(t *rapid.T) {
+		old, new := rapid.SliceOfN(line, 1, 8).Draw(t, "old"), rapid.SliceOfN(line, 1, 8).Draw(t, "new")
+		var removed, added []string
+		for _, d := range lineDiff(strings.Join(old, "\n")+"\n", strings.Join(new, "\n")+"\n") {
+			if s, ok := strings.CutPrefix(d, "- "); ok {
+				removed = append(removed, s)
+			} else {
+				added = append(added, strings.TrimPrefix(d, "+ "))
+			}
+		}
+		left, right := slices.Clone(old), slices.Clone(new)
+		for from, out := range map[*[]string][]string{&left: removed, &right: added} {
+			for _, s := range out {
+				i := slices.Index(*from, s)
+				if i < 0 {
+					t.Fatalf("%q was never there", s)
+				}
+				*from = slices.Delete(*from, i, i+1)
+			}
+			slices.Sort(*from)
+		}
+		if !slices.Equal(left, right) {
+			t.Fatalf("what stays differs: %q, %q", left, right)
+		}
+	})
+}
+
+func TestTexts(t *testing.T) {
+	for d, want := range map[time.Duration]string{0: "now", 90 * time.Second: "90s", 5 * time.Minute: "5m", 30 * time.Hour: "30h", 80 * time.Hour: "3d", -time.Second: "now"} {
+		if got := span(d); got != want {
+			t.Errorf("span(%v) = %q, want %q", d, got, want)
+		}
+	}
+	for n, want := range map[uint64]string{0: "0B", 1023: "1023B", 1024: "1.0K", 10 << 20: "10M", 1<<64 - 1: "16E"} {
+		if got := bytesText(n); got != want {
+			t.Errorf("bytesText(%d) = %q, want %q", n, got, want)
+		}
+	}
+	if got := printable("a\x1b[31m\u009bb\tc"); got != "a[31mb\tc" {
+		t.Errorf("printable: %q", got)
+	}
+}
+
+func TestParseForwarding(t *testing.T) {
+	for in, want := range map[string]forwarding{
+		"80":              {"127.0.0.1:80", 80},
+		"8080:80":         {"127.0.0.1:8080", 80},
+		":80":             {"127.0.0.1:0", 80},
+		"0.0.0.0:8080:80": {"0.0.0.0:8080", 80},
+		"[::1]:8080:80":   {"[::1]:8080", 80},
+	} {
+		if got, err := parseForwarding(in); err != nil || got != want {
+			t.Errorf("%q: %+v, %v", in, got, err)
+		}
+	}
+	for _, in := range []string{"", "x", "80:", "8080:0", "8080:70000", "x:80", "::80:"} {
+		if got, err := parseForwarding(in); err == nil {
+			t.Errorf("%q: %+v", in, got)
+		}
+	}
+}

@@ -1,0 +1,275 @@
+package client
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// objectPath is the REST path of a kind, or of one object of it.
+func objectPath(k *api.Kind, name string) string {
+	p := "/api/v1/" + k.Plural
+	if name != "" {
+		p += "/" + url.PathEscape(name)
+	}
+	return p
+}
+
+// Get reads one object.
+func (c *Client) Get(ctx context.Context, k *api.Kind, name string) (*api.Object, error) {
+	o := new(api.Object)
+	return o, c.Do(ctx, http.MethodGet, objectPath(k, name), nil, nil, o)
+}
+
+// Delete removes one object.
+func (c *Client) Delete(ctx context.Context, k *api.Kind, name string) error {
+	return c.Do(ctx, http.MethodDelete, objectPath(k, name), nil, nil, nil)
+}
+
+// Create makes one object; the answer may show what is shown once.
+func (c *Client) Create(ctx context.Context, k *api.Kind, o *api.Object) (*api.Object, error) {
+	out := new(api.Object)
+	return out, c.Do(ctx, http.MethodPost, objectPath(k, ""), nil, o, out)
+}
+
+// Act posts to one of a device's verbs: approve, retire.
+func (c *Client) Act(ctx context.Context, device, verb string) (*api.Object, error) {
+	k, err := api.LookupKind(api.KindDevice)
+	if err != nil {
+		return nil, err
+	}
+	out := new(api.Object)
+	return out, c.Do(ctx, http.MethodPost, objectPath(k, device)+"/"+verb, nil, nil, out)
+}
+
+// ListOptions choose objects.
+type ListOptions struct {
+	Selector   string
+	AllTenants bool
+}
+
+func (o ListOptions) query() url.Values {
+	q := url.Values{}
+	if o.Selector != "" {
+		q.Set("selector", o.Selector)
+	}
+	if o.AllTenants {
+		q.Set("tenant", "*")
+	}
+	return q
+}
+
+type page struct {
+	Items    []*api.Object `json:"items"`
+	Next     string        `json:"next"`
+	Revision int64         `json:"revision"`
+}
+
+// List reads all objects of a kind, page by page.
+func (c *Client) List(ctx context.Context, k *api.Kind, o ListOptions) ([]*api.Object, error) {
+	all := []*api.Object{}
+	q := o.query()
+	for {
+		var p page
+		if err := c.Do(ctx, http.MethodGet, objectPath(k, ""), q, nil, &p); err != nil {
+			return nil, err
+		}
+		all = append(all, p.Items...)
+		if p.Next == "" {
+			return all, nil
+		}
+		q.Set("after", p.Next)
+	}
+}
+
+// Result is what became of one applied object.
+type Result struct {
+	Tenant   string      `json:"tenant"`
+	Kind     string      `json:"kind"`
+	Name     string      `json:"name"`
+	Action   string      `json:"action"` // created, configured, unchanged
+	Revision int64       `json:"revision"`
+	Warnings []string    `json:"warnings,omitempty"`
+	Changes  []Change    `json:"changes,omitempty"`
+	Object   *api.Object `json:"object,omitempty"`
+}
+
+// Change is one field that differs.
+type Change struct {
+	Path string `json:"path"`
+	Old  any    `json:"old,omitempty"`
+	New  any    `json:"new,omitempty"`
+}
+
+// Apply creates or changes objects, all or none. The n-th object stands on line n of
+// the request, so that an error's line tells which object it means.
+func (c *Client) Apply(ctx context.Context, objects []*api.Object, dryRun bool) ([]Result, error) {
+	var body []byte
+	for _, o := range objects {
+		b, err := json.Marshal(o)
+		if err != nil {
+			return nil, err
+		}
+		body = append(append(body, b...), '\n')
+	}
+	q := url.Values{}
+	if dryRun {
+		q.Set("dryRun", "true")
+	}
+	reply, err := c.Open(ctx, http.MethodPost, "/api/v1/apply", q, body, "application/yaml")
+	if err != nil {
+		return nil, err
+	}
+	defer reply.Close()
+	var out struct {
+		Results []Result `json:"results"`
+	}
+	return out.Results, Read(reply, &out)
+}
+
+// Event is one step of a watch: "changed" and "deleted" with an object, "synced" after
+// the objects that were there at the start.
+type Event struct {
+	Type   string
+	Object *api.Object
+}
+
+// Watch calls on for every event until ctx ends or on fails. When the connection
+// breaks it goes on where it was; when the core has forgotten that point it starts
+// over, with a further "synced".
+func (c *Client) Watch(ctx context.Context, k *api.Kind, o ListOptions, on func(Event) error) error {
+	var from int64
+	pause := 500 * time.Millisecond
+	for {
+		before := from
+		err := c.watchOnce(ctx, k, o, &from, on)
+		var stop *handlerError
+		if errors.As(err, &stop) {
+			return stop.err
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		switch code := api.CodeOf(err); {
+		case err == nil, code == api.Unavailable:
+		case from != 0: // the point is forgotten: start over
+			from = 0
+		default:
+			return err
+		}
+		if from > before {
+			pause = 500 * time.Millisecond
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, 15*time.Second)
+	}
+}
+
+type handlerError struct{ err error }
+
+func (e *handlerError) Error() string { return e.err.Error() }
+
+func (c *Client) watchOnce(ctx context.Context, k *api.Kind, o ListOptions, from *int64, on func(Event) error) error {
+	q := o.query()
+	q.Set("watch", "true")
+	if *from > 0 {
+		q.Set("from", strconv.FormatInt(*from, 10))
+	}
+	body, err := c.Open(ctx, http.MethodGet, objectPath(k, ""), q, nil, "")
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	resumed := *from > 0
+	return ReadEvents(body, func(e RawEvent) error {
+		switch e.Type {
+		case "changed", "deleted":
+			obj := new(api.Object)
+			if err := json.Unmarshal([]byte(e.Data), obj); err != nil {
+				return err
+			}
+			if err := on(Event{e.Type, obj}); err != nil {
+				return &handlerError{err}
+			}
+		case "synced":
+			var s struct {
+				Revision int64 `json:"revision"`
+			}
+			if err := json.Unmarshal([]byte(e.Data), &s); err != nil {
+				return err
+			}
+			*from = max(*from, s.Revision)
+			if resumed {
+				return nil
+			}
+			if err := on(Event{Type: "synced"}); err != nil {
+				return &handlerError{err}
+			}
+		case "error":
+			e2 := &api.Error{}
+			if json.Unmarshal([]byte(e.Data), e2) == nil && e2.Message != "" {
+				return e2
+			}
+			return api.Errorf(api.Unavailable, "the watch ended")
+		}
+		if n, err := strconv.ParseInt(e.ID, 10, 64); err == nil && *from > 0 {
+			*from = max(*from, n)
+		}
+		return nil
+	})
+}
+
+// RawEvent is one server-sent event.
+type RawEvent struct{ ID, Type, Data string }
+
+// maxEvent bounds one line of a stream.
+const maxEvent = 8 << 20
+
+// ReadEvents reads server-sent events (WHATWG HTML section 9.2) until the stream ends
+// or on fails. A stream that simply ends gives an error of code Unavailable.
+func ReadEvents(r io.Reader, on func(RawEvent) error) error {
+	lines := bufio.NewScanner(r)
+	lines.Buffer(make([]byte, 0, 64<<10), maxEvent)
+	var e RawEvent
+	var data []string
+	size := 0
+	for lines.Scan() {
+		line := strings.TrimSuffix(lines.Text(), "\r")
+		if line == "" {
+			if e.Data = strings.Join(data, "\n"); e.Data != "" {
+				if err := on(e); err != nil {
+					return err
+				}
+			}
+			e, data, size = RawEvent{}, nil, 0
+			continue
+		}
+		if size += len(line); size > maxEvent {
+			return api.Errorf(api.TooLarge, "an event of the stream is too large")
+		}
+		field, value, _ := strings.Cut(line, ":")
+		value = strings.TrimPrefix(value, " ")
+		switch field {
+		case "event":
+			e.Type = value
+		case "id":
+			e.ID = value
+		case "data":
+			data = append(data, value)
+		}
+	}
+	return &api.Error{Code: api.Unavailable, Message: "the stream ended", Remedy: "try again", Err: lines.Err()}
+}
