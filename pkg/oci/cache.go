@@ -70,18 +70,22 @@ type Cache struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	slots  chan struct{} // one token for each transfer from the parent
-	ahead  chan struct{} // one token for each thing that Prefetch waits for
+	ahead  chan struct{} // one token for each thing that Prefetch waits for; one slot less, left to children
 	wg     sync.WaitGroup
 
 	mu       sync.Mutex
 	flights  map[string]*flight
 	failures map[string]failure // digest -> why it was refused a moment ago
 	warnings map[string]api.Warning
+	saving   bool // a write of the pins is due
 
 	n struct {
 		fetchedBytes, fetches, servedBytes, serves, hits, misses, passed atomic.Uint64
 	}
 }
+
+// maxFlights bounds the digests that are waited for at one time; each holds a file.
+const maxFlights = 256
 
 type failure struct {
 	err   error
@@ -126,7 +130,7 @@ func Open(cfg Config) (*Cache, error) {
 	}
 	shelf.budget, shelf.keepFree = cfg.Bytes, cfg.KeepFree
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Cache{cfg: cfg, shelf: shelf, log: cfg.Log, ctx: ctx, cancel: cancel, slots: make(chan struct{}, cfg.Parallel), ahead: make(chan struct{}, 4*cfg.Parallel),
+	return &Cache{cfg: cfg, shelf: shelf, log: cfg.Log, ctx: ctx, cancel: cancel, slots: make(chan struct{}, cfg.Parallel), ahead: make(chan struct{}, max(1, cfg.Parallel-1)),
 		flights: map[string]*flight{}, failures: map[string]failure{}, warnings: map[string]api.Warning{}}, nil
 }
 
@@ -136,7 +140,7 @@ func (c *Cache) Close() error {
 	c.cancel()
 	c.mu.Unlock()
 	c.wg.Wait()
-	return nil
+	return c.shelf.savePins()
 }
 
 // SetBudget changes the byte budget (0: the default) and evicts down to it.
@@ -153,8 +157,38 @@ func (c *Cache) SetBudget(bytes int64) {
 }
 
 // Pin replaces the roots that owner needs (a device's id, say); they and all that
-// they name are never evicted. No refs removes the owner. The pins survive a restart.
-func (c *Cache) Pin(owner string, refs []Ref) error { return c.shelf.pin(owner, refs) }
+// they name are never evicted. No refs removes the owner. It returns at once: the pins
+// reach the disk within a second, many in one write, and survive a restart. One lost
+// to a power cut lets its artifact be evicted until its owner is pinned again.
+func (c *Cache) Pin(owner string, refs []Ref) {
+	if !c.shelf.pin(owner, refs) {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.saving || c.ctx.Err() != nil {
+		return
+	}
+	c.saving = true
+	c.wg.Go(func() {
+		timer := time.NewTimer(pinDelay)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-c.ctx.Done(): // Close saves
+			return
+		}
+		c.mu.Lock()
+		c.saving = false
+		c.mu.Unlock()
+		if err := c.shelf.savePins(); err != nil {
+			c.log.Warn("cannot keep what devices need", "err", err)
+		}
+	})
+}
+
+// pinDelay gathers pins for one write.
+const pinDelay = 500 * time.Millisecond
 
 // Pinned lists all pinned roots, each once.
 func (c *Cache) Pinned() []Ref { return c.shelf.roots() }
@@ -255,6 +289,9 @@ func (c *Cache) join(ctx context.Context, t target) (*flight, error) {
 		if c.shelf.has(t.digest) { // it landed between the caller's look and this one
 			return landed(t), nil
 		}
+		if len(c.flights) >= maxFlights {
+			return nil, api.Errorf(api.Unavailable, "too much is asked for at once")
+		}
 		f = newFlight(t)
 		f.enter()
 		c.flights[t.digest] = f
@@ -280,10 +317,26 @@ func (c *Cache) permit(ctx context.Context, t target) error {
 	if c.shelf.linked(t.repo, t.digest) {
 		return nil
 	}
+	if err := c.lately(t); err != nil {
+		return err
+	}
 	if _, err := c.head(ctx, t); err != nil {
+		if code := api.CodeOf(err); code == api.NotFound || code == api.Forbidden {
+			c.refused(t, err)
+		}
 		return err
 	}
 	return c.shelf.link(t.repo, t.digest)
+}
+
+// lately is why the target was refused a moment ago, or nil.
+func (c *Cache) lately(t target) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if fail, ok := c.failures[t.digest+t.repo]; ok && c.cfg.Now().Before(fail.until) {
+		return fail.err
+	}
+	return nil
 }
 
 // refused remembers for a moment why a target cannot be had, so that many children

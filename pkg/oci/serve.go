@@ -165,7 +165,10 @@ func (c *Cache) fromFlight(w http.ResponseWriter, r *http.Request, t target) err
 	if f.landed() {
 		return errAgain // complete now: the shelf serves it
 	}
-	body := &follower{ctx: r.Context(), f: f, patience: c.cfg.ChildWait, starts: f.begun()}
+	// A child that reads no more must not keep a transfer wanted for ever.
+	rc := http.NewResponseController(w)
+	defer func() { _ = rc.SetWriteDeadline(time.Time{}) }() // not supported in process
+	body := &follower{rc: rc, ctx: r.Context(), f: f, patience: c.cfg.ChildWait, starts: f.begun()}
 	c.send(w, r, t, "application/octet-stream", body)
 	if body.err != nil {
 		c.log.Info("child cut", "digest", t.digest, "err", body.err)
@@ -216,6 +219,7 @@ func (w *counter) ReadFrom(r io.Reader) (int64, error) {
 
 // follower reads a growing file, waiting for bytes that have not come yet.
 type follower struct {
+	rc       *http.ResponseController
 	ctx      context.Context
 	f        *flight
 	patience time.Duration
@@ -258,6 +262,7 @@ func (b *follower) Read(p []byte) (int, error) {
 	case ended:
 		return 0, io.EOF
 	}
+	_ = b.rc.SetWriteDeadline(time.Now().Add(b.patience + time.Minute))
 	n, err := b.f.file.ReadAt(p[:min(int64(len(p)), visible-b.pos)], b.pos)
 	b.pos += int64(n)
 	if n > 0 {

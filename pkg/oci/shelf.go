@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -37,6 +38,7 @@ type shelf struct {
 	entries  map[string]*entry   // complete blobs, by digest
 	repos    map[string][]string // digest -> repositories, sorted
 	pins     map[string][]Ref    // owner -> roots
+	unsaved  bool                // the pins differ from those on disk
 	reserved map[string]int64    // digest -> bytes that an arriving blob will take
 	budget   int64               // 0: bounded by the file system alone
 	keepFree int64
@@ -291,35 +293,42 @@ func (s *shelf) link(repo, digest string) error {
 	return errors.Join(err, f.Close())
 }
 
-// pin replaces the roots that an owner needs; none removes the owner.
-func (s *shelf) pin(owner string, refs []Ref) error {
+// pin replaces the roots that an owner needs; none removes the owner. It reports
+// whether that changed anything.
+func (s *shelf) pin(owner string, refs []Ref) (changed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if sameRefs(s.pins[owner], refs) {
-		return nil
+	if slices.Equal(s.pins[owner], refs) {
+		return false
 	}
 	if len(refs) == 0 {
 		delete(s.pins, owner)
 	} else {
 		s.pins[owner] = append([]Ref(nil), refs...)
 	}
-	b, err := json.Marshal(s.pins)
-	if err != nil {
-		return err
-	}
-	return atomicfile.Write(filepath.Join(s.dir, "pins.json"), b, 0o600)
+	s.unsaved = true
+	return true
 }
 
-func sameRefs(a, b []Ref) bool {
-	if len(a) != len(b) {
-		return false
+// savePins writes the pins when they changed since.
+func (s *shelf) savePins() error {
+	s.mu.Lock()
+	if !s.unsaved {
+		s.mu.Unlock()
+		return nil
 	}
-	for i := range a {
-		if a[i] != b[i] {
-			return false
-		}
+	s.unsaved = false
+	b, err := json.Marshal(s.pins)
+	s.mu.Unlock()
+	if err == nil {
+		err = atomicfile.Write(filepath.Join(s.dir, "pins.json"), b, 0o600)
 	}
-	return true
+	if err != nil {
+		s.mu.Lock()
+		s.unsaved = true
+		s.mu.Unlock()
+	}
+	return err
 }
 
 // roots lists all pinned refs, each once.

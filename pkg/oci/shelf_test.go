@@ -94,9 +94,7 @@ func TestPinnedStaysWhateverComes(t *testing.T) {
 		cfg.Now = func() time.Time { clock = clock.Add(time.Second); return clock }
 	})
 	img, blobs := o.image(repo, random(20, 300<<10))
-	if err := c.Pin("device-a", []Ref{{Repo: repo, Digest: img}}); err != nil {
-		t.Fatal(err)
-	}
+	c.Pin("device-a", []Ref{{Repo: repo, Digest: img}})
 	if err := c.Prefetch(t.Context(), c.Pinned()); err != nil {
 		t.Fatal(err)
 	}
@@ -124,12 +122,39 @@ func TestPinnedStaysWhateverComes(t *testing.T) {
 	if _, n := again.Size(); n > 310<<10 || !again.shelf.has(img) {
 		t.Fatalf("%d bytes", n)
 	}
-	if err := again.Pin("device-a", nil); err != nil {
-		t.Fatal(err)
-	}
+	again.Pin("device-a", nil)
 	again.SetBudget(1)
 	if n, _ := again.Size(); n != 0 {
 		t.Fatalf("%d blobs are left", n)
+	}
+}
+
+func TestPinsReachTheDisk(t *testing.T) {
+	c := openCache(t, newOrigin(t))
+	for i := range 100 {
+		c.Pin(fmt.Sprint("device-", i), []Ref{{Repo: repo, Digest: Digest([]byte{byte(i)})}})
+	}
+	eventually(t, "the pins are on disk", func() bool {
+		b, err := os.ReadFile(c.cfg.Dir + "/pins.json")
+		return err == nil && bytes.Count(b, []byte("sha256:")) == 100
+	})
+	if n := len(c.Pinned()); n != 100 {
+		t.Fatal(n)
+	}
+}
+
+func TestManyQuestionsAreBounded(t *testing.T) {
+	o := newOrigin(t)
+	o.set(func() { o.away = true })
+	c := openCache(t, o)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for i := range maxFlights {
+		go func() { _ = c.have(ctx, target{RouteBlob, repo, Digest([]byte(fmt.Sprint(i))), -1}) }()
+	}
+	eventually(t, "all are waited for", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return len(c.flights) == maxFlights })
+	if err := c.have(ctx, target{RouteBlob, repo, Digest([]byte("one more")), -1}); api.CodeOf(err) != api.Unavailable {
+		t.Fatal(err)
 	}
 }
 

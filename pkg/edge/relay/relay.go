@@ -111,9 +111,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // once, may be repeated, and is what the link's relay calls for each manifest that
 // passes. What was named survives a restart.
 func (s *Server) Named(device api.DeviceID, refs []oci.Ref) {
-	if err := s.cfg.Cache.Pin(device.String(), refs); err != nil {
-		s.cfg.Log.Warn("cannot note what a device needs", "device", device, "err", err)
-	}
+	s.cfg.Cache.Pin(device.String(), refs)
 	s.fetch.wake()
 }
 
