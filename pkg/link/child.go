@@ -53,8 +53,8 @@ func (n *node) ChildUp(now time.Time, id api.DeviceID, cert []byte) {
 	c := n.child(id)
 	c.up, c.greeted = true, false
 	c.walk, c.claims, c.waiting = 0, nil, nil
-	if cert != nil {
-		n.certificate(id, cert)
+	if cert != nil && n.certificate != nil {
+		n.certificate(cert, func(got api.DeviceID) bool { return got == id })
 	}
 }
 
@@ -110,12 +110,12 @@ func (n *node) childMessage(now time.Time, c *child, m *message) {
 	case upHello:
 		n.hello(now, c, r)
 	case upBeat:
-		n.beat(now, c, r)
+		n.beat(now, c, m)
 	case upState:
 		n.stateFrame(now, c, m)
 	case upPatch:
 		for i := 0; i < m.fields && r.err == nil; i++ {
-			n.group(now, c, r, true)
+			n.group(now, c, r)
 		}
 	case upAttach:
 		for i := 0; i < m.fields && r.err == nil; i++ {
@@ -226,20 +226,41 @@ func (n *node) welcome(c *child, equal, sameDown bool) {
 	n.toChild(c.id, steer, putUint(putUint(b, n.downFeed), n.downPos), false)
 }
 
-// The flags of a welcome and of a path.
+// pathWord tells in one number whether there is a way to the core, and its epoch: a hint
+// that only a signed acknowledgement confirms.
+func pathWord(open bool, coreEpoch uint64) uint64 {
+	w := coreEpoch << 1
+	if open {
+		w |= 1
+	}
+	return w
+}
+
+func (n *node) tellPath(c *child) {
+	n.toChild(c.id, steer, putUint(putMessage(nil, downPath, 1), pathWord(n.path, n.coreEpoch)), false)
+}
+
+// The flags of a welcome.
 const (
 	welcomePath  = 1 << 0
 	welcomeEqual = 1 << 1
 )
 
 // beat compares, once both feeds have run dry.
-func (n *node) beat(now time.Time, c *child, r *reader) {
+func (n *node) beat(now time.Time, c *child, m *message) {
+	r := &m.r
 	pos, downPos, digest, absent := r.uint(), r.uint(), r.uint(), r.uint()
 	if r.err != nil {
 		return
 	}
+	if m.fields >= 5 && r.uint() != pathWord(n.path, n.coreEpoch) {
+		n.tellPath(c)
+	}
 	rows := n.below(c.id)
 	n.checkAbsent(now, c, rows, uint32(absent))
+	if downPos <= n.downPos {
+		c.sent = max(c.sent, downPos)
+	}
 	switch {
 	case c.followed && pos > c.cursor:
 		n.askSince(now, c)
@@ -247,7 +268,7 @@ func (n *node) beat(now time.Time, c *child, r *reader) {
 		c.sent = downPos
 		n.pushSince(now, c)
 	case digestOf(rows) != digest || len(rows) == 0:
-		if !c.followed || pos <= c.cursor && downPos == c.sent && !n.dirtyFor(c) {
+		if !c.followed || pos <= c.cursor && downPos >= c.sent && !n.dirtyFor(c) {
 			n.startWalk(now, c, rows, false)
 		}
 	default:
@@ -329,25 +350,20 @@ func (n *node) push(now time.Time, c *child, rows []*row) bool {
 	from := c.sent
 	var body []byte
 	count := 0
-	flush := func(to uint64) {
-		if count > 0 {
-			b := putUint(putUint(putMessage(nil, downManifests, 2+count), from), to-from)
-			n.toChild(c.id, state, append(b, body...), true)
-		}
-		from, body, count = to, nil, 0
-	}
 	for i, r := range rows {
-		base, _ := r.man.at(c.sent)
+		base, _ := r.man.at(from)
 		if b := r.man.cut(base); b != nil {
 			body = putBytes(body, b)
 			count++
 		}
-		if last := i == len(rows)-1; len(body) > chunk || last {
-			flush(r.man.pub)
+		if last := i == len(rows)-1; count > 0 && (len(body) > chunk || last) {
+			b := putUint(putUint(putMessage(nil, downManifests, 2+count), c.sent), r.man.pub-c.sent)
+			n.toChild(c.id, state, append(b, body...), true)
+			c.sent, c.sentAt = r.man.pub, now
+			body, count = nil, 0
 		}
 	}
-	c.sent, c.sentAt = rows[len(rows)-1].man.pub, now
-	return true
+	return c.sent > from
 }
 
 // give sends one device's manifest outside the feed.

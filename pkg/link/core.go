@@ -121,22 +121,22 @@ func (k *Core) Reachable(id api.DeviceID) bool {
 	return r != nil && r.online
 }
 
-func (k *Core) stateIn(now time.Time, r *row, v version, full bool, entries []Entry) {
+func (k *Core) stateIn(now time.Time, r *row, s news) {
 	key, ok := k.keys.StateKey(r.id)
 	if !ok {
 		k.warn(now, "unknown-device", api.Degraded, "device "+r.id.String()+" has no state key")
 		return
 	}
-	ch := StateChange{Device: r.id, Epoch: v.epoch, Seq: v.seq, Full: full}
-	for _, e := range entries {
-		if StateMAC(key, r.id, v.epoch, &e) == e.MAC {
+	ch := StateChange{Device: r.id, Epoch: s.epoch, Seq: s.seq, Full: s.full}
+	for _, e := range s.entries {
+		if StateMAC(key, r.id, s.epoch, &e) == e.MAC {
 			ch.Entries = append(ch.Entries, e)
 			continue
 		}
 		k.warn(now, "bad-mac", api.Critical, fmt.Sprintf("reported key %q of device %s was altered on its way", e.Key, r.id))
 		ch.Quarantined = append(ch.Quarantined, e)
 	}
-	r.state = v
+	r.state = s.version
 	k.eff.State = append(k.eff.State, ch)
 }
 
@@ -256,4 +256,10 @@ func (k *Core) Tick(now time.Time) {
 	k.wake = time.Time{}
 	k.tickChildren(now)
 	k.flushManifests(now)
+}
+
+// AckFrame wraps a signed acknowledgement into a frame of its own. It is for tests that
+// play a hostile parent.
+func AckFrame(id api.DeviceID, raw []byte) []byte {
+	return packFrame(putBytes(putID(putMessage(nil, downAck, 2), id), raw))
 }

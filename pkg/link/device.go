@@ -49,7 +49,9 @@ type Device struct {
 	explicit bool
 	wanted   time.Time
 	rto      time.Duration
+	asking   bool
 	asked    time.Time
+	askAgain time.Duration
 
 	// withheld is a manifest that a signed acknowledgement named and that is not here.
 	withheld      version
@@ -299,6 +301,7 @@ func (d *Device) pump(now time.Time) {
 	if d.spool == nil || !d.r.path || !d.r.u.synced {
 		return
 	}
+	d.ask(now)
 	if d.inFlight > 0 {
 		if left := d.sentAt.Add(d.patience()); !now.Before(left) {
 			d.rto = min(2*max(d.patience(), firstRTO/2), lastRTO)
@@ -361,7 +364,7 @@ func (d *Device) pathUp(now time.Time, coreEpoch uint64) {
 	d.rto = 0
 	d.goBack(now)
 	if coreEpoch > d.core && d.core > 0 || d.tombs() > maxTombs/2 {
-		d.ask(now)
+		d.asking, d.asked, d.askAgain = true, now.Add(patience-firstRTO), 0
 	}
 }
 
@@ -374,13 +377,18 @@ func (d *Device) tombs() (n int) {
 	return n
 }
 
-// ask wants an acknowledgement from the core.
+// ask wants an acknowledgement from the core, again and again until one comes.
 func (d *Device) ask(now time.Time) {
-	if now.Sub(d.asked) < firstRTO {
+	left := d.asked.Add(max(d.askAgain, firstRTO))
+	if !d.asking || !d.asked.IsZero() && now.Before(left) {
+		if d.asking {
+			d.r.due(left)
+		}
 		return
 	}
-	d.asked = now
+	d.asked, d.askAgain = now, min(2*max(d.askAgain, firstRTO), lastRTO)
 	d.r.toParent(steer, putID(putMessage(nil, upAsk, 1), d.id), false)
+	d.r.due(now.Add(d.askAgain))
 }
 
 // acknowledged takes the core's signed word.
@@ -405,6 +413,9 @@ func (d *Device) acknowledged(now time.Time, raw []byte) {
 	}
 	if a.CoreEpoch < d.core && !d.r.cfg.Faults.IgnoreEpoch {
 		return
+	}
+	if a.CoreEpoch >= d.r.coreEpoch {
+		d.asking = false
 	}
 	if a.CoreEpoch > d.core {
 		d.core = a.CoreEpoch

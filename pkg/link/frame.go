@@ -24,9 +24,9 @@ const (
 const (
 	upHello    = 1  // feed, position, down feed, down position, digest, absent
 	upState    = 2  // from, count, group…
-	upPatch    = 3  // group with from…
+	upPatch    = 3  // group…
 	upAttach   = 4  // [attachment, claim…]…
-	upBeat     = 5  // position, down position, digest, absent
+	upBeat     = 5  // position, down position, digest, absent, path
 	upBuckets  = 6  // walk, bits, sums
 	upRows     = 7  // walk, position, last, rows
 	upBatch    = 8  // device, batch
@@ -50,7 +50,7 @@ const (
 	downAck       = 8  // device, acknowledgement
 	downCommand   = 9  // device, command
 	downMoved     = 10 // attachment…
-	downPath      = 11 // path, core epoch
+	downPath      = 11 // path
 	downCerts     = 12 // device…
 	downAbsent    = 13 // (nothing)
 	downGive      = 14 // device… whose manifest the parent lacks

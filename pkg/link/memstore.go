@@ -5,6 +5,8 @@ import (
 	"maps"
 	"slices"
 	"sync"
+
+	"tributary.dev/tributary/pkg/api"
 )
 
 // MemStore is a Store in memory that can lose what was not synced, like a disk under a
@@ -74,4 +76,22 @@ func (s *MemStore) Crash(keep int) {
 	defer s.mu.Unlock()
 	s.pending = s.pending[:min(keep, len(s.pending))]
 	s.flush()
+}
+
+// StoredState reads a device's own reported state from its store, without tombstones.
+// It is for tools and tests that look at a box that does not run.
+func StoredState(s Store, id api.DeviceID) map[string][]byte {
+	out := map[string][]byte{}
+	_ = s.Load(bucketEntry, func(k, v []byte) error {
+		var seq uint64
+		if len(k) < 9 || !bytes.Equal(k[:8], id[:]) || readU64s(v, &seq) != nil {
+			return nil
+		}
+		r := reader{b: bytes.Clone(v[8:])}
+		if e := r.entry(seq); r.err == nil && !e.Deleted {
+			out[e.Key] = e.Value
+		}
+		return nil
+	})
+	return out
 }

@@ -33,7 +33,7 @@ type node struct {
 
 	keyOf    func(id api.DeviceID) crypto.PublicKey
 	verify   func(pub crypto.PublicKey, cose, aad []byte) ([]byte, error)
-	onState  func(now time.Time, r *row, v version, full bool, entries []Entry)
+	onState  func(now time.Time, r *row, s news)
 	onAttach func(now time.Time, r *row)
 	onAbsent func(now time.Time, r *row)
 	onGone   func(now time.Time, r *row)
@@ -41,7 +41,7 @@ type node struct {
 	onAsk    func(now time.Time, id api.DeviceID, msg []byte)
 	// The core leaves these out.
 	takeManifest func(now time.Time, b []byte, fromParent bool)
-	certificate  func(id api.DeviceID, der []byte) bool
+	certificate  func(der []byte, expected func(api.DeviceID) bool) (api.DeviceID, bool)
 	onNeed       func(now time.Time, id api.DeviceID, have version)
 	onRouted     func(now time.Time, msg []byte)
 }
@@ -153,17 +153,25 @@ func (n *node) refuse(now time.Time, from api.DeviceID, what string, err error) 
 	n.warn(now, "bad-frame", api.Degraded, fmt.Sprintf("%s from %s refused: %v", what, from, err))
 }
 
-// group takes one device's news: live ones of a feed that has no gap, or (patch) all
-// entries after a number that we named.
-func (n *node) group(now time.Time, c *child, r *reader, patch bool) {
-	fixed := 3
+// news is what a group tells of a device.
+type news struct {
+	version
+	full    bool   // entries are all there is
+	lost    uint64 // deletions up to there are forgotten; told when full
+	entries []Entry
+}
+
+// group takes one device's news: all entries that are newer than a number which the
+// sender names. When that number is not here yet, the sender is asked for the rest.
+func (n *node) group(now time.Time, c *child, r *reader) {
 	k := r.array()
 	id, v := r.id(), version{r.uint(), r.uint()}
-	from := uint64(0)
-	if patch {
-		from, fixed = r.uint(), 4
+	back := r.uint()
+	from, fixed, lost := v.seq-back, 4, uint64(0)
+	if back == v.seq {
+		fixed, lost = 5, r.uint()
 	}
-	if k < fixed || k-fixed > MaxEntries {
+	if k < fixed || k-fixed > MaxEntries || back > v.seq || lost > v.seq {
 		r.fail("bad group")
 	}
 	var entries []Entry
@@ -180,15 +188,25 @@ func (n *node) group(now time.Time, c *child, r *reader, patch bool) {
 	if !v.newer(row.state) {
 		return
 	}
-	full := v.epoch > row.state.epoch || patch && from == 0
+	full := from == 0
 	if !full {
-		if patch && from > row.state.seq {
+		if v.epoch != row.state.epoch || from > row.state.seq {
+			if now.Sub(row.wanted) >= patience {
+				row.wanted = now
+				n.want(c, row)
+			}
 			return
 		}
 		entries = slices.DeleteFunc(entries, func(e Entry) bool { return e.Seq <= row.state.seq })
 	}
-	slices.SortFunc(entries, func(a, b Entry) int { return int(a.Seq) - int(b.Seq) })
-	n.onState(now, row, v, full, entries)
+	slices.SortFunc(entries, func(a, b Entry) int { return cmp.Compare(a.Seq, b.Seq) })
+	n.onState(now, row, news{v, full, lost, entries})
+}
+
+// want asks a child for what is newer of a device than what is here.
+func (n *node) want(c *child, r *row) {
+	b := putArray(putMessage(nil, downWant, 1), 3)
+	n.toChild(c.id, state, putUint(putUint(putID(b, r.id), r.state.epoch), r.state.seq), false)
 }
 
 // stateFrame takes live news when they follow on what is here, and asks for what is
@@ -206,7 +224,7 @@ func (n *node) stateFrame(now time.Time, c *child, m *message) {
 		return
 	}
 	for i := 2; i < m.fields && m.r.err == nil; i++ {
-		n.group(now, c, &m.r, false)
+		n.group(now, c, &m.r)
 	}
 	if m.r.err == nil {
 		c.cursor = max(c.cursor, from+count)
@@ -217,6 +235,7 @@ func (n *node) stateFrame(now time.Time, c *child, m *message) {
 type waiting struct {
 	raw   []byte
 	claim *claimed
+	late  bool // it did wait, so the state that came behind it was refused
 }
 
 // attachItem takes one attachment, with what the child has of the device when it is new
@@ -248,6 +267,7 @@ func (n *node) attachRaw(now time.Time, c *child, w waiting) {
 			if c.waiting == nil {
 				c.waiting = map[api.DeviceID]waiting{}
 			}
+			w.late = true
 			c.waiting[a.Device] = w
 			n.toChild(c.id, steer, putID(putMessage(nil, downCerts, 1), a.Device), false)
 		}
@@ -257,25 +277,27 @@ func (n *node) attachRaw(now time.Time, c *child, w waiting) {
 		n.refuse(now, c.id, "attachment", err)
 		return
 	}
-	n.accept(now, c, a, w.claim)
+	n.accept(now, c, a, w)
 }
 
 func (n *node) certFrame(now time.Time, c *child, der []byte) {
 	if n.certificate == nil {
 		return
 	}
-	for id, w := range c.waiting {
-		if n.certificate(id, bytes.Clone(der)) {
-			delete(c.waiting, id)
-			n.attachRaw(now, c, w)
-			return
-		}
+	id, ok := n.certificate(bytes.Clone(der), func(id api.DeviceID) bool {
+		_, waits := c.waiting[id]
+		_, claimed := c.claims[id]
+		return waits || claimed
+	})
+	if w, waits := c.waiting[id]; ok && waits {
+		delete(c.waiting, id)
+		n.attachRaw(now, c, w)
 	}
 }
 
 // accept hangs a device where it says it is attached. The highest counter wins, and the
 // way to its parent must be through the child that says so.
-func (n *node) accept(now time.Time, c *child, a Attachment, claim *claimed) {
+func (n *node) accept(now time.Time, c *child, a Attachment, w waiting) {
 	r := n.row(a.Device)
 	switch {
 	case a.Counter < r.att.Counter:
@@ -306,12 +328,14 @@ func (n *node) accept(now time.Time, c *child, a Attachment, claim *claimed) {
 		}
 		n.onAttach(now, r)
 	}
-	if claim != nil {
-		b := putArray(putMessage(nil, downWant, 1), 3)
-		n.toChild(c.id, state, putUint(putUint(putID(b, r.id), r.state.epoch), r.state.seq), false)
-		n.reconcile(now, c, r, *claim)
+	if w.claim != nil {
+		n.want(c, r)
+		n.reconcile(now, c, r, *w.claim)
 	} else if cl, ok := c.claims[r.id]; ok {
 		delete(c.claims, r.id)
+		if w.late && cl.state.newer(r.state) {
+			n.want(c, r)
+		}
 		n.reconcile(now, c, r, cl)
 	}
 }
@@ -426,4 +450,34 @@ func (n *node) orphanUnseen(now time.Time, c *child) {
 		r.orphan = true
 		n.onGone(now, r)
 	}
+}
+
+// Held is how much a party has in memory, for those who watch that it stays bounded.
+type Held struct {
+	Rows, Entries, Tombs int
+	// Waiting are attachments without a certificate, and rows of unfinished walks.
+	Waiting int
+	// Queued are bytes of messages that no Take has fetched.
+	Queued int
+}
+
+// Held counts what the party has in memory.
+func (n *node) Held() (h Held) {
+	h.Rows = len(n.rows)
+	for _, r := range n.rows {
+		h.Entries += len(r.entries)
+		for _, e := range r.entries {
+			if e.Deleted {
+				h.Tombs++
+			}
+		}
+	}
+	for _, c := range n.children {
+		h.Waiting += len(c.waiting)
+	}
+	h.Queued = n.up.size()
+	for _, o := range n.out {
+		h.Queued += o.size()
+	}
+	return h
 }

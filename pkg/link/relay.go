@@ -178,35 +178,39 @@ func (r *Relay) touch(row *row, e *item) {
 	r.changed[row.id] = struct{}{}
 }
 
-func (r *Relay) stateIn(now time.Time, row *row, v version, full bool, entries []Entry) {
-	if row.entries == nil {
-		row.entries = map[string]*item{}
-	}
+func (r *Relay) stateIn(now time.Time, row *row, s news) {
 	key := func(k string) []byte { return append(row.id[:len(row.id):len(row.id)], k...) }
-	if full {
+	if s.full {
 		keep := map[string]bool{}
-		for _, e := range entries {
+		for _, e := range s.entries {
 			keep[e.Key] = true
 		}
+		row.lost = s.lost
+		if s.epoch > row.state.epoch {
+			row.lostFeed = 0
+		}
 		for k := range row.entries {
-			if !keep[k] {
-				delete(row.entries, k)
-				r.put(bucketEntry, key(k), nil)
+			if keep[k] {
+				continue
+			}
+			delete(row.entries, k)
+			r.put(bucketEntry, key(k), nil)
+			if s.epoch == row.state.epoch {
+				row.lostFeed = r.feedPos + 1
 			}
 		}
-		row.lost, row.lostFeed = 0, 0
-		if v.epoch == row.state.epoch {
+		if row.lostFeed > r.feedPos {
 			r.feedPos++
-			row.lost, row.lostFeed = v.seq, r.feedPos
+			r.changed[row.id] = struct{}{}
 		}
 	}
-	for _, e := range entries {
+	for _, e := range s.entries {
 		it := &item{Entry: e}
 		row.entries[e.Key] = it
 		r.touch(row, it)
 		r.put(bucketEntry, key(e.Key), putEntry(u64s(e.Seq), &e, e.Seq))
 	}
-	row.state = v
+	row.state = s.version
 	for _, k := range row.forgetTombs(maxTombs, 0) {
 		r.put(bucketEntry, key(k), nil)
 	}
@@ -247,10 +251,10 @@ func (r *Relay) goneIn(_ time.Time, row *row) {
 	r.drop(row)
 }
 
-func (r *Relay) certIn(id api.DeviceID, der []byte) bool {
-	got, pub, err := r.keys.Certificate(der)
-	if err != nil || got != id {
-		return false
+func (r *Relay) certIn(der []byte, expected func(api.DeviceID) bool) (id api.DeviceID, ok bool) {
+	id, pub, err := r.keys.Certificate(der)
+	if err != nil || !expected(id) {
+		return id, false
 	}
 	row := r.row(id)
 	if row.entries == nil {
@@ -263,7 +267,7 @@ func (r *Relay) certIn(id api.DeviceID, der []byte) bool {
 			r.putRow(row)
 		}
 	}
-	return true
+	return id, true
 }
 
 // needIn passes a question for a newer manifest on.
@@ -328,7 +332,7 @@ func (r *Relay) manifestIn(now time.Time, b []byte, fromParent bool) {
 		row.man.past = []published{{v, 0}} // the child has it
 	}
 	if !row.claim.newer(v) {
-		row.claim = version{}
+		row.claim, row.tries = version{}, 0
 	}
 	if b, err := cbor.Marshal(storedManifest{v.epoch, v.seq, s.Raw, tombs}); err == nil {
 		r.put(bucketManifest, bytes.Clone(id[:]), b)
@@ -336,6 +340,23 @@ func (r *Relay) manifestIn(now time.Time, b []byte, fromParent bool) {
 	if stash := row.stash; stash != nil && !fromParent {
 		row.stash = nil
 		r.manifestIn(now, stash, true)
+	}
+}
+
+// chaseClaims asks again for manifests that someone below has and this relay lacks: the
+// child at first, then the parent for all of what it has.
+func (r *Relay) chaseClaims() {
+	for _, row := range r.below(r.self) {
+		if !row.claim.newer(row.man.version) || row.id == r.self {
+			continue
+		}
+		row.tries++
+		if row.tries > 2 && row.stash != nil {
+			row.stash = nil
+			r.forward(steer, putUint(putUint(putID(putArray(putMessage(nil, upNeed, 1), 3), row.id), 0), 0), false)
+		} else if row.tries < 16 || row.tries%16 == 0 {
+			r.passDown(row.id, state, putID(putMessage(nil, downGive, 1), row.id))
+		}
 	}
 }
 

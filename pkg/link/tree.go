@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"slices"
+	"time"
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/manifest"
@@ -63,6 +64,7 @@ type row struct {
 	// state is the newest that is here; entries hold it (in the core they are in the
 	// store). ahead is newer state that the parent has and this party lacks.
 	state   version
+	wanted  time.Time // when a child was last asked for what is missing
 	entries map[string]*item
 	ahead   version
 	// lost and lostFeed: deletions up to these numbers are forgotten here, so who is
@@ -74,6 +76,7 @@ type row struct {
 	// upon it that came early.
 	claim version
 	stash []byte
+	tries int // how often the claimed one was asked for again
 
 	// feed is the highest number of any entry. attSent: the parent was told of the
 	// attachment; known: the parent follows the state through the feed.
@@ -283,6 +286,21 @@ func (r *row) newerItems(feed uint64) []*item {
 	}
 	slices.SortFunc(out, func(a, b *item) int { return cmp.Compare(a.feed, b.feed) })
 	return out
+}
+
+// before is the highest number of what a follower of the up feed already had at a place
+// of it: whoever has the row up to there lacks only what newerItems lists.
+func (r *row) before(feed uint64) (seq uint64) {
+	all := true
+	for _, e := range r.entries {
+		if e.feed <= feed {
+			seq, all = max(seq, e.Seq), false
+		}
+	}
+	if all {
+		return 0
+	}
+	return max(seq, r.lost)
 }
 
 // since lists a row's entries after a state number, oldest first.

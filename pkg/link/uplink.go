@@ -169,8 +169,8 @@ func (r *Relay) parentMessage(now time.Time, m *message) {
 			r.movedIn(now, rd.bytes(512))
 		}
 	case downPath:
-		if flags, epoch := rd.uint(), rd.uint(); rd.err == nil && r.u.welcomed {
-			r.setPath(now, flags&welcomePath != 0, epoch)
+		if word := rd.uint(); rd.err == nil && r.u.welcomed {
+			r.setPath(now, word&1 != 0, word>>1)
 		}
 	case downCerts:
 		for i := 0; i < m.fields && rd.err == nil; i++ {
@@ -223,15 +223,10 @@ func (r *Relay) setPath(now time.Time, open bool, coreEpoch uint64) {
 		return
 	}
 	r.path, r.coreEpoch = open, coreEpoch
-	flags := uint64(0)
-	if open {
-		flags = welcomePath
-	}
-	msg := putUint(putUint(putMessage(nil, downPath, 2), flags), coreEpoch)
 	for _, c := range r.sortedChildren() {
 		if c.greeted {
 			c.records = nil
-			r.toChild(c.id, steer, msg, false)
+			r.tellPath(c)
 		}
 	}
 	if open {
@@ -358,14 +353,23 @@ func (r *Relay) follow(_ time.Time, row *row, have version) {
 }
 
 func putPatch(row *row, from uint64) []byte {
-	items := row.since(from)
+	return putGroup(putMessage(nil, upPatch, 1), row, row.state.seq, from, row.since(from))
+}
+
+// putGroup tells that items are all that is newer than from. When from is 0 they are all
+// there is, and it also tells up to where deletions are forgotten.
+func putGroup(b []byte, row *row, top, from uint64, items []*item) []byte {
+	fixed := 4
 	if from == 0 {
-		items = slices.DeleteFunc(items, func(e *item) bool { return e.Deleted })
+		fixed = 5
 	}
-	b := putID(putArray(putMessage(nil, upPatch, 1), 4+len(items)), row.id)
-	b = putUint(putUint(putUint(b, row.state.epoch), row.state.seq), from)
+	b = putUint(putUint(putID(putArray(b, fixed+len(items)), row.id), row.state.epoch), top)
+	b = putUint(b, top-from)
+	if from == 0 {
+		b = putUint(b, row.lost)
+	}
 	for _, e := range items {
-		b = putEntry(b, &e.Entry, row.state.seq)
+		b = putEntry(b, &e.Entry, top)
 	}
 	return b
 }
@@ -486,10 +490,7 @@ func (r *Relay) flushUp(now time.Time) {
 			if left[row] > 0 {
 				top = es[len(es)-1].Seq
 			}
-			b = putUint(putUint(putID(putArray(b, 3+len(es)), row.id), row.state.epoch), top)
-			for _, e := range es {
-				b = putEntry(b, &e.Entry, top)
-			}
+			b = putGroup(b, row, top, row.before(r.u.sent), es)
 		}
 		r.toParent(state, b, false)
 		r.u.sent, changes = to, changes[n:]
@@ -580,7 +581,9 @@ func (r *Relay) tickUplink(now time.Time) {
 	if r.dev.man == nil && !r.u.fetched {
 		r.u.fetched, r.eff.FetchRetained = true, true
 	}
+	r.chaseClaims()
 	rows := r.below(r.self)
-	b := putUint(putUint(putMessage(nil, upBeat, 4), r.u.sent), r.u.downPos)
-	r.toParent(steer, putUint(putUint(b, digestOf(rows)), uint64(absentHash(rows, r.self))), false)
+	b := putUint(putUint(putMessage(nil, upBeat, 5), r.u.sent), r.u.downPos)
+	b = putUint(putUint(b, digestOf(rows)), uint64(absentHash(rows, r.self)))
+	r.toParent(steer, putUint(b, pathWord(r.path, r.coreEpoch)), false)
 }

@@ -1,0 +1,70 @@
+package link_test
+
+import (
+	"flag"
+	"testing"
+
+	"tributary.dev/tributary/pkg/link"
+	"tributary.dev/tributary/pkg/link/linksim"
+)
+
+var (
+	seed      = flag.Uint64("seed", 0, "play this schedule alone, and tell what happens")
+	schedules = flag.Int("schedules", 0, "how many schedules to play (default 3000, 300 with -short)")
+)
+
+func keyring(t testing.TB) *linksim.Keyring {
+	t.Helper()
+	k, err := linksim.NewKeyring()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// Whatever happens to whom in whatever order: once it stops, everyone agrees.
+func TestSchedules(t *testing.T) {
+	keys := keyring(t)
+	if *seed != 0 {
+		for _, f := range (linksim.Schedule{Seed: *seed, Keys: keys, Trace: t.Logf}).Run() {
+			t.Errorf("seed %d: %s", *seed, f)
+		}
+		return
+	}
+	n := *schedules
+	if n == 0 {
+		if n = 3000; testing.Short() {
+			n = 300
+		}
+	}
+	for s := uint64(1); s <= uint64(n); s++ {
+		if fs := (linksim.Schedule{Seed: s, Keys: keys}).Run(); len(fs) > 0 {
+			for _, f := range fs {
+				t.Errorf("seed %d: %s", s, f)
+			}
+			t.Fatalf("play it again with: go test ./pkg/link -run TestSchedules -seed %d -v", s)
+		}
+	}
+}
+
+// A link with a rule taken out must not pass.
+func TestBrokenLinksAreNoticed(t *testing.T) {
+	keys := keyring(t)
+	for name, f := range map[string]link.Faults{
+		"no dedupe":           {NoDedupe: true},
+		"no generation check": {NoGenerationCheck: true},
+		"epoch ignored":       {IgnoreEpoch: true},
+		"ack before commit":   {AckBeforeCommit: true},
+		"unsigned ack":        {UnsignedAck: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for s := uint64(1); s <= 300; s++ {
+				if fs := (linksim.Schedule{Seed: s, Keys: keys, Faults: f}).Run(); len(fs) > 0 {
+					t.Logf("noticed with seed %d: %s", s, fs[0])
+					return
+				}
+			}
+			t.Fatal("300 schedules did not notice")
+		})
+	}
+}
