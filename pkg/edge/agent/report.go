@@ -1,0 +1,148 @@
+package agent
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/link"
+)
+
+// Keys of reported state, as the core's fleet room reads them. Values are
+// deterministic CBOR.
+const (
+	keyApp       = "app/"      // api.AppStatus, one key an app
+	keyHealth    = "health"    // []api.Warning
+	keyHardware  = "hardware"  // api.Hardware
+	keyLabels    = "labels"    // map[string]string, probed
+	keyApplied   = "applied"   // [epoch, generation]
+	keyVersion   = "version"   // text
+	keyAddresses = "addresses" // []string
+	keyRelay     = "relay"     // bool
+)
+
+var encMode = func() cbor.EncMode {
+	m, err := cbor.CoreDetEncOptions().EncMode()
+	if err != nil {
+		panic(err) // constant options: a fault in this file
+	}
+	return m
+}()
+
+// Pace of the report loop.
+const (
+	reportFold  = 50 * time.Millisecond // changes that come together are reported together
+	healthEvery = 5 * time.Second       // warnings have no signal of their own
+	probeEvery  = 10 * time.Minute
+)
+
+// report tells the core how the device stands.
+//
+// Reads: workload status, warnings of all rooms, hardware, addresses, desired's
+// outcome. Writes: the link's entries, and in state which apps have one.
+func (a *Agent) report(ctx context.Context) error {
+	a.reportProbe()
+	a.reportNow()
+	health := time.NewTicker(healthEvery)
+	defer health.Stop()
+	probe := time.NewTicker(probeEvery)
+	defer probe.Stop()
+	fold := time.NewTimer(reportFold)
+	defer fold.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-probe.C:
+			a.reportProbe()
+		case <-health.C:
+			a.reportNow()
+		case <-a.cfg.Workload.Changed():
+			fold.Reset(reportFold)
+		case <-a.nudge:
+			fold.Reset(reportFold)
+		case <-fold.C:
+			a.reportNow()
+		}
+	}
+}
+
+func (a *Agent) reportProbe() {
+	h := a.cfg.Hardware()
+	addresses := a.cfg.Addresses()
+	if addresses == nil {
+		addresses = []string{}
+	}
+	a.put(keyHardware, h)
+	a.put(keyLabels, a.cfg.Labels(h))
+	a.put(keyAddresses, addresses)
+	a.put(keyVersion, a.cfg.Version)
+	a.put(keyRelay, a.cfg.Relay)
+}
+
+func (a *Agent) reportNow() {
+	status := a.cfg.Workload.Status()
+	a.mu.Lock()
+	if a.outcome.inForce(status) {
+		if a.outcome.applied != a.outcome.of {
+			a.cfg.Log.Info("manifest in force", "epoch", a.outcome.of.epoch, "generation", a.outcome.of.gen)
+		}
+		a.outcome.applied = a.outcome.of
+	}
+	o := a.outcome
+	a.mu.Unlock()
+	if o.of != (version{}) { // before the first manifest is taken nothing is known to be gone
+		a.reportApps(o.statuses(status))
+	}
+	a.put(keyHealth, a.Warnings())
+	if o.applied != (version{}) {
+		a.put(keyApplied, []uint64{o.applied.epoch, o.applied.gen})
+	}
+}
+
+// reportedBucket lists the apps that have an entry.
+const reportedBucket = "reported"
+
+func (a *Agent) reportApps(status []api.AppStatus) {
+	gone := map[string]bool{}
+	if err := a.cfg.State.Load(reportedBucket, func(k, _ []byte) error { gone[string(k)] = true; return nil }); err != nil {
+		a.cfg.Log.Warn("cannot tell which apps were reported", "err", err)
+	}
+	var ops []link.Op
+	for _, s := range status {
+		if !gone[s.Name] {
+			ops = append(ops, link.Op{Bucket: reportedBucket, Key: []byte(s.Name), Value: []byte{1}})
+		}
+		delete(gone, s.Name)
+	}
+	if len(ops) > 0 { // noted before it is reported: an entry without a note would stay for ever
+		if err := a.cfg.State.Commit(ops, false); err != nil {
+			a.cfg.Log.Warn("cannot note which apps are reported", "err", err)
+		}
+	}
+	for _, s := range status {
+		a.put(keyApp+s.Name, s)
+	}
+	ops = nil
+	for name := range gone {
+		if err := a.cfg.Link.Report(keyApp+name, nil); err == nil {
+			ops = append(ops, link.Op{Bucket: reportedBucket, Key: []byte(name)})
+		}
+	}
+	if err := a.cfg.State.Commit(ops, false); err != nil {
+		a.cfg.Log.Warn("cannot forget which apps were reported", "err", err)
+	}
+}
+
+func (a *Agent) put(key string, value any) {
+	b, err := encMode.Marshal(value)
+	if err == nil {
+		err = a.cfg.Link.Report(key, b)
+	}
+	if err != nil {
+		a.cfg.Log.Warn("not reported", "key", strings.ToValidUTF8(key, "?"), "err", err)
+	}
+}
