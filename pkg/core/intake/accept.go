@@ -38,6 +38,7 @@ type boundary struct {
 type finding struct {
 	link.BatchResult
 	records []record.Record // to be counted
+	rows    []decoded       // the same, decoded
 	epoch   uint64
 	first   uint64
 	last    uint64
@@ -46,28 +47,36 @@ type finding struct {
 }
 
 // AcceptBatches implements link.CoreStore: it verifies batches on all processors, each
-// device's in order, then writes those that follow in one transaction.
+// device's in order, and meanwhile writes those that follow in one transaction.
 func (s *Store) AcceptBatches(in []link.BatchIn) ([]link.BatchResult, error) {
 	ctx := context.Background()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	touched, findings := s.examine(ctx, in)
 	now := s.cfg.Now().UnixMilli()
 	written := make(map[service]int64)
+	ex := s.examine(ctx, in)
+	defer ex.wait() // they read what the next call changes
+	touched := make(map[api.DeviceID]*device)
 	err := s.inTx(ctx, func(tx *sql.Tx) error {
 		w := newLedgerWriter(ctx, tx, s, written)
-		for i := range findings {
-			f := &findings[i]
-			if f.Verdict != link.Accepted && f.Verdict != link.Poison && f.aside == nil {
+		numbers := make(map[api.DeviceID]*device)
+		for i := range in {
+			<-ex.done[i]
+			f := &ex.findings[i]
+			if !f.writes() {
 				continue
 			}
-			d, err := s.touch(ctx, tx, touched, in[i].Device)
+			d, err := s.touch(ctx, tx, numbers, in[i].Device)
 			if err != nil {
 				return err
 			}
-			if err := w.write(d, f, now); err != nil {
+			if err := w.write(d.dev, f, now); err != nil {
 				return fmt.Errorf("records %d to %d of device %s: %w", f.first, f.last, d.id, err)
 			}
+		}
+		for id, d := range numbers {
+			touched[id] = ex.devices[id]
+			touched[id].dev = d.dev
 		}
 		return w.finish(touched, now)
 	})
@@ -82,8 +91,8 @@ func (s *Store) AcceptBatches(in []link.BatchIn) ([]link.BatchResult, error) {
 		s.services[k] = v
 	}
 	out := make([]link.BatchResult, len(in))
-	for i := range findings {
-		out[i] = findings[i].BatchResult
+	for i := range ex.findings {
+		out[i] = ex.findings[i].BatchResult
 		if d := s.devices[in[i].Device]; d != nil {
 			out[i].Position = s.positionOf(d)
 		}
@@ -109,58 +118,63 @@ func (s *Store) positionOf(d *device) link.Position {
 	return p
 }
 
-// examine judges all batches against copies of their devices. Batches of one device
-// are judged in order by one worker; devices are shared out among the processors.
-func (s *Store) examine(ctx context.Context, in []link.BatchIn) (map[api.DeviceID]*device, []finding) {
-	touched := make(map[api.DeviceID]*device)
+// examination is the judging of one call's batches, which goes on while those judged
+// are written. Nothing of a device may be read before all is done.
+type examination struct {
+	findings []finding
+	done     []chan struct{} // closed when the finding is there
+	devices  map[api.DeviceID]*device
+	workers  sync.WaitGroup
+}
+
+func (e *examination) wait() { e.workers.Wait() }
+
+// examine judges batches against copies of their devices. Batches of one device are
+// judged in order by one worker; devices are shared out among the processors.
+func (s *Store) examine(ctx context.Context, in []link.BatchIn) *examination {
+	e := &examination{findings: make([]finding, len(in)), done: make([]chan struct{}, len(in)), devices: make(map[api.DeviceID]*device)}
 	byDevice := make(map[api.DeviceID][]int)
 	var order []api.DeviceID
 	for i := range in {
+		e.done[i] = make(chan struct{})
 		id := in[i].Device
-		if touched[id] == nil {
+		if e.devices[id] == nil {
 			if old := s.devices[id]; old != nil {
-				touched[id] = old.clone()
+				e.devices[id] = old.clone()
 			} else {
-				touched[id] = &device{id: id}
+				e.devices[id] = &device{id: id}
 			}
 			order = append(order, id)
 		}
 		byDevice[id] = append(byDevice[id], i)
 	}
-	findings := make([]finding, len(in))
 	work := make(chan api.DeviceID, len(order))
 	for _, id := range order {
 		work <- id
 	}
 	close(work)
-	var wg sync.WaitGroup
 	for range min(len(order), runtime.GOMAXPROCS(0)) {
-		wg.Go(func() {
+		e.workers.Go(func() {
 			for id := range work {
-				d := touched[id]
+				d := e.devices[id]
 				for _, i := range byDevice[id] {
-					findings[i] = judge(d, &in[i], func(from, to uint64) (boundary, bool) { return s.boundary(ctx, d, from, to) })
-					if f := &findings[i]; f.Verdict == link.Accepted || f.Verdict == link.Poison {
-						d.advance(f, in[i].Raw)
+					f := judge(d, &in[i], func(from, to uint64) (boundary, bool) { return s.boundary(ctx, d, from, to) })
+					if f.Verdict == link.Accepted || f.Verdict == link.Poison {
+						d.advance(&f, in[i].Raw)
 					}
+					f.decode()
+					e.findings[i] = f
+					close(e.done[i])
 				}
 			}
 		})
 	}
-	wg.Wait()
-	// Devices that nothing was counted of stay as they were.
-	for i := range findings {
-		f := &findings[i]
-		if f.Verdict == link.Accepted || f.Verdict == link.Poison || f.aside != nil {
-			byDevice[in[i].Device] = nil
-		}
-	}
-	for id, left := range byDevice {
-		if left != nil {
-			delete(touched, id)
-		}
-	}
-	return touched, findings
+	return e
+}
+
+// writes reports whether the finding changes the ledger.
+func (f *finding) writes() bool {
+	return f.Verdict == link.Accepted || f.Verdict == link.Poison || f.aside != nil
 }
 
 func (d *device) advance(f *finding, raw []byte) {

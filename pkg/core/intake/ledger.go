@@ -32,55 +32,82 @@ func newLedgerWriter(ctx context.Context, tx *sql.Tx, s *Store, written map[serv
 		putEvent: tx.StmtContext(ctx, q.putEvent), putOther: tx.StmtContext(ctx, q.putOther)}
 }
 
-// write enters what one batch brings.
-func (w *ledgerWriter) write(d *device, f *finding, now int64) error {
-	if f.aside != nil {
-		what := "fork"
-		if f.Verdict == link.Poison {
-			what = "poison"
-		}
-		if err := w.s.setAside(w.ctx, w.tx, d.dev, what, f.Detail, f.aside); err != nil {
-			return err
-		}
-	}
-	for i := range f.records {
-		if err := w.record(d.dev, f.epoch, &f.records[i]); err != nil {
-			return err
-		}
-	}
-	if f.Verdict != link.Accepted {
-		return nil
-	}
-	_, err := w.putBatch.ExecContext(w.ctx, d.dev, int64(f.epoch), int64(f.last), int64(f.first), f.end[:], now)
-	return err
+// decoded is a record as the ledger enters it: one of the three.
+type decoded struct {
+	usage  *api.Usage
+	event  *api.Event
+	poison error // why it is neither
 }
 
-// record enters one record. One that cannot be read is kept as it is, with the reason;
-// it counts as seen and is never asked for again.
-func (w *ledgerWriter) record(dev int64, epoch uint64, r *record.Record) error {
-	var poison error
+// decode reads the payloads, so that the writer need not.
+func (f *finding) decode() {
+	f.rows = make([]decoded, len(f.records))
+	for i := range f.records {
+		f.rows[i] = decodeRecord(&f.records[i])
+	}
+}
+
+func decodeRecord(r *record.Record) decoded {
 	switch r.Kind {
 	case api.RecordUsage:
 		u, err := record.DecodeUsage(r.Payload)
 		if err == nil {
 			err = checkUsage(&u)
 		}
-		if err == nil {
-			return w.usage(dev, epoch, r, &u)
+		if err == nil && len(u.Uses) > 1 {
+			u, err = record.SumUsage(u) // one row for each service, though it may be named twice
 		}
-		poison = err
+		if err != nil {
+			return decoded{poison: err}
+		}
+		return decoded{usage: &u}
 	case api.RecordEvent, api.RecordAudit:
 		e, err := record.DecodeEvent(r.Payload)
-		if err == nil {
-			_, err = w.putEvent.ExecContext(w.ctx, dev, int64(epoch), int64(r.Seq), int64(r.Last), r.Kind == api.RecordAudit, e.Time, e.Name, e.Subject, e.Message, e.Actor)
+		if err != nil {
+			return decoded{poison: err}
+		}
+		return decoded{event: &e}
+	}
+	return decoded{}
+}
+
+// write enters what one batch brings.
+func (w *ledgerWriter) write(dev int64, f *finding, now int64) error {
+	if f.aside != nil {
+		what := "fork"
+		if f.Verdict == link.Poison {
+			what = "poison"
+		}
+		if err := w.s.setAside(w.ctx, w.tx, dev, what, f.Detail, f.aside); err != nil {
 			return err
 		}
-		poison = err
+	}
+	for i := range f.records {
+		if err := w.record(dev, f.epoch, &f.records[i], &f.rows[i]); err != nil {
+			return err
+		}
+	}
+	if f.Verdict != link.Accepted {
+		return nil
+	}
+	_, err := w.putBatch.ExecContext(w.ctx, dev, int64(f.epoch), int64(f.last), int64(f.first), f.end[:], now)
+	return err
+}
+
+// record enters one record. One that cannot be read is kept as it is, with the reason;
+// it counts as seen and is never asked for again.
+func (w *ledgerWriter) record(dev int64, epoch uint64, r *record.Record, as *decoded) error {
+	if as.usage != nil {
+		return w.usage(dev, epoch, r, as.usage)
+	}
+	if e := as.event; e != nil {
+		_, err := w.putEvent.ExecContext(w.ctx, dev, int64(epoch), int64(r.Seq), int64(r.Last), r.Kind == api.RecordAudit, e.Time, e.Name, e.Subject, e.Message, e.Actor)
+		return err
 	}
 	var why any
-	if poison != nil {
-		why = poison.Error()
-		w.s.cfg.Log.Warn("record set aside", "dev", dev, "seq", r.Seq, "err", poison)
+	if as.poison != nil {
+		why = as.poison.Error()
+		w.s.cfg.Log.Warn("record set aside", "dev", dev, "seq", r.Seq, "err", as.poison)
 	}
 	_, err := w.putOther.ExecContext(w.ctx, dev, int64(epoch), int64(r.Seq), int64(r.Last), int64(r.Kind), why, r.Payload)
 	return err
@@ -101,14 +128,6 @@ func checkUsage(u *api.Usage) error {
 }
 
 func (w *ledgerWriter) usage(dev int64, epoch uint64, r *record.Record, u *api.Usage) error {
-	if len(u.Uses) > 1 {
-		// One row for each service, though a record may name it twice.
-		merged, err := record.SumUsage(*u)
-		if err != nil {
-			return err
-		}
-		u = &merged
-	}
 	if len(u.Uses) == 0 {
 		return w.row(dev, epoch, r, u, 0, &api.ContainerUse{})
 	}

@@ -1,0 +1,47 @@
+package intake
+
+import (
+	"path/filepath"
+	"testing"
+
+	"tributary.dev/tributary/pkg/link"
+)
+
+// BenchmarkAccept counts batches of a hundred usage records, 64 to a transaction.
+func BenchmarkAccept(b *testing.B) {
+	s := open(b, config(filepath.Join(b.TempDir(), "ledger.db")))
+	defer func() { _ = s.Close() }()
+	key := newKey(b)
+	boxes := make([]*box, 64)
+	var ins []link.BatchIn
+	for i := range boxes {
+		boxes[i] = newBox(b, byte(i), key)
+	}
+	const calls = 16
+	for call := range calls {
+		for _, box := range boxes {
+			for range 100 {
+				box.use(b, uint64(call))
+			}
+			ins = append(ins, box.cut(b, call*100+1, call*100+100, false))
+		}
+	}
+	b.ResetTimer()
+	for n := 0; b.Loop(); n++ {
+		if n > 0 {
+			// Everything is counted: a new ledger, outside the measurement.
+			b.StopTimer()
+			if err := s.Close(); err != nil {
+				b.Fatal(err)
+			}
+			s = open(b, config(filepath.Join(b.TempDir(), "ledger.db")))
+			b.StartTimer()
+		}
+		for call := range calls {
+			if _, err := s.AcceptBatches(ins[call*64 : call*64+64]); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*calls*6400), "ns/record")
+}
