@@ -23,32 +23,31 @@ type Ledger interface {
 type UsageReport struct {
 	Device string `json:"device"`
 	// SpoolEpoch and Acked tell up to which record the totals count.
-	SpoolEpoch uint64       `json:"spoolEpoch"`
-	Acked      uint64       `json:"acked"`
-	Totals     []UsageTotal `json:"totals"`
+	SpoolEpoch uint64 `json:"spoolEpoch"`
+	Acked      uint64 `json:"acked"`
+	// Safe is the last record that devices may forget.
+	Safe uint64 `json:"safe"`
+	// Intervals counts usage records; Lost the records that the device gave up.
+	Intervals uint64       `json:"intervals"`
+	Lost      uint64       `json:"lost,omitempty"`
+	Totals    []UsageTotal `json:"totals"`
 }
 
 // UsageTotal is the use of one service since its first record.
-type UsageTotal struct {
-	App               string `json:"app"`
-	Service           string `json:"service"`
-	RunMillis         uint64 `json:"runMillis"`
-	CPUMicros         uint64 `json:"cpuMicros"`
-	MemoryByteSeconds uint64 `json:"memoryByteSeconds"`
-	RxBytes           uint64 `json:"rxBytes"`
-	TxBytes           uint64 `json:"txBytes"`
-}
+type UsageTotal api.ContainerUse
 
 // RecordEntry is one record as the ledger holds it.
 type RecordEntry struct {
 	Seq   uint64     `json:"seq"`
 	Last  uint64     `json:"last,omitempty" doc:"Above seq when several intervals were summed."`
 	Epoch uint64     `json:"epoch" doc:"The device's spool epoch."`
-	Kind  string     `json:"kind" enum:"usage,event,audit,telemetry"`
+	Kind  string     `json:"kind" enum:"usage,event,audit,telemetry,lost"`
 	Time  int64      `json:"time,omitempty" doc:"When the core took it, Unix milliseconds."`
 	Usage *api.Usage `json:"usage,omitempty"`
 	Event *api.Event `json:"event,omitempty"`
 	Data  []byte     `json:"data,omitempty"`
+	// Poison tells why a record could not be read.
+	Poison string `json:"poison,omitempty"`
 }
 
 // EventEntry is one event with its origin.

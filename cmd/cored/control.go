@@ -1,0 +1,116 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/intake"
+	"tributary.dev/tributary/pkg/core/server"
+)
+
+// maxControl bounds a request on the control socket: 64 bytes for each of a million
+// devices.
+const maxControl = 64 << 20
+
+// control gives the path of the control socket, by way of an open folder: the path of a
+// socket has at most 108 bytes, that of the data folder may have more.
+func (d data) control() (path string, dir *os.File, err error) {
+	dir, err = os.Open(string(d))
+	if err != nil {
+		return "", nil, err
+	}
+	return fmt.Sprintf("/proc/self/fd/%d/control.sock", dir.Fd()), dir, nil
+}
+
+// serveControl answers other cored commands on the same machine. The socket lies in the
+// data folder, which only the owner enters.
+func (c *core) serveControl(ctx context.Context) error {
+	path, dir, err := c.o.data.control()
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	_ = os.Remove(path) // of an earlier run: the folder's lock is ours
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /safe", func(w http.ResponseWriter, r *http.Request) {
+		var counted intake.Watermark
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxControl)).Decode(&counted); err != nil {
+			server.WriteError(w, &api.Error{Code: api.Invalid, Message: "not a watermark", Err: err})
+			return
+		}
+		moved, err := c.intake.MarkSafe(r.Context(), counted)
+		if err != nil {
+			c.log.Error("a backup cannot be noted", "err", err)
+			server.WriteError(w, err)
+			return
+		}
+		c.log.Info("a backup was made", "devices", len(counted), "moved", len(moved))
+		w.WriteHeader(http.StatusNoContent)
+	})
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(ln) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return errors.Join(srv.Close(), ctx.Err())
+	}
+}
+
+// markSafe notes what a backup counts: in the core that runs, or, when none does, in its
+// ledger.
+func markSafe(ctx context.Context, d data, counted intake.Watermark) (err error) {
+	lock, err := d.lock()
+	if err == nil {
+		defer func() { err = errors.Join(err, lock.Close()) }()
+		in, err := intake.Open(ctx, intake.Config{Path: d.ledger(), Now: time.Now})
+		if err != nil {
+			return err
+		}
+		_, err = in.MarkSafe(ctx, counted)
+		return errors.Join(err, in.Close())
+	}
+	if api.CodeOf(err) != api.Unavailable {
+		return err
+	}
+	body, err := json.Marshal(counted)
+	if err != nil {
+		return err
+	}
+	path, dir, err := d.control()
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://cored/safe", bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("the backup is written, but the running core could not be told; make another: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusNoContent {
+		b, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
+		return fmt.Errorf("the backup is written, but the running core did not note it; make another: %s", b)
+	}
+	return nil
+}

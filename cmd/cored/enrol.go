@@ -1,0 +1,31 @@
+package main
+
+import (
+	"context"
+
+	"tributary.dev/tributary/pkg/core/ca"
+	"tributary.dev/tributary/pkg/core/roster"
+)
+
+// registrar lets the certificate authority ask the roster, in their two sets of words.
+type registrar struct{ c *core }
+
+// Enrol implements ca.Registrar.
+func (r registrar) Enrol(ctx context.Context, a ca.Application) (ca.Grant, error) {
+	g, err := r.c.roster.Enrol(ctx, applicant(a))
+	return ca.Grant(g), err
+}
+
+// Renew implements ca.Registrar. A new seal key has the device's secrets sealed anew.
+func (r registrar) Renew(ctx context.Context, a ca.Application) (ca.Grant, error) {
+	g, err := r.c.roster.Renew(ctx, applicant(a))
+	if err == nil {
+		err = r.c.fleet.Touch(ctx, a.Device)
+	}
+	return ca.Grant(g), err
+}
+
+func applicant(a ca.Application) roster.Applicant {
+	return roster.Applicant{TokenID: a.TokenID, Secret: a.Secret, Device: a.Device, PublicKey: a.PublicKey, SealKey: a.SealKey,
+		Name: a.Name, Hardware: a.Hardware, Labels: a.Labels, Relay: a.Relay, Addresses: a.Addresses}
+}

@@ -1,0 +1,324 @@
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/ca"
+	"tributary.dev/tributary/pkg/core/fleet"
+	"tributary.dev/tributary/pkg/core/intake"
+	"tributary.dev/tributary/pkg/core/registry"
+	"tributary.dev/tributary/pkg/core/roster"
+	"tributary.dev/tributary/pkg/core/server"
+	"tributary.dev/tributary/pkg/core/store"
+	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/link/stream"
+)
+
+// options are the flags of run.
+type options struct {
+	data         data
+	https, mqtt  string
+	names        []string
+	keepUnbacked bool
+	logLevel     slog.Level
+	logJSON      bool
+}
+
+func runCommand() *cobra.Command {
+	var o options
+	var dir, level string
+	cmd := &cobra.Command{Use: "run", Short: "Run the core; the first time, make it", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		o.data = data(dir)
+		if err := o.logLevel.UnmarshalText([]byte(level)); err != nil {
+			return &api.Error{Code: api.Invalid, Field: "--log-level", Message: err.Error(), Remedy: "debug, info, warn or error"}
+		}
+		return run(cmd.Context(), &o)
+	}}
+	f := cmd.Flags()
+	f.StringVar(&dir, "data", "/var/lib/cored", "folder for everything that the core keeps")
+	f.StringVar(&o.https, "listen-https", ":8443", "address for people, artifacts, enrolment and streams")
+	f.StringVar(&o.mqtt, "listen-mqtt", ":8883", "address for devices")
+	f.StringSliceVar(&o.names, "names", nil, "host names and addresses in the core's certificate (default: this host's)")
+	f.BoolVar(&o.keepUnbacked, "keep-unbacked", false, "have devices keep records until a backup holds them, also while no backup was ever made")
+	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	f.BoolVar(&o.logJSON, "log-json", false, "log JSON lines instead of text")
+	return cmd
+}
+
+// core is a core that is put together and not yet running.
+type core struct {
+	o       *options
+	log     *slog.Logger
+	metrics *prometheus.Registry
+
+	store    *store.SQLite
+	epoch    uint64
+	ca       *ca.CA
+	live     *identity.Live
+	roster   *roster.Roster
+	registry *registry.Registry
+	intake   *intake.Store
+	mqtt     net.Listener
+	end      *endpoint
+	fleet    *fleet.Loop
+	server   *server.Server
+	https    net.Listener
+
+	closers []func() error
+}
+
+// run puts a core together, runs it until ctx ends, and takes it apart.
+func run(ctx context.Context, o *options) error {
+	c := &core{o: o, log: newLog(o), metrics: prometheus.NewRegistry()}
+	c.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	err := c.open(ctx)
+	if err == nil {
+		err = c.serve(ctx)
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = nil // told to stop
+	}
+	for i := len(c.closers) - 1; i >= 0; i-- {
+		err = errors.Join(err, c.closers[i]())
+	}
+	return err
+}
+
+func newLog(o *options) *slog.Logger {
+	ho := &slog.HandlerOptions{Level: o.logLevel}
+	if o.logJSON {
+		return slog.New(slog.NewJSONHandler(os.Stderr, ho))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, ho))
+}
+
+// open makes the rooms, each from those before it.
+func (c *core) open(ctx context.Context) error {
+	for _, step := range []struct {
+		what string
+		do   func(context.Context) error
+	}{
+		{"the data folder", c.openData},
+		{"the certificate authority", c.openCA},
+		{"the roster of devices", c.openRoster},
+		{"the registry", c.openRegistry},
+		{"the tree of devices", c.openTree},
+		{"the fleets", c.openFleet},
+		{"the server", c.openServer},
+	} {
+		if err := step.do(ctx); err != nil {
+			return fmt.Errorf("open %s: %w", step.what, err)
+		}
+	}
+	return nil
+}
+
+func (c *core) openData(ctx context.Context) error {
+	lock, err := c.o.data.lock()
+	if err != nil {
+		return err
+	}
+	c.closers = append(c.closers, lock.Close)
+	if c.store, err = c.o.data.openStore(ctx); err != nil {
+		return err
+	}
+	c.closers = append(c.closers, c.store.Close)
+	if c.epoch, err = c.store.Epoch(ctx); err != nil {
+		return err
+	}
+	return c.o.data.firstToken(ctx, c.store)
+}
+
+func (c *core) openCA(context.Context) (err error) {
+	if c.ca, err = ca.Open(c.o.data.ca(), ca.Options{}); err != nil {
+		return err
+	}
+	if len(c.o.names) == 0 {
+		c.o.names = ownNames()
+	}
+	id, err := c.ca.Identity(c.o.names)
+	if err != nil {
+		return err
+	}
+	c.live = identity.NewLive(id)
+	if c.ca.RootKeyPresent() {
+		c.log.Info("the root key lies on this machine; move ca/root.key to a safe place when the core has started", "dir", c.o.data.ca())
+	}
+	return nil
+}
+
+// ownNames is how this host may be reached when nobody said.
+func ownNames() []string {
+	names := []string{"localhost", "127.0.0.1", "::1"}
+	if host, err := os.Hostname(); err == nil {
+		names = append(names, host)
+	}
+	addrs, _ := net.InterfaceAddrs() // a host without addresses has its name
+	for _, a := range addrs {
+		if ip, ok := a.(*net.IPNet); ok && ip.IP.IsGlobalUnicast() {
+			names = append(names, ip.IP.String())
+		}
+	}
+	return names
+}
+
+func (c *core) openRoster(ctx context.Context) (err error) {
+	c.roster, err = roster.Open(ctx, roster.Config{Store: c.store, Fingerprint: c.ca.Fingerprint(), Now: time.Now, Random: rand.Reader, Log: c.log})
+	c.live.Refused = func(id api.DeviceID) bool { return c.roster.Refused(id) }
+	return err
+}
+
+func (c *core) openRegistry(context.Context) (err error) {
+	c.registry, err = registry.New(registry.Config{Dir: c.o.data.registry(), Log: c.log, Authorize: c.authorizeArtifacts})
+	if err == nil {
+		c.closers = append(c.closers, c.registry.Close)
+	}
+	return err
+}
+
+// authorizeArtifacts lets devices pull by digest, and people by their tokens.
+func (c *core) authorizeArtifacts(r *http.Request, a registry.Access) error {
+	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
+		id, _, err := identity.PeerID(*r.TLS)
+		switch {
+		case err != nil || !c.roster.Active(id):
+			return &api.Error{Code: api.Forbidden, Message: "this device may not take part", Err: err}
+		case a.Action == registry.Ping, a.Action == registry.Pull && a.ByDigest:
+			return nil
+		}
+		return &api.Error{Code: api.Forbidden, Message: "a device may only pull, and by digest"}
+	}
+	return c.server.Authorize(r, a.Action == registry.Push || a.Action == registry.Delete)
+}
+
+func (c *core) openTree(ctx context.Context) (err error) {
+	c.intake, err = intake.Open(ctx, intake.Config{Path: c.o.data.ledger(), Now: time.Now, Log: c.log, KeepUnbacked: c.o.keepUnbacked,
+		Changed: func(id api.DeviceID) { c.fleet.Reported(id) }})
+	if err != nil {
+		return err
+	}
+	c.closers = append(c.closers, c.intake.Close)
+	if c.mqtt, err = net.Listen("tcp", c.o.mqtt); err != nil {
+		return err
+	}
+	c.end, err = newEndpoint(c)
+	return err
+}
+
+func (c *core) openFleet(context.Context) error {
+	c.fleet = fleet.New(fleet.Config{
+		Store: c.store, Epoch: c.epoch, SealKey: c.roster.SealKey,
+		Signer:  func() (*ecdsa.PrivateKey, []byte) { return c.ca.Signer() },
+		Publish: c.end.Publish, Reports: reports{c.intake, c.end.Reachable}, Now: time.Now, Log: c.log,
+	})
+	return nil
+}
+
+func (c *core) openServer(context.Context) (err error) {
+	signer, _ := c.ca.Signer()
+	hub := stream.NewHub(stream.HubConfig{Identity: c.live, Signer: signer, Send: c.end.Command, Log: c.log})
+	apps := &server.Apps{Store: c.store, Artifacts: c.registry, Missing: c.fleet.Missing}
+	cfg := server.Config{
+		Store: c.store, Tokens: c.store, Devices: c.roster, Ledger: ledger{c.intake, c.roster}, Streams: hub,
+		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: c.admitToken},
+		Removal:   map[string]server.Removal{api.KindDevice: func(_ context.Context, o *api.Object) error { return c.roster.MayDelete(o) }},
+		Routes: []server.Route{
+			{Pattern: "/v2/", Access: server.Open, Handler: c.registry},
+			{Pattern: identity.EnrolPrefix, Access: server.Open, Handler: c.ca.Handler(registrar{c}, c.log)},
+			{Pattern: stream.PathPrefix, Access: server.Open, Handler: hub},
+		},
+		Metrics: c.metrics, Log: c.log, Now: time.Now, Version: version,
+	}
+	if cfg.Console, err = server.NewConsole(cfg); err != nil {
+		return err
+	}
+	c.server = server.New(cfg)
+	c.https, err = net.Listen("tcp", c.o.https)
+	return err
+}
+
+// admitToken gives a new JoinToken its secret.
+func (c *core) admitToken(_ context.Context, ch server.Change) (server.Decision, error) {
+	status, token, err := c.roster.MintToken(ch.Old, ch.New)
+	if err != nil || status == nil {
+		return server.Decision{}, err
+	}
+	return server.Decision{Status: status, Reply: func(o *api.Object) {
+		o.Status = fmt.Appendf(nil, `{"used":0,"token":%q}`, token(o.Metadata.UID))
+	}}, nil
+}
+
+// serve runs all loops; the first to fail ends the others.
+func (c *core) serve(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.roster.Run(ctx) })
+	g.Go(func() error { return c.end.Run(ctx) })
+	g.Go(func() error { return c.fleet.Run(ctx) })
+	g.Go(func() error { return c.renew(ctx) })
+	g.Go(func() error { return c.serveHTTPS(ctx) })
+	g.Go(func() error { return c.serveControl(ctx) })
+	c.log.Info("the core runs", "version", version, "https", c.https.Addr().String(), "mqtt", c.mqtt.Addr().String(), "epoch", c.epoch, "devices", c.roster.Len(),
+		"names", strings.Join(c.o.names, ","), "adminToken", c.o.data.adminToken(), "ca", c.o.data.ca()+"/root.crt")
+	return g.Wait()
+}
+
+// renew keeps the server certificate fresh.
+func (c *core) renew(ctx context.Context) error {
+	tick := time.NewTicker(24 * time.Hour)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+			id, err := c.ca.Identity(c.o.names)
+			if err != nil {
+				c.log.Error("the server certificate cannot be renewed; tried again tomorrow", "err", err)
+				continue
+			}
+			c.live.Set(id)
+		}
+	}
+}
+
+// stopGrace is how long requests may take to end once cored is told to stop.
+const stopGrace = 5 * time.Second
+
+func (c *core) serveHTTPS(ctx context.Context) error {
+	srv := &http.Server{
+		Handler:           c.server,
+		BaseContext:       func(net.Listener) context.Context { return ctx }, // watches end with cored
+		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		ErrorLog: slog.NewLogLogger(c.log.Handler(), slog.LevelDebug),
+	}
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(tls.NewListener(c.https, c.live.ServerTLSOptional())) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	grace, cancel := context.WithTimeout(context.Background(), stopGrace)
+	defer cancel()
+	if err := srv.Shutdown(grace); err != nil {
+		srv.Close()
+	}
+	return ctx.Err()
+}

@@ -1,0 +1,57 @@
+package main
+
+import (
+	"crypto/rand"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tributary.dev/tributary/pkg/core/store"
+)
+
+func tokenCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "token", Short: "Tokens by which people reach the core"}
+	var dir, name, role string
+	var expires time.Duration
+	create := &cobra.Command{Use: "create", Short: "Make a token and print it, once", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		if err := data(dir).exists(); err != nil {
+			return err
+		}
+		db, err := data(dir).openStore(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer db.Close()
+		var until time.Time
+		if expires > 0 {
+			until = time.Now().Add(expires)
+		}
+		token, err := db.CreateToken(cmd.Context(), name, store.Role(role), until, rand.Reader)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(cmd.OutOrStdout(), token)
+		return nil
+	}}
+	create.Flags().StringVar(&dir, "data", "/var/lib/cored", "folder of the core")
+	create.Flags().StringVar(&name, "name", "admin", "whose token it is; it stands in logs and audits")
+	create.Flags().StringVar(&role, "role", string(store.Admin), "admin or viewer")
+	create.Flags().DurationVar(&expires, "expires", 0, "life of the token; 0 is for ever")
+
+	var revokeDir string
+	revoke := &cobra.Command{Use: "revoke ID", Short: "Forget a token; ID is its second part", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		if err := data(revokeDir).exists(); err != nil {
+			return err
+		}
+		db, err := data(revokeDir).openStore(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer db.Close()
+		return db.RevokeToken(cmd.Context(), args[0])
+	}}
+	revoke.Flags().StringVar(&revokeDir, "data", "/var/lib/cored", "folder of the core")
+	cmd.AddCommand(create, revoke)
+	return cmd
+}

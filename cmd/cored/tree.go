@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"sync"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/fleet"
+	"tributary.dev/tributary/pkg/core/intake"
+	"tributary.dev/tributary/pkg/core/roster"
+	"tributary.dev/tributary/pkg/core/server"
+	"tributary.dev/tributary/pkg/identity"
+)
+
+// keys answers the link's questions about keys from the roster and the authority.
+type keys struct {
+	c *core
+
+	// State keys cost a curve multiplication each and are asked for with every report.
+	mu    sync.Mutex
+	state map[api.DeviceID]stateKey
+}
+
+type stateKey struct {
+	seal *ecdsa.PublicKey // of which it was made
+	key  [32]byte
+}
+
+// Device implements link.CoreKeys.
+func (k *keys) Device(id api.DeviceID) (crypto.PublicKey, bool) {
+	pub, ok := k.c.roster.PublicKey(id)
+	return pub, ok
+}
+
+// StateKey implements link.CoreKeys.
+func (k *keys) StateKey(id api.DeviceID) ([32]byte, bool) {
+	seal, ok := k.c.roster.SealKey(id)
+	if !ok {
+		return [32]byte{}, false
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if known, ok := k.state[id]; ok && known.seal.Equal(seal) {
+		return known.key, true
+	}
+	key, err := k.c.ca.StateKey(seal, id)
+	if err != nil {
+		k.c.log.Error("no state key for a device", "device", id, "err", err)
+		return key, false
+	}
+	k.state[id] = stateKey{seal, key}
+	return key, true
+}
+
+// Verify implements link.CoreKeys.
+func (k *keys) Verify(pub crypto.PublicKey, cose, aad []byte) ([]byte, error) {
+	return identity.Verify(pub, cose, aad)
+}
+
+// Sign implements link.CoreKeys.
+func (k *keys) Sign(aad, payload []byte) ([]byte, error) {
+	key, kid := k.c.ca.Signer()
+	return identity.SignKID(key, kid, aad, payload)
+}
+
+// reports tells fleet what intake knows and whom the link reaches.
+type reports struct {
+	intake    *intake.Store
+	reachable func(api.DeviceID) bool
+}
+
+// Report implements fleet.Reports.
+func (r reports) Report(ctx context.Context, id api.DeviceID) (*fleet.Report, error) {
+	in, err := r.intake.Report(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	out := &fleet.Report{Entries: in.Entries, LastSeen: in.Seen, Online: r.reachable(id)}
+	switch {
+	case !in.Attached:
+	case in.Parent.IsZero():
+		out.Parent = identity.CoreName
+	default:
+		out.Parent = in.Parent.String()
+	}
+	return out, nil
+}
+
+// ledger answers the server's questions about records from intake.
+type ledger struct {
+	intake *intake.Store
+	roster *roster.Roster
+}
+
+// Usage implements server.Ledger.
+func (l ledger) Usage(ctx context.Context, id api.DeviceID) (*server.UsageReport, error) {
+	u, err := l.intake.Usage(ctx, id, time.Time{}, time.Time{})
+	if err != nil {
+		return nil, err
+	}
+	out := &server.UsageReport{SpoolEpoch: u.SpoolEpoch, Acked: u.Acked, Safe: u.Safe, Intervals: u.Intervals, Lost: u.Lost, Totals: []server.UsageTotal{}}
+	for _, t := range u.Totals {
+		out.Totals = append(out.Totals, server.UsageTotal(t.ContainerUse))
+	}
+	return out, nil
+}
+
+var kindNames = map[api.RecordKind]string{api.RecordUsage: "usage", api.RecordEvent: "event", api.RecordAudit: "audit", api.RecordTelemetry: "telemetry"}
+
+// Records implements server.Ledger.
+func (l ledger) Records(ctx context.Context, id api.DeviceID, after uint64, limit int) ([]server.RecordEntry, error) {
+	in, err := l.intake.Records(ctx, id, after, limit)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]server.RecordEntry, len(in))
+	for i, e := range in {
+		kind := kindNames[e.Kind]
+		if kind == "" {
+			kind = "lost" // numbers that the device gave up
+		}
+		out[i] = server.RecordEntry{Seq: e.Seq, Last: e.Last, Epoch: e.Epoch, Kind: kind, Usage: e.Usage, Event: e.Event, Data: e.Payload, Poison: e.Poison}
+		if !e.Taken.IsZero() {
+			out[i].Time = e.Taken.UnixMilli()
+		}
+	}
+	return out, nil
+}
+
+// Events implements server.Ledger.
+func (l ledger) Events(ctx context.Context, id api.DeviceID, limit int) ([]server.EventEntry, error) {
+	in, err := l.intake.Events(ctx, id, limit)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]server.EventEntry, len(in))
+	for i, e := range in {
+		out[i] = server.EventEntry{Device: e.Device.String(), Seq: e.Seq, Audit: e.Kind == api.RecordAudit, Event: *e.Event}
+		if key, ok := l.roster.ObjectOf(e.Device); ok {
+			out[i].Name = key.Name
+		}
+	}
+	return out, nil
+}
