@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -16,10 +17,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/vishvananda/netlink"
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/meter"
+	"tributary.dev/tributary/pkg/edge/workload/workloadtest"
 )
 
 func seconds(n float64) api.Duration { return api.Duration(n * float64(time.Second)) }
@@ -557,5 +562,124 @@ func followLogs(t *testing.T, ctx context.Context, d *device) {
 	n, err := pr.Read(buf)
 	if err != nil || !strings.Contains(string(buf[:n]), "stdout listening on :8080") {
 		t.Errorf("logs: %q, %v", buf[:n], err)
+	}
+}
+
+func TestImagesComeWhenTheyCanAndGoWhenUnnamed(t *testing.T) {
+	d := newDevice(t)
+	d.begin()
+	app := d.app("web", api.Service{Name: "s"})
+	d.m.Set([]App{app})
+	d.running("web")
+	im, err := tools.AppImage("acme/other", v1.Config{Env: []string{"SECOND=1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	im.Files = append(im.Files, workloadtest.File{Path: "only-in-second", Data: []byte("x"), Mode: 0o644})
+	second, err := d.up.Push(im)
+	if err != nil {
+		t.Fatal(err)
+	}
+	away := strings.Replace(second, "sha256:", "sha256:0", 1)[:len(second)]
+	next := d.app("web", api.Service{Name: "s", Image: away})
+	next.Digest = "sha256:next"
+	d.m.Set([]App{next})
+	d.wait(20*time.Second, "the missing image is told of, and the old version runs on", func() bool {
+		s := d.service("web", "s")
+		return s.State == api.Running && strings.Contains(s.Message, "update waits: image acme/other@")
+	})
+	next = d.app("web", api.Service{Name: "s", Image: second})
+	next.Digest = "sha256:second"
+	d.m.Set([]App{next})
+	d.wait(20*time.Second, "the second image runs", func() bool { return d.state("web").Bundle == "sha256:second" })
+	ctx := namespaces.WithNamespace(context.Background(), d.m.cfg.Namespace)
+	d.wait(10*time.Second, "the first image is gone, layers too", func() bool {
+		list, err := d.m.client.ImageService().List(ctx)
+		if err != nil || len(list) != 1 || !strings.HasSuffix(list[0].Name, second) {
+			return false
+		}
+		n := 0
+		err = d.m.client.SnapshotService(d.m.cfg.Snapshotter).Walk(ctx, func(context.Context, snapshots.Info) error { n++; return nil })
+		return err == nil && n == 2 // the layer and the container's own
+	})
+}
+
+func TestHoldKeepsWhatIsHere(t *testing.T) {
+	d := newDevice(t)
+	d.begin()
+	d.m.Set([]App{d.app("web", api.Service{Name: "s", Restart: api.Restart{Policy: "always"}})})
+	d.running("web")
+	id := d.service("web", "s").Container
+	d.end()
+	d.begin()
+	d.m.Set([]App{{Bundle: api.Bundle{App: "web"}, Hold: "the bundle cannot be fetched"}, {Bundle: api.Bundle{App: "new"}, Hold: "the bundle cannot be fetched"}})
+	d.wait(10*time.Second, "the held app runs and says why it is held", func() bool {
+		a := d.state("web")
+		return a.State == api.Running && strings.Contains(a.Message, "cannot be fetched") && d.state("new").State == api.Pending
+	})
+	_ = syscall.Kill(d.pids("web", "s")[0], syscall.SIGKILL)
+	d.wait(10*time.Second, "it is restarted even so", func() bool { s := d.service("web", "s"); return s.State == api.Running && s.Restarts == 1 })
+	if now := d.service("web", "s").Container; now != id {
+		t.Errorf("container %s, was %s", now, id)
+	}
+}
+
+// Whatever is killed, whenever: the wanted version runs in the end, once, and the
+// service that did not change was never touched.
+func TestKillsAtRandomMoments(t *testing.T) {
+	d := newDevice(t)
+	seed := time.Now().UnixNano()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(uint64(seed), 1))
+	d.begin()
+	still := api.Service{Name: "still"}
+	version := func(n int) App {
+		app := d.app("web", still, api.Service{Name: "moving", Env: map[string]string{"VERSION": fmt.Sprint(n)}, StopGrace: seconds(1)})
+		app.Digest = fmt.Sprint("sha256:", n)
+		return app
+	}
+	d.m.Set([]App{version(0)})
+	d.running("web")
+	before := d.service("web", "still")
+	pid := d.pids("web", "still")
+	const rounds = 6
+	for n := 1; n <= rounds; n++ {
+		d.m.Set([]App{version(n)})
+		pause := time.NewTimer(time.Duration(random.IntN(400)) * time.Millisecond)
+		<-pause.C
+		switch random.IntN(3) {
+		case 0:
+			d.daemon.Kill()
+			if err := d.daemon.Start(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+		case 1:
+			d.end()
+			d.begin()
+			d.m.Set([]App{version(n)})
+		case 2:
+			d.end()
+			d.daemon.Kill()
+			if err := d.daemon.Start(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			d.begin()
+			d.m.Set([]App{version(n)})
+		}
+	}
+	d.wait(40*time.Second, "the last version is in force", func() bool {
+		a := d.state("web")
+		return a.State == api.Running && a.Bundle == fmt.Sprint("sha256:", rounds)
+	})
+	if got := d.get("web", "moving", "/version"); got != fmt.Sprint(rounds) {
+		t.Errorf("version %q answers", got)
+	}
+	if after := d.service("web", "still"); after.Container != before.Container || after.Restarts != 0 || fmt.Sprint(d.pids("web", "still")) != fmt.Sprint(pid) {
+		t.Errorf("the unchanged service was touched: %+v, before %+v", after, before)
+	}
+	d.m.mu.Lock()
+	defer d.m.mu.Unlock()
+	if len(d.m.instances) != 2 {
+		t.Errorf("%d containers are left", len(d.m.instances))
 	}
 }

@@ -122,6 +122,16 @@ func (m *Manager) begin(ctx context.Context, a action) {
 
 func (m *Manager) execute(ctx context.Context, a action) {
 	var err error
+	if a.Verb != doPull {
+		// A daemon that hangs must not hold a service for ever.
+		limit := actionLimit
+		if a.Want != nil {
+			limit += time.Duration(a.Want.StopGrace)
+		}
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
 	switch a.Verb {
 	case doPull:
 		m.pull(ctx, a.Image)
@@ -149,6 +159,9 @@ func (m *Manager) execute(ctx context.Context, a action) {
 		}
 	}
 }
+
+// actionLimit bounds one action; a volume's first filling is the longest part of one.
+const actionLimit = 5 * time.Minute
 
 // noteLaunch remembers that a container could not be made or started. A daemon that
 // went away in between says nothing about the app.

@@ -117,13 +117,18 @@ func (m *Manager) refreshFiles() {
 			continue
 		}
 		sum := fileSum(app, &t.svc)
-		if sum == t.files {
+		m.mu.Lock()
+		same := sum == t.files
+		m.mu.Unlock()
+		if same {
 			continue
 		}
 		if _, err := m.root.writeFiles(app, t.in.ID, &t.svc); err != nil {
 			m.cfg.Log.Warn("config files cannot be written", "container", t.in.ID, "err", err)
 			continue
 		}
+		m.mu.Lock()
 		t.files = sum
+		m.mu.Unlock()
 	}
 }

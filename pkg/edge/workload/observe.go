@@ -134,6 +134,9 @@ func (m *Manager) track(c containers.Container) *tracked {
 // relist reads all containers and tasks anew. What this process alone knows of a
 // container (failures in a row, health) is kept.
 func (m *Manager) relist(ctx context.Context) error {
+	super := ctx
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
 	list, err := m.client.ContainerService().List(ctx, `labels."`+labelApp+`"`)
 	if err != nil {
 		return err
@@ -180,7 +183,7 @@ func (m *Manager) relist(ctx context.Context) error {
 	}
 	m.instances = fresh
 	m.listed = true
-	m.superviseAll(ctx)
+	m.superviseAll(super)
 	if m.cfg.Meter != nil {
 		var ids []string
 		for _, t := range fresh {
