@@ -42,6 +42,7 @@ type bench struct {
 	agent *Agent
 	id    *identity.Identity
 	up    *artifacts
+	tune  func(*Config) // nil changes nothing
 	stop  func()
 }
 
@@ -265,12 +266,15 @@ func (b *bench) start() {
 	live := identity.NewLive(b.id)
 	parents := NewParents(ParentsConfig{Live: live, First: []api.ParentRef{{Address: "127.0.0.1:1"}}, Attach: func([]api.ParentRef) {},
 		Current: func() (string, bool) { return "core", true }, Log: log})
-	b.agent, err = New(Config{Identity: live, Link: b.link, Workload: b.work, Meter: b.meter, Records: b.spool, State: b.state, Clock: clock,
+	cfg := Config{Identity: live, Link: b.link, Workload: b.work, Meter: b.meter, Records: b.spool, State: b.state, Clock: clock,
 		Artifacts: b.up, Parents: parents, Settings: func(api.DeviceSettings) {}, RenewTrust: func() {},
 		Hardware: func() api.Hardware { return api.Hardware{Arch: "amd64"} }, Labels: func(api.Hardware) map[string]string { return nil },
 		Addresses: func() []string { return nil }, Version: "test", Stream: parents.Stream,
-		RetryMin: time.Millisecond, RetryMax: 5 * time.Millisecond, Log: log})
-	if err != nil {
+		RetryMin: time.Millisecond, RetryMax: 5 * time.Millisecond, Log: log}
+	if b.tune != nil {
+		b.tune(&cfg)
+	}
+	if b.agent, err = New(cfg); err != nil {
 		b.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

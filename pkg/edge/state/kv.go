@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 
 	"tributary.dev/tributary/pkg/link"
 )
@@ -152,7 +153,7 @@ func (s *Store) flushLate() {
 func apply(tx *bbolt.Tx, o link.Op) error {
 	name := []byte(ownPrefix + o.Bucket)
 	if o.Key == nil {
-		if err := tx.DeleteBucket(name); err != nil && !errors.Is(err, bbolt.ErrBucketNotFound) {
+		if err := tx.DeleteBucket(name); err != nil && !errors.Is(err, berrors.ErrBucketNotFound) {
 			return err
 		}
 		return nil

@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
@@ -119,7 +120,7 @@ func (s *Store) open() error {
 	err := CheckFile(s.cfg.Path)
 	if err == nil {
 		s.db, err = openBolt(s.cfg.Path)
-		if errors.Is(err, bbolt.ErrTimeout) {
+		if errors.Is(err, berrors.ErrTimeout) {
 			return errors.New("another edged is using it")
 		}
 	}
