@@ -20,6 +20,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -233,7 +234,13 @@ func (s *Spool) beginEpoch(v verdict, p past) error {
 	now := uint64(max(s.cfg.Now().Unix(), 1))
 	epoch := max(now, p.epoch+1, p.cursor.Epoch+1)
 	after := max(p.last, p.cursor.Acked, p.cursor.Last)
-	if err := s.newSegment(header{epoch: epoch, first: after + 1, nonce: s.nonce, voidAfter: math.MaxUint64}); err != nil {
+	h := header{epoch: epoch, first: after + 1, nonce: s.nonce, voidAfter: math.MaxUint64}
+	err := s.newSegment(h)
+	for errors.Is(err, syscall.ENOSPC) && s.segSize > minSegment {
+		s.segSize /= 2 // better small files than no spool
+		err = s.newSegment(h)
+	}
+	if err != nil {
 		return err
 	}
 	if v != firstEver {

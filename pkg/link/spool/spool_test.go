@@ -628,3 +628,77 @@ func FuzzSegment(f *testing.F) {
 		}
 	})
 }
+
+// The power may go at any moment of anything: while the spool is opened, while a
+// segment is rewritten for room, while a new epoch begins. What was acknowledged as
+// usage is there afterwards, once, in its own record or in a sum.
+func TestPowerCutWhileMakingRoom(t *testing.T) {
+	rounds := int64(60)
+	if testing.Short() {
+		rounds = 8
+	}
+	db := openDB(t)
+	for seed := range rounds {
+		forget(t, db)
+		r := rand.New(rand.NewSource(seed))
+		b := newBoxWith(db, seed)
+		var want totals // of what was acknowledged
+		var maybe []uint64
+		for life := range 6 {
+			if life > 0 {
+				b.disk = b.disk.Cut()
+				b.disk.CutAfter(r.Intn(300)) // at times while it is opened
+			}
+			if life > 0 && r.Intn(3) == 0 {
+				b.disk.Limit(b.disk.Used() + int64(r.Intn(200<<10)))
+			} else {
+				b.disk.Limit(0)
+			}
+			b.cfg.FS = b.disk
+			s, err := spool.Open(b.cfg)
+			if err != nil {
+				if !errors.Is(err, disktest.ErrCut) {
+					t.Fatalf("seed %d, life %d: %v", seed, life, err)
+				}
+				continue
+			}
+			checkTotals(t, seed, s, want, maybe)
+			noise := bytes.Repeat([]byte("n"), 700)
+			for i := 0; ; i++ {
+				if _, err := s.Append(api.RecordTelemetry, noise); errors.Is(err, disktest.ErrCut) {
+					break
+				}
+				_, err := s.Append(api.RecordUsage, usage(t, i))
+				if errors.Is(err, disktest.ErrCut) {
+					maybe = append(maybe, uint64(i)) // written perhaps, and not acknowledged
+					break
+				}
+				if err == nil {
+					want.run, want.cpu, want.tx = want.run+1000, want.cpu+uint64(i), want.tx+1
+				}
+				if i%400 == 399 {
+					if _, err := s.Cut(0, 0); errors.Is(err, disktest.ErrCut) {
+						break
+					}
+				}
+				if i == 4000 {
+					b.disk.CutAfter(r.Intn(200))
+				}
+			}
+			_ = s.Close() // the power is gone
+		}
+		b.disk = b.disk.Cut()
+		checkTotals(t, seed, b.open(t), want, maybe)
+	}
+}
+
+// checkTotals compares all usage with what was acknowledged; what was cut off in the
+// act may be there or not.
+func checkTotals(t *testing.T, seed int64, s *spool.Spool, want totals, maybe []uint64) {
+	t.Helper()
+	got, _ := sum(t, all(t, s))
+	extra := got.tx - want.tx
+	if got.tx < want.tx || extra > uint64(len(maybe)) || got.run != want.run+extra*1000 {
+		t.Fatalf("seed %d: usage kept %+v, acknowledged %+v and perhaps %d more", seed, got, want, len(maybe))
+	}
+}
