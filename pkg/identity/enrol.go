@@ -61,8 +61,8 @@ func Enrol(ctx context.Context, cfg EnrolConfig) (*Identity, *EnrolReply, error)
 type RenewConfig struct {
 	ParentURL string
 	Identity  *Identity
-	// Seal replaces the seal key; nil keeps it. The old one must be kept until a manifest
-	// that is sealed to the new one has been confirmed.
+	// Seal replaces the seal key; nil keeps it. The old one stays with the identity as
+	// OldSeal.
 	Seal *ecdsa.PrivateKey
 	HTTP *http.Client // nil: a client of its own that shows the certificate in hand
 }
@@ -92,7 +92,10 @@ func Renew(ctx context.Context, cfg RenewConfig) (*Identity, *EnrolReply, error)
 	if err != nil {
 		return nil, nil, err
 	}
-	i.Now = old.Now
+	i.Now, i.OldSeal = old.Now, old.OldSeal
+	if !seal.Equal(old.Seal) {
+		i.OldSeal = old.Seal
+	}
 	return i, reply, nil
 }
 

@@ -36,9 +36,12 @@ type Identity struct {
 	Key *ecdsa.PrivateKey
 	// Seal is the key-agreement key. In the core it is the sealing key that
 	// Trust.Sealing certifies.
-	Seal  *ecdsa.PrivateKey
-	Cert  []*x509.Certificate // leaf first, root left out
-	Trust *Trust
+	Seal *ecdsa.PrivateKey
+	// OldSeal is the seal key before the last replacement, nil without one: what was sealed
+	// to it may still be on its way (OpenSecret).
+	OldSeal *ecdsa.PrivateKey
+	Cert    []*x509.Certificate // leaf first, root left out
+	Trust   *Trust
 	// Now is the clock against which peers' certificates are checked. A device
 	// passes one that never goes below its persisted floor. nil is time.Now.
 	Now func() time.Time
@@ -49,10 +52,11 @@ const CoreName = "core"
 
 // Files of an identity folder.
 const (
-	keyFile   = "device.key"
-	sealFile  = "seal.key"
-	certFile  = "device.pem"
-	trustFile = "trust.cbor"
+	keyFile     = "device.key"
+	sealFile    = "seal.key"
+	oldSealFile = "seal.old.key"
+	certFile    = "device.pem"
+	trustFile   = "trust.cbor"
 )
 
 // maxFile bounds what is read from an identity folder.
@@ -177,15 +181,23 @@ func saveKey(path string, key *ecdsa.PrivateKey) error {
 	return atomicfile.Write(path, b, 0o600)
 }
 
+// OpenSecret opens what was sealed to this box, by the seal key of today or the one
+// before.
+func (i *Identity) OpenSecret(info SealInfo, sealed []byte) ([]byte, error) {
+	b, err := Open(i.Seal, info, sealed)
+	if err != nil && i.OldSeal != nil {
+		if b, oldErr := Open(i.OldSeal, info, sealed); oldErr == nil {
+			return b, nil
+		}
+	}
+	return b, err
+}
+
 // Load reads an identity folder: device.key, seal.key, device.pem, trust.cbor. It
 // fails with fs.ErrNotExist (wrapped) when the box has not enrolled. Trust is taken
 // as it stands on the disk, which the box itself wrote after it had checked it.
 func Load(dir string) (*Identity, error) {
 	keyPEM, err := readBounded(filepath.Join(dir, keyFile))
-	if err != nil {
-		return nil, err
-	}
-	sealPEM, err := readBounded(filepath.Join(dir, sealFile))
 	if err != nil {
 		return nil, err
 	}
@@ -201,14 +213,14 @@ func Load(dir string) (*Identity, error) {
 	if i.Key, err = ParseKey(keyPEM); err != nil {
 		return nil, fmt.Errorf("%s: %w", keyFile, err)
 	}
-	if i.Seal, err = ParseKey(sealPEM); err != nil {
-		return nil, fmt.Errorf("%s: %w", sealFile, err)
-	}
 	if i.Cert, err = ParseCerts(certPEM); err != nil {
 		return nil, fmt.Errorf("%s: %w", certFile, err)
 	}
 	if i.Trust, err = DecodeTrust(trustCBOR, nil); err != nil {
 		return nil, fmt.Errorf("%s: %w", trustFile, err)
+	}
+	if err := i.loadSeals(dir); err != nil {
+		return nil, err
 	}
 	if err := i.check(); err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, err)
@@ -216,8 +228,38 @@ func Load(dir string) (*Identity, error) {
 	return i, nil
 }
 
-// check finds out whether keys and certificate belong together: a power cut between
-// two files of one Save may leave a new seal key beside an old certificate.
+// loadSeals reads the seal keys. A power cut within Save may leave the new key beside the
+// old certificate: the key that the certificate names is the one in force.
+func (i *Identity) loadSeals(dir string) error {
+	named, err := SealKey(i.Cert[0])
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{sealFile, oldSealFile} {
+		b, err := readBounded(filepath.Join(dir, name))
+		if errors.Is(err, fs.ErrNotExist) && name == oldSealFile {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		key, err := ParseKey(b)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		if named.Equal(&key.PublicKey) {
+			i.Seal = key
+		} else {
+			i.OldSeal = key
+		}
+	}
+	if i.Seal == nil {
+		return fmt.Errorf("%s: the certificate names a seal key that is not here: enrol again", dir)
+	}
+	return nil
+}
+
+// check finds out whether keys and certificate belong together.
 func (i *Identity) check() error {
 	pub, ok := i.Cert[0].PublicKey.(*ecdsa.PublicKey)
 	if !ok || !pub.Equal(&i.Key.PublicKey) {
@@ -233,14 +275,20 @@ func (i *Identity) check() error {
 	return nil
 }
 
-// Save writes the identity folder; each file atomically, the certificate last, so
-// that a box whose certificate is there has all of it.
+// Save writes the identity folder; each file atomically, the certificate last, so that a
+// box whose certificate is there has all of it. A seal key that is replaced stays as the
+// old one.
 func (i *Identity) Save(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	if err := saveKey(filepath.Join(dir, keyFile), i.Key); err != nil {
 		return err
+	}
+	if i.OldSeal != nil {
+		if err := saveKey(filepath.Join(dir, oldSealFile), i.OldSeal); err != nil {
+			return err
+		}
 	}
 	if err := saveKey(filepath.Join(dir, sealFile), i.Seal); err != nil {
 		return err

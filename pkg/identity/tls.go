@@ -129,7 +129,9 @@ func (l *Live) verifyPeer(cs tls.ConnectionState, usage x509.ExtKeyUsage) (id ap
 
 // VerifyChain checks a chain (leaf first) up to the root and reads whom it speaks for.
 // A chain that is genuine but whose leaf is past its time gives the id, the role and
-// ErrExpired. Issuers from the trust help out where the peer sent none.
+// ErrExpired. A leaf whose time has not come is taken: a box without a clock starts at
+// its floor, weeks behind a parent that renewed meanwhile, and learns the time only from
+// that parent. Issuers from the trust help out where the peer sent none.
 func (t *Trust) VerifyChain(chain []*x509.Certificate, usage x509.ExtKeyUsage, now time.Time) (id api.DeviceID, role string, err error) {
 	if len(chain) == 0 {
 		return id, "", errors.New("peer shows no certificate")
@@ -144,8 +146,11 @@ func (t *Trust) VerifyChain(chain []*x509.Certificate, usage x509.ExtKeyUsage, n
 	}
 	expired := now.After(leaf.NotAfter)
 	at := now
-	if expired {
+	switch {
+	case expired:
 		at = leaf.NotAfter // was it genuine while it lasted?
+	case now.Before(leaf.NotBefore):
+		at = leaf.NotBefore
 	}
 	_, err = leaf.Verify(x509.VerifyOptions{
 		Roots: t.roots(), Intermediates: between, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{usage},

@@ -312,12 +312,42 @@ func TestRenewAndExpiry(t *testing.T) {
 	}
 
 	_, newSeal := newBox(t)
+	oldInfo := identity.SealInfo{Device: id.ID(), Name: "db", Generation: 1}
+	toOld, err := identity.Seal(&seal.PublicKey, oldInfo, []byte("s3cret"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := id.Save(dir); err != nil {
+		t.Fatal(err)
+	}
 	renewed, reply, err := identity.Renew(t.Context(), identity.RenewConfig{ParentURL: s.core.URL, Identity: id, Seal: newSeal})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if renewed.ID() != id.ID() || !renewed.Expires().After(c.now()) || reply.Tenant != "acme" || !renewed.Seal.Equal(newSeal) {
 		t.Fatalf("renewed %v until %v", renewed.ID(), renewed.Expires())
+	}
+	// What was sealed to the old key opens; a power cut between the files of Save leaves
+	// a whole identity, old or new.
+	if got, err := renewed.OpenSecret(oldInfo, toOld); err != nil || string(got) != "s3cret" {
+		t.Fatalf("%q %v", got, err)
+	}
+	oldCert, err := os.ReadFile(filepath.Join(dir, "device.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := renewed.Save(dir); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := identity.Load(dir); err != nil || !again.Seal.Equal(newSeal) || !again.OldSeal.Equal(seal) {
+		t.Fatalf("after renewal: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "device.pem"), oldCert, 0o644); err != nil { // cut before the last file
+		t.Fatal(err)
+	}
+	if again, err := identity.Load(dir); err != nil || !again.Seal.Equal(seal) {
+		t.Fatalf("after a cut: %v", err)
 	}
 	live := identity.NewLive(id)
 	cfg := live.ClientTLS("core")
@@ -414,6 +444,23 @@ func TestTLSKnowsWhoIsWho(t *testing.T) {
 		if err := handshake(tc.server, tc.client); (err == nil) != tc.ok {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// A box whose clock stands at its floor meets a parent that has renewed meanwhile.
+func TestClockBehind(t *testing.T) {
+	c := newClock()
+	ca := openCA(t, t.TempDir(), c)
+	box := device(t, ca, c)
+	floor := c.now()
+	box.Now = func() time.Time { return floor }
+	c.add(60 * 24 * time.Hour)
+	core, err := ca.Identity([]string{"core"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := handshake(core.ServerTLS(), box.ClientTLS("core")); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"runtime/metrics"
 	"testing"
 	"time"
 
@@ -111,7 +112,7 @@ func TestSilentStrangersDoNotBlock(t *testing.T) {
 	pki := newPKI(t)
 	relay, dev := pki.device(t), pki.device(t)
 	p := newParent(t, identity.NewLive(relay), nil)
-	for range maxHandshakes / 2 {
+	for range 200 {
 		c, err := net.Dial("tcp", p.Addr().String())
 		if err != nil {
 			t.Fatal(err)
@@ -130,6 +131,53 @@ func TestSilentStrangersDoNotBlock(t *testing.T) {
 	}
 	if refused == maxPerDevice+3 {
 		t.Error("every connection was refused")
+	}
+}
+
+// A device that takes frames and never acknowledges them is dropped at the bound.
+func TestNoAcknowledgement(t *testing.T) {
+	pki := newPKI(t)
+	relay, dev := pki.device(t), pki.device(t)
+	p := newParent(t, identity.NewLive(relay), func(c *BrokerConfig) { c.MaxQueue = 64 << 10 })
+	c := client(t, p.Addr().String(), dev, func(o *paho.ClientOptions) { o.SetAutoAckDisabled(true) })
+	if !connects(c) {
+		t.Fatal("cannot connect")
+	}
+	c.Subscribe(downTopic(dev.ID()), 1, func(paho.Client, paho.Message) {}).WaitTimeout(5 * time.Second)
+	p.wait(t, "up "+dev.ID().String()+" true")
+	for range 200 {
+		if p.Send(dev.ID(), make([]byte, 1<<10), true) != nil {
+			break
+		}
+	}
+	p.wait(t, "down "+dev.ID().String())
+}
+
+// Frames that are acknowledged or written are taken off the account.
+func TestAccountIsKept(t *testing.T) {
+	pki := newPKI(t)
+	relay, dev := pki.device(t), pki.device(t)
+	p := newParent(t, identity.NewLive(relay), nil)
+	b := newBox(t, dev, p.ref(""))
+	b.wait(t, "up "+relay.ID().String())
+	for i := range 50 {
+		if err := p.Send(dev.ID(), make([]byte, 1<<10), i%2 == 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conn := peerOf(p.known(dev.ID()))
+	b.until(t, "an even account", func() bool { return conn.queued.Load() == 0 && b.count("down-frame 1024 bytes") == 50 })
+}
+
+// heapCap is what the heap may hold while hostile input comes in.
+const heapCap = 256 << 20
+
+func checkHeap(t testing.TB) {
+	t.Helper()
+	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+	metrics.Read(sample)
+	if n := sample[0].Value.Uint64(); n > heapCap {
+		t.Fatalf("heap of %d bytes", n)
 	}
 }
 
@@ -168,9 +216,7 @@ func FuzzBroker(f *testing.F) {
 		c.Write(input)
 		c.(*net.TCPConn).CloseWrite()
 		io.Copy(io.Discard, io.LimitReader(c, 1<<20))
-		if len(b.gate.slots) > maxHandshakes {
-			t.Fatal("slots leak")
-		}
+		checkHeap(t)
 	})
 }
 
@@ -224,6 +270,7 @@ func FuzzParent(f *testing.F) {
 			break
 		}
 		s.finish(nil)
+		checkHeap(t)
 	})
 }
 

@@ -18,9 +18,9 @@ import (
 
 // Bounds of what strangers and single devices may take up.
 const (
-	// maxHandshakes bounds TLS handshakes in work; further connections wait in the
-	// kernel's queue.
-	maxHandshakes = 64
+	// maxHandshakes bounds connections that have not shown a certificate yet, some
+	// kilobytes each; further ones wait in the kernel's queue.
+	maxHandshakes = 1024
 	// maxPerDevice bounds connections of one device: one in force, some that the network
 	// has cut and that are not yet known to be dead.
 	maxPerDevice = 4

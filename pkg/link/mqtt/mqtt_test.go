@@ -286,7 +286,7 @@ func TestSessionsEndAndComeBack(t *testing.T) {
 	p := newParent(t, identity.NewLive(relay), nil)
 	b := newBox(t, dev, p.ref(relay.ID().String()))
 	up, down := fmt.Sprintf("up %s true", b.me), fmt.Sprintf("down %s", b.me)
-	p.wait(t, up)
+	b.wait(t, "up "+relay.ID().String())
 	p.Kick(b.me, "test")
 	p.until(t, "down and up again", func() bool { return p.count(down) == 1 && p.count(up) == 2 })
 	b.wait(t, "down")
