@@ -234,7 +234,7 @@ func (c *core) openFleet(context.Context) error {
 func (c *core) openServer(context.Context) (err error) {
 	signer, _ := c.ca.Signer()
 	hub := stream.NewHub(stream.HubConfig{Identity: c.live, Signer: signer, Send: c.end.Command, Log: c.log})
-	apps := &server.Apps{Store: c.store, Artifacts: c.registry, Missing: c.fleet.Missing}
+	apps := &server.Apps{Store: c.store, Artifacts: c.registry}
 	cfg := server.Config{
 		Store: c.store, Tokens: c.store, Devices: c.roster, Ledger: ledger{c.intake, c.roster}, Streams: hub,
 		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: c.admitToken},

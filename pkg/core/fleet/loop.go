@@ -303,10 +303,3 @@ func intern(known map[string][]string, list []string) []string {
 	known[key] = list
 	return list
 }
-
-// Missing tells what a fleet names and its tenant does not have.
-func (l *Loop) Missing(tenantName string, spec *api.FleetSpec) []string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.worlds.tenant(tenantName).Missing(spec)
-}

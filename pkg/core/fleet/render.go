@@ -60,7 +60,7 @@ func (w *World) Selected(labels map[string]string) []string {
 }
 
 // Desire renders one device's items from the fleets that pick it. What a fleet names and
-// does not exist is left out; Missing tells of it. A secret goes only to a device that
+// does not exist is left out. A secret goes only to a device that
 // has an app which refers to it; a config also to one whose fleet lists it.
 func Desire(d *Device, w *World, fleets []string) map[string]Want {
 	want := map[string]Want{}
@@ -116,32 +116,6 @@ func overlay(a, b *api.DeviceSettings) *api.DeviceSettings {
 		SpoolBytes:     cmp.Or(a.SpoolBytes, b.SpoolBytes),
 		CacheBytes:     cmp.Or(a.CacheBytes, b.CacheBytes),
 	}
-}
-
-// Missing lists what a fleet names and the world does not have, as "Kind name".
-func (w *World) Missing(spec *api.FleetSpec) (missing []string) {
-	for _, name := range spec.Apps {
-		app := w.Apps[name]
-		if app == nil {
-			missing = append(missing, api.KindApp+" "+name)
-			continue
-		}
-		missing = append(missing, absent(api.KindConfig, app.Configs, w.Configs)...)
-		missing = append(missing, absent(api.KindSecret, app.Secrets, w.Secrets)...)
-	}
-	missing = append(missing, absent(api.KindConfig, spec.Configs, w.Configs)...)
-	missing = append(missing, absent(api.KindSecret, spec.Secrets, w.Secrets)...)
-	slices.Sort(missing)
-	return slices.Compact(missing)
-}
-
-func absent(kind string, names []string, have map[string][]byte) (missing []string) {
-	for _, n := range names {
-		if _, ok := have[n]; !ok {
-			missing = append(missing, kind+" "+n)
-		}
-	}
-	return missing
 }
 
 // State is a device's newest manifest, as far as the next one depends on it.

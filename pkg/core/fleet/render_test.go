@@ -51,9 +51,6 @@ func TestDesire(t *testing.T) {
 	if got := keys(&Device{}); len(got) != 0 {
 		t.Errorf("a device of no fleet: %v", got)
 	}
-	if got, want := w.Missing(w.Fleets["a"]), []string{"App ghost"}; !slices.Equal(got, want) {
-		t.Errorf("missing %v, want %v", got, want)
-	}
 }
 
 // A device's manifests over a random life keep every promise that the link builds on.

@@ -70,12 +70,16 @@ func (s *Server) apply(ctx context.Context, in *applyInput) ([]ApplyResult, erro
 	if len(docs) == 0 {
 		return nil, &api.Error{Code: api.Invalid, Message: "there is no object in it", Remedy: "send at least one document with apiVersion, kind, metadata and spec"}
 	}
-	var faults []*api.Error
+	with := map[api.Key]*api.Object{}
 	for _, d := range docs {
 		if in.Tenant != api.DefaultTenant && d.Object.Metadata.Tenant == api.DefaultTenant {
 			d.Object.Metadata.Tenant = in.Tenant
 		}
-		if _, err := s.write(ctx, d.Object, writeOptions{dryRun: true}); err != nil {
+		with[d.Object.Key()] = d.Object
+	}
+	var faults []*api.Error
+	for _, d := range docs {
+		if _, err := s.write(ctx, d.Object, writeOptions{dryRun: true, with: with}); err != nil {
 			if api.CodeOf(err) == api.Internal {
 				return nil, err
 			}
@@ -88,7 +92,7 @@ func (s *Server) apply(ctx context.Context, in *applyInput) ([]ApplyResult, erro
 	slices.SortStableFunc(docs, func(a, b api.Document) int { return kindOrder(a.Object.Kind) - kindOrder(b.Object.Kind) })
 	results := make([]ApplyResult, 0, len(docs))
 	for _, d := range docs {
-		w, err := s.write(ctx, d.Object, writeOptions{dryRun: in.DryRun})
+		w, err := s.write(ctx, d.Object, writeOptions{dryRun: in.DryRun, with: with})
 		if err != nil {
 			return nil, explain(d, err)
 		}

@@ -30,8 +30,6 @@ type Artifacts interface {
 type Apps struct {
 	Store     store.Store
 	Artifacts Artifacts
-	// Missing tells what a fleet names and does not exist yet; nil when nobody knows.
-	Missing func(tenant string, spec *api.FleetSpec) []string
 }
 
 // AdmitApp compiles an App and stores its bundle. Faults of the file come back with the
@@ -42,17 +40,11 @@ func (a *Apps) AdmitApp(ctx context.Context, c Change) (Decision, error) {
 		return Decision{}, err
 	}
 	tenant, name := c.New.Metadata.Tenant, c.New.Metadata.Name
-	var made *compiled
-	var err error
-	if spec.Artifact != "" {
-		made, err = a.pushed(ctx, spec.Artifact)
-	} else {
-		made, err = a.compile(ctx, tenant, name, &spec)
-	}
+	made, err := a.make(ctx, tenant, name, &spec)
 	if err != nil {
 		return Decision{}, err
 	}
-	if err := a.clashes(ctx, tenant, name, made.bundle); err != nil {
+	if err := a.clashes(ctx, c, made.bundle); err != nil {
 		return Decision{}, err
 	}
 	if !c.DryRun && spec.Artifact == "" {
@@ -60,7 +52,15 @@ func (a *Apps) AdmitApp(ctx context.Context, c Change) (Decision, error) {
 			return Decision{}, err
 		}
 	}
-	return Decision{Status: made.status, Warnings: made.status.Warnings}, nil
+	d := Decision{Status: made.status, Warnings: slices.Clone(made.status.Warnings)}
+	for kind, names := range map[string][]string{api.KindConfig: made.status.Configs, api.KindSecret: made.status.Secrets} {
+		missing, err := a.missing(ctx, c, kind, names)
+		if err != nil {
+			return Decision{}, err
+		}
+		d.Warnings = append(d.Warnings, missing...)
+	}
+	return d, nil
 }
 
 // compiled is an app ready for devices.
@@ -68,6 +68,13 @@ type compiled struct {
 	bundle *api.Bundle
 	raw    []byte
 	status api.AppObjectStatus
+}
+
+func (a *Apps) make(ctx context.Context, tenant, name string, spec *api.AppSpec) (*compiled, error) {
+	if spec.Artifact != "" {
+		return a.pushed(ctx, spec.Artifact)
+	}
+	return a.compile(ctx, tenant, name, spec)
 }
 
 func (a *Apps) compile(ctx context.Context, tenant, name string, spec *api.AppSpec) (*compiled, error) {
@@ -165,12 +172,16 @@ func describe(b *api.Bundle, raw []byte, repo string, sizes map[string]int64) (*
 }
 
 // clashes refuses an app that wants a port which another app of one of its fleets has.
-func (a *Apps) clashes(ctx context.Context, tenant, name string, b *api.Bundle) error {
-	fleets, _, _, err := a.Store.List(ctx, store.Query{Tenant: tenant, Kind: api.KindFleet})
+func (a *Apps) clashes(ctx context.Context, c Change, b *api.Bundle) error {
+	tenant, name := c.New.Metadata.Tenant, c.New.Metadata.Name
+	stored, _, _, err := a.Store.List(ctx, store.Query{Tenant: tenant, Kind: api.KindFleet})
 	if err != nil {
 		return err
 	}
-	for _, f := range fleets {
+	for _, f := range stored {
+		if c.With[f.Key()] != nil {
+			continue // it becomes another, which is looked at when its turn comes
+		}
 		var spec api.FleetSpec
 		if err := json.Unmarshal(f.Spec, &spec); err != nil {
 			return err
@@ -178,7 +189,7 @@ func (a *Apps) clashes(ctx context.Context, tenant, name string, b *api.Bundle) 
 		if !slices.Contains(spec.Apps, name) {
 			continue
 		}
-		bundles, err := a.bundles(ctx, tenant, spec.Apps, name)
+		bundles, err := a.bundles(ctx, c, spec.Apps, name)
 		if err != nil {
 			return err
 		}
@@ -196,7 +207,7 @@ func (a *Apps) AdmitFleet(ctx context.Context, c Change) (Decision, error) {
 	if err := json.Unmarshal(c.New.Spec, &spec); err != nil {
 		return Decision{}, err
 	}
-	bundles, err := a.bundles(ctx, c.New.Metadata.Tenant, spec.Apps, "")
+	bundles, err := a.bundles(ctx, c, spec.Apps, "")
 	if err != nil {
 		return Decision{}, err
 	}
@@ -204,12 +215,34 @@ func (a *Apps) AdmitFleet(ctx context.Context, c Change) (Decision, error) {
 		return Decision{}, err
 	}
 	var d Decision
-	if a.Missing != nil {
-		for _, m := range a.Missing(c.New.Metadata.Tenant, &spec) {
-			d.Warnings = append(d.Warnings, m+" does not exist; devices get it as soon as it does")
+	for kind, names := range map[string][]string{api.KindApp: spec.Apps, api.KindConfig: spec.Configs, api.KindSecret: spec.Secrets} {
+		missing, err := a.missing(ctx, c, kind, names)
+		if err != nil {
+			return Decision{}, err
+		}
+		d.Warnings = append(d.Warnings, missing...)
+	}
+	slices.Sort(d.Warnings)
+	return d, nil
+}
+
+// missing warns of objects that are named and neither exist nor come with the same
+// request.
+func (a *Apps) missing(ctx context.Context, c Change, kind string, names []string) (warnings []string, err error) {
+	for _, name := range names {
+		key := api.Key{Tenant: c.New.Metadata.Tenant, Kind: kind, Name: name}
+		if c.With[key] != nil {
+			continue
+		}
+		_, err := a.Store.Get(ctx, key)
+		if err != nil && api.CodeOf(err) != api.NotFound {
+			return nil, err
+		}
+		if err != nil {
+			warnings = append(warnings, kind+" "+name+" does not exist; devices get it as soon as it does")
 		}
 	}
-	return d, nil
+	return warnings, nil
 }
 
 func clashError(field, where string, clashes []compose.Clash) error {
@@ -223,38 +256,70 @@ func clashError(field, where string, clashes []compose.Clash) error {
 	return nil
 }
 
-// bundles reads the bundles of the named apps that exist, but one.
-func (a *Apps) bundles(ctx context.Context, tenant string, names []string, but string) ([]*api.Bundle, error) {
+// bundles gives the bundles of the named apps that exist or come with the same request,
+// but one.
+func (a *Apps) bundles(ctx context.Context, c Change, names []string, but string) ([]*api.Bundle, error) {
 	var out []*api.Bundle
 	for _, name := range names {
 		if name == but {
 			continue
 		}
-		o, err := a.Store.Get(ctx, api.Key{Tenant: tenant, Kind: api.KindApp, Name: name})
-		if err != nil {
-			if api.CodeOf(err) == api.NotFound {
-				continue
-			}
-			return nil, err
+		key := api.Key{Tenant: c.New.Metadata.Tenant, Kind: api.KindApp, Name: name}
+		var b *api.Bundle
+		var err error
+		if o := c.With[key]; o != nil && c.DryRun {
+			b, err = a.coming(ctx, o)
+		} else {
+			b, err = a.present(ctx, key)
 		}
-		var status api.AppObjectStatus
-		if len(o.Status) > 0 {
-			if err := json.Unmarshal(o.Status, &status); err != nil {
-				return nil, err
-			}
-		}
-		if status.Bundle == "" {
-			continue
-		}
-		raw, err := a.Artifacts.Bundle(ctx, status.Repo, status.Bundle)
 		if err != nil {
 			return nil, err
 		}
-		b := &api.Bundle{}
-		if err := json.Unmarshal(raw, b); err != nil {
-			return nil, err
+		if b != nil {
+			out = append(out, b)
 		}
-		out = append(out, b)
 	}
 	return out, nil
+}
+
+// coming compiles an app of the same request. Its own faults are told where it stands.
+func (a *Apps) coming(ctx context.Context, o *api.Object) (*api.Bundle, error) {
+	var spec api.AppSpec
+	if err := json.Unmarshal(o.Spec, &spec); err != nil {
+		return nil, err
+	}
+	made, err := a.make(ctx, o.Metadata.Tenant, o.Metadata.Name, &spec)
+	if err != nil && api.CodeOf(err) != api.Internal {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return made.bundle, nil
+}
+
+// present reads the bundle of an app that exists; nil when it does not.
+func (a *Apps) present(ctx context.Context, key api.Key) (*api.Bundle, error) {
+	o, err := a.Store.Get(ctx, key)
+	if err != nil {
+		if api.CodeOf(err) == api.NotFound {
+			return nil, nil
+		}
+		return nil, err
+	}
+	var status api.AppObjectStatus
+	if len(o.Status) > 0 {
+		if err := json.Unmarshal(o.Status, &status); err != nil {
+			return nil, err
+		}
+	}
+	if status.Bundle == "" {
+		return nil, nil
+	}
+	raw, err := a.Artifacts.Bundle(ctx, status.Repo, status.Bundle)
+	if err != nil {
+		return nil, err
+	}
+	b := &api.Bundle{}
+	return b, json.Unmarshal(raw, b)
 }

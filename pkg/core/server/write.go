@@ -21,6 +21,8 @@ type Change struct {
 	New    *api.Object // defaulted and validated
 	DryRun bool
 	Actor  store.Principal
+	// With holds the objects that the same request writes, as they were sent.
+	With map[api.Key]*api.Object
 }
 
 // Decision is what a room made of a change.
@@ -38,6 +40,7 @@ type Removal func(ctx context.Context, old *api.Object) error
 // writeOptions tune one write.
 type writeOptions struct {
 	create, update, dryRun bool
+	with                   map[api.Key]*api.Object
 }
 
 // written is what a write did.
@@ -65,7 +68,7 @@ func (s *Server) write(ctx context.Context, request *api.Object, o writeOptions)
 	actor, _ := PrincipalOf(ctx)
 	var d Decision
 	if admit := s.cfg.Admission[obj.Kind]; admit != nil {
-		if d, err = admit(ctx, Change{Old: old, New: obj, DryRun: o.dryRun, Actor: actor}); err != nil {
+		if d, err = admit(ctx, Change{Old: old, New: obj, DryRun: o.dryRun, Actor: actor, With: o.with}); err != nil {
 			return nil, err
 		}
 	}
