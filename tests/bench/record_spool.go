@@ -25,7 +25,7 @@ import (
 const (
 	spoolInFlight = 1024
 	spoolRecord   = 256
-	spoolSeconds  = 2 * time.Second
+	spoolTurn     = 2 * time.Second
 	spoolRounds   = 3
 )
 
@@ -102,7 +102,7 @@ func inFlight(add func(payload []byte) error) (float64, error) {
 	var once sync.Once
 	var wg sync.WaitGroup
 	began := time.Now()
-	timer := time.AfterFunc(spoolSeconds, func() { stop.Store(true) })
+	timer := time.AfterFunc(spoolTurn, func() { stop.Store(true) })
 	defer timer.Stop()
 	for range spoolInFlight {
 		wg.Go(func() {

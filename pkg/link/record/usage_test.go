@@ -116,3 +116,36 @@ func BenchmarkOpen100(b *testing.B) {
 		}
 	}
 }
+
+func FuzzDecodeUsage(f *testing.F) {
+	f.Add(UsageRecord(f, 1, 3).Payload)
+	f.Add([]byte{0xa3, 1, 0, 2, 0, 3, 0xf6})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		u, err := DecodeUsage(b)
+		if err != nil {
+			return
+		}
+		again, err := EncodeUsage(u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v, err := DecodeUsage(again); err != nil || len(v.Uses) != len(u.Uses) {
+			t.Fatalf("%+v, %v", v, err)
+		}
+	})
+}
+
+func FuzzDecodeEvent(f *testing.F) {
+	b, err := EncodeEvent(api.Event{Time: 1, Name: "app.started", Subject: "shop", Message: "m", Actor: "a"})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if e, err := DecodeEvent(b); err == nil {
+			if _, err := EncodeEvent(e); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}

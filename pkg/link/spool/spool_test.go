@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 	"pgregory.net/rapid"
 
 	"tributary.dev/tributary/pkg/api"
@@ -137,7 +138,7 @@ func forget(t testing.TB, db *bbolt.DB) {
 	t.Helper()
 	err := db.Update(func(tx *bbolt.Tx) error {
 		for _, name := range []string{"spool", "spool-index"} {
-			if err := tx.DeleteBucket([]byte(name)); err != nil && !errors.Is(err, bbolt.ErrBucketNotFound) {
+			if err := tx.DeleteBucket([]byte(name)); err != nil && !errors.Is(err, berrors.ErrBucketNotFound) {
 				return err
 			}
 		}
