@@ -49,6 +49,16 @@ func DecodeDocuments(b []byte) ([]Document, error) {
 	if len(b) > maxInput {
 		return nil, &Error{Code: TooLarge, Message: fmt.Sprintf("the input has %d bytes; the most is %d", len(b), maxInput), Remedy: "apply the objects in several files"}
 	}
+	// The YAML parser builds the whole tree, some 900 bytes a value, before anybody can
+	// count it; what separates values is counted first. Text in blocks counts too, so the
+	// bound is wide.
+	separators := 0
+	for _, c := range []string{",", "\n", "[", "{"} {
+		separators += bytes.Count(b, []byte(c))
+	}
+	if separators > maxSeparators {
+		return nil, &Error{Code: TooLarge, Message: fmt.Sprintf("the input holds about %d values; the most is %d", separators, maxSeparators), Remedy: "apply the objects in several files"}
+	}
 	r := &nodeReader{budget: maxNodes}
 	nodes, err := parse(b)
 	if err != nil {

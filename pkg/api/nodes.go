@@ -20,6 +20,8 @@ const (
 	maxDepth = 32      // nesting of one document
 	maxNodes = 100_000 // values of one request, aliases counted each time they are used
 	maxDocs  = 1000
+	// maxSeparators bounds commas, lines and opening brackets of one request.
+	maxSeparators = 150_000
 )
 
 // nodeReader turns a YAML tree into Go values, strictly: a field that is not known,

@@ -254,6 +254,18 @@ func (d playedDevices) do(conn *stream.Conn, cmd stream.Command) (int, error) {
 			io.Copy(out, in.Stdin)
 		case "fail":
 			return 7, nil
+		case "sizes": // tells its terminal's size, then every new one, until told to end
+			fmt.Fprintf(out, "tty %v %dx%d\r\n", cmd.TTY, cmd.Size.Columns, cmd.Size.Rows)
+			ended := make(chan struct{})
+			go func() { defer close(ended); io.ReadFull(in.Stdin, make([]byte, 1)) }()
+			for {
+				select {
+				case size := <-in.Resize:
+					fmt.Fprintf(out, "now %dx%d\r\n", size.Columns, size.Rows)
+				case <-ended:
+					return 3, nil
+				}
+			}
 		default:
 			fmt.Fprintln(out, strings.Join(cmd.Argv, " "))
 		}

@@ -126,6 +126,9 @@ func (a *app) execTerminal(ctx context.Context, device string, q stream.Command,
 		return &api.Error{Code: api.Invalid, Message: "standard input is no terminal", Remedy: "leave -t out"}
 	}
 	fd := int(in.Fd())
+	changed := make(chan os.Signal, 1) // listened for before the first size is read, so that no change is missed
+	signal.Notify(changed, syscall.SIGWINCH)
+	defer signal.Stop(changed)
 	if w, h, err := term.GetSize(fd); err == nil {
 		q.Size = size(w, h)
 	}
@@ -136,7 +139,7 @@ func (a *app) execTerminal(ctx context.Context, device string, q stream.Command,
 	resize := make(chan stream.Size, 1)
 	ctx, cancel := context.WithCancel(ctx)
 	var group sync.WaitGroup
-	group.Go(func() { followSize(ctx, fd, resize) })
+	group.Go(func() { followSize(ctx, fd, changed, resize) })
 	l.Resize = resize
 	err = a.runStream(ctx, device, "exec", q, l)
 	cancel()
@@ -151,10 +154,7 @@ func size(columns, rows int) stream.Size {
 	return stream.Size{Columns: uint16(min(max(columns, 0), 1<<16-1)), Rows: uint16(min(max(rows, 0), 1<<16-1))}
 }
 
-func followSize(ctx context.Context, fd int, to chan<- stream.Size) {
-	changed := make(chan os.Signal, 1)
-	signal.Notify(changed, syscall.SIGWINCH)
-	defer signal.Stop(changed)
+func followSize(ctx context.Context, fd int, changed <-chan os.Signal, to chan<- stream.Size) {
 	for {
 		select {
 		case <-ctx.Done():

@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime/debug"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -220,6 +220,14 @@ func TestAllAtOnce(t *testing.T) {
 	}
 }
 
+// So are all variables without value.
+func TestAllVariables(t *testing.T) {
+	_, _, err := Load(context.Background(), "services:\n  a:\n    image: a:${TAG}\n    user: $WHO\n", options())
+	if e, _ := err.(*api.Error); e == nil || len(e.Causes) != 2 || e.Causes[1].Line != 4 {
+		t.Fatalf("error: %v", err)
+	}
+}
+
 // A registry that does not answer is not the file's fault.
 func TestRegistryDown(t *testing.T) {
 	_, _, err := Load(context.Background(), "services: {a: {image: 'broken:1'}}", options())
@@ -367,11 +375,14 @@ func TestHostile(t *testing.T) {
 		"defaults":  services + "command: '" + strings.Repeat("${A:-", 1000) + "'}}",
 		"env file":  services + "env_file: e}}",
 		"ports":     services + "ports: ['" + strings.Repeat("1-200:1-200','", 5000) + "']}}",
+		"wide":      services + "command: [" + strings.Repeat("1,", 200_000) + "]}}",
+		"wider":     services + "command: [" + strings.Repeat("1,", 50_000) + "]}}",
 		"large":     strings.Repeat("#", maxText+1),
 		"quotes":    services + "command: '" + strings.Repeat(`"\`, 100_000) + "'}}",
 	} {
 		t.Run(name, func(t *testing.T) {
-			defer debug.SetMemoryLimit(debug.SetMemoryLimit(256 << 20))
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
 			start := time.Now()
 			_, _, err := Load(context.Background(), in, o)
 			if c := api.CodeOf(err); c != api.Invalid && c != api.TooLarge {
@@ -379,6 +390,10 @@ func TestHostile(t *testing.T) {
 			}
 			if took := time.Since(start); took > 5*time.Second {
 				t.Errorf("took %v", took)
+			}
+			runtime.ReadMemStats(&after)
+			if used := after.TotalAlloc - before.TotalAlloc; used > 256<<20 {
+				t.Errorf("allocated %d MiB", used>>20)
 			}
 		})
 	}

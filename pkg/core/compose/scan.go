@@ -20,6 +20,8 @@ const (
 	maxDepth = 24
 	maxNodes = 20_000
 	maxBytes = 2 << 20
+	// maxSeparators bounds commas, lines and opening brackets, text in blocks included.
+	maxSeparators = 60_000
 )
 
 // scanner copies the YAML tree into plain values, within bounds, notes where each
@@ -35,6 +37,16 @@ type scanner struct {
 func scan(text string, f *findings) map[string]any {
 	if len(text) > maxText {
 		f.fatal(&api.Error{Code: api.TooLarge, Message: fmt.Sprintf("the Compose file has %d bytes; the most is %d", len(text), maxText), Remedy: "put large files into an image or a volume"})
+		return nil
+	}
+	// The YAML parser builds the whole tree, some 900 bytes a value, before anybody can
+	// count it; what separates values is counted first.
+	separators := 0
+	for _, c := range []string{",", "\n", "[", "{"} {
+		separators += strings.Count(text, c)
+	}
+	if separators > maxSeparators {
+		f.fatal(&api.Error{Code: api.TooLarge, Message: fmt.Sprintf("the Compose file holds about %d values; the most is %d", separators, maxSeparators), Remedy: "put large files into an image or a volume"})
 		return nil
 	}
 	d := yaml.NewDecoder(strings.NewReader(text))

@@ -15,6 +15,13 @@ const maxExpanded = 4 << 20
 // maxPortRange bounds "8000-8099:80-179" and its like.
 const maxPortRange = 256
 
+// maxPorts bounds what an app publishes in all.
+const maxPorts = 2048
+
+// maxCommand bounds a command given as one line: splitting it into words takes time by
+// the square of its length.
+const maxCommand = 16 << 10
+
 // checkVariables finds, before compose-go interpolates, every ${NAME} without value
 // and without default. Compose itself would fill in nothing and warn; on an appliance
 // that nobody watches a half-filled file is refused instead.
@@ -33,10 +40,11 @@ type variableCheck struct {
 	vars    map[string]string
 	longest int // bytes of the longest variable
 	left    int
+	ports   int
 }
 
 func (c *variableCheck) walk(v any, at string) {
-	if c.unreadable {
+	if c.left < 0 {
 		return
 	}
 	switch v := v.(type) {
@@ -82,12 +90,23 @@ func (c *variableCheck) text(s, at string) {
 		c.add(at, "shorten the variables", "the file is too large once its variables are filled in")
 		return
 	}
+	if commandLine.MatchString(at) && len(s)+strings.Count(s, "$")*c.longest > maxCommand {
+		c.unreadable = true
+		c.add(at, "write it as a list of words, or put it into a script in the image", "a command line is at most %d bytes", maxCommand)
+		return
+	}
 	if portEntry.MatchString(at) {
 		filled, err := template.SubstituteWithOptions(s, func(name string) (string, bool) { v, ok := c.vars[name]; return v, ok }, template.WithoutLogging)
-		if err == nil && wideRange(filled) {
+		switch {
+		case err != nil: // compose-go will say
+		case rangeWidth(filled) > maxPortRange:
 			c.unreadable = true
 			c.add(at, "publish fewer ports, or use network_mode: host", "the range is wider than %d ports", maxPortRange)
-		} else if err == nil && !strings.HasSuffix(at, ".published") {
+		case c.ports+rangeWidth(filled) > maxPorts:
+			c.unreadable = true
+			c.add(at, "publish fewer ports, or use network_mode: host", "the app publishes more than %d ports", maxPorts)
+		case !strings.HasSuffix(at, ".published"):
+			c.ports += rangeWidth(filled)
 			// compose-go's own complaint would not say which port it means.
 			if _, err := types.ParsePortConfig(filled); err != nil {
 				c.unreadable = true
@@ -109,17 +128,24 @@ func (ref varRef) needed(value string, set bool) bool {
 
 var portEntry = regexp.MustCompile(`^services.*\.ports\[\d+\](\.published)?$`)
 
+var commandLine = regexp.MustCompile(`^services.*\.(command|entrypoint)$`)
+
 var portRange = regexp.MustCompile(`(\d+)-(\d+)`)
 
-func wideRange(s string) bool {
+// rangeWidth counts the ports of an entry; what cannot be read is as wide as can be.
+func rangeWidth(s string) int {
+	width := 1
 	for _, m := range portRange.FindAllStringSubmatch(s, -1) {
-		low, err1 := strconv.ParseUint(m[1], 10, 32)
-		high, err2 := strconv.ParseUint(m[2], 10, 32)
-		if err1 != nil || err2 != nil || high > low && high-low >= maxPortRange {
-			return true
+		low, err1 := strconv.ParseUint(m[1], 10, 16)
+		high, err2 := strconv.ParseUint(m[2], 10, 16)
+		if err1 != nil || err2 != nil {
+			return maxPortRange + 1
+		}
+		if high > low {
+			width = max(width, int(high-low)+1)
 		}
 	}
-	return false
+	return width
 }
 
 // maxNested bounds defaults within defaults.
