@@ -44,13 +44,20 @@ func (s *BoltStore) Load(bucket string, fn func(key, value []byte) error) error 
 func (s *BoltStore) Commit(ops []Op, sync bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	waited := len(s.pending)
 	for _, op := range ops {
 		s.pending = append(s.pending, Op{op.Bucket, slices.Clone(op.Key), bytes.Clone(op.Value)})
 	}
 	if !sync && len(s.pending) < maxPending {
 		return nil
 	}
-	return s.flush()
+	if err := s.flush(); err != nil {
+		if sync {
+			s.pending = s.pending[:waited] // the caller knows that these are not stored
+		}
+		return err
+	}
+	return nil
 }
 
 // Flush writes what waits.

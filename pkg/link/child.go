@@ -186,12 +186,14 @@ func (n *node) hello(now time.Time, c *child, r *reader) {
 		downPos = n.downPos
 	}
 	c.sent = downPos
-	n.welcome(c, equal, sameDown)
+	follows := c.followed && c.feed == feed && c.cursor <= pos
+	n.welcome(c, equal, follows && c.cursor == pos, sameDown)
+	c.feed = feed
 	if equal {
-		c.feed, c.cursor, c.followed, c.backoff = feed, pos, true, 0
+		c.cursor, c.followed, c.backoff = pos, true, 0
 		return
 	}
-	follows := c.followed && c.feed == feed && c.cursor <= pos
+	c.followed = follows
 	news := false
 	if follows && c.cursor < pos {
 		c.asked = now
@@ -201,22 +203,21 @@ func (n *node) hello(now time.Time, c *child, r *reader) {
 	if sameDown && len(rows) > 0 {
 		news = n.pushSince(now, c) || news
 	}
-	c.feed = feed
-	if !follows {
-		c.followed = false
-	}
 	if !follows || !news {
 		n.startWalk(now, c, rows, true)
 	}
 }
 
-func (n *node) welcome(c *child, equal, sameDown bool) {
+func (n *node) welcome(c *child, equal, current, sameDown bool) {
 	flags := uint64(0)
 	if n.path {
 		flags |= welcomePath
 	}
 	if equal {
 		flags |= welcomeEqual
+	}
+	if current {
+		flags |= welcomeCurrent
 	}
 	if sameDown {
 		n.toChild(c.id, steer, putUint(putUint(putMessage(nil, downWelcome, 2), flags), n.coreEpoch), false)
@@ -242,8 +243,9 @@ func (n *node) tellPath(c *child) {
 
 // The flags of a welcome.
 const (
-	welcomePath  = 1 << 0
-	welcomeEqual = 1 << 1
+	welcomePath    = 1 << 0 // there is a way to the core
+	welcomeEqual   = 1 << 1 // both have the same
+	welcomeCurrent = 1 << 2 // the parent has the child's feed up to where it stands
 )
 
 // beat compares, once both feeds have run dry.

@@ -40,6 +40,7 @@ type Device struct {
 	man   *manifest.Signed
 	core  uint64 // the highest core epoch that a signed word has named
 	bytes int    // of reported keys and values
+	undo  func() // takes the last report back
 
 	// Records: sent is the last number sent, explicit says that the next batch is a
 	// retry, wanted is when records that wait are due.
@@ -200,11 +201,18 @@ func (d *Device) report(now time.Time, key string, value []byte) error {
 	if value != nil && (grown > maxStateBytes || old == nil && len(d.row.entries) >= MaxEntries-maxTombs) {
 		return &api.Error{Code: api.TooLarge, Message: "the reported state is full", Remedy: "report fewer or smaller keys"}
 	}
-	d.bytes = grown
+	bytesBefore, stateBefore, lostBefore := d.bytes, d.row.state, d.row.lost
+	d.undo = func() {
+		d.bytes, d.row.state, d.row.lost = bytesBefore, stateBefore, lostBefore
+		if delete(d.row.entries, key); old != nil {
+			d.row.entries[key] = old
+		}
+	}
 	e := &item{Entry: Entry{Key: key, Value: bytes.Clone(value), Deleted: value == nil}}
 	if value != nil && e.Value == nil {
 		e.Value = []byte{}
 	}
+	d.bytes = grown
 	d.row.entries[key] = e
 	d.write(e)
 	d.boundTombs()

@@ -160,9 +160,21 @@ func (e *Endpoint) act(eff Effects) {
 // nil. Last value wins; an equal value is no change. Errors: a key or value out of
 // bounds, or the store's.
 func (e *Endpoint) Report(key string, value []byte) error {
-	var refused error
-	err := e.step(func(r *Relay, now time.Time) { refused = r.Report(now, key, value) })
-	return errors.Join(refused, err)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.relay.Report(e.cfg.Now(), key, value); err != nil {
+		return err
+	}
+	eff := e.relay.Take()
+	if len(eff.Ops) > 0 {
+		if err := e.cfg.Store.Commit(eff.Ops, eff.Sync); err != nil {
+			e.relay.undoReport() // a full disk is no reason to lose the sessions
+			return fmt.Errorf("store reported state: %w", err)
+		}
+	}
+	e.outside.put(func() { e.act(eff) })
+	poke(e.replan)
+	return nil
 }
 
 // Append puts a record into the spool and returns its number when it is durable.

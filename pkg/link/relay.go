@@ -373,6 +373,14 @@ func (r *Relay) Report(now time.Time, key string, value []byte) error {
 	return r.dev.report(now, key, value)
 }
 
+// undoReport takes the last report back, which could not be stored.
+func (r *Relay) undoReport() {
+	if r.dev.undo != nil {
+		r.dev.undo()
+		r.dev.undo = nil
+	}
+}
+
 // Appended tells that a record went into the spool.
 func (r *Relay) Appended(now time.Time, kind api.RecordKind) { r.dev.appended(now, kind) }
 

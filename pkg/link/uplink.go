@@ -203,10 +203,12 @@ func (r *Relay) welcomeIn(now time.Time, m *message) {
 	r.u.welcomed, r.u.tries = true, 0
 	r.u.nextBeat = now.Add(r.jitter(r.cfg.Health))
 	if flags&welcomeEqual != 0 {
-		r.u.sent, r.u.synced = r.u.helloPos, true
 		for _, row := range r.rows {
 			row.known, row.attSent = true, true
 		}
+	}
+	if flags&(welcomeEqual|welcomeCurrent) != 0 {
+		r.u.sent, r.u.synced = r.u.helloPos, true
 		r.markChangedSince(r.u.helloPos)
 	}
 	r.setPath(now, flags&welcomePath != 0, epoch)
@@ -560,6 +562,14 @@ func (r *Relay) tickUplink(now time.Time) {
 		r.u.tries++
 		r.hello(now)
 		return
+	}
+	if left := r.u.helloAt.Add(walkLimit); !r.u.synced {
+		if now.Before(left) {
+			r.due(left)
+		} else {
+			r.hello(now) // an answer is lost; begin again
+			return
+		}
 	}
 	r.flushUp(now)
 	if r.u.shown != nil {
