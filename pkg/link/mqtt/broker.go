@@ -128,9 +128,8 @@ func (b *Broker) Run(ctx context.Context, h link.DownlinkHandler) error {
 		return err
 	}
 	<-ctx.Done()
-	err := b.server.Close()
-	b.gate.wg.Wait()
-	return errors.Join(err, ctx.Err())
+	b.gate.shut()
+	return errors.Join(b.server.Close(), ctx.Err())
 }
 
 func (b *Broker) child(id api.DeviceID) *child {

@@ -61,6 +61,7 @@ var _ listeners.Listener = (*gate)(nil)
 func newGate(ln net.Listener, id *identity.Live, t *Traffic, log *slog.Logger) *gate {
 	g := &gate{ln: ln, identity: id, traffic: t, log: log, slots: make(chan struct{}, maxHandshakes), conns: map[api.DeviceID]int{}, open: map[net.Conn]bool{}}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
+	g.wg.Add(1) // Serve's, so that shut does not find zero before its first connection
 	return g
 }
 
@@ -72,6 +73,7 @@ func (g *gate) Protocol() string        { return "mqtt" }
 // Serve accepts until Close. An error of accept other than closing (no file descriptors
 // left) is waited out.
 func (g *gate) Serve(establish listeners.EstablishFn) {
+	defer g.wg.Done()
 	for g.ctx.Err() == nil {
 		conn, err := g.ln.Accept()
 		if errors.Is(err, net.ErrClosed) || g.ctx.Err() != nil {
@@ -164,15 +166,19 @@ func (g *gate) leave(id api.DeviceID, raw net.Conn) {
 	}
 }
 
-// Close stops accepting and ends handshakes and sessions, also those that the broker
-// does not know yet.
-func (g *gate) Close(closeClients listeners.CloseFn) {
+// shut stops accepting, ends handshakes and sessions, and waits for their goroutines. The
+// broker is closed after it: its own way to do the same counts new connections while it
+// waits for the count to fall, and misses some.
+func (g *gate) shut() {
 	g.cancel()
 	g.ln.Close()
-	closeClients(g.ID())
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	for c := range g.open {
 		c.Close()
 	}
+	g.mu.Unlock()
+	g.wg.Wait()
 }
+
+// Close implements listeners.Listener; shut has done the work.
+func (g *gate) Close(listeners.CloseFn) {}

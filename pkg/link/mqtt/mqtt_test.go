@@ -293,6 +293,7 @@ func TestSessionsEndAndComeBack(t *testing.T) {
 	b.until(t, "up again", func() bool { return b.count("up "+relay.ID().String()) == 2 })
 	b.Reset("test")
 	p.until(t, "down and up after reset", func() bool { return p.count(down) == 2 && p.count(up) == 3 })
+	b.until(t, "up after reset", func() bool { return b.count("up "+relay.ID().String()) == 3 })
 	p.stop()
 	b.until(t, "down when the parent is gone", func() bool { return b.count("down") == 3 })
 	b.until(t, "ErrDown", func() bool { return b.Send([]byte("x"), false) == link.ErrDown })
