@@ -77,9 +77,17 @@ func (m *Manager) launch(ctx context.Context, key serviceKey, want *wantService)
 	var addrs []netip.Addr
 	var rootfs []mount.Mount
 	g, gctx := errgroup.WithContext(ctx)
+	if len(networksOf(&svc)) > 0 {
+		// Addresses and rules outlive a crash of edged; the record by which they are
+		// found again comes first.
+		if err := m.record(ctx, id, key, want, spec); err != nil {
+			return errors.Join(err, m.cleanUp(ctx, id, key, &svc))
+		}
+	} else {
+		g.Go(func() error { return m.record(gctx, id, key, want, spec) })
+	}
 	g.Go(func() (err error) { addrs, err = m.attach(gctx, id, key.App, &svc); return err })
 	g.Go(func() (err error) { rootfs, err = m.prepareSnapshot(gctx, id, info); return err })
-	g.Go(func() error { return m.record(gctx, id, key, want, spec) })
 	if err := g.Wait(); err != nil {
 		if errdefs.IsNotFound(err) {
 			// The image went behind our back; look again.
@@ -484,23 +492,35 @@ func (m *Manager) pruneLogs(key serviceKey) error {
 	return err
 }
 
-// sweepSnapshots removes writable layers that a crash left without a container.
-func (m *Manager) sweepSnapshots(ctx context.Context) error {
+// sweepGrace spares what is being made at this moment.
+const sweepGrace = time.Hour
+
+// sweepStrays removes writable layers, views and folders that a crash left without a
+// container.
+func (m *Manager) sweepStrays(ctx context.Context) error {
+	known := func(id string) bool {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.instances[id] != nil
+	}
 	sn := m.client.SnapshotService(m.cfg.Snapshotter)
 	var stray []string
 	err := sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-		// An hour of grace spares what is being made at this moment.
-		if info.Labels[labelOurs] == "container" && m.cfg.Now().Sub(info.Created) > time.Hour {
-			m.mu.Lock()
-			if m.instances[info.Name] == nil {
-				stray = append(stray, info.Name)
-			}
-			m.mu.Unlock()
+		if info.Labels[labelOurs] != "" && m.cfg.Now().Sub(info.Created) > sweepGrace && !known(info.Name) {
+			stray = append(stray, info.Name)
 		}
 		return nil
-	})
+	}, `labels."`+labelOurs+`"`)
 	for _, name := range stray {
 		err = errors.Join(err, sn.Remove(ctx, name))
+	}
+	for _, parent := range []string{"apps", "secrets"} {
+		dirs, _ := filepath.Glob(filepath.Join(m.cfg.Run, parent, "*", "*"))
+		for _, dir := range dirs {
+			if st, serr := os.Stat(dir); serr == nil && m.cfg.Now().Sub(st.ModTime()) > sweepGrace && !known(filepath.Base(dir)) {
+				err = errors.Join(err, os.RemoveAll(dir))
+			}
+		}
 	}
 	return err
 }

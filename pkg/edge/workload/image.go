@@ -161,7 +161,7 @@ func brief(err error) string {
 func (m *Manager) withRootFS(ctx context.Context, info *imageInfo, f func(root string) error) error {
 	sn := m.client.SnapshotService(m.cfg.Snapshotter)
 	key := "look-" + randomName()
-	mounts, err := sn.View(ctx, key, info.chain, snapshots.WithLabels(map[string]string{labelGCRoot: time.Now().UTC().Format(time.RFC3339)}))
+	mounts, err := sn.View(ctx, key, info.chain, snapshots.WithLabels(map[string]string{labelGCRoot: m.cfg.Now().UTC().Format(time.RFC3339), labelOurs: "look"}))
 	if err != nil {
 		return err
 	}

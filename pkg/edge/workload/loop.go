@@ -284,7 +284,7 @@ func (m *Manager) sweep(ctx context.Context) {
 	m.wg.Add(1)
 	go func() {
 		defer m.wg.Done()
-		if err := errors.Join(m.collectGarbage(ctx), m.sweepSnapshots(ctx)); err != nil && ctx.Err() == nil {
+		if err := errors.Join(m.collectGarbage(ctx), m.sweepStrays(ctx)); err != nil && ctx.Err() == nil {
 			m.cfg.Log.Warn("garbage could not be collected", "err", err)
 		}
 	}()

@@ -209,3 +209,12 @@ func (t Tools) AppImage(repo string, config v1.Config) (Image, error) {
 		{Path: "data/seed", Data: []byte("from the image"), Mode: 0o640, UID: 1000, GID: 1000},
 	}}, nil
 }
+
+// Fixed is an upstream at one address.
+type Fixed string
+
+// Endpoint implements the upstream of pkg/oci.
+func (f Fixed) Endpoint() (*url.URL, *http.Client, error) {
+	u, err := url.Parse(string(f))
+	return u, http.DefaultClient, err
+}
