@@ -57,6 +57,14 @@ func (c *core) serveControl(ctx context.Context) error {
 			server.WriteError(w, err)
 			return
 		}
+		for _, id := range moved {
+			p, err := c.intake.Position(id)
+			if err != nil {
+				c.log.Warn("a device is not told of the backup now; its next records will be", "device", id, "err", err)
+				continue
+			}
+			c.end.Answer(id, p)
+		}
 		c.log.Info("a backup was made", "devices", len(counted), "moved", len(moved))
 		w.WriteHeader(http.StatusNoContent)
 	})

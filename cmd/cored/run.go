@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,6 +29,8 @@ import (
 	"tributary.dev/tributary/pkg/core/server"
 	"tributary.dev/tributary/pkg/core/store"
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/link"
+	"tributary.dev/tributary/pkg/link/mqtt"
 	"tributary.dev/tributary/pkg/link/stream"
 )
 
@@ -76,7 +79,8 @@ type core struct {
 	registry *registry.Registry
 	intake   *intake.Store
 	mqtt     net.Listener
-	end      *endpoint
+	broker   *mqtt.Broker
+	end      *link.CoreEndpoint
 	fleet    *fleet.Loop
 	server   *server.Server
 	https    net.Listener
@@ -87,7 +91,7 @@ type core struct {
 // run puts a core together, runs it until ctx ends, and takes it apart.
 func run(ctx context.Context, o *options) error {
 	c := &core{o: o, log: newLog(o), metrics: prometheus.NewRegistry()}
-	c.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	c.metrics.MustRegister(gauges{c}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	err := c.open(ctx)
 	if err == nil {
 		err = c.serve(ctx)
@@ -180,7 +184,7 @@ func ownNames() []string {
 }
 
 func (c *core) openRoster(ctx context.Context) (err error) {
-	c.roster, err = roster.Open(ctx, roster.Config{Store: c.store, Fingerprint: c.ca.Fingerprint(), Now: time.Now, Random: rand.Reader, Log: c.log})
+	c.roster, err = roster.Open(ctx, roster.Config{Store: c.store, Fingerprint: c.ca.Fingerprint(), Gone: c.gone, Now: time.Now, Random: rand.Reader, Log: c.log})
 	c.live.Refused = func(id api.DeviceID) bool { return c.roster.Refused(id) }
 	return err
 }
@@ -218,17 +222,46 @@ func (c *core) openTree(ctx context.Context) (err error) {
 	if c.mqtt, err = net.Listen("tcp", c.o.mqtt); err != nil {
 		return err
 	}
-	c.end, err = newEndpoint(c)
+	if c.broker, err = mqtt.NewBroker(mqtt.BrokerConfig{Listener: c.mqtt, Identity: c.live, Log: c.log}); err != nil {
+		return err
+	}
+	c.end, err = link.NewCoreEndpoint(link.CoreEndpointConfig{
+		CoreConfig: link.CoreConfig{Config: link.Config{Rand: randomNumber, Log: c.log}, Epoch: c.epoch, Store: c.intake, Keys: &keys{c: c, state: map[api.DeviceID]stateKey{}}},
+		Downlink:   c.broker, Online: c.presence,
+	})
 	return err
 }
 
-func (c *core) openFleet(context.Context) error {
+// randomNumber names feeds and spreads reconnections.
+func randomNumber() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // crypto/rand.Read never fails
+	return binary.LittleEndian.Uint64(b[:])
+}
+
+// presence notes which devices came and went.
+func (c *core) presence(news []link.Presence) {
+	now := time.Now()
+	for _, p := range news {
+		c.intake.Seen(p.Device, now)
+		c.fleet.Reported(p.Device)
+	}
+}
+
+// gone has the link forget a device that was retired or deleted.
+func (c *core) gone(id api.DeviceID) {
+	if c.end != nil { // while the roster opens, there is no link to tell
+		c.end.Forget(id)
+	}
+}
+
+func (c *core) openFleet(ctx context.Context) error {
 	c.fleet = fleet.New(fleet.Config{
 		Store: c.store, Epoch: c.epoch, SealKey: c.roster.SealKey,
 		Signer:  func() (*ecdsa.PrivateKey, []byte) { return c.ca.Signer() },
 		Publish: c.end.Publish, Reports: reports{c.intake, c.end.Reachable}, Now: time.Now, Log: c.log,
 	})
-	return nil
+	return c.fleet.Load(ctx)
 }
 
 func (c *core) openServer(context.Context) (err error) {
@@ -269,7 +302,14 @@ func (c *core) admitToken(_ context.Context, ch server.Change) (server.Decision,
 func (c *core) serve(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.roster.Run(ctx) })
-	g.Go(func() error { return c.end.Run(ctx) })
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-c.fleet.Ready():
+			return c.end.Run(ctx)
+		}
+	})
 	g.Go(func() error { return c.fleet.Run(ctx) })
 	g.Go(func() error { return c.renew(ctx) })
 	g.Go(func() error { return c.serveHTTPS(ctx) })

@@ -39,9 +39,10 @@ type Config struct {
 	Log     *slog.Logger
 }
 
-// Loop renders and sums up. Make it with New and run it with Run.
+// Loop renders and sums up. Make it with New, call Load, then Run.
 type Loop struct {
-	cfg Config
+	cfg   Config
+	ready chan struct{} // closed when everything was rendered once
 
 	mu     sync.Mutex
 	worlds *worlds
@@ -51,15 +52,12 @@ type Loop struct {
 
 // New makes a loop.
 func New(cfg Config) *Loop {
-	return &Loop{cfg: cfg, worlds: newWorlds(), news: newNews()}
+	return &Loop{cfg: cfg, ready: make(chan struct{}), worlds: newWorlds(), news: newNews()}
 }
 
 // Run reads fleets, apps, configs, secrets and devices; it writes manifests, and the
 // status of devices and fleets; until ctx ends.
 func (l *Loop) Run(ctx context.Context) error {
-	if err := l.load(ctx); err != nil {
-		return fmt.Errorf("read the manifests: %w", err)
-	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan error, 2)
@@ -75,8 +73,12 @@ func (l *Loop) Run(ctx context.Context) error {
 	return err
 }
 
-// load publishes what an earlier run signed, so that devices that ask get it at once.
-func (l *Loop) load(ctx context.Context) error {
+// Ready is closed when every manifest is up to date for the first time: before that,
+// devices are better not let in.
+func (l *Loop) Ready() <-chan struct{} { return l.ready }
+
+// Load reads what an earlier run signed, and publishes it. Call it once, before Run.
+func (l *Loop) Load(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.cfg.Store.EachManifest(ctx, func(r *store.ManifestRecord) error {
@@ -132,7 +134,15 @@ func (s sink) Reset(objects []*api.Object) error {
 			delete(s.l.worlds.byID, id)
 		}
 	}
-	return s.l.render(s.ctx, d)
+	if err := s.l.render(s.ctx, d); err != nil {
+		return err
+	}
+	select {
+	case <-s.l.ready: // it was listed again
+	default:
+		close(s.l.ready)
+	}
+	return nil
 }
 
 // Apply implements store.Sink.
@@ -302,4 +312,21 @@ func intern(known map[string][]string, list []string) []string {
 	}
 	known[key] = list
 	return list
+}
+
+// Counts tells how many devices there are, are heard of now, and have the manifest that
+// they should.
+func (l *Loop) Counts() (devices, online, current int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range l.worlds.byID {
+		devices++
+		if e.online {
+			online++
+		}
+		if e.current {
+			current++
+		}
+	}
+	return devices, online, current
 }

@@ -61,6 +61,9 @@ func (c *core) run() {
 		SealKey: func(api.DeviceID) (*ecdsa.PublicKey, bool) { return &c.seal.PublicKey, true },
 		Publish: c.publish, Reports: c, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(context.Background())
+	if err := c.loop.Load(ctx); err != nil {
+		c.t.Fatal(err)
+	}
 	done := make(chan error, 1)
 	go func() { done <- c.loop.Run(ctx) }()
 	c.stop = sync.OnceFunc(func() {

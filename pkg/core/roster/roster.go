@@ -29,9 +29,11 @@ type Config struct {
 	}
 	// Fingerprint is the root certificate's, for join tokens.
 	Fingerprint [32]byte
-	Now         func() time.Time
-	Random      io.Reader
-	Log         *slog.Logger
+	// Gone is told of devices that may take part no more; it may be told again.
+	Gone   func(api.DeviceID)
+	Now    func() time.Time
+	Random io.Reader
+	Log    *slog.Logger
 }
 
 // Roster may be used from any goroutine.
@@ -148,9 +150,15 @@ func (r *Roster) learn(o *api.Object) error {
 		return fmt.Errorf("spec of %s: %w", o.Key(), err)
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if b := r.boxes[r.names[o.Key()]]; b != nil {
+	id := r.names[o.Key()]
+	b := r.boxes[id]
+	gone := b != nil && !b.retired && spec.Retired
+	if b != nil {
 		b.approved, b.retired = spec.Approved, spec.Retired
+	}
+	r.mu.Unlock()
+	if gone {
+		r.cfg.Gone(id)
 	}
 	return nil
 }
@@ -169,6 +177,7 @@ func (r *Roster) forget(key api.Key) error {
 	if !ok {
 		return nil
 	}
+	r.cfg.Gone(id)
 	return r.cfg.Store.DeleteBox(context.Background(), id)
 }
 
