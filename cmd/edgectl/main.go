@@ -1,4 +1,4 @@
-// Command edgectl is how people speak with the core from a shell.
+// Command edgectl answers: what can a person at a shell ask of the core?
 package main
 
 import (

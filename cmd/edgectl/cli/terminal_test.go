@@ -96,3 +96,37 @@ func TestExecTerminal(t *testing.T) {
 		t.Error("the terminal is not as it was")
 	}
 }
+
+// On a terminal a push shows a bar, and nothing of it is left on standard output.
+func TestPushBar(t *testing.T) {
+	ours, theirs := openTerminal(t)
+	dir := t.TempDir()
+	core, err := startCore(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer core.stop()
+	if err := writeImages(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetWinsize(int(ours.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: 100, Row: 24}); err != nil {
+		t.Fatal(err)
+	}
+	var bar strings.Builder
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		io.Copy(&bar, ours) // ends with an error when the last holder closes the other side
+	}()
+	env := map[string]string{"EDGECTL_SERVER": core.url, "EDGECTL_TOKEN": core.token, "EDGECTL_CA": core.caFile, "EDGECTL_CONFIG": dir + "/none"}
+	var out strings.Builder
+	code := cli.Main(t.Context(), []string{"app", "push", dir + "/layout", "web:1"}, cli.Streams{In: strings.NewReader(""), Out: &out, Err: theirs}, func(k string) (string, bool) { v, ok := env[k]; return v, ok })
+	theirs.Close()
+	<-drained
+	if code != 0 || !strings.HasPrefix(out.String(), "default/web@sha256:") || strings.Count(out.String(), "\n") != 1 {
+		t.Errorf("exit code %d, output %q", code, out.String())
+	}
+	if !strings.Contains(bar.String(), "pushing default/web:1") || !strings.Contains(bar.String(), "%") {
+		t.Errorf("bar: %q", bar.String())
+	}
+}

@@ -179,6 +179,9 @@ func refusal(resp *http.Response) error {
 		if e.Code == api.Unauthorized {
 			e.Remedy = "log in with `edgectl login`, or set EDGECTL_TOKEN; tokens are made by `cored token create`"
 		}
+		if e.Code == api.NotFound && e.Remedy == "" {
+			e.Remedy = "list what there is with `edgectl get KIND`, of another tenant with --tenant"
+		}
 		return e
 	}
 	codes := map[int]api.Code{401: api.Unauthorized, 403: api.Forbidden, 404: api.NotFound, 409: api.Conflict, 413: api.TooLarge, 502: api.Unavailable, 503: api.Unavailable, 504: api.Unavailable}
