@@ -58,15 +58,14 @@ func (a *Agent) apply(ctx context.Context, m *manifest.Signed) bool {
 
 	out := outcome{of: version{m.Manifest.Epoch, m.Manifest.Generation}, wanted: map[string]string{}, unready: map[string]string{}}
 	var apps []workload.App
-	hold := false
 	for _, want := range w.apps {
 		out.wanted[want.name] = want.bundle.Digest
 		app, err := a.prepare(ctx, want, w.configs, secrets)
 		if err != nil {
 			out.unready[want.name] = err.Error()
 			if app, err = a.lastGood(want.name, w.configs, secrets); err != nil {
-				hold = hold || a.mayRun(want.name)
-				continue
+				// Left out of the set, what is here of it would be deleted.
+				app = workload.App{Bundle: api.Bundle{App: want.name}, Hold: out.unready[want.name]}
 			}
 		}
 		apps = append(apps, app)
@@ -74,10 +73,8 @@ func (a *Agent) apply(ctx context.Context, m *manifest.Signed) bool {
 	if ctx.Err() != nil {
 		return false
 	}
-	if !hold {
-		a.cfg.Workload.Set(apps)
-		a.keepGood(apps, out)
-	}
+	a.cfg.Workload.Set(apps)
+	a.keepGood(apps, out)
 	a.remember(out, apps)
 	if message := unreadyWarning(out.unready, findings); message != "" {
 		a.warn("manifest-incomplete", api.Degraded, message)
@@ -149,13 +146,6 @@ func (a *Agent) lastGood(name string, configs, secrets map[string]api.ConfigData
 	return assemble(name, string(digest), raw, configs, secrets)
 }
 
-// mayRun reports whether an app that cannot be made ready may have containers and
-// volumes here. Leaving it out of the set would then delete them.
-func (a *Agent) mayRun(name string) bool {
-	digest, err := a.cfg.State.Get(goodBucket, name)
-	return err != nil || digest != nil || a.cfg.State.Origin().Rebuilt()
-}
-
 // keepGood writes down what was made ready, and lets go of bundles that nobody needs.
 func (a *Agent) keepGood(apps []workload.App, out outcome) {
 	keep := map[string]bool{}
@@ -163,6 +153,9 @@ func (a *Agent) keepGood(apps []workload.App, out outcome) {
 		keep[d] = true
 	}
 	for _, app := range apps {
+		if app.Hold != "" {
+			continue
+		}
 		keep[app.Digest] = true
 		name := app.Bundle.App
 		if old, err := a.cfg.State.Get(goodBucket, name); err == nil && string(old) == app.Digest {
@@ -193,7 +186,7 @@ func (a *Agent) openSecrets(sealed map[string]sealedItem) (map[string]api.Config
 	out, findings := map[string]api.ConfigData{}, map[string]error{}
 	me := a.cfg.Identity.Get()
 	for name, s := range sealed {
-		plain, err := identity.Open(me.Seal, identity.SealInfo{Device: me.ID(), Name: name, Generation: s.gen}, s.body)
+		plain, err := me.OpenSecret(identity.SealInfo{Device: me.ID(), Name: name, Generation: s.gen}, s.body)
 		var data api.ConfigData
 		if err == nil {
 			err = bodyMode.Unmarshal(plain, &data)

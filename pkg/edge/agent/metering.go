@@ -100,10 +100,10 @@ func (a *Agent) recordUsage(u api.Usage) error {
 		return err
 	}
 	seq, err := a.cfg.Link.Append(api.RecordUsage, payload)
-	if err != nil {
+	if seq == 0 {
 		return fmt.Errorf("append usage: %w", err)
 	}
-	// The record is durable. A failure to save the totals is mended from the spool.
+	// The record is durable, whatever became of the link. A failure to save the totals is mended from the spool.
 	return errors.Join(a.totals.appended(seq, u), a.cfg.Meter.Commit(u.To))
 }
 

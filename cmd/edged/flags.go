@@ -1,0 +1,145 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// options are the flags of edged run.
+type options struct {
+	data, run     string
+	parents       []api.ParentRef
+	token         string
+	tokenFile     string
+	name          string
+	containerd    string
+	cniBin        string
+	logHelper     string
+	snapshotter   string
+	pool          string
+	relay         bool
+	listenMQTT    string
+	listenHTTPS   string
+	verbose       bool
+	memoryLimitMB int
+}
+
+func parseOptions(args []string, errs io.Writer) (options, error) {
+	var o options
+	var parent string
+	f := flag.NewFlagSet("edged run", flag.ContinueOnError)
+	f.SetOutput(errs)
+	f.StringVar(&o.data, "data", "/var/lib/edged", "folder for what must outlive a reboot")
+	f.StringVar(&o.run, "run", "/run/edged", "folder for sockets and what a reboot may clear")
+	f.StringVar(&parent, "parent", "", "where to attach: host[:mqtt-port[,https-port]]; several are separated by spaces")
+	f.StringVar(&o.token, "join-token", "", "join token for the first start")
+	f.StringVar(&o.tokenFile, "join-token-file", "", "file that holds the join token")
+	f.StringVar(&o.name, "name", hostname(), "name wished for")
+	f.StringVar(&o.containerd, "containerd", "/run/containerd/containerd.sock", "containerd's socket")
+	f.StringVar(&o.cniBin, "cni-bin", "/opt/cni/bin", "folder of the CNI plugins bridge, host-local and portmap")
+	f.StringVar(&o.logHelper, "log-helper", besideMe("edged-log"), "the edged-log program")
+	f.StringVar(&o.snapshotter, "snapshotter", "overlayfs", "containerd's snapshotter")
+	f.StringVar(&o.pool, "pool", "10.213.0.0/16", "addresses for app networks")
+	f.BoolVar(&o.relay, "relay", false, "serve children")
+	f.StringVar(&o.listenMQTT, "listen-mqtt", ":8883", "where a relay serves MQTT")
+	f.StringVar(&o.listenHTTPS, "listen-https", ":8443", "where a relay serves artifacts, enrolment and streams")
+	f.BoolVar(&o.verbose, "verbose", false, "log details")
+	f.IntVar(&o.memoryLimitMB, "memory-limit", 0, "memory in MiB that the garbage collector tries to stay under; 0 is 24, or 128 for a relay")
+	if err := f.Parse(args); err != nil {
+		if err == flag.ErrHelp {
+			return o, err
+		}
+		return o, &api.Error{Code: api.Invalid, Message: err.Error()}
+	}
+	if f.NArg() > 0 {
+		return o, &api.Error{Code: api.Invalid, Message: fmt.Sprintf("%q is not understood", f.Arg(0)), Remedy: "see edged run -h"}
+	}
+	var err error
+	o.parents, err = parseParents(parent)
+	return o, err
+}
+
+func hostname() string {
+	h, err := os.Hostname()
+	if err != nil {
+		return ""
+	}
+	h, _, _ = strings.Cut(h, ".")
+	return h
+}
+
+func besideMe(name string) string {
+	exe, err := os.Executable()
+	if err != nil {
+		return name
+	}
+	return filepath.Join(filepath.Dir(exe), name)
+}
+
+// parseParents reads host[:mqtt[,https]] entries. An IPv6 address stands in brackets.
+func parseParents(text string) ([]api.ParentRef, error) {
+	var out []api.ParentRef
+	for _, item := range strings.Fields(text) {
+		p, err := parseParent(item)
+		if err != nil {
+			return nil, &api.Error{Code: api.Invalid, Field: "--parent", Message: fmt.Sprintf("%q: %v", item, err), Remedy: "write host[:mqtt-port[,https-port]]"}
+		}
+		out = append(out, p)
+	}
+	if len(out) == 0 {
+		return nil, &api.Error{Code: api.Invalid, Field: "--parent", Message: "names no parent", Remedy: "write host[:mqtt-port[,https-port]]"}
+	}
+	return out, nil
+}
+
+func parseParent(item string) (p api.ParentRef, err error) {
+	addr, https, both := strings.Cut(item, ",")
+	if both {
+		if p.HTTPSPort, err = port(https); err != nil {
+			return p, err
+		}
+	}
+	host, mqtt, err := net.SplitHostPort(addr)
+	if err != nil { // no port
+		host, mqtt = strings.Trim(addr, "[]"), "8883"
+	}
+	if _, err := port(mqtt); err != nil {
+		return p, err
+	}
+	if host == "" {
+		return p, fmt.Errorf("no host")
+	}
+	p.Address = net.JoinHostPort(host, mqtt)
+	return p, nil
+}
+
+func port(s string) (int, error) {
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 || n > 65535 {
+		return 0, fmt.Errorf("%q is no port", s)
+	}
+	return n, nil
+}
+
+// joinToken reads the token from where the flags say.
+func (o options) joinToken() (string, error) {
+	if o.token != "" {
+		return o.token, nil
+	}
+	if o.tokenFile == "" {
+		return "", &api.Error{Code: api.Invalid, Message: "this box has not enrolled and has no join token", Remedy: "pass --join-token or --join-token-file; make one with `edgectl token create`"}
+	}
+	b, err := os.ReadFile(o.tokenFile)
+	if err != nil {
+		return "", &api.Error{Code: api.Unavailable, Message: "the join token cannot be read", Remedy: "put it into " + o.tokenFile, Err: err}
+	}
+	return strings.TrimSpace(string(b)), nil
+}

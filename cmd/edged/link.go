@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/agent"
+	"tributary.dev/tributary/pkg/link"
+	"tributary.dev/tributary/pkg/link/mqtt"
+	"tributary.dev/tributary/pkg/manifest"
+)
+
+// makeLink joins state, spool and identity to the link, over MQTT to the parent and,
+// on a relay, to the children.
+func (b *box) makeLink(context.Context) error {
+	live := b.member.Live
+	b.parents = agent.NewParents(agent.ParentsConfig{
+		Live: live, First: b.o.parents, Count: b.https.Wrap, Log: b.log,
+		Attach: func(list []api.ParentRef) { b.uplink.SetParents(list) },
+		Current: func() (string, bool) {
+			if b.link == nil {
+				return "", false
+			}
+			return b.link.Parent()
+		},
+	})
+	b.uplink = mqtt.NewUplink(mqtt.UplinkConfig{Identity: live, Parents: b.parents.List(), Log: b.log})
+	var down link.Downlink
+	if b.o.relay {
+		broker, err := mqtt.NewBroker(mqtt.BrokerConfig{Listener: b.listen.mqtt, Identity: live, Log: b.log})
+		if err != nil {
+			return err
+		}
+		down = broker
+	}
+	if err := b.forgetStateEpoch(); err != nil {
+		return err
+	}
+	me := live.Get()
+	var err error
+	b.link, err = link.NewEndpoint(link.EndpointConfig{
+		RelayConfig: link.RelayConfig{
+			Config: link.Config{Rand: random, Log: b.log},
+			Self:   me.ID(), Cert: me.Cert[0].Raw, Store: b.state, Spool: b.spool, Keys: link.KeysOf(live),
+		},
+		Uplink: parentWatch{b.uplink, b.parents}, Downlink: down, Below: b.prefetch, Now: b.clock.Now,
+		CoreTime: func(unix int64) {
+			if err := b.clock.Raise(time.Unix(unix, 0)); err != nil {
+				b.log.Warn("the clock's floor is not written down", "err", err)
+			}
+		},
+	})
+	return err
+}
+
+// forgetStateEpoch makes the link begin a new epoch of reported state when the state
+// file came from an older copy: numbers would otherwise be used twice.
+func (b *box) forgetStateEpoch() error {
+	if !b.state.Origin().Rebuilt() {
+		return nil
+	}
+	return b.state.Commit([]link.Op{{Bucket: "device", Key: []byte("state")}}, true)
+}
+
+// parentWatch tells Parents when a session begins, so that what failed is tried again.
+type parentWatch struct {
+	link.Uplink
+	parents *agent.Parents
+}
+
+func (w parentWatch) Run(ctx context.Context, h link.UplinkHandler) error {
+	return w.Uplink.Run(ctx, parentHandler{h, w.parents})
+}
+
+type parentHandler struct {
+	link.UplinkHandler
+	parents *agent.Parents
+}
+
+func (h parentHandler) ParentUp(parent api.DeviceID) {
+	h.UplinkHandler.ParentUp(parent)
+	h.parents.Moved()
+}
+
+// prefetch tells the relay's server what the devices below will ask for.
+func (b *box) prefetch(list []*manifest.Signed) {
+	if b.serve == nil {
+		return
+	}
+	for _, s := range list {
+		b.serve.Named(s.Manifest.Device, s.Manifest.Refs())
+	}
+}
+
+func (b *box) linkSettings(s api.DeviceSettings) { b.link.SetHealth(time.Duration(s.HealthInterval)) }
+
+// random names feeds and spreads attempts.
+func random() uint64 {
+	var b [8]byte
+	if _, err := randReader.Read(b[:]); err != nil {
+		return uint64(time.Now().UnixNano())
+	}
+	return binary.BigEndian.Uint64(b[:])
+}
+
+// linkBytes are the bytes of the uplink by class and direction: the link's own frames,
+// and the rest of what crossed TCP (headers, TLS, pings) as "other".
+func (b *box) linkBytes(count func(class, direction string, n uint64)) {
+	stats := b.link.Stats()
+	received, sent := b.uplink.Traffic().Wire()
+	for _, side := range []struct {
+		direction string
+		wire      uint64
+		frames    [4]uint64
+	}{{"received", received, stats.UpIn}, {"sent", sent, stats.UpOut}} {
+		rest := side.wire
+		for class, n := range side.frames {
+			if c := link.Class(class); c != link.ClassOther {
+				count(c.String(), side.direction, n)
+				rest -= min(n, rest)
+			}
+		}
+		count(link.ClassOther.String(), side.direction, rest)
+	}
+}

@@ -1,0 +1,318 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/agent"
+	"tributary.dev/tributary/pkg/edge/hardware"
+	"tributary.dev/tributary/pkg/edge/meter"
+	"tributary.dev/tributary/pkg/edge/onboard"
+	"tributary.dev/tributary/pkg/edge/relay"
+	"tributary.dev/tributary/pkg/edge/state"
+	"tributary.dev/tributary/pkg/edge/workload"
+	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/link"
+	"tributary.dev/tributary/pkg/link/mqtt"
+	"tributary.dev/tributary/pkg/link/spool"
+	"tributary.dev/tributary/pkg/link/stream"
+	"tributary.dev/tributary/pkg/oci"
+)
+
+// box is the process put together: rooms by name, in the order in which they are made.
+type box struct {
+	o   options
+	log *slog.Logger
+
+	state   *state.Store
+	clock   *state.Clock
+	member  *onboard.Member
+	spool   *spool.Spool
+	parents *agent.Parents
+	uplink  *mqtt.Uplink
+	https   agent.Counter
+	link    *link.Endpoint
+	cache   *oci.Cache    // relay alone
+	serve   *relay.Server // relay alone
+	splice  *stream.Splice
+	meter   *meter.Meter
+	work    *workload.Manager
+	agent   atomic.Pointer[agent.Agent]
+
+	settings chan api.DeviceSettings
+	listen   struct{ mqtt, https net.Listener }
+}
+
+// run is edged run.
+func run(ctx context.Context, args []string, errs io.Writer) error {
+	o, err := parseOptions(args, errs)
+	if err != nil {
+		return err
+	}
+	level := slog.LevelInfo
+	if o.verbose {
+		level = slog.LevelDebug
+	}
+	b := &box{o: o, log: slog.New(slog.NewTextHandler(errs, &slog.HandlerOptions{Level: level})), settings: make(chan api.DeviceSettings, 1)}
+	slog.SetDefault(b.log) // for libraries that log by themselves
+	tuneMemory(o)
+	return b.live(ctx)
+}
+
+// tuneMemory trades processor time, of which a box at rest has plenty, for memory.
+func tuneMemory(o options) {
+	limit, percent, procs := 24, 30, 2
+	if o.relay {
+		limit, percent, procs = 128, 50, 4
+	}
+	if o.memoryLimitMB > 0 {
+		limit = o.memoryLimitMB
+	}
+	debug.SetMemoryLimit(int64(limit) << 20)
+	debug.SetGCPercent(percent)
+	runtime.GOMAXPROCS(min(procs, runtime.NumCPU()))
+}
+
+// live makes the rooms one after the other and runs them until ctx ends.
+func (b *box) live(ctx context.Context) error {
+	for _, step := range []struct {
+		name string
+		make func(context.Context) error
+	}{
+		{"folders", b.makeFolders},
+		{"state", b.openState},
+		{"local socket", b.serveLocal},
+		{"listeners", b.openListeners},
+		{"membership", b.join},
+		{"records", b.openSpool},
+		{"link", b.makeLink},
+		{"relay", b.makeRelay},
+		{"apps", b.makeWorkload},
+		{"agent", b.makeAgent},
+	} {
+		if err := step.make(ctx); err != nil {
+			b.close()
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("%s: %w", step.name, err)
+		}
+	}
+	b.log.Info("running", "version", version, "device", b.member.Live.Get().ID(), "relay", b.o.relay)
+	err := b.runAll(ctx)
+	b.close()
+	if ctx.Err() != nil {
+		b.log.Info("stopped; apps go on running")
+		return nil
+	}
+	return err
+}
+
+func (b *box) runAll(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	loops := []struct {
+		name string
+		run  func(context.Context) error
+	}{
+		{"state", b.state.Run}, {"membership", b.member.Run}, {"link", b.link.Run},
+		{"apps", b.work.Run}, {"agent", b.agent.Load().Run}, {"settings", b.applySettings},
+	}
+	if b.serve != nil {
+		loops = append(loops, []struct {
+			name string
+			run  func(context.Context) error
+		}{{"relay", b.serve.Run}, {"relay https", func(ctx context.Context) error { return b.serve.Serve(ctx, b.listen.https) }}}...)
+	}
+	for _, l := range loops {
+		g.Go(func() error {
+			err := l.run(ctx)
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err == nil {
+				err = errors.New("ended by itself")
+			}
+			return fmt.Errorf("%s: %w", l.name, err)
+		})
+	}
+	return g.Wait()
+}
+
+func (b *box) close() {
+	var errs []error
+	if b.work != nil {
+		errs = append(errs, b.work.Close())
+	}
+	if b.cache != nil {
+		errs = append(errs, b.cache.Close())
+	}
+	if b.spool != nil {
+		errs = append(errs, b.spool.Close())
+	}
+	if b.state != nil {
+		errs = append(errs, b.state.Close())
+	}
+	for _, l := range []net.Listener{b.listen.mqtt, b.listen.https} {
+		if l != nil {
+			_ = l.Close() // closed already by who served it
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		b.log.Warn("not closed cleanly", "err", err)
+	}
+}
+
+func (b *box) makeFolders(context.Context) error {
+	return errors.Join(os.MkdirAll(b.o.data, 0o700), os.MkdirAll(b.o.run, 0o755))
+}
+
+func (b *box) openState(context.Context) (err error) {
+	if b.state, err = state.Open(state.Config{Path: filepath.Join(b.o.data, "state.db"), Log: b.log}); err != nil {
+		return err
+	}
+	if origin := b.state.Origin(); origin != state.Intact {
+		b.log.Info("state", "origin", origin)
+	}
+	b.clock, err = b.state.Clock(time.Now)
+	return err
+}
+
+// openListeners takes a relay's ports before it enrols, so that a port clash is told
+// at once.
+func (b *box) openListeners(context.Context) (err error) {
+	if !b.o.relay {
+		return nil
+	}
+	if b.listen.mqtt, err = net.Listen("tcp", b.o.listenMQTT); err != nil {
+		return &api.Error{Code: api.Conflict, Message: "cannot serve MQTT", Remedy: "choose another address with --listen-mqtt", Err: err}
+	}
+	if b.listen.https, err = net.Listen("tcp", b.o.listenHTTPS); err != nil {
+		return &api.Error{Code: api.Conflict, Message: "cannot serve HTTPS", Remedy: "choose another address with --listen-https", Err: err}
+	}
+	return nil
+}
+
+func (b *box) hardware() api.Hardware { return hardware.Probe(hardware.Host(b.o.data)) }
+
+func (b *box) join(ctx context.Context) (err error) {
+	b.member, err = onboard.Join(ctx, onboard.Config{
+		Dir: filepath.Join(b.o.data, "identity"),
+		Parents: func() []string {
+			if b.parents != nil {
+				return b.parents.Roots()
+			}
+			return agent.Roots(b.o.parents)
+		},
+		Token: b.o.joinToken,
+		Describe: func() identity.EnrolConfig {
+			h := b.hardware()
+			return identity.EnrolConfig{Name: b.o.name, Hardware: h, Labels: hardware.Labels(h), Relay: b.o.relay, Addresses: hardware.Addresses()}
+		},
+		Now: b.clock.Now, Raise: b.clock.Raise, Log: b.log,
+	})
+	return err
+}
+
+func (b *box) openSpool(context.Context) (err error) {
+	b.spool, err = spool.Open(spool.Config{Dir: filepath.Join(b.o.data, "spool"), DB: b.state.DB(), Now: b.clock.Now, Rand: randReader, Log: b.log})
+	return err
+}
+
+func (b *box) makeRelay(context.Context) (err error) {
+	if !b.o.relay {
+		return nil
+	}
+	if b.cache, err = oci.Open(oci.Config{Dir: filepath.Join(b.o.data, "cache"), Upstream: b.parents, Log: b.log}); err != nil {
+		return err
+	}
+	b.splice = stream.NewSplice(stream.SpliceConfig{Parent: b.parents.Stream, Log: b.log})
+	b.serve, err = relay.New(relay.Config{Live: b.member.Live, Cache: b.cache, Parent: b.parents, Stream: b.splice, Now: b.clock.Now, Log: b.log})
+	return err
+}
+
+// artifacts is where this box's own artifacts come from: a relay's through its own
+// cache, so that each crosses the uplink once.
+func (b *box) artifacts() oci.Upstream {
+	if b.cache != nil {
+		return b.cache.Upstream()
+	}
+	return b.parents
+}
+
+func (b *box) makeWorkload(ctx context.Context) error {
+	reader, err := meter.Host()
+	if err != nil {
+		return err
+	}
+	b.meter, err = meter.New(meter.Config{Store: b.state.Blob("meter"), Reader: reader, Now: b.clock.Now, Log: b.log, Targets: func() []meter.Target {
+		if b.work == nil {
+			return nil
+		}
+		return b.work.Targets()
+	}})
+	if err != nil {
+		return err
+	}
+	b.work, err = workload.New(ctx, workload.Config{
+		Socket: b.o.containerd, Root: filepath.Join(b.o.data, "apps"), Run: b.o.run, CNIBin: b.o.cniBin, LogHelper: b.o.logHelper,
+		Snapshotter: b.o.snapshotter, Pool: b.o.pool, Upstream: b.artifacts(), Meter: b.meter, Log: b.log, Now: b.clock.Now,
+		Event: func(e api.Event) {
+			if a := b.agent.Load(); a != nil {
+				a.Event(e)
+			}
+		},
+	})
+	return err
+}
+
+func (b *box) makeAgent(context.Context) error {
+	warnings := []func() []api.Warning{b.member.Warnings, b.spool.Warnings}
+	if b.cache != nil {
+		warnings = append(warnings, b.cache.Warnings)
+	}
+	a, err := agent.New(agent.Config{
+		Identity: b.member.Live, Link: b.link, Workload: b.work, Meter: b.meter, Records: b.spool, State: b.state, Clock: b.clock,
+		Artifacts: b.artifacts(), Parents: b.parents, Settings: b.offerSettings, RenewTrust: b.member.RenewSoon,
+		Hardware: b.hardware, Labels: hardware.Labels, Addresses: hardware.Addresses, Relay: b.o.relay, Version: version,
+		Warnings: warnings, Stream: b.parents.Stream, Log: b.log,
+	})
+	b.agent.Store(a)
+	return err
+}
+
+// offerSettings keeps the newest settings for applySettings.
+func (b *box) offerSettings(s api.DeviceSettings) {
+	select {
+	case <-b.settings:
+	default:
+	}
+	b.settings <- s
+}
+
+// applySettings puts settings in force that belong to rooms the agent does not know.
+func (b *box) applySettings(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case s := <-b.settings:
+			if b.cache != nil {
+				b.cache.SetBudget(s.CacheBytes)
+			}
+			b.linkSettings(s)
+		}
+	}
+}
