@@ -27,7 +27,6 @@ type BrokerConfig struct {
 	// MaxQueue bounds the bytes on their way to one child; past it the child is dropped.
 	// Default 16 MiB.
 	MaxQueue int
-	Classify Classify
 	Traffic  *Traffic
 	Log      *slog.Logger
 }
@@ -165,7 +164,6 @@ func (b *Broker) Send(id api.DeviceID, frame []byte, reliable bool) error {
 		b.drop(cl, fmt.Errorf("child is too slow: %d bytes wait for it", n))
 		return link.ErrDown
 	}
-	b.cfg.Traffic.frame(sent, frame, b.cfg.Classify)
 	return b.server.Publish(downTopic(id), bytes.Clone(frame), false, qos(reliable))
 }
 
@@ -227,7 +225,6 @@ func (b *Broker) receive(cl *mochi.Client, frame []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.current() == cl {
-		b.cfg.Traffic.frame(received, frame, b.cfg.Classify)
 		b.handler.FromChild(id, frame)
 	}
 }

@@ -31,7 +31,6 @@ type ExternalConfig struct {
 	KeepAlive          time.Duration
 	Backoff            Backoff
 	MaxQueue           int // bytes that wait for the broker; default 64 MiB
-	Classify           Classify
 	Traffic            *Traffic
 	Log                *slog.Logger
 	Random             func() float64
@@ -250,7 +249,6 @@ func (e *External) receive(h link.DownlinkHandler, m message) {
 		e.up[id] = true
 		h.ChildUp(id, nil)
 	}
-	e.cfg.Traffic.frame(received, m.payload, e.cfg.Classify)
 	h.FromChild(id, m.payload)
 }
 
@@ -322,11 +320,7 @@ func (e *External) Send(id api.DeviceID, frame []byte, reliable bool) error {
 	if s == nil {
 		return link.ErrDown
 	}
-	if err := s.push(op{topic: downTopic(id), payload: bytes.Clone(frame), qos: qos(reliable)}); err != nil {
-		return err
-	}
-	e.cfg.Traffic.frame(sent, frame, e.cfg.Classify)
-	return nil
+	return s.push(op{topic: downTopic(id), payload: bytes.Clone(frame), qos: qos(reliable)})
 }
 
 // Retain implements link.Downlink. Without a session it is done when one is there.

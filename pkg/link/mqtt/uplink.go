@@ -29,7 +29,6 @@ type UplinkConfig struct {
 	Backoff   Backoff
 	// MaxQueue bounds the bytes that wait to be sent. Default 16 MiB.
 	MaxQueue int
-	Classify Classify
 	Traffic  *Traffic
 	Log      *slog.Logger
 	Dial     func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -200,10 +199,8 @@ func (u *Uplink) stop() {
 func (u *Uplink) receive(s *session, h link.UplinkHandler, m message) {
 	switch m.topic {
 	case downTopic(u.id):
-		u.cfg.Traffic.frame(received, m.payload, u.cfg.Classify)
 		h.FromParent(m.payload)
 	case retainedTopic(u.id):
-		u.cfg.Traffic.retained(received, m.payload)
 		// Once is enough: what follows comes as deltas on d/.
 		s.push(op{topic: m.topic, unsubscribe: true})
 		if len(m.payload) > 0 {
@@ -220,11 +217,7 @@ func (u *Uplink) Send(frame []byte, reliable bool) error {
 	if s == nil {
 		return link.ErrDown
 	}
-	if err := s.push(op{topic: upTopic(u.id), payload: bytes.Clone(frame), qos: qos(reliable)}); err != nil {
-		return err
-	}
-	u.cfg.Traffic.frame(sent, frame, u.cfg.Classify)
-	return nil
+	return s.push(op{topic: upTopic(u.id), payload: bytes.Clone(frame), qos: qos(reliable)})
 }
 
 // SetParents implements link.Uplink.
