@@ -39,9 +39,11 @@ type running struct {
 	stop  func()
 }
 
-func start(t *testing.T, dir string) *running {
+func start(t *testing.T, dir string) *running { t.Helper(); return startAt(t, dir, "127.0.0.1:0") }
+
+func startAt(t *testing.T, dir, mqttAddress string) *running {
 	t.Helper()
-	o := &options{data: data(dir), https: "127.0.0.1:0", mqtt: "127.0.0.1:0", names: []string{"127.0.0.1"}, keepUnbacked: true}
+	o := &options{data: data(dir), https: "127.0.0.1:0", mqtt: mqttAddress, names: []string{"127.0.0.1"}, keepUnbacked: true}
 	c := &core{o: o, log: slog.New(slog.NewTextHandler(t.Output(), nil)), metrics: prometheus.NewRegistry()}
 	ctx, cancel := context.WithCancel(context.Background())
 	if err := c.open(ctx); err != nil {

@@ -1,0 +1,217 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"filippo.io/age"
+	"github.com/fxamacker/cbor/v2"
+	"go.etcd.io/bbolt"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/server"
+	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/link"
+	"tributary.dev/tributary/pkg/link/mqtt"
+	"tributary.dev/tributary/pkg/link/record"
+	"tributary.dev/tributary/pkg/link/spool"
+)
+
+// box is a device's end of the link, without anything that runs apps.
+type box struct {
+	t   *testing.T
+	id  *identity.Identity
+	end *link.Endpoint
+}
+
+func attach(t *testing.T, id *identity.Identity, address string) *box {
+	t.Helper()
+	dir := t.TempDir()
+	db, err := bbolt.Open(filepath.Join(dir, "state.db"), 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	records, err := spool.Open(spool.Config{Dir: filepath.Join(dir, "spool"), DB: db, Now: time.Now, Rand: rand.Reader, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	live := identity.NewLive(id)
+	up := mqtt.NewUplink(mqtt.UplinkConfig{Identity: live, Parents: []api.ParentRef{{Device: identity.CoreName, Address: address}},
+		Backoff: mqtt.Backoff{Min: 20 * time.Millisecond, Max: 100 * time.Millisecond}, Log: log})
+	b := &box{t: t, id: id}
+	b.end, err = link.NewEndpoint(link.EndpointConfig{
+		RelayConfig: link.RelayConfig{Config: link.Config{Rand: randomNumber, RecordDelay: 10 * time.Millisecond, Log: log}, Self: id.ID(), Cert: id.Cert[0].Raw,
+			Store: link.OpenBolt(db), Spool: records, Keys: link.KeysOf(live)},
+		Uplink: up,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- b.end.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Error("the device's link ended: ", err)
+		}
+		records.Close()
+		db.Close()
+	})
+	return b
+}
+
+func (b *box) report(key string, v any) {
+	b.t.Helper()
+	raw, err := cbor.Marshal(v)
+	if err == nil {
+		err = b.end.Report(key, raw)
+	}
+	if err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// use records what a service used in an interval.
+func (b *box) use(from, to int64, millis uint64) {
+	b.t.Helper()
+	raw, err := record.EncodeUsage(api.Usage{From: from, To: to, Uses: []api.ContainerUse{{App: "web", Service: "web", RunMillis: millis, CPUMicros: 2 * millis}}})
+	if err == nil {
+		_, err = b.end.Append(api.RecordUsage, raw)
+	}
+	if err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatal("never: ", what)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func (r *running) device(name string) (s api.DeviceStatus) {
+	r.t.Helper()
+	var o api.Object
+	r.must("GET", "/api/v1/devices/"+name, "", &o)
+	if err := json.Unmarshal(o.Status, &s); err != nil {
+		r.t.Fatal(err)
+	}
+	return s
+}
+
+func (r *running) used(name string) (u server.UsageReport, run uint64) {
+	r.t.Helper()
+	r.must("GET", "/api/v1/usage?device="+name, "", &u)
+	for _, t := range u.Totals {
+		run += t.RunMillis
+	}
+	return u, run
+}
+
+func (r *running) join(name string) *identity.Identity {
+	r.t.Helper()
+	var minted api.Object
+	r.must("POST", "/api/v1/jointokens", tokenDoc, &minted)
+	var status api.JoinTokenStatus
+	if err := json.Unmarshal(minted.Status, &status); err != nil {
+		r.t.Fatal(err)
+	}
+	return r.enrol(status.Token, name)
+}
+
+const configDocs = `
+apiVersion: tributary/v1
+kind: Config
+metadata: {name: motd}
+spec: {env: {HELLO: world}}
+---
+apiVersion: tributary/v1
+kind: Fleet
+metadata: {name: field}
+spec:
+  selector: {matchLabels: {role: field}}
+  configs: [motd]
+`
+
+// A device gets what was applied, what it reports is seen, and what it records is counted
+// once, also by a core that was restored elsewhere from a backup that knew half of it.
+func TestDeviceThroughTheLink(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "core")
+	r := start(t, dir)
+	id := r.join("box")
+	b := attach(t, id, r.c.mqtt.Addr().String())
+	b.report("version", "test")
+	eventually(t, "the device is online", func() bool { s := r.device("box"); return s.Online && s.Tier == 1 && s.Version == "test" })
+
+	r.must("POST", "/api/v1/apply", configDocs, nil)
+	eventually(t, "the config reaches the device", func() bool {
+		m := b.end.Manifest()
+		return m != nil && len(m.Manifest.Items["config/motd"].Body) > 0
+	})
+	m := b.end.Manifest().Manifest
+	b.report("applied", [2]uint64{m.Epoch, m.Generation})
+	b.report("app/web", api.AppStatus{Name: "web", State: api.Running})
+	eventually(t, "the fleet is current and runs", func() bool {
+		var o api.Object
+		r.must("GET", "/api/v1/fleets/field", "", &o)
+		return string(o.Status) == `{"devices":1,"current":1,"running":1}`
+	})
+
+	b.use(0, 1000, 1000)
+	eventually(t, "the first usage is counted", func() bool { _, n := r.used("box"); return n == 1000 })
+	if u, _ := r.used("box"); u.Safe != 0 {
+		t.Errorf("safe is %d though no backup was made", u.Safe)
+	}
+	key, err := age.GenerateX25519Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "backup.age")
+	if _, err := makeBackup(t.Context(), data(dir), file, []age.Recipient{key.Recipient()}, false); err != nil {
+		t.Fatal(err)
+	}
+	if u, _ := r.used("box"); u.Safe == 0 || u.Safe != u.Acked {
+		t.Errorf("safe is %d, acked %d after a backup", u.Safe, u.Acked)
+	}
+	b.use(1000, 3000, 2000)
+	eventually(t, "the second usage is counted", func() bool { _, n := r.used("box"); return n == 3000 })
+
+	// The core burns down, with all that came after the backup.
+	_, port, _ := net.SplitHostPort(r.c.mqtt.Addr().String())
+	r.stop()
+	b.use(3000, 7000, 4000)
+	elsewhere := filepath.Join(t.TempDir(), "core")
+	if _, _, err := restoreBackup(t.Context(), data(elsewhere), file, []age.Identity{key}); err != nil {
+		t.Fatal(err)
+	}
+	n, _ := strconv.Atoi(port)
+	r2 := startAt(t, elsewhere, net.JoinHostPort("127.0.0.1", strconv.Itoa(n)))
+	eventually(t, "the restored core has the device back", func() bool { return r2.device("box").Online })
+	eventually(t, "everything is counted", func() bool { _, n := r2.used("box"); return n == 7000 })
+	eventually(t, "the device is under the new epoch", func() bool { return b.end.Manifest().Manifest.Epoch == r2.c.epoch })
+	if u, n := r2.used("box"); n != 7000 || u.Intervals != 3 {
+		t.Errorf("%+v", u)
+	}
+
+	// Retired, it is turned away, and gone from sight.
+	r2.must("POST", "/api/v1/devices/box/retire", "", nil)
+	eventually(t, "the retired device is offline", func() bool { return !r2.device("box").Online })
+	_, connected := b.end.Parent()
+	eventually(t, "the retired device is turned away", func() bool { _, connected = b.end.Parent(); return !connected })
+	r2.must("DELETE", "/api/v1/devices/box", "", nil)
+}
