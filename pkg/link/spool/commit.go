@@ -179,7 +179,7 @@ func (s *Spool) makeRoom(n int64, worth level) error {
 		return nil
 	}
 	if over := s.excess(); over > 0 {
-		s.relieve(over, worth)
+		s.relieve(func(freed int64) bool { return freed >= over }, worth)
 	}
 	if a := s.active(); a.size+n <= a.alloc {
 		return nil
@@ -191,7 +191,11 @@ func (s *Spool) makeRoom(n int64, worth level) error {
 		}
 		// The disk is full, whoever filled it. Give up what may be given up, then try once more.
 		s.raise("disk-full", api.Critical, "no space for the record spool; usage is summed up, the rest goes")
-		s.relieve(s.segSize, worth)
+		// A quarter of a segment spares the next appends the same effort.
+		s.relieve(func(freed int64) bool {
+			a := s.active()
+			return freed >= s.segSize || a.size+n+a.alloc/4 <= a.alloc
+		}, worth)
 		if a := s.active(); a.size+n <= a.alloc || s.roll() == nil {
 			return nil
 		}

@@ -55,20 +55,21 @@ var levelTexts = map[level]string{
 // sumOf is how many records of usage or audit become one at a time.
 const sumOf = 8
 
-// relieve frees bytes, oldest and least important first, up to the level most. Callers
-// hold mu and are the leader of a group, so nobody writes to the active segment.
-func (s *Spool) relieve(bytes int64, most level) (freed int64) {
-	for l := dropCounted; l <= most && freed < bytes; l++ {
-		for again := true; again && freed < bytes; {
+// relieve frees room, oldest and least important first, up to the level most, until
+// enough says so of the bytes freed. Callers hold mu and are the leader of a group, so
+// nobody writes to the active segment.
+func (s *Spool) relieve(enough func(freed int64) bool, most level) {
+	freed := int64(0)
+	for l := dropCounted; l <= most && !enough(freed); l++ {
+		for again := true; again && !enough(freed); {
 			again = false
-			for i := 0; i < len(s.segs) && freed < bytes; i++ {
+			for i := 0; i < len(s.segs) && !enough(freed); i++ {
 				n := s.relieveSegment(&i, l)
 				freed += n
 				again = again || (n > 0 && (l == sumUsage || l == sumAudit))
 			}
 		}
 	}
-	return freed
 }
 
 // relieveSegment frees what it can of segment i; i goes back by one when the segment
@@ -96,7 +97,9 @@ func (s *Spool) gains(g *segment, l level) bool {
 	case keepAll:
 		return true
 	case dropCounted:
-		return g.first <= s.cur.Acked && g.kinds[api.RecordTelemetry]+g.kinds[api.RecordEvent] > 0
+		return g.first <= s.cur.Safe || (g.first <= s.cur.Acked && g.kinds[api.RecordTelemetry]+g.kinds[api.RecordEvent] > 0)
+	case dropUnbackedUp:
+		return g.first <= s.cur.Acked
 	case dropTelemetry:
 		return unsent && g.kinds[api.RecordTelemetry] > 0
 	case dropEvents:
@@ -125,7 +128,7 @@ func (s *Spool) compact(g *segment, l level) (freed int64) {
 		s.cfg.Log.Error("spool segment not compacted", "name", g.name, "err", err)
 		return 0
 	}
-	items = rewrite(items, rules{level: l, acked: s.cur.Acked, sent: s.sent})
+	items = rewrite(items, rules{level: l, acked: s.cur.Acked, safe: s.cur.Safe, sent: s.sent})
 	body := encodeSegment(g, items)
 	if l != keepAll && int64(headerSize+len(body)) >= before {
 		return 0
@@ -152,15 +155,19 @@ type linked struct {
 
 // rules of one rewrite.
 type rules struct {
-	level       level
-	acked, sent uint64
+	level             level
+	acked, safe, sent uint64
 }
 
 // drops says whether a record is given up.
 func (r rules) drops(rec *record.Record) bool {
 	least := rec.Kind == api.RecordTelemetry || rec.Kind == api.RecordEvent
 	switch {
-	case !least || r.level == keepAll:
+	case r.level == keepAll:
+		return false
+	case rec.Last <= r.safe || (rec.Last <= r.acked && r.level >= dropUnbackedUp):
+		return true
+	case !least:
 		return false
 	case rec.Last <= r.acked:
 		return true

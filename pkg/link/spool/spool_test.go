@@ -703,3 +703,31 @@ func checkTotals(t *testing.T, seed int64, s *spool.Spool, want totals, maybe []
 		t.Fatalf("seed %d: usage kept %+v, acknowledged %+v and perhaps %d more", seed, got, want, len(maybe))
 	}
 }
+
+// While the core takes records, a full disk costs nothing: the segment that is written
+// to is cleared of what is safe.
+func TestDiskFullWhileOnline(t *testing.T) {
+	b := newBox(t, 1)
+	s := b.open(t)
+	b.disk.Limit(b.disk.Used())
+	acked := uint64(0)
+	for i := range 20000 {
+		n, err := s.Append(api.RecordUsage, usage(t, i))
+		if err != nil {
+			t.Fatalf("usage %d: %v", i, err)
+		}
+		if i%50 < 49 {
+			continue
+		}
+		batch, err := s.Cut(acked, 0)
+		if err != nil || batch.First != acked+1 || batch.Last != n || len(batch.Records) != 50 {
+			t.Fatalf("cut after %d: %d..%d, %d records, %v", acked, batch.First, batch.Last, len(batch.Records), err)
+		}
+		if acked = n; i%100 == 99 {
+			err = s.Ack(acked, acked)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
