@@ -49,12 +49,15 @@ type Device struct {
 	sentAt   time.Time
 	explicit bool
 	wanted   time.Time
+	metered  time.Time // when the last usage record came
 	rto      time.Duration
 	asking   bool
 	asked    time.Time
 	askAgain time.Duration
 
 	// withheld is a manifest that a signed acknowledgement named and that is not here.
+	jump uint64 // added to the attachment counter once, after a rebuild
+
 	withheld      version
 	withheldSince time.Time
 }
@@ -66,6 +69,10 @@ const (
 	firstRTO      = 10 * time.Second
 	lastRTO       = 5 * time.Minute
 	batchBytes    = 64 << 10
+
+	recordsPerBatch = 4
+	minRecordDelay  = 2 * time.Second
+	maxRecordDelay  = time.Hour
 )
 
 // Buckets of the store.
@@ -111,6 +118,8 @@ func (d *Device) load(s Store) error {
 			return err
 		case "floor":
 			return readU64s(v, &d.floor.epoch, &d.floor.seq)
+		case "jump":
+			return readU64s(v, &d.jump)
 		case "core":
 			return readU64s(v, &d.core)
 		}
@@ -250,16 +259,26 @@ func (r *row) forgetTombs(keep int, seq uint64) (gone []string) {
 
 // attachTo signs an attachment when the parent is another than before.
 func (d *Device) attachTo(now time.Time, parent api.DeviceID) {
-	if d.row.att.Counter > 0 && d.row.att.Parent == parent {
+	if d.row.att.Counter > 0 && d.row.att.Parent == parent && d.jump == 0 {
 		return
 	}
-	a, err := signAttachment(d.keys.Sign, d.id, parent, d.row.att.Counter+1)
+	a, err := signAttachment(d.keys.Sign, d.id, parent, d.row.att.Counter+1+d.jump)
 	if err != nil {
 		d.r.warn(now, "signing", api.Critical, err.Error())
 		return
 	}
 	d.r.attach(d.row, a)
 	d.op("attachment", a.Raw)
+	if d.jump > 0 {
+		d.jump = 0
+		d.op("jump", nil)
+	}
+}
+
+// Restored tells a store that it was rebuilt from an older copy: the box begins a new
+// state epoch, and its next attachment is newer than any that it may have signed since.
+func Restored(s Store) error {
+	return s.Commit([]Op{{Bucket: bucketDevice, Key: []byte("state")}, {Bucket: bucketDevice, Key: []byte("jump"), Value: u64s(1 << 20)}}, true)
 }
 
 // take decides on a manifest whose signature was checked.
@@ -282,6 +301,14 @@ func (d *Device) take(now time.Time, s *manifest.Signed) bool {
 	return true
 }
 
+// recordDelay is how long a record may wait for others, when the one before came at last.
+func recordDelay(now, last time.Time) time.Duration {
+	if last.IsZero() {
+		return minRecordDelay
+	}
+	return min(max(recordsPerBatch*now.Sub(last), minRecordDelay), maxRecordDelay)
+}
+
 func (d *Device) acked() uint64 {
 	_, _, acked, _ := d.spool.Range()
 	return acked
@@ -296,7 +323,10 @@ func (d *Device) last() uint64 {
 func (d *Device) appended(now time.Time, kind api.RecordKind) {
 	wait := d.r.cfg.Fold
 	if kind == api.RecordUsage || kind == api.RecordTelemetry {
-		wait = d.r.cfg.RecordDelay
+		if wait = d.r.cfg.RecordDelay; wait <= 0 {
+			wait = recordDelay(now, d.metered)
+		}
+		d.metered = now
 	}
 	if t := now.Add(wait); d.wanted.IsZero() || t.Before(d.wanted) {
 		d.wanted = t

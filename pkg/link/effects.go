@@ -14,7 +14,9 @@ type Config struct {
 	Fold time.Duration
 	// Health is how often a party confirms its subtree to its parent. Default 1 min.
 	Health time.Duration
-	// RecordDelay is how long usage and telemetry wait for a fuller batch. Default 2 s.
+	// RecordDelay is how long usage and telemetry wait for a fuller batch. Default: as long
+	// as four of them take to come, from 2 s to 1 h, so that a device at rest signs and
+	// sends one batch an hour.
 	RecordDelay time.Duration
 	// DeviceWindow bounds the unacknowledged bytes of a device's records, ChildWindow
 	// those of all devices under one child. Defaults 256 KiB and 4 MiB.
@@ -52,7 +54,6 @@ func (c Config) withDefaults() Config {
 	}
 	def(&c.Fold, 50*time.Millisecond)
 	def(&c.Health, time.Minute)
-	def(&c.RecordDelay, 2*time.Second)
 	def(&c.Grace, 20*time.Second)
 	def(&c.Withheld, 5*time.Minute)
 	if c.DeviceWindow <= 0 {

@@ -49,7 +49,7 @@ type node struct {
 func newNode(self api.DeviceID, cfg Config) node {
 	cfg = cfg.withDefaults()
 	return node{tree: newTree(self), cfg: cfg, children: map[api.DeviceID]*child{}, out: map[api.DeviceID]*outbox{},
-		warnings: map[string]api.Warning{}, dirty: map[api.DeviceID]struct{}{}, downFeed: cfg.Rand() >> 32}
+		warnings: map[string]api.Warning{}, dirty: map[api.DeviceID]struct{}{}, downFeed: cfg.Rand() >> 48}
 }
 
 // due asks for a tick at t at the latest.

@@ -48,7 +48,7 @@ type RelayConfig struct {
 func NewRelay(now time.Time, c RelayConfig) (*Relay, error) {
 	r := &Relay{node: newNode(c.Self, c.Config), keys: c.Keys,
 		changed: map[api.DeviceID]struct{}{}, attached: map[api.DeviceID]struct{}{}, absents: map[api.DeviceID]struct{}{}}
-	r.feed = r.cfg.Rand() >> 32
+	r.feed = r.cfg.Rand() >> 48
 	r.keyOf = func(id api.DeviceID) crypto.PublicKey {
 		if row := r.rows[id]; row != nil {
 			return row.pub
