@@ -50,7 +50,7 @@ func (f *finding) decode() {
 func decodeRecord(r *record.Record) decoded {
 	switch r.Kind {
 	case api.RecordUsage:
-		u, err := record.DecodeUsage(r.Payload)
+		u, err := r.Usage()
 		if err == nil {
 			err = checkUsage(&u)
 		}

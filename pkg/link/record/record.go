@@ -66,6 +66,16 @@ type Record struct {
 	// End is the chain value after Last as it was before records were summed or lost,
 	// so that the chain behind them stands. It is zero when the record is itself.
 	End Hash
+
+	usage *api.Usage // the payload decoded, when the packing gave it so
+}
+
+// Usage decodes the payload of a usage record.
+func (r *Record) Usage() (api.Usage, error) {
+	if r.usage != nil {
+		return *r.usage, nil
+	}
+	return DecodeUsage(r.Payload)
 }
 
 // Stands reports whether r stands for other records, and so carries End.
