@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -154,7 +155,22 @@ func (d *device) tearDown() {
 	d.end()
 	d.daemon.Kill()
 	d.up.Close()
-	_ = os.RemoveAll(d.dir)
+	d.unmountAll()
+	if err := os.RemoveAll(d.dir); err != nil {
+		d.t.Errorf("the device's folder stays behind: %v", err)
+	}
+}
+
+// unmountAll takes away every mount below the device's folder, last one first.
+func (d *device) unmountAll() {
+	mounts, _ := os.ReadFile("/proc/self/mounts")
+	lines := strings.Split(string(mounts), "\n")
+	for i := len(lines) - 1; i >= 0; i-- {
+		f := strings.Fields(lines[i])
+		if len(f) > 1 && strings.HasPrefix(f[1], d.dir+"/") {
+			_ = syscall.Unmount(f[1], syscall.MNT_DETACH)
+		}
+	}
 }
 
 // wait polls until ok, and fails with what at the deadline.
