@@ -39,16 +39,22 @@ type running struct {
 	stop  func()
 }
 
-func start(t *testing.T, dir string) *running { t.Helper(); return startAt(t, dir, "127.0.0.1:0") }
-
-func startAt(t *testing.T, dir, mqttAddress string) *running {
+func start(t *testing.T, dir string) *running {
 	t.Helper()
-	o := &options{data: data(dir), https: "127.0.0.1:0", mqtt: mqttAddress, names: []string{"127.0.0.1"}, keepUnbacked: true}
+	return startWith(t, options{data: data(dir), mqtt: "127.0.0.1:0"}, func(*core) {})
+}
+
+// startWith starts a core; before is called when it is put together and does not run yet.
+func startWith(t *testing.T, o0 options, before func(*core)) *running {
+	t.Helper()
+	o := &o0
+	o.https, o.names, o.keepUnbacked = "127.0.0.1:0", []string{"127.0.0.1"}, true
 	c := &core{o: o, log: slog.New(slog.NewTextHandler(t.Output(), nil)), metrics: prometheus.NewRegistry()}
 	ctx, cancel := context.WithCancel(context.Background())
 	if err := c.open(ctx); err != nil {
 		t.Fatal(err)
 	}
+	before(c)
 	done := make(chan error, 1)
 	go func() { done <- c.serve(ctx) }()
 	token, err := os.ReadFile(o.data.adminToken())

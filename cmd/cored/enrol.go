@@ -13,6 +13,9 @@ type registrar struct{ c *core }
 // Enrol implements ca.Registrar.
 func (r registrar) Enrol(ctx context.Context, a ca.Application) (ca.Grant, error) {
 	g, err := r.c.roster.Enrol(ctx, applicant(a))
+	if err == nil && g.Approved {
+		err = r.c.admit(ctx, a.Device)
+	}
 	return ca.Grant(g), err
 }
 

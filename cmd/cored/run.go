@@ -39,6 +39,7 @@ type options struct {
 	data         data
 	https, mqtt  string
 	names        []string
+	broker       string // of somebody else; empty: the embedded one
 	keepUnbacked bool
 	logLevel     slog.Level
 	logJSON      bool
@@ -58,6 +59,7 @@ func runCommand() *cobra.Command {
 	f.StringVar(&dir, "data", "/var/lib/cored", "folder for everything that the core keeps")
 	f.StringVar(&o.https, "listen-https", ":8443", "address for people, artifacts, enrolment and streams")
 	f.StringVar(&o.mqtt, "listen-mqtt", ":8883", "address for devices")
+	f.StringVar(&o.broker, "mqtt-broker", "", "host:port of a Mosquitto that devices reach instead of the embedded broker (see docs/operations.md)")
 	f.StringSliceVar(&o.names, "names", nil, "host names and addresses in the core's certificate (default: this host's)")
 	f.BoolVar(&o.keepUnbacked, "keep-unbacked", false, "have devices keep records until a backup holds them, also while no backup was ever made")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
@@ -78,8 +80,9 @@ type core struct {
 	roster   *roster.Roster
 	registry *registry.Registry
 	intake   *intake.Store
-	mqtt     net.Listener
-	broker   *mqtt.Broker
+	broker   carrier
+	external *mqtt.External // the broker, when it is somebody else's
+	orders   chan func(context.Context)
 	end      *link.CoreEndpoint
 	fleet    *fleet.Loop
 	server   *server.Server
@@ -184,7 +187,7 @@ func ownNames() []string {
 }
 
 func (c *core) openRoster(ctx context.Context) (err error) {
-	c.roster, err = roster.Open(ctx, roster.Config{Store: c.store, Fingerprint: c.ca.Fingerprint(), Gone: c.gone, Now: time.Now, Random: rand.Reader, Log: c.log})
+	c.roster, err = roster.Open(ctx, roster.Config{Store: c.store, Fingerprint: c.ca.Fingerprint(), Came: c.came, Gone: c.gone, Now: time.Now, Random: rand.Reader, Log: c.log})
 	c.live.Refused = func(id api.DeviceID) bool { return c.roster.Refused(id) }
 	return err
 }
@@ -219,10 +222,7 @@ func (c *core) openTree(ctx context.Context) (err error) {
 		return err
 	}
 	c.closers = append(c.closers, c.intake.Close)
-	if c.mqtt, err = net.Listen("tcp", c.o.mqtt); err != nil {
-		return err
-	}
-	if c.broker, err = mqtt.NewBroker(mqtt.BrokerConfig{Listener: c.mqtt, Identity: c.live, Log: c.log}); err != nil {
+	if err := c.openBroker(); err != nil {
 		return err
 	}
 	c.end, err = link.NewCoreEndpoint(link.CoreEndpointConfig{
@@ -245,13 +245,6 @@ func (c *core) presence(news []link.Presence) {
 	for _, p := range news {
 		c.intake.Seen(p.Device, now)
 		c.fleet.Reported(p.Device)
-	}
-}
-
-// gone has the link forget a device that was retired or deleted.
-func (c *core) gone(id api.DeviceID) {
-	if c.end != nil { // while the roster opens, there is no link to tell
-		c.end.Forget(id)
 	}
 }
 
@@ -312,9 +305,10 @@ func (c *core) serve(ctx context.Context) error {
 	})
 	g.Go(func() error { return c.fleet.Run(ctx) })
 	g.Go(func() error { return c.renew(ctx) })
+	g.Go(func() error { return c.order(ctx) })
 	g.Go(func() error { return c.serveHTTPS(ctx) })
 	g.Go(func() error { return c.serveControl(ctx) })
-	c.log.Info("the core runs", "version", version, "https", c.https.Addr().String(), "mqtt", c.mqtt.Addr().String(), "epoch", c.epoch, "devices", c.roster.Len(),
+	c.log.Info("the core runs", "version", version, "https", c.https.Addr().String(), "mqtt", c.mqttAddress(), "epoch", c.epoch, "devices", c.roster.Len(),
 		"names", strings.Join(c.o.names, ","), "adminToken", c.o.data.adminToken(), "ca", c.o.data.ca()+"/root.crt")
 	return g.Wait()
 }

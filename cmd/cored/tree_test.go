@@ -7,8 +7,11 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"os"
+	"os/exec"
 	"path/filepath"
-	"strconv"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -154,7 +157,7 @@ func TestDeviceThroughTheLink(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "core")
 	r := start(t, dir)
 	id := r.join("box")
-	b := attach(t, id, r.c.mqtt.Addr().String())
+	b := attach(t, id, r.c.mqttAddress())
 	b.report("version", "test")
 	eventually(t, "the device is online", func() bool { s := r.device("box"); return s.Online && s.Tier == 1 && s.Version == "test" })
 
@@ -192,15 +195,14 @@ func TestDeviceThroughTheLink(t *testing.T) {
 	eventually(t, "the second usage is counted", func() bool { _, n := r.used("box"); return n == 3000 })
 
 	// The core burns down, with all that came after the backup.
-	_, port, _ := net.SplitHostPort(r.c.mqtt.Addr().String())
+	address := r.c.mqttAddress()
 	r.stop()
 	b.use(3000, 7000, 4000)
 	elsewhere := filepath.Join(t.TempDir(), "core")
 	if _, _, err := restoreBackup(t.Context(), data(elsewhere), file, []age.Identity{key}); err != nil {
 		t.Fatal(err)
 	}
-	n, _ := strconv.Atoi(port)
-	r2 := startAt(t, elsewhere, net.JoinHostPort("127.0.0.1", strconv.Itoa(n)))
+	r2 := startWith(t, options{data: data(elsewhere), mqtt: address}, func(*core) {})
 	eventually(t, "the restored core has the device back", func() bool { return r2.device("box").Online })
 	eventually(t, "everything is counted", func() bool { _, n := r2.used("box"); return n == 7000 })
 	eventually(t, "the device is under the new epoch", func() bool { return b.end.Manifest().Manifest.Epoch == r2.c.epoch })
@@ -214,4 +216,74 @@ func TestDeviceThroughTheLink(t *testing.T) {
 	_, connected := b.end.Parent()
 	eventually(t, "the retired device is turned away", func() bool { _, connected = b.end.Parent(); return !connected })
 	r2.must("DELETE", "/api/v1/devices/box", "", nil)
+}
+
+// The same over a Mosquitto that stands beside the core.
+func TestDeviceThroughMosquitto(t *testing.T) {
+	for _, need := range []string{"mosquitto", "mosquitto_ctrl"} {
+		if _, err := exec.LookPath(need); err != nil {
+			t.Skipf("needs %s of Debian's package mosquitto: %v", need, err)
+		}
+	}
+	plugins, _ := filepath.Glob("/usr/lib/*/mosquitto_dynamic_security.so")
+	if len(plugins) == 0 {
+		t.Skip("needs mosquitto_dynamic_security.so of Debian's package mosquitto 2")
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := ln.Addr().String()
+	ln.Close()
+	dir := filepath.Join(t.TempDir(), "core")
+	r := startWith(t, options{data: data(dir), broker: address}, func(c *core) { runMosquitto(t, c, address, plugins[0]) })
+	b := attach(t, r.join("box"), address)
+	b.report("version", "test")
+	eventually(t, "the device is online", func() bool { s := r.device("box"); return s.Online && s.Version == "test" })
+	r.must("POST", "/api/v1/apply", configDocs, nil)
+	eventually(t, "the config reaches the device", func() bool {
+		m := b.end.Manifest()
+		return m != nil && len(m.Manifest.Items["config/motd"].Body) > 0
+	})
+	b.use(0, 1000, 1000)
+	eventually(t, "the usage is counted", func() bool { _, n := r.used("box"); return n == 1000 })
+	r.must("POST", "/api/v1/devices/box/retire", "", nil)
+	eventually(t, "the retired device is turned away", func() bool { _, connected := b.end.Parent(); return !connected })
+}
+
+// runMosquitto starts a broker with the settings that mqtt.External asks for.
+func runMosquitto(t *testing.T, c *core, address, plugin string) {
+	t.Helper()
+	dir := t.TempDir()
+	_, port, _ := net.SplitHostPort(address)
+	conf := strings.NewReplacer("DIR", dir, "PORT", port, "PLUGIN", plugin, "CA", c.o.data.ca()).Replace(`
+per_listener_settings false
+plugin PLUGIN
+plugin_opt_config_file DIR/dynsec.json
+listener PORT 127.0.0.1
+cafile CA/root.crt
+certfile CA/tls.pem
+keyfile CA/tls.pem
+require_certificate true
+use_identity_as_username true
+use_username_as_clientid true
+max_packet_size 1400000
+max_keepalive 65535
+persistence false
+set_tcp_nodelay true
+user root
+`)
+	if err := os.WriteFile(filepath.Join(dir, "mosquitto.conf"), []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mosquitto_ctrl", "dynsec", "init", filepath.Join(dir, "dynsec.json"), identity.CoreName, "unused").CombinedOutput(); err != nil {
+		t.Fatalf("mosquitto_ctrl: %v %s", err, out)
+	}
+	cmd := exec.Command("mosquitto", "-c", filepath.Join(dir, "mosquitto.conf"))
+	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 }

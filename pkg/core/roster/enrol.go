@@ -243,10 +243,13 @@ func (r *Roster) admitted(p *plan) error {
 	if err != nil {
 		return err
 	}
+	id := p.write.Box.Device
 	r.mu.Lock()
+	old := r.boxes[id]
 	e.approved = p.grant.Approved
-	r.boxes[p.write.Box.Device], r.names[e.key] = e, p.write.Box.Device
+	r.boxes[id], r.names[e.key] = e, id
 	r.mu.Unlock()
+	r.tell(id, old != nil && old.active(), e.active())
 	return nil
 }
 

@@ -29,7 +29,9 @@ type Config struct {
 	}
 	// Fingerprint is the root certificate's, for join tokens.
 	Fingerprint [32]byte
-	// Gone is told of devices that may take part no more; it may be told again.
+	// Came is told of devices that may take part from now on, Gone of those that may no
+	// more; both may be told again, and must not call the roster.
+	Came   func(api.DeviceID)
 	Gone   func(api.DeviceID)
 	Now    func() time.Time
 	Random io.Reader
@@ -52,6 +54,9 @@ type box struct {
 	token             string
 	approved, retired bool
 }
+
+// active reports whether the device may take part.
+func (b *box) active() bool { return b.approved && !b.retired }
 
 // Open reads all devices.
 func Open(ctx context.Context, cfg Config) (*Roster, error) {
@@ -152,15 +157,24 @@ func (r *Roster) learn(o *api.Object) error {
 	r.mu.Lock()
 	id := r.names[o.Key()]
 	b := r.boxes[id]
-	gone := b != nil && !b.retired && spec.Retired
+	var before, after bool
 	if b != nil {
+		before = b.active()
 		b.approved, b.retired = spec.Approved, spec.Retired
+		after = b.active()
 	}
 	r.mu.Unlock()
-	if gone {
+	r.tell(id, before, after)
+	return nil
+}
+
+func (r *Roster) tell(id api.DeviceID, before, after bool) {
+	switch {
+	case after && !before:
+		r.cfg.Came(id)
+	case before && !after:
 		r.cfg.Gone(id)
 	}
-	return nil
 }
 
 // forget drops a device whose object is gone. It looks again: what told of that may be
@@ -210,10 +224,23 @@ func (r *Roster) active(id api.DeviceID) (box, bool) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	b := r.boxes[id]
-	if b == nil || !b.approved || b.retired {
+	if b == nil || !b.active() {
 		return box{}, false
 	}
 	return *b, true
+}
+
+// AllActive lists the devices that may take part.
+func (r *Roster) AllActive() []api.DeviceID {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	var ids []api.DeviceID
+	for id, b := range r.boxes {
+		if b.active() {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // Refused reports whether a device is to be turned away: unknown, waiting for approval,

@@ -36,7 +36,7 @@ func start(t *testing.T) *hall {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	r, err := Open(t.Context(), Config{Store: db, Fingerprint: [32]byte{7}, Gone: func(api.DeviceID) {}, Now: clock.Now, Random: rand.Reader, Log: slog.New(slog.DiscardHandler)})
+	r, err := Open(t.Context(), Config{Store: db, Fingerprint: [32]byte{7}, Came: func(api.DeviceID) {}, Gone: func(api.DeviceID) {}, Now: clock.Now, Random: rand.Reader, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
