@@ -152,6 +152,9 @@ func makeBackup(ctx context.Context, d data, file string, to []age.Recipient, ar
 	if err := backup.Create(file, to, *h, append(entries, more...)); err != nil {
 		return nil, err
 	}
+	if err := db.NoteBackup(ctx); err != nil {
+		return nil, err
+	}
 	return h, markSafe(ctx, d, counted)
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"time"
 
@@ -51,6 +52,7 @@ func (c *core) serveControl(ctx context.Context) error {
 			server.WriteError(w, &api.Error{Code: api.Invalid, Message: "not a watermark", Err: err})
 			return
 		}
+		c.intake.Keep()
 		moved, err := c.intake.MarkSafe(r.Context(), counted)
 		if err != nil {
 			c.log.Error("a backup cannot be noted", "err", err)
@@ -68,6 +70,10 @@ func (c *core) serveControl(ctx context.Context) error {
 		c.log.Info("a backup was made", "devices", len(counted), "moved", len(moved))
 		w.WriteHeader(http.StatusNoContent)
 	})
+	// Profiles are for whoever may read the data folder, and not for the network.
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ln) }()

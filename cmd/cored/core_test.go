@@ -48,7 +48,7 @@ func start(t *testing.T, dir string) *running {
 func startWith(t *testing.T, o0 options, before func(*core)) *running {
 	t.Helper()
 	o := &o0
-	o.https, o.names, o.keepUnbacked = "127.0.0.1:0", []string{"127.0.0.1"}, true
+	o.https, o.names = "127.0.0.1:0", []string{"127.0.0.1"}
 	c := &core{o: o, log: slog.New(slog.NewTextHandler(t.Output(), nil)), metrics: prometheus.NewRegistry()}
 	ctx, cancel := context.WithCancel(context.Background())
 	if err := c.open(ctx); err != nil {

@@ -216,7 +216,15 @@ func (c *core) authorizeArtifacts(r *http.Request, a registry.Access) error {
 }
 
 func (c *core) openTree(ctx context.Context) (err error) {
-	c.intake, err = intake.Open(ctx, intake.Config{Path: c.o.data.ledger(), Now: time.Now, Log: c.log, KeepUnbacked: c.o.keepUnbacked,
+	// Once there is a backup, what it does not hold is kept by the devices: a core that
+	// burns down is restored from it, and they send the rest again. Before, there is
+	// nothing to restore, and devices need not keep what is counted.
+	backed, err := c.store.BackedUp(ctx)
+	if err != nil {
+		return err
+	}
+	restored := c.epoch > 1
+	c.intake, err = intake.Open(ctx, intake.Config{Path: c.o.data.ledger(), Now: time.Now, Log: c.log, KeepUnbacked: c.o.keepUnbacked || backed || restored,
 		Changed: func(id api.DeviceID) { c.fleet.Reported(id) }})
 	if err != nil {
 		return err

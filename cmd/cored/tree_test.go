@@ -177,8 +177,8 @@ func TestDeviceThroughTheLink(t *testing.T) {
 
 	b.use(0, 1000, 1000)
 	eventually(t, "the first usage is counted", func() bool { _, n := r.used("box"); return n == 1000 })
-	if u, _ := r.used("box"); u.Safe != 0 {
-		t.Errorf("safe is %d though no backup was made", u.Safe)
+	if u, _ := r.used("box"); u.Safe != u.Acked {
+		t.Errorf("safe is %d of %d though there is no backup to restore from", u.Safe, u.Acked)
 	}
 	key, err := age.GenerateX25519Identity()
 	if err != nil {
@@ -193,6 +193,9 @@ func TestDeviceThroughTheLink(t *testing.T) {
 	}
 	b.use(1000, 3000, 2000)
 	eventually(t, "the second usage is counted", func() bool { _, n := r.used("box"); return n == 3000 })
+	if u, _ := r.used("box"); u.Safe >= u.Acked {
+		t.Errorf("safe is %d of %d though the backup is older", u.Safe, u.Acked)
+	}
 
 	// The core burns down, with all that came after the backup.
 	address := r.c.mqttAddress()

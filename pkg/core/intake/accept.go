@@ -112,7 +112,7 @@ func (s *Store) Position(id api.DeviceID) (link.Position, error) {
 
 func (s *Store) positionOf(d *device) link.Position {
 	p := link.Position{SpoolEpoch: d.epoch, Acked: d.acked, Hash: d.hash, Safe: d.acked}
-	if s.cfg.KeepUnbacked {
+	if s.keeping.Load() {
 		p.Safe = min(d.safe, d.acked)
 	}
 	return p

@@ -47,6 +47,10 @@ func ReadWatermark(ctx context.Context, path string) (_ Watermark, err error) {
 	return w, rows.Err()
 }
 
+// Keep turns Config.KeepUnbacked on from now: there is a backup, and what it does not
+// hold is to be kept. It may be repeated.
+func (s *Store) Keep() { s.keeping.Store(true) }
+
 // MarkSafe notes that a backup holds what w counts: devices may forget it. It may be
 // called again, and with an older watermark. It returns the devices whose position
 // moved; they should be told.

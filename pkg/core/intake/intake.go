@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pressly/goose/v3"
@@ -44,9 +45,10 @@ type Config struct {
 
 // Store implements link.CoreStore, and answers questions from any goroutine.
 type Store struct {
-	cfg   Config
-	write *sql.DB
-	read  *sql.DB
+	cfg     Config
+	keeping atomic.Bool // KeepUnbacked, or turned on since
+	write   *sql.DB
+	read    *sql.DB
 
 	mu       sync.Mutex // of writing, and of what follows
 	stmts    *statements
@@ -66,6 +68,7 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Store{cfg: cfg, devices: make(map[api.DeviceID]*device), services: make(map[service]int64), seen: make(map[api.DeviceID]time.Time)}
+	s.keeping.Store(cfg.KeepUnbacked)
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("open the ledger %s: %w", cfg.Path, err), s.Close())

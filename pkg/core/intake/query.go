@@ -91,7 +91,7 @@ func (s *Store) Usage(ctx context.Context, id api.DeviceID, from, to time.Time) 
 			return err
 		}
 		u.SpoolEpoch, u.Acked, u.Safe = uint64(epoch), uint64(acked), uint64(acked)
-		if s.cfg.KeepUnbacked {
+		if s.keeping.Load() {
 			u.Safe = uint64(min(safe, acked))
 		}
 		lo, hi := bounds(from, to)

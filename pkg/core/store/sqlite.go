@@ -206,3 +206,20 @@ func (s *SQLite) SetEpoch(ctx context.Context, epoch uint64) error {
 		return setCounter(ctx, w, "epoch", int64(epoch))
 	})
 }
+
+// BackedUp reports whether a backup was ever made of this core.
+func (s *SQLite) BackedUp(ctx context.Context) (bool, error) {
+	v, err := s.counter(ctx, s.read, "backups")
+	return v > 0, err
+}
+
+// NoteBackup counts a backup that was made.
+func (s *SQLite) NoteBackup(ctx context.Context) error {
+	return s.tx(ctx, func(w *writer) error {
+		v, err := s.counter(ctx, w, "backups")
+		if err != nil {
+			return err
+		}
+		return setCounter(ctx, w, "backups", v+1)
+	})
+}
