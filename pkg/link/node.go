@@ -346,13 +346,12 @@ func (n *node) reconcile(_ time.Time, c *child, r *row, cl claimed) {
 		b := putArray(putMessage(nil, downAhead, 1), 3)
 		n.toChild(c.id, state, putUint(putUint(putID(b, r.id), have.epoch), have.seq), false)
 	}
+	r.claim = version{}
 	switch {
 	case r.man.newer(cl.man):
 		n.give(c, r, cl.man)
-	case cl.man.newer(r.manifestVersion()):
+	case cl.man.newer(r.man.version):
 		r.claim = cl.man
-		fallthrough
-	case r.claim == cl.man && r.claim.newer(r.man.version):
 		if n.takeManifest != nil {
 			n.toChild(c.id, state, putID(putMessage(nil, downGive, 1), r.id), false)
 		}

@@ -344,6 +344,9 @@ func (r *Relay) wantsIn(now time.Time, rd *reader) {
 // through the feed.
 func (r *Relay) follow(_ time.Time, row *row, have version) {
 	row.known = true
+	if row.ahead.newer(have) {
+		row.ahead = version{} // the parent no longer has it: it came back from a backup
+	}
 	if !row.state.newer(have) {
 		return
 	}
