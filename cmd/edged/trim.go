@@ -1,0 +1,83 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// When memory is given back: most of the program's text serves starting alone.
+const (
+	firstTrim = 30 * time.Second
+	trimEvery = time.Minute
+	freeEvery = 10 // trims
+)
+
+// trim gives back what starting needed and running does not: pages of the program's
+// own file, which the kernel finds again in its page cache when they are wanted (some
+// hundred soft faults a minute), and free heap.
+func (b *box) trim(ctx context.Context) error {
+	timer := time.NewTimer(firstTrim)
+	defer timer.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-timer.C:
+			timer.Reset(trimEvery)
+		}
+		if n%freeEvery == 0 {
+			debug.FreeOSMemory()
+		}
+		if err := dropText(); err != nil {
+			b.log.Debug("program text not given back", "err", err)
+			<-ctx.Done()
+			return nil
+		}
+	}
+}
+
+// dropText unmaps the clean pages of this program's read-only segments.
+func dropText() error {
+	exe, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		return err
+	}
+	for _, s := range readOnlySegments(maps, exe) {
+		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, s.from, s.to-s.from, unix.MADV_DONTNEED); errno != 0 {
+			return errno
+		}
+	}
+	return nil
+}
+
+type segment struct{ from, to uintptr }
+
+// readOnlySegments finds the segments of a file in /proc/pid/maps (proc(5)) that cannot
+// have been written: text and constants of a static program. Anything else is left
+// alone, since giving back a written page would lose it.
+func readOnlySegments(maps []byte, file string) (out []segment) {
+	s := bufio.NewScanner(bytes.NewReader(maps))
+	for s.Scan() {
+		fields := strings.SplitN(s.Text(), " ", 6)
+		if len(fields) < 6 || strings.TrimSpace(fields[5]) != file || fields[1] != "r-xp" && fields[1] != "r--p" {
+			continue
+		}
+		var g segment
+		if n, err := fmt.Sscanf(fields[0], "%x-%x", &g.from, &g.to); n == 2 && err == nil && g.from < g.to {
+			out = append(out, g)
+		}
+	}
+	return out
+}
