@@ -5,6 +5,7 @@
 package scenario
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -41,7 +42,7 @@ func raise(t *testing.T, boxes []lab.BoxSpec, coredArgs ...string) *story.Story 
 	if err != nil {
 		t.Fatal(err)
 	}
-	bin := filepath.Join(root, "bin")
+	bin := cmp.Or(os.Getenv("TRIBUTARY_BIN"), filepath.Join(root, "bin"))
 	if _, err := os.Stat(filepath.Join(bin, "edged")); err != nil {
 		t.Skip("needs the programs: run make build")
 	}
