@@ -338,6 +338,14 @@ func (r *Relay) wantsIn(now time.Time, rd *reader) {
 		}
 		advance(i + 1)
 	}
+	if !r.walking() {
+		r.due(now) // attachments that waited for the answers
+	}
+}
+
+// walking reports whether the parent has yet to answer rows that it was shown.
+func (r *Relay) walking() bool {
+	return slices.ContainsFunc(r.u.shown, func(c []claimed) bool { return c != nil })
 }
 
 // follow sends the parent what it lacks of a device's state; from then on it follows
@@ -504,8 +512,11 @@ func (r *Relay) flushUp(now time.Time) {
 
 // sendAttached tells the parent of devices that are newly attached below, those nearer
 // to us first.
+//
+// While a walk is on its way they wait: the parent may not have the attachments yet that
+// they hang on, not even our own, and would refuse them.
 func (r *Relay) sendAttached() {
-	if len(r.attached) == 0 {
+	if len(r.attached) == 0 || r.walking() {
 		return
 	}
 	for _, row := range r.below(r.self) {
@@ -578,7 +589,7 @@ func (r *Relay) tickUplink(now time.Time) {
 	if r.u.shown != nil {
 		if left := r.u.shownAt.Add(walkLimit); now.Before(left) {
 			r.due(left)
-		} else if slices.ContainsFunc(r.u.shown, func(c []claimed) bool { return c != nil }) {
+		} else if r.walking() {
 			r.hello(now) // the answer is lost; begin again
 			return
 		} else {
