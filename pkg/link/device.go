@@ -401,7 +401,7 @@ func (d *Device) pathUp(now time.Time, coreEpoch uint64) {
 	}
 	d.rto = 0
 	d.goBack(now)
-	if coreEpoch > d.core && d.core > 0 || d.tombs() > maxTombs/2 {
+	if coreEpoch > d.core && (d.core > 0 || d.acked() > 0) || d.tombs() > maxTombs/2 {
 		d.asking, d.asked, d.askAgain = true, now.Add(patience-firstRTO), 0
 	}
 }

@@ -2,6 +2,7 @@ package link
 
 import (
 	"log/slog"
+	"math/rand/v2"
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
@@ -26,7 +27,7 @@ type Config struct {
 	// Withheld is how long a newer manifest may take to arrive after a signed
 	// acknowledgement has named it. Default 5 min.
 	Withheld time.Duration
-	// Rand gives random numbers: feed names and jitter, nothing secret.
+	// Rand gives random numbers: feed names and jitter, nothing secret. Default math/rand.
 	Rand func() uint64
 	// Wall tells Unix seconds at a moment; default its own. Moments themselves never go
 	// back (time.Now has a monotonic reading); the wall clock may.
@@ -63,7 +64,7 @@ func (c Config) withDefaults() Config {
 		c.ChildWindow = 4 << 20
 	}
 	if c.Rand == nil {
-		c.Rand = func() uint64 { return 4 } // chosen by fair dice roll; only tests leave it out
+		c.Rand = rand.Uint64
 	}
 	if c.Wall == nil {
 		c.Wall = time.Time.Unix
