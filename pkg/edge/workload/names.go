@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,6 +20,7 @@ type peer struct {
 	Hostname string
 	Networks []string
 	Addrs    []string // by network
+	Host     bool     // on the host's own network
 }
 
 // hostsFile writes a container's /etc/hosts: itself, and each service of its app
@@ -33,9 +35,15 @@ func hostsFile(self peer, others []peer) []byte {
 	}
 	slices.SortFunc(others, func(x, y peer) int { return strings.Compare(x.Service, y.Service) })
 	for _, o := range others {
+		switch {
+		case o.Host && self.Host:
+			line(&b, "127.0.0.1", o.Service, o.Hostname)
+		case o.Host && len(self.Addrs) > 0:
+			line(&b, gateway(self.Addrs[0]), o.Service, o.Hostname)
+		}
 		for i, n := range o.Networks {
 			// A container on the host's own network reaches every bridge.
-			if i < len(o.Addrs) && (len(self.Networks) == 0 || slices.Contains(self.Networks, n)) {
+			if i < len(o.Addrs) && (self.Host || slices.Contains(self.Networks, n)) {
 				line(&b, o.Addrs[i], o.Service, o.Hostname)
 				break
 			}
@@ -44,12 +52,24 @@ func hostsFile(self peer, others []peer) []byte {
 	return b.Bytes()
 }
 
+// gateway is the host's address on the network of addr: every network is a /24 whose
+// first address is the bridge.
+func gateway(addr string) string {
+	a, err := netip.ParseAddr(addr)
+	if err != nil || !a.Is4() {
+		return "127.0.0.1"
+	}
+	b := a.As4()
+	b[3] = 1
+	return netip.AddrFrom4(b).String()
+}
+
 func line(b *bytes.Buffer, addr string, names ...string) {
 	fmt.Fprintf(b, "%s\t%s\n", addr, strings.Join(slices.Compact(names), " "))
 }
 
 func (t *tracked) peer() peer {
-	p := peer{Service: t.in.Key.Service, Hostname: hostname(&t.svc), Networks: networksOf(&t.svc)}
+	p := peer{Service: t.in.Key.Service, Hostname: hostname(&t.svc), Networks: networksOf(&t.svc), Host: t.svc.NetworkMode == "host"}
 	for _, a := range t.addrs {
 		p.Addrs = append(p.Addrs, a.String())
 	}
