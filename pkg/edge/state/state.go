@@ -73,7 +73,9 @@ type Store struct {
 	mu      sync.Mutex
 	late    map[pair]pending // committed without sync, not yet in the file
 	order   uint64
-	full    time.Time // since when the disk is full; zero when it is not
+	full    time.Time // since when writes fail for want of room; zero when they do not
+	tight   time.Time // since when the disk has next to no room; zero when it has
+	free    uint64    // bytes, when last looked at
 	rebuilt time.Time
 	copied  time.Time
 	badCopy error
@@ -224,9 +226,8 @@ func (s *Store) Warnings() []api.Warning {
 		out = append(out, api.Warning{Name: "state-rebuilt", Severity: api.Degraded, Since: s.rebuilt.Unix(),
 			Message: "the state file was damaged and has been rebuilt; if it comes again, replace the disk"})
 	}
-	if !s.full.IsZero() {
-		out = append(out, api.Warning{Name: "disk-full", Severity: api.Critical, Since: s.full.Unix(),
-			Message: "no room to write state; apps go on running; free space on the data disk"})
+	if w, ok := s.fullWarning(); ok {
+		out = append(out, w)
 	}
 	if s.badCopy != nil {
 		out = append(out, api.Warning{Name: "state-copy-stale", Severity: api.Degraded, Since: s.copied.Unix(),
@@ -240,6 +241,7 @@ func (s *Store) Warnings() []api.Warning {
 func (s *Store) Run(ctx context.Context) error {
 	flush := time.NewTicker(lateWait)
 	defer flush.Stop()
+	s.lookAtRoom()
 	for {
 		select {
 		case <-ctx.Done():
@@ -248,6 +250,7 @@ func (s *Store) Run(ctx context.Context) error {
 			return nil
 		case <-flush.C:
 			s.flushLate()
+			s.lookAtRoom()
 			s.copyIfDue(s.cfg.CopyEvery)
 			s.reserve()
 		case <-s.kick:
