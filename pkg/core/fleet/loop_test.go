@@ -300,3 +300,34 @@ func BenchmarkFleet10k(b *testing.B) {
 	runtime.ReadMemStats(&after)
 	b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/n, "B/device")
 }
+
+// BenchmarkRollup10k is one report of each of 10,000 devices, as after a change of their
+// fleet, until all their statuses are kept.
+func BenchmarkRollup10k(b *testing.B) {
+	const n = 10_000
+	c := newCore(b, filepath.Join(b.TempDir(), "core.db"))
+	ids := make([]api.DeviceID, n)
+	for i := range n {
+		ids[i] = api.DeviceID{byte(i), byte(i >> 8), 1}
+		c.put(api.KindDevice, fmt.Sprint("d", i), map[string]string{"role": "field"}, api.DeviceSpec{Approved: true}, api.DeviceStatus{ID: ids[i]})
+	}
+	c.fleet("field", "field")
+	c.run()
+	fleet := func() (s api.FleetStatus) {
+		o, _ := c.db.Get(b.Context(), api.Key{Tenant: "default", Kind: api.KindFleet, Name: "field"})
+		_ = decode(o.Status, &s)
+		return s
+	}
+	c.until("the fleet", func() bool { return fleet().Devices == n })
+	running := false
+	for b.Loop() {
+		running = !running
+		state := map[bool]api.AppState{true: api.Running, false: api.Pulling}[running]
+		r := &Report{Parent: "core", Online: true, Entries: map[string][]byte{"app/web": encode(api.AppStatus{Name: "web", State: state}), "version": encode("v"),
+			"hardware": encode(api.Hardware{Arch: "arm64", CPUs: 4}), "labels": encode(map[string]string{api.Reserved + "arch": "arm64"})}}
+		for _, id := range ids {
+			c.report(id, r)
+		}
+		c.until("the sum", func() bool { return fleet().Running == map[bool]int{true: n}[running] })
+	}
+}

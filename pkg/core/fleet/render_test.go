@@ -172,13 +172,6 @@ func TestStatusOf(t *testing.T) {
 	if s, _, _ := StatusOf(before, r, 2, 4, 8, nil); s.Applied != 0 {
 		t.Errorf("a generation of an earlier epoch counts as applied: %d", s.Applied)
 	}
-	next, changed := relabelled(map[string]string{"role": "field", api.Reserved + "arch": "amd64", api.Reserved + "gone": "x"}, labels)
-	if !changed || !maps.Equal(next, map[string]string{"role": "field", api.Reserved + "arch": "arm64"}) {
-		t.Errorf("labels become %v", next)
-	}
-	if _, changed := relabelled(next, labels); changed {
-		t.Error("the same labels again are a change")
-	}
 }
 
 func FuzzStatusOf(f *testing.F) {

@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -221,49 +220,52 @@ func (l *Loop) sum(ctx context.Context, devices map[api.DeviceID]bool) error {
 		ids = append(ids, id)
 	}
 	for part := range slices.Chunk(ids, batch) {
-		statuses := make(map[api.Key]any, len(part))
-		for _, id := range part {
-			if err := l.status(ctx, id, statuses); err != nil {
-				return fmt.Errorf("status of device %s: %w", id, err)
-			}
+		probed, err := l.statuses(ctx, part)
+		if err != nil {
+			return err
 		}
-		if err := l.cfg.Store.PutStatuses(ctx, statuses); err != nil {
+		if err := l.cfg.Store.PutProbed(ctx, probed); err != nil {
 			return fmt.Errorf("keep statuses: %w", err)
 		}
 	}
 	return nil
 }
 
-// status works out one device's status, and writes its probed labels when they changed.
-func (l *Loop) status(ctx context.Context, id api.DeviceID, out map[api.Key]any) error {
-	report, err := l.cfg.Reports.Report(ctx, id)
-	if err != nil {
-		return err
-	}
-	key, ok := l.keyOf(id)
-	if !ok {
-		return nil
-	}
-	obj, err := l.cfg.Store.Get(ctx, key)
-	if err != nil {
-		if api.CodeOf(err) == api.NotFound {
-			return nil
+// statuses works out the status of devices, and the labels that they found out about
+// themselves.
+func (l *Loop) statuses(ctx context.Context, ids []api.DeviceID) ([]store.Probed, error) {
+	keys, named := make([]api.Key, 0, len(ids)), make([]api.DeviceID, 0, len(ids))
+	for _, id := range ids {
+		if key, ok := l.keyOf(id); ok {
+			keys, named = append(keys, key), append(named, id)
 		}
-		return err
 	}
-	var before api.DeviceStatus
-	if err := decode(obj.Status, &before); err != nil {
-		return err
+	objects, err := l.cfg.Store.GetMany(ctx, keys)
+	if err != nil {
+		return nil, err
 	}
-	s, labels, bad := l.digest(id, before, report)
-	if len(bad) > 0 {
-		l.cfg.Log.Warn("a device reported what cannot be read", "device", key.Name, "keys", bad)
+	out := make([]store.Probed, 0, len(keys))
+	for i, key := range keys {
+		obj := objects[key]
+		if obj == nil {
+			continue
+		}
+		var before api.DeviceStatus
+		if err := decode(obj.Status, &before); err != nil {
+			return nil, fmt.Errorf("status of %s: %w", key, err)
+		}
+		report, err := l.cfg.Reports.Report(ctx, named[i])
+		if err != nil {
+			return nil, fmt.Errorf("report of %s: %w", key, err)
+		}
+		s, labels, bad := l.digest(named[i], before, report)
+		if len(bad) > 0 {
+			l.cfg.Log.Warn("a device reported what cannot be read", "device", key.Name, "keys", bad)
+		}
+		_, told := report.Entries[keyLabels]
+		out = append(out, store.Probed{Key: key, Status: s, Labels: labels, Relabel: told})
 	}
-	out[key] = s
-	if _, told := report.Entries[keyLabels]; told {
-		return l.relabel(ctx, obj, labels)
-	}
-	return nil
+	return out, nil
 }
 
 func (l *Loop) keyOf(id api.DeviceID) (api.Key, bool) {
@@ -310,48 +312,6 @@ func (l *Loop) below(relay api.DeviceID, depth int) {
 			l.below(child, depth-1)
 		}
 	}
-}
-
-// relabel writes the labels that a device found out about itself.
-func (l *Loop) relabel(ctx context.Context, obj *api.Object, probed map[string]string) error {
-	next, changed := relabelled(obj.Metadata.Labels, probed)
-	if !changed {
-		return nil
-	}
-	c := *obj
-	c.Metadata.Labels = next
-	_, err := l.cfg.Store.Put(ctx, &c, store.PutOptions{Update: true})
-	var e *api.Error
-	if errors.As(err, &e) && (e.Code == api.Conflict || e.Code == api.NotFound) {
-		l.news.device(statusID(obj)) // somebody wrote in between: look again
-		return nil
-	}
-	return err
-}
-
-func statusID(o *api.Object) api.DeviceID {
-	var s api.DeviceStatus
-	_ = decode(o.Status, &s) // it decoded a moment ago
-	return s.ID
-}
-
-// relabelled replaces the probed part of a device's labels.
-func relabelled(labels, probed map[string]string) (next map[string]string, changed bool) {
-	next = map[string]string{}
-	for k, v := range labels {
-		if !strings.HasPrefix(k, api.Reserved) {
-			next[k] = v
-		} else if probed[k] != v {
-			changed = true
-		}
-	}
-	for k, v := range probed {
-		if old, had := labels[k]; !had || old != v {
-			changed = true
-		}
-		next[k] = v
-	}
-	return next, changed
 }
 
 // sumFleets writes the status of all fleets; those that did not change cost no write.

@@ -34,6 +34,10 @@ type Store interface {
 	// PutStatuses is PutStatus for many objects in one transaction. Objects that do
 	// not exist are passed over.
 	PutStatuses(ctx context.Context, statuses map[api.Key]any) error
+	// PutProbed is PutStatuses that may replace an object's probed labels, too.
+	PutProbed(ctx context.Context, list []Probed) error
+	// GetMany returns those of the objects that exist, as of one moment.
+	GetMany(ctx context.Context, keys []api.Key) (map[api.Key]*api.Object, error)
 	// Delete removes an object; revision 0 removes whatever is there.
 	Delete(ctx context.Context, key api.Key, revision int64) error
 	// Watch tells of every change after a revision (0: from now on, -1: from the very

@@ -157,6 +157,38 @@ func Objects(t *testing.T, historyLimit int, open func(t *testing.T) store.Store
 		}
 	})
 
+	t.Run("probed", func(t *testing.T) {
+		s := open(t)
+		o := config("a", `{}`)
+		o.Metadata.Labels = map[string]string{"mine": "1", api.Reserved + "old": "x"}
+		before := put(t, s, o)
+		write := func(labels map[string]string, relabel bool) *api.Object {
+			t.Helper()
+			if err := s.PutProbed(ctx, []store.Probed{{Key: key("a"), Status: 7, Labels: labels, Relabel: relabel}, {Key: key("gone"), Status: 1}}); err != nil {
+				t.Fatal(err)
+			}
+			many, err := s.GetMany(ctx, []api.Key{key("a"), key("gone")})
+			if err != nil || len(many) != 1 {
+				t.Fatalf("%v %v", many, err)
+			}
+			return many[key("a")]
+		}
+		specs := s.Watch(ctx, store.WatchQuery{SpecOnly: true})
+		if got := write(nil, false); string(got.Status) != "7" || len(got.Metadata.Labels) != 2 || got.Metadata.Generation != before.Metadata.Generation {
+			t.Fatalf("status alone: %v", text(got))
+		}
+		got := write(map[string]string{api.Reserved + "arch": "arm64", "mine": "2"}, true)
+		if want := map[string]string{"mine": "1", api.Reserved + "arch": "arm64"}; !reflect.DeepEqual(got.Metadata.Labels, want) {
+			t.Fatalf("labels %v, want %v", got.Metadata.Labels, want)
+		}
+		if again := write(map[string]string{api.Reserved + "arch": "arm64"}, true); again.Metadata.Revision != got.Metadata.Revision {
+			t.Fatal("the same again was a write")
+		}
+		if e := next(t, specs); e.Revision != got.Metadata.Revision {
+			t.Fatalf("a watch without status hears of revision %d, want %d, of the labels", e.Revision, got.Metadata.Revision)
+		}
+	})
+
 	t.Run("dry run", func(t *testing.T) {
 		s := open(t)
 		would, err := s.Put(ctx, config("a", `{}`), store.PutOptions{DryRun: true})
