@@ -35,8 +35,10 @@ func (b *box) makeLink(context.Context) error {
 		}
 		down = broker
 	}
-	if err := b.forgetStateEpoch(); err != nil {
-		return err
+	if b.state.Origin().Rebuilt() { // numbers that were told to others must not be used again
+		if err := link.Restored(b.state); err != nil {
+			return err
+		}
 	}
 	me := live.Get()
 	var err error
@@ -53,15 +55,6 @@ func (b *box) makeLink(context.Context) error {
 		},
 	})
 	return err
-}
-
-// forgetStateEpoch makes the link begin a new epoch of reported state when the state
-// file came from an older copy: numbers would otherwise be used twice.
-func (b *box) forgetStateEpoch() error {
-	if !b.state.Origin().Rebuilt() {
-		return nil
-	}
-	return b.state.Commit([]link.Op{{Bucket: "device", Key: []byte("state")}}, true)
 }
 
 // parentWatch tells Parents when a session begins, so that what failed is tried again.
