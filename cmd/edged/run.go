@@ -257,7 +257,7 @@ func (b *box) makeWorkload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b.meter, err = meter.New(meter.Config{Store: b.state.Blob("meter"), Reader: reader, Now: b.clock.Now, Log: b.log, Targets: func() []meter.Target {
+	b.meter, err = meter.New(meter.Config{Store: b.state.Mirror("meter"), Reader: reader, Now: b.clock.Now, Log: b.log, Targets: func() []meter.Target {
 		if b.work == nil {
 			return nil
 		}

@@ -242,7 +242,7 @@ func (b *bench) open() {
 		b.t.Fatal(err)
 	}
 	b.work = &workRecorder{changed: make(chan struct{}, 1)}
-	b.meter, err = meter.New(meter.Config{Store: b.state.Blob("meter"), Reader: &counters{}, Targets: b.work.Targets, Log: log})
+	b.meter, err = meter.New(meter.Config{Store: b.state.Mirror("meter"), Reader: &counters{}, Targets: b.work.Targets, Log: log})
 	if err != nil {
 		b.t.Fatal(err)
 	}
