@@ -331,3 +331,9 @@ func (k identityKeys) Certificate(der []byte) (api.DeviceID, crypto.PublicKey, e
 func (k identityKeys) Verify(pub crypto.PublicKey, cose, aad []byte) ([]byte, error) {
 	return identity.Verify(pub, cose, aad)
 }
+
+// Acked is the last of the box's records that the core has counted.
+func (e *Endpoint) Acked() uint64 {
+	_, _, acked, _ := e.cfg.Spool.Range()
+	return acked
+}

@@ -63,7 +63,7 @@ func (w *World) Want(id api.DeviceID, items map[string][]byte) {
 	}
 	d := w.DB.Fleet[id]
 	if d == nil {
-		d = newDesired(w.DB.Epoch)
+		d = NewDesired(w.DB.Epoch)
 		w.DB.Fleet[id] = d
 	}
 	if err := d.Set(w.Keys, id, w.DB.Epoch, w.Now.Unix(), items); err != nil {

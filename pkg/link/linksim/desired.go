@@ -50,7 +50,8 @@ func (d *Desired) Set(k *Keyring, id api.DeviceID, epoch uint64, now int64, item
 	return err
 }
 
-func newDesired(epoch uint64) *Desired {
+// NewDesired wants nothing yet, under a core epoch.
+func NewDesired(epoch uint64) *Desired {
 	return &Desired{Epoch: epoch, Items: map[string]manifest.Item{}, Tombs: map[string]uint64{}}
 }
 

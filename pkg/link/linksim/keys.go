@@ -15,6 +15,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/link"
 	"tributary.dev/tributary/pkg/manifest"
 )
 
@@ -170,3 +171,17 @@ func (coreKeys) StateKey(id api.DeviceID) ([32]byte, bool)       { return stateK
 func (coreKeys) Sign(aad, payload []byte) ([]byte, error) {
 	return seal(coreName, kidHeader, aad, payload)
 }
+
+// Device is the keyring as one device sees it.
+func (k *Keyring) Device(id api.DeviceID) interface {
+	link.DeviceKeys
+	link.RelayKeys
+} {
+	return deviceKeys{k, id}
+}
+
+// Core is the keyring as the core sees it.
+func (k *Keyring) Core() link.CoreKeys { return coreKeys{k} }
+
+// Cert is a device's certificate.
+func Cert(id api.DeviceID) []byte { return certOf(id) }

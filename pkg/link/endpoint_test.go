@@ -1,0 +1,216 @@
+package link_test
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+	"go.uber.org/goleak"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/link"
+	"tributary.dev/tributary/pkg/link/linksim"
+	"tributary.dev/tributary/pkg/link/spool"
+)
+
+// wire is an Uplink and a Downlink in memory: each end has a queue that one goroutine
+// empties, as a broker's client has.
+type wire struct {
+	hub   *hub
+	id    api.DeviceID
+	queue chan func(link.UplinkHandler)
+}
+
+type hub struct {
+	parent   api.DeviceID
+	mu       sync.Mutex
+	children map[api.DeviceID]*wire
+	queue    chan func(link.DownlinkHandler)
+}
+
+func newHub(parent api.DeviceID) *hub {
+	return &hub{parent: parent, children: map[api.DeviceID]*wire{}, queue: make(chan func(link.DownlinkHandler), 1024)}
+}
+
+func (h *hub) Run(ctx context.Context, to link.DownlinkHandler) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case do := <-h.queue:
+			do(to)
+		}
+	}
+}
+
+func (h *hub) Send(child api.DeviceID, frame []byte, _ bool) error {
+	h.mu.Lock()
+	w := h.children[child]
+	h.mu.Unlock()
+	if w == nil {
+		return link.ErrDown
+	}
+	b := append([]byte(nil), frame...)
+	w.queue <- func(to link.UplinkHandler) { to.FromParent(b) }
+	return nil
+}
+
+func (h *hub) Retain(api.DeviceID, []byte) error { return nil }
+func (h *hub) Kick(api.DeviceID, string)         {}
+
+func (w *wire) Run(ctx context.Context, to link.UplinkHandler) error {
+	w.hub.mu.Lock()
+	w.hub.children[w.id] = w
+	w.hub.mu.Unlock()
+	w.hub.queue <- func(h link.DownlinkHandler) { h.ChildUp(w.id, linksim.Cert(w.id)) }
+	to.ParentUp(w.hub.parent)
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case do := <-w.queue:
+			do(to)
+		}
+	}
+}
+
+func (w *wire) Send(frame []byte, _ bool) error {
+	b := append([]byte(nil), frame...)
+	w.hub.queue <- func(h link.DownlinkHandler) { h.FromChild(w.id, b) }
+	return nil
+}
+
+func (w *wire) SetParents([]api.ParentRef) {}
+func (w *wire) FetchRetained() error       { return nil }
+func (w *wire) Reset(string)               {}
+
+func box(t *testing.T, keys *linksim.Keyring, id api.DeviceID, up, down *hub) *link.Endpoint {
+	t.Helper()
+	dir := t.TempDir()
+	db, err := bbolt.Open(filepath.Join(dir, "state.db"), 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	records, err := spool.Open(spool.Config{Dir: filepath.Join(dir, "spool"), DB: db, Now: time.Now, Rand: rand.Reader})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := records.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	cfg := link.EndpointConfig{RelayConfig: link.RelayConfig{Config: link.Config{RecordDelay: 10 * time.Millisecond}, Self: id, Cert: linksim.Cert(id),
+		Store: link.OpenBolt(db), Spool: records, Keys: keys.Device(id)}, Uplink: &wire{hub: up, id: id, queue: make(chan func(link.UplinkHandler), 1024)}}
+	if down != nil {
+		cfg.Downlink = down
+	}
+	e, err := link.NewEndpoint(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+// guarded lets the test look into the core's store while the core writes it.
+type guarded struct {
+	mu sync.Mutex
+	*linksim.Database
+}
+
+func (g *guarded) ApplyState(c []link.StateChange) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.Database.ApplyState(c)
+}
+
+func (g *guarded) keys(id api.DeviceID) int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if s := g.States[id]; s != nil {
+		return len(s.Entries)
+	}
+	return 0
+}
+
+// The facades with goroutines, a real spool and real bbolt files: two hops, everything
+// that crosses them.
+func TestEndpoints(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	keys := keyring(t)
+	db := &guarded{Database: linksim.NewDatabase()}
+	relayID, fieldID := api.DeviceID{1}, api.DeviceID{2}
+	top, mid := newHub(api.DeviceID{}), newHub(relayID)
+	core, err := link.NewCoreEndpoint(link.CoreEndpointConfig{CoreConfig: link.CoreConfig{Epoch: 1, Store: db, Keys: keys.Core()}, Downlink: top})
+	if err != nil {
+		t.Fatal(err)
+	}
+	relay, field := box(t, keys, relayID, top, mid), box(t, keys, fieldID, mid, nil)
+	commands := make(chan string, 1)
+	field.OnCommand(func(raw []byte) { commands <- string(raw) })
+
+	ctx, stop := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	for _, run := range []func(context.Context) error{core.Run, relay.Run, field.Run} {
+		running.Go(func() { _ = run(ctx) })
+	}
+	defer running.Wait()
+	defer stop()
+
+	want := linksim.NewDesired(1)
+	if err := want.Set(keys, fieldID, 1, 1_764_000_000, map[string][]byte{"config/a": {1}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := core.Publish(want.Signed, want.Tombs); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 50 {
+		if err := field.Report(fmt.Sprintf("key/%d", i), []byte{byte(i)}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := field.Append(api.RecordEvent, []byte{byte(i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until(t, "the manifest", func() bool { s := field.Manifest(); return s != nil && s.Manifest.Generation == 1 })
+	until(t, "the command", func() bool {
+		_ = core.Command(fieldID, []byte("hello"))
+		select {
+		case c := <-commands:
+			return c == "hello"
+		default:
+			return false
+		}
+	})
+	until(t, "all records to be acknowledged", func() bool { return core.Reachable(fieldID) && field.Acked() == 50 })
+	until(t, "all keys", func() bool { return db.keys(fieldID) == 50 })
+	stop()
+	running.Wait()
+	for seq := uint64(1); seq <= 50; seq++ {
+		if l := db.Ledger[fieldID][seq]; l == nil || l.Count != 1 {
+			t.Errorf("record %d is counted %+v", seq, l)
+		}
+	}
+}
+
+func until(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
+		if done() {
+			return
+		}
+		select {
+		case <-t.Context().Done():
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+	t.Fatalf("waited in vain for %s", what)
+}
