@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -159,13 +158,10 @@ func (l *Lab) EdgectlEnv() ([]string, error) {
 
 // Edgectl runs edgectl in the core's network with stdin, and returns its output.
 func (l *Lab) Edgectl(ctx context.Context, stdin string, args ...string) (string, error) {
-	env, err := l.EdgectlEnv()
+	cmd, err := l.EdgectlCommand(ctx, args...)
 	if err != nil {
 		return "", err
 	}
-	argv := l.core.argv(append([]string{filepath.Join(l.Bin, "edgectl")}, args...)...)
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdin = strings.NewReader(stdin)
 	var out, errOut strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &errOut

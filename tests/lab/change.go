@@ -1,0 +1,57 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// Connect joins two boxes by a link besides the child's uplink: another way to the core.
+func (l *Lab) Connect(ctx context.Context, parent, child string) (*link, error) {
+	p, c := l.Boxes[parent], l.Boxes[child]
+	if p == nil || c == nil {
+		return nil, fmt.Errorf("no box %s or %s", parent, child)
+	}
+	n := l.links
+	l.links++
+	return join(ctx, n, p.ns, c.ns)
+}
+
+// Wipe empties the disk of a box whose power is cut: what stands up again is another
+// box in the same place.
+func (b *Box) Wipe() error {
+	return errors.Join(unmountBelow(b.Dir()), os.RemoveAll(b.Dir()))
+}
+
+// EdgectlCommand is edgectl in the core's network, not yet started.
+func (l *Lab) EdgectlCommand(ctx context.Context, args ...string) (*exec.Cmd, error) {
+	env, err := l.EdgectlEnv()
+	if err != nil {
+		return nil, err
+	}
+	argv := l.core.argv(append([]string{filepath.Join(l.Bin, "edgectl")}, args...)...)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), env...)
+	return cmd, nil
+}
+
+// Task finds the process of a service's running container: its name begins with
+// "<app>-<service>-".
+func (b *Box) Task(ctx context.Context, app, service string) (pid int, err error) {
+	out, err := b.Ctr(ctx, "task", "ls")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(out) {
+		f := strings.Fields(line)
+		if len(f) == 3 && f[2] == "RUNNING" && strings.HasPrefix(f[0], app+"-"+service+"-") {
+			return strconv.Atoi(f[1])
+		}
+	}
+	return 0, fmt.Errorf("%s: %s/%s does not run: %s", b.Name, app, service, out)
+}
