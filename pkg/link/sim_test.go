@@ -2,6 +2,8 @@ package link_test
 
 import (
 	"flag"
+	"fmt"
+	"runtime"
 	"testing"
 
 	"tributary.dev/tributary/pkg/link"
@@ -10,7 +12,7 @@ import (
 
 var (
 	seed      = flag.Uint64("seed", 0, "play this schedule alone, and tell what happens")
-	schedules = flag.Int("schedules", 0, "how many schedules to play (default 3000, 300 with -short)")
+	schedules = flag.Int("schedules", 0, "how many schedules to play (default 2000, 300 with -short)")
 )
 
 func keyring(t testing.TB) *linksim.Keyring {
@@ -24,26 +26,36 @@ func keyring(t testing.TB) *linksim.Keyring {
 
 // Whatever happens to whom in whatever order: once it stops, everyone agrees.
 func TestSchedules(t *testing.T) {
-	keys := keyring(t)
 	if *seed != 0 {
-		for _, f := range (linksim.Schedule{Seed: *seed, Keys: keys, Trace: t.Logf}).Run() {
+		for _, f := range (linksim.Schedule{Seed: *seed, Keys: keyring(t), Trace: t.Logf}).Run() {
 			t.Errorf("seed %d: %s", *seed, f)
 		}
 		return
 	}
 	n := *schedules
 	if n == 0 {
-		if n = 3000; testing.Short() {
+		if n = 2000; testing.Short() {
 			n = 300
 		}
 	}
-	for s := uint64(1); s <= uint64(n); s++ {
-		if fs := (linksim.Schedule{Seed: s, Keys: keys}).Run(); len(fs) > 0 {
-			for _, f := range fs {
-				t.Errorf("seed %d: %s", s, f)
+	// Each processor plays every so many-th; a keyring remembers manifests, so it is
+	// renewed now and then.
+	workers := runtime.GOMAXPROCS(0)
+	for worker := range workers {
+		t.Run(fmt.Sprintf("worker %d", worker), func(t *testing.T) {
+			t.Parallel()
+			for s, keys := 1+worker, keyring(t); s <= n; s += workers {
+				if s/workers%100 == 99 {
+					keys = keyring(t)
+				}
+				if fs := (linksim.Schedule{Seed: uint64(s), Keys: keys}).Run(); len(fs) > 0 {
+					for _, f := range fs {
+						t.Errorf("seed %d: %s", s, f)
+					}
+					t.Fatalf("play it again with: go test ./pkg/link -run TestSchedules -seed %d -v", s)
+				}
 			}
-			t.Fatalf("play it again with: go test ./pkg/link -run TestSchedules -seed %d -v", s)
-		}
+		})
 	}
 }
 
