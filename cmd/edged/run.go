@@ -257,14 +257,22 @@ func (b *box) makeWorkload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b.meter, err = meter.New(meter.Config{Store: b.state.Mirror("meter"), Reader: reader, Now: b.clock.Now, Log: b.log, Targets: func() []meter.Target {
+	kept := b.state.Mirror("meter")
+	conf := meter.Config{Store: kept, Reader: reader, Now: b.clock.Now, Log: b.log, Targets: func() []meter.Target {
 		if b.work == nil {
 			return nil
 		}
 		return b.work.Targets()
-	}})
-	if err != nil {
-		return err
+	}}
+	if b.meter, err = meter.New(conf); err != nil {
+		// Apps go before figures: a box that does not start bills nothing either.
+		b.log.Error("what the meter kept cannot be read; it begins anew", "err", err)
+		if err := kept.Save(nil); err != nil {
+			return err
+		}
+		if b.meter, err = meter.New(conf); err != nil {
+			return err
+		}
 	}
 	b.work, err = workload.New(ctx, workload.Config{
 		Socket: b.o.containerd, Root: filepath.Join(b.o.data, "apps"), Run: b.o.run, CNIBin: b.o.cniBin, LogHelper: b.o.logHelper,
