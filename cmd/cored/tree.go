@@ -72,21 +72,25 @@ type reports struct {
 	reachable func(api.DeviceID) bool
 }
 
-// Report implements fleet.Reports.
-func (r reports) Report(ctx context.Context, id api.DeviceID) (*fleet.Report, error) {
-	in, err := r.intake.Report(ctx, id)
+// Reports implements fleet.Reports.
+func (r reports) Reports(ctx context.Context, ids []api.DeviceID) (map[api.DeviceID]*fleet.Report, error) {
+	known, err := r.intake.Reports(ctx, ids)
 	if err != nil {
 		return nil, err
 	}
-	out := &fleet.Report{Entries: in.Entries, LastSeen: in.Seen, Online: r.reachable(id)}
-	switch {
-	case !in.Attached:
-	case in.Parent.IsZero():
-		out.Parent = identity.CoreName
-	default:
-		out.Parent = in.Parent.String()
+	all := make(map[api.DeviceID]*fleet.Report, len(known))
+	for id, in := range known {
+		out := &fleet.Report{Entries: in.Entries, LastSeen: in.Seen, Online: r.reachable(id)}
+		switch {
+		case !in.Attached:
+		case in.Parent.IsZero():
+			out.Parent = identity.CoreName
+		default:
+			out.Parent = in.Parent.String()
+		}
+		all[id] = out
 	}
-	return out, nil
+	return all, nil
 }
 
 // ledger answers the server's questions about records from intake.

@@ -81,17 +81,48 @@ func (l *Loop) Ready() <-chan struct{} { return l.ready }
 func (l *Loop) Load(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	shared := sharing{map[string][]byte{}, map[string][]manifest.Ref{}}
 	return l.cfg.Store.EachManifest(ctx, func(r *store.ManifestRecord) error {
 		signed, err := manifest.Parse(r.Raw)
 		if err != nil {
 			return fmt.Errorf("device %s: %w", r.Device, err)
 		}
-		l.worlds.byID[r.Device] = &entry{Device: Device{ID: r.Device}, signed: signed, record: record{r.Tombstones, r.Seals}}
+		m := &signed.Manifest
+		l.worlds.byID[r.Device] = &entry{Device: Device{ID: r.Device}, state: State{Epoch: m.Epoch, Generation: m.Generation, Items: shared.items(m.Items), Tombstones: r.Tombstones, Seals: r.Seals}}
 		if r.Epoch != l.cfg.Epoch {
 			return nil // a manifest of an earlier epoch is a base for the next one only
 		}
 		return l.cfg.Publish(signed, r.Tombstones)
 	})
+}
+
+// sharing makes equal bodies and references of manifests that were read from the store
+// one, as they are when they are rendered: a fleet's devices have the same.
+type sharing struct {
+	bodies map[string][]byte
+	refs   map[string][]manifest.Ref // by the first one's digest
+}
+
+func (s sharing) items(in map[string]manifest.Item) map[string]manifest.Item {
+	out := make(map[string]manifest.Item, len(in))
+	for key, item := range in {
+		if strings.HasPrefix(key, manifest.PrefixSecret) {
+			item.Body = slices.Clone(item.Body) // sealed to this device alone
+		} else if one, ok := s.bodies[string(item.Body)]; ok {
+			item.Body = one
+		} else if item.Body = slices.Clone(item.Body); item.Body != nil {
+			s.bodies[string(item.Body)] = item.Body
+		}
+		if len(item.Refs) > 0 {
+			if one := s.refs[item.Refs[0].Digest]; slices.Equal(one, item.Refs) {
+				item.Refs = one
+			} else {
+				s.refs[item.Refs[0].Digest] = item.Refs
+			}
+		}
+		out[strings.Clone(key)] = item
+	}
+	return out
 }
 
 // Touch renders one device again, e.g. because its seal key is new.
@@ -242,7 +273,7 @@ func (l *Loop) renderOne(e *entry) result {
 			return r
 		}
 	}
-	next, seal, changed := Next(e.state(), l.cfg.Epoch, want, func(plain []byte) [32]byte {
+	next, seal, changed := Next(e.state, l.cfg.Epoch, want, func(plain []byte) [32]byte {
 		h := sha256.New()
 		h.Write(recipientBytes) // of fixed length
 		h.Write(plain)
@@ -295,7 +326,7 @@ func (l *Loop) commit(ctx context.Context, results []result, interned map[string
 		if r.err != nil || r.signed == nil {
 			continue
 		}
-		r.e.signed, r.e.record = r.signed, record{r.next.Tombstones, r.next.Seals}
+		r.e.state = r.next
 		if err := l.cfg.Publish(r.signed, r.next.Tombstones); err != nil {
 			return changed, fmt.Errorf("publish the manifest of %s: %w", r.e.Name, err)
 		}

@@ -86,13 +86,16 @@ func (c *core) publish(s *manifest.Signed, _ map[string]uint64) error {
 	return nil
 }
 
-func (c *core) Report(_ context.Context, id api.DeviceID) (*Report, error) {
+func (c *core) Reports(_ context.Context, ids []api.DeviceID) (map[api.DeviceID]*Report, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if r := c.reports[id]; r != nil {
-		return r, nil
+	all := map[api.DeviceID]*Report{}
+	for _, id := range ids {
+		if all[id] = c.reports[id]; all[id] == nil {
+			all[id] = &Report{}
+		}
 	}
-	return &Report{}, nil
+	return all, nil
 }
 
 func (c *core) report(id api.DeviceID, r *Report) {

@@ -27,8 +27,9 @@ type Report struct {
 
 // Reports tells what devices reported.
 type Reports interface {
-	// Report gives what is known of one device; it is empty for one that never reported.
-	Report(ctx context.Context, id api.DeviceID) (*Report, error)
+	// Reports gives what is known of devices; every id is in it, with an empty report when
+	// it never reported.
+	Reports(ctx context.Context, ids []api.DeviceID) (map[api.DeviceID]*Report, error)
 }
 
 // The keys of reported state that make up a status.
@@ -244,6 +245,10 @@ func (l *Loop) statuses(ctx context.Context, ids []api.DeviceID) ([]store.Probed
 	if err != nil {
 		return nil, err
 	}
+	reports, err := l.cfg.Reports.Reports(ctx, named)
+	if err != nil {
+		return nil, fmt.Errorf("read the reports of devices: %w", err)
+	}
 	out := make([]store.Probed, 0, len(keys))
 	for i, key := range keys {
 		obj := objects[key]
@@ -254,10 +259,7 @@ func (l *Loop) statuses(ctx context.Context, ids []api.DeviceID) ([]store.Probed
 		if err := decode(obj.Status, &before); err != nil {
 			return nil, fmt.Errorf("status of %s: %w", key, err)
 		}
-		report, err := l.cfg.Reports.Report(ctx, named[i])
-		if err != nil {
-			return nil, fmt.Errorf("report of %s: %w", key, err)
-		}
+		report := reports[named[i]]
 		s, labels, bad := l.digest(named[i], before, report)
 		if len(bad) > 0 {
 			l.cfg.Log.Warn("a device reported what cannot be read", "device", key.Name, "keys", bad)
@@ -288,10 +290,7 @@ func (l *Loop) digest(id api.DeviceID, before api.DeviceStatus, r *Report) (api.
 	}
 	moved := e.parent != r.Parent
 	e.parent = r.Parent
-	var desired uint64
-	if e.signed != nil {
-		desired = e.signed.Manifest.Generation
-	}
+	desired := e.state.Generation
 	s, labels, bad := StatusOf(before, r, l.worlds.tierOf(r.Parent), l.cfg.Epoch, desired, e.warnings)
 	e.relay, e.online, e.running, e.current = s.Relay, s.Online, isRunning(&s), desired > 0 && s.Applied == desired
 	if moved && e.relay {

@@ -26,8 +26,9 @@ type tenant struct {
 // entry is one device with its newest manifest.
 type entry struct {
 	Device
-	signed *manifest.Signed // nil before the first
-	record record
+	// state is the newest manifest's, its bodies and references shared with all devices
+	// that have the same. The signed bytes are in the store and with the link.
+	state  State
 	fleets []string // that pick it, shared between devices
 
 	// what it reported, as far as sums need it
@@ -37,20 +38,6 @@ type entry struct {
 	current  bool
 	running  bool
 	warnings []api.Warning // of the core about it
-}
-
-// record is what of a State is not in the signed manifest.
-type record struct {
-	tombstones map[string]uint64
-	seals      map[string][32]byte
-}
-
-func (e *entry) state() State {
-	if e.signed == nil {
-		return State{}
-	}
-	m := &e.signed.Manifest
-	return State{Epoch: m.Epoch, Generation: m.Generation, Items: m.Items, Tombstones: e.record.tombstones, Seals: e.record.seals}
 }
 
 // rendered reports whether the device gets manifests.

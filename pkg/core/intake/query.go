@@ -24,42 +24,76 @@ type Reported struct {
 
 // Report gives what is known of one device; it is empty for one that never reported.
 func (s *Store) Report(ctx context.Context, id api.DeviceID) (*Reported, error) {
-	r := &Reported{Entries: make(map[string][]byte)}
+	all, err := s.Reports(ctx, []api.DeviceID{id})
+	if err != nil {
+		return nil, err
+	}
+	return all[id], nil
+}
+
+// Reports gives what is known of many devices, as of one moment; every id is in it.
+func (s *Store) Reports(ctx context.Context, ids []api.DeviceID) (map[api.DeviceID]*Reported, error) {
+	out := make(map[api.DeviceID]*Reported, len(ids))
 	err := s.view(ctx, func(tx *sql.Tx) error {
-		var dev, seen int64
-		var parent []byte
-		err := tx.QueryRowContext(ctx, `SELECT dev, parent, seen FROM devices WHERE device = ?`, id[:]).Scan(&dev, &parent, &seen)
-		if errors.Is(err, sql.ErrNoRows) {
-			return nil
-		}
+		device, err := tx.PrepareContext(ctx, `SELECT dev, parent, seen FROM devices WHERE device = ?`)
 		if err != nil {
 			return err
 		}
-		r.Attached = copy(r.Parent[:], parent) == len(r.Parent)
-		if seen > 0 {
-			r.Seen = time.UnixMilli(seen)
-		}
-		rows, err := tx.QueryContext(ctx, `SELECT key, value FROM entries WHERE dev = ?`, dev)
+		defer device.Close()
+		entries, err := tx.PrepareContext(ctx, `SELECT key, value FROM entries WHERE dev = ?`)
 		if err != nil {
 			return err
 		}
-		defer rows.Close()
-		for rows.Next() {
-			var key string
-			var value []byte
-			if err := rows.Scan(&key, &value); err != nil {
+		defer entries.Close()
+		for _, id := range ids {
+			if out[id], err = report(ctx, device, entries, id); err != nil {
 				return err
 			}
-			r.Entries[key] = value
 		}
-		return rows.Err()
+		return nil
 	})
+	if err != nil {
+		return nil, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if at := s.seen[id]; at.After(r.Seen) {
-		r.Seen = at
+	for id, r := range out {
+		if at := s.seen[id]; at.After(r.Seen) {
+			r.Seen = at
+		}
 	}
-	return r, err
+	return out, nil
+}
+
+func report(ctx context.Context, device, entries *sql.Stmt, id api.DeviceID) (*Reported, error) {
+	r := &Reported{Entries: make(map[string][]byte)}
+	var dev, seen int64
+	var parent []byte
+	err := device.QueryRowContext(ctx, id[:]).Scan(&dev, &parent, &seen)
+	if errors.Is(err, sql.ErrNoRows) {
+		return r, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	r.Attached = copy(r.Parent[:], parent) == len(r.Parent)
+	if seen > 0 {
+		r.Seen = time.UnixMilli(seen)
+	}
+	rows, err := entries.QueryContext(ctx, dev)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var key string
+		var value []byte
+		if err := rows.Scan(&key, &value); err != nil {
+			return nil, err
+		}
+		r.Entries[key] = value
+	}
+	return r, rows.Err()
 }
 
 // Total is the use of one service.
