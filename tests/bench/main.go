@@ -27,6 +27,10 @@ var benches = []bench{
 	{"wan", benchWan},
 	{"spool", benchSpool},
 	{"intake", benchIntake},
+	{"fleet", benchFleet},
+	{"heal", benchHeal},
+	{"change", benchChangeFrames},
+	{"idle", benchIdleLink},
 }
 
 func main() {

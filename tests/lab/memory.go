@@ -24,10 +24,10 @@ func (b *Box) Footprint() (edged, containerd Memory, err error) {
 			pids = append(pids, pid)
 		}
 	}
-	if edged, err = memoryOf(pids); err != nil {
+	if edged, err = MemoryOf(pids...); err != nil {
 		return
 	}
-	containerd, err = memoryOf([]int{b.containerd.cmd.Process.Pid})
+	containerd, err = MemoryOf(b.containerd.cmd.Process.Pid)
 	return
 }
 
@@ -36,7 +36,8 @@ func commandLine(pid int) string {
 	return strings.ReplaceAll(string(b), "\x00", " ")
 }
 
-func memoryOf(pids []int) (Memory, error) {
+// MemoryOf measures processes of this host.
+func MemoryOf(pids ...int) (Memory, error) {
 	var sum Memory
 	for _, pid := range pids {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
