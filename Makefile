@@ -4,7 +4,7 @@ SHELL := /bin/bash
 GO ?= go
 BIN := $(CURDIR)/bin
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-LDFLAGS := -s -w -X main.version=$(VERSION)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X tributary.dev/tributary/cmd/edgectl/cli.version=$(VERSION)
 CNI := github.com/containernetworking/plugins/plugins
 export CGO_ENABLED ?= 0
 

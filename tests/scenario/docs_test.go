@@ -2,12 +2,15 @@ package scenario
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
 // command is one line of a shell block in the docs.
@@ -17,6 +20,8 @@ type command struct {
 	text string
 	// lab: the block is marked "sh lab", so it runs on a standing tree.
 	lab bool
+	// exit is the status that the line's comment announces ("# exits with 10: …").
+	exit int
 }
 
 // docCommands finds every line of every ```sh block. A line that ends in a backslash
@@ -42,13 +47,14 @@ func docCommands(t *testing.T, root string) []command {
 				fence = ""
 			case fence == "sh" || fence == "sh lab":
 				text, comment, _ := strings.Cut(line, " # ")
-				_ = comment
+				exit := 0
+				_, _ = fmt.Sscanf(comment, "exits with %d", &exit)
 				if joined += strings.TrimSpace(text); strings.HasSuffix(joined, "\\") {
 					joined = strings.TrimSuffix(joined, "\\")
 					continue
 				}
 				if joined != "" && !strings.HasPrefix(joined, "#") {
-					out = append(out, command{filepath.Base(f), i + 1, joined, fence == "sh lab"})
+					out = append(out, command{filepath.Base(f), i + 1, joined, fence == "sh lab", exit})
 				}
 				joined = ""
 			}
@@ -106,8 +112,11 @@ func TestDocsCommands(t *testing.T) {
 		}
 		ran++
 		t.Logf("%s:%d: %s", c.file, c.line, c.text)
-		if out, err := shell(ctx, s.Lab.CorePrefix(), work, env, c.text); err != nil {
-			t.Errorf("%s:%d: %s: %v\n%s", c.file, c.line, c.text, err, out)
+		limited, cancel := context.WithTimeout(ctx, 30*time.Second)
+		out, exit, err := shell(limited, s.Lab.CorePrefix(), work, env, c.text)
+		cancel()
+		if err != nil || exit != c.exit {
+			t.Errorf("%s:%d: %s: exit status %d, want %d (%v)\n%s", c.file, c.line, c.text, exit, c.exit, err, out)
 		}
 	}
 	if ran < 10 {
@@ -115,10 +124,14 @@ func TestDocsCommands(t *testing.T) {
 	}
 }
 
-func shell(ctx context.Context, prefix []string, dir string, env []string, line string) (string, error) {
+func shell(ctx context.Context, prefix []string, dir string, env []string, line string) (out string, exit int, err error) {
 	argv := append(append([]string{}, prefix...), "bash", "-euo", "pipefail", "-c", line)
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Dir, cmd.Env = dir, env
-	out, err := cmd.CombinedOutput()
-	return string(out), err
+	b, err := cmd.CombinedOutput()
+	var ended *exec.ExitError
+	if errors.As(err, &ended) && ctx.Err() == nil {
+		return string(b), ended.ExitCode(), nil
+	}
+	return string(b), 0, err
 }
