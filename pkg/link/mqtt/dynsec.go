@@ -15,9 +15,11 @@ const (
 	dynsecResponse = dynsecTopic + "/response"
 )
 
-// dynsecBatch is how many devices one message of commands speaks of; the plugin writes
-// its file once per message.
-const dynsecBatch = 200
+// dynsecBatch is how many devices one message of commands speaks of. Mosquitto 2.0 writes
+// its whole list anew for each command and does nothing else meanwhile: 700 new devices
+// take it 5 s, and that grows with their square. Many devices are better in the list
+// before it starts (DynsecList).
+const dynsecBatch = 20
 
 // coreRole lets the core send to all devices and hear them.
 const coreRole = "tributary-core"
@@ -31,6 +33,8 @@ type command struct {
 	Rolename    string    `json:"rolename,omitempty"`
 	Roles       []roleRef `json:"roles,omitempty"`
 	ACLs        []acl     `json:"acls,omitempty"`
+	Count       int       `json:"count,omitempty"`
+	Offset      int       `json:"offset,omitempty"`
 }
 
 type roleRef struct {
@@ -50,12 +54,24 @@ func allow(kind, topic string) acl { return acl{kind, topic, true} }
 func baseCommands(core string) []command {
 	return []command{
 		{Command: "setDefaultACLAccess", ACLs: []acl{{Type: "publishClientSend"}, {Type: "publishClientReceive"}, {Type: "subscribe"}, {Type: "unsubscribe", Allow: true}}},
-		{Command: "createRole", Rolename: coreRole, ACLs: []acl{
-			allow("publishClientSend", downPrefix+"+"), allow("publishClientSend", retainedPrefix+"+"),
-			allow("subscribePattern", upPrefix+"+"), allow("publishClientReceive", upPrefix+"+"),
-		}},
+		{Command: "createRole", Rolename: coreRole, ACLs: coreACLs()},
 		{Command: "getClient", Username: core},
 	}
+}
+
+func coreACLs() []acl {
+	return []acl{
+		allow("publishClientSend", downPrefix+"+"), allow("publishClientSend", retainedPrefix+"+"),
+		allow("subscribePattern", upPrefix+"+"), allow("publishClientReceive", upPrefix+"+"),
+	}
+}
+
+// dynsecPage is how many clients one answer of the plugin lists.
+const dynsecPage = 5000
+
+// listCommands ask whom the broker lets in.
+func listCommands(offset int) []command {
+	return []command{{Command: "listClients", Count: dynsecPage, Offset: offset}}
 }
 
 // grantCommands give the core its role. Mosquitto 2.0 ends the session of whoever gets a
@@ -72,12 +88,16 @@ func deviceRole(id api.DeviceID) string { return "device-" + id.String() }
 // by the common name of its certificate, that has it.
 func admitCommands(id api.DeviceID) []command {
 	return []command{
-		{Command: "createRole", Rolename: deviceRole(id), ACLs: []acl{
-			allow("publishClientSend", upTopic(id)),
-			allow("subscribeLiteral", downTopic(id)), allow("publishClientReceive", downTopic(id)),
-			allow("subscribeLiteral", retainedTopic(id)), allow("publishClientReceive", retainedTopic(id)),
-		}},
+		{Command: "createRole", Rolename: deviceRole(id), ACLs: deviceACLs(id)},
 		{Command: "createClient", Username: id.String(), Roles: []roleRef{{deviceRole(id)}}},
+	}
+}
+
+func deviceACLs(id api.DeviceID) []acl {
+	return []acl{
+		allow("publishClientSend", upTopic(id)),
+		allow("subscribeLiteral", downTopic(id)), allow("publishClientReceive", downTopic(id)),
+		allow("subscribeLiteral", retainedTopic(id)), allow("publishClientReceive", retainedTopic(id)),
 	}
 }
 
@@ -111,6 +131,8 @@ type dynsecAnswer struct {
 			Client struct {
 				Roles []roleRef `json:"roles"`
 			} `json:"client"`
+			Clients []string `json:"clients"`
+			Total   int      `json:"totalCount"`
 		} `json:"data"`
 	} `json:"responses"`
 }
@@ -120,6 +142,9 @@ type answer struct {
 	mark   string
 	failed error
 	roles  []roleRef // of the client that was asked for
+	// clients is the page of listCommands, nil for other commands; total, how many there are.
+	clients []string
+	total   int
 }
 
 // maxAnswer bounds an answer of the plugin.
@@ -140,6 +165,9 @@ func decodeAnswer(b []byte) (out answer, err error) {
 			out.mark = r.Correlation
 		}
 		out.roles = append(out.roles, r.Data.Client.Roles...)
+		if r.Data.Clients != nil {
+			out.clients, out.total = r.Data.Clients, r.Data.Total
+		}
 		if r.Error != "" && !doneBefore(r.Command, r.Error) {
 			out.failed = errors.Join(out.failed, fmt.Errorf("%s: %s", r.Command, r.Error))
 		}

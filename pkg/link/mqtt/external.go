@@ -37,32 +37,20 @@ type ExternalConfig struct {
 }
 
 // External is the core's way to its children over a Mosquitto 2 that stands beside it,
-// with these settings, and a first administrator made by `mosquitto_ctrl dynsec init FILE
-// core`:
+// set up as MosquittoConfig and DynsecList say.
 //
-//	per_listener_settings false
-//	plugin …/mosquitto_dynamic_security.so
-//	plugin_opt_config_file FILE
-//	listener 8883
-//	cafile root.crt           # the core's root
-//	certfile tls.pem          # the core's own certificate and key
-//	keyfile tls.pem
-//	require_certificate true
-//	use_identity_as_username true
-//	use_username_as_clientid true
-//	max_packet_size 1400000
-//	max_keepalive 65535
-//	persistence false
-//	set_tcp_nodelay true
-//
-// The core creates roles and clients itself (Admit). A child's session begins with its
-// first frame and ends with its last will. Manifests that are retained are published
-// again whenever the broker comes back, since it need not keep them.
+// The core creates roles and clients itself (Admit), and whenever it finds a broker it
+// brings the broker's list to its own: who is missing is let in, and who was put out
+// meanwhile is put out. A child's session begins with its first frame and ends with its
+// last will; children that stayed connected while the core was away are greeted, and say
+// hello. Manifests that are retained are published again whenever the broker comes back,
+// since it need not keep them.
 type External struct {
 	cfg ExternalConfig
 
 	mu       sync.Mutex
 	session  *session
+	expires  time.Time // of the broker's certificate, zero without a session so far
 	admitted map[api.DeviceID]bool
 	retained map[api.DeviceID][]byte
 	waiting  map[string]chan answer // by the mark of a message of commands
@@ -136,17 +124,21 @@ func (e *External) serve(ctx context.Context, h link.DownlinkHandler) error {
 		return err
 	}
 	e.up = map[api.DeviceID]bool{}
-	rights := make(chan answer, 1)
+	answers, listed := make(chan answer, 1), []string(nil)
 	e.mu.Lock()
-	err = e.command(s, baseCommands(e.cfg.Username), rights)
+	if certs := s.state.PeerCertificates; len(certs) > 0 {
+		e.expires = certs[0].NotAfter
+	}
+	err = e.command(s, baseCommands(e.cfg.Username), answers)
 	e.mu.Unlock()
 	if err != nil {
 		return s.finish(err)
 	}
 	for {
 		select {
-		case a := <-rights: // until then the broker drops what the core publishes
-			if err := e.proceed(s, a); err != nil {
+		case a := <-answers: // until the last the broker may drop what the core publishes
+			listed = append(listed, a.clients...)
+			if err := e.proceed(s, a, answers, listed); err != nil {
 				s.end(err)
 			}
 			continue
@@ -166,40 +158,67 @@ func (e *External) serve(ctx context.Context, h link.DownlinkHandler) error {
 	}
 }
 
-// proceed goes on from the answer to baseCommands.
-func (e *External) proceed(s *session, a answer) error {
-	if a.failed != nil {
-		return a.failed
-	}
-	if !slices.Contains(a.roles, roleRef{coreRole}) {
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		return e.command(s, grantCommands(e.cfg.Username), nil) // the broker ends the session
-	}
-	return e.prepare(s)
-}
-
-// prepare brings a broker that may have forgotten everything to where it was.
-func (e *External) prepare(s *session) (err error) {
+// proceed goes on from the answer to baseCommands, then from those to listCommands.
+// listed is whom the broker is known to let in so far.
+func (e *External) proceed(s *session, a answer, answers chan answer, listed []string) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for chunk := range slices.Chunk(slices.Collect(maps.Keys(e.admitted)), dynsecBatch) {
-		err = errors.Join(err, e.command(s, admitAll(chunk), nil))
+	switch {
+	case a.failed != nil:
+		return a.failed
+	case a.clients != nil && (len(a.clients) == 0 || len(listed) >= a.total):
+		return e.prepare(s, listed)
+	case a.clients == nil && !slices.Contains(a.roles, roleRef{coreRole}):
+		return e.command(s, grantCommands(e.cfg.Username), nil) // the broker ends the session
 	}
-	err = errors.Join(err, s.push(op{topic: upPrefix + "+", subscribe: true}))
+	return e.command(s, listCommands(len(listed)), answers)
+}
+
+// prepare brings a broker that may have forgotten much, or may remember too much, to where
+// the core is. e.mu is held.
+func (e *External) prepare(s *session, listed []string) (err error) {
+	in := map[api.DeviceID]bool{}
+	var out []api.DeviceID
+	for _, name := range listed {
+		id, err := api.ParseDeviceID(name)
+		if err != nil {
+			continue // the core, and whoever else the operator lets in
+		}
+		if in[id] = e.admitted[id]; !in[id] {
+			out = append(out, id)
+		}
+	}
+	missing := slices.DeleteFunc(slices.Collect(maps.Keys(e.admitted)), func(id api.DeviceID) bool { return in[id] })
+	err = errors.Join(e.forAll(s, out, dismissCommands), e.forAll(s, missing, admitCommands), s.push(op{topic: upPrefix + "+", subscribe: true}))
 	for id, raw := range e.retained {
 		err = errors.Join(err, s.push(op{topic: retainedTopic(id), payload: raw, qos: 1, retain: true}))
+	}
+	for id := range in {
+		if in[id] {
+			err = errors.Join(err, s.push(op{topic: downTopic(id), payload: link.GreetFrame()}))
+		}
 	}
 	e.session = s
 	return err
 }
 
-func admitAll(ids []api.DeviceID) []command {
-	var cmds []command
-	for _, id := range ids {
-		cmds = append(cmds, admitCommands(id)...)
+// forAll queues commands for many devices. e.mu is held.
+func (e *External) forAll(s *session, ids []api.DeviceID, commands func(api.DeviceID) []command) (err error) {
+	for chunk := range slices.Chunk(ids, dynsecBatch) {
+		var cmds []command
+		for _, id := range chunk {
+			cmds = append(cmds, commands(id)...)
+		}
+		err = errors.Join(err, e.command(s, cmds, nil))
 	}
-	return cmds
+	return err
+}
+
+// Expires is when the certificate ends that the broker showed last; zero when none did.
+func (e *External) Expires() time.Time {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.expires
 }
 
 // command queues a message of commands; answered hears how it went. e.mu is held.
@@ -269,28 +288,36 @@ func (e *External) answer(b []byte) {
 // one. It waits for the broker's answer; without a session it fails with link.ErrDown, and
 // is made good when the session is there. It may be repeated.
 func (e *External) Admit(ctx context.Context, ids ...api.DeviceID) error {
+	e.mu.Lock()
+	for _, id := range ids {
+		e.admitted[id] = true
+	}
+	e.mu.Unlock()
 	for chunk := range slices.Chunk(ids, dynsecBatch) {
-		if err := e.order(ctx, func() {
-			for _, id := range chunk {
-				e.admitted[id] = true
-			}
-		}, admitAll(chunk)); err != nil {
+		var cmds []command
+		for _, id := range chunk {
+			cmds = append(cmds, admitCommands(id)...)
+		}
+		if err := e.order(ctx, cmds); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Dismiss puts a device out for good and ends its session.
+// Dismiss puts a device out for good and ends its session. It fails and is made good as
+// Admit.
 func (e *External) Dismiss(ctx context.Context, id api.DeviceID) error {
-	return e.order(ctx, func() { delete(e.admitted, id) }, dismissCommands(id))
+	e.mu.Lock()
+	delete(e.admitted, id)
+	e.mu.Unlock()
+	return e.order(ctx, dismissCommands(id))
 }
 
-// order changes what is remembered, sends commands, and waits for the answer.
-func (e *External) order(ctx context.Context, remember func(), cmds []command) error {
+// order sends commands and waits for the answer.
+func (e *External) order(ctx context.Context, cmds []command) error {
 	answered := make(chan answer, 1)
 	e.mu.Lock()
-	remember()
 	s := e.session
 	if s == nil {
 		e.mu.Unlock()

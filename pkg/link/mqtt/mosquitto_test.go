@@ -3,13 +3,15 @@ package mqtt
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -19,8 +21,8 @@ import (
 	"tributary.dev/tributary/pkg/link"
 )
 
-// mosquitto is a real Mosquitto 2 with its dynamic-security plugin, the core's
-// certificate, and nothing else prepared than `mosquitto_ctrl dynsec init`.
+// mosquitto is a real Mosquitto 2 with its dynamic-security plugin and a certificate of
+// the core.
 type mosquitto struct {
 	dir, addr string
 	cmd       *exec.Cmd
@@ -29,47 +31,25 @@ type mosquitto struct {
 
 func startMosquitto(t *testing.T, pki *pki, core *identity.Identity) *mosquitto {
 	t.Helper()
-	for _, need := range []string{"mosquitto", "mosquitto_ctrl"} {
-		if _, err := exec.LookPath(need); err != nil {
-			t.Skipf("needs %s from Debian's package mosquitto: %v", need, err)
-		}
+	if _, err := exec.LookPath("mosquitto"); err != nil {
+		t.Skipf("needs mosquitto from Debian's package mosquitto: %v", err)
 	}
-	plugins, _ := filepath.Glob("/usr/lib/*/mosquitto_dynamic_security.so")
-	if len(plugins) == 0 {
+	plugin := FindDynsec()
+	if plugin == "" {
 		t.Skip("needs mosquitto_dynamic_security.so from Debian's package mosquitto (version 2)")
 	}
 	m := &mosquitto{dir: t.TempDir()}
 	ln := listen(t)
 	m.addr = ln.Addr().String()
 	ln.Close()
-	_, port, _ := net.SplitHostPort(m.addr)
-	key, err := identity.FormatKey(core.Key)
+	m.write(t, MosquittoRoot, identity.FormatCerts([]*x509.Certificate{pki.root}))
+	m.certify(t, core)
+	conf, err := MosquittoConfig{Dir: m.dir, Listen: m.addr, Plugin: plugin, User: "root"}.Conf()
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.write(t, "root.crt", identity.FormatCerts(append(core.Trust.Issuers[:0:0], pki.root)))
-	m.write(t, "tls.pem", append(key, identity.FormatCerts(core.Cert)...))
-	m.write(t, "mosquitto.conf", []byte(strings.NewReplacer("DIR", m.dir, "PORT", port, "PLUGIN", plugins[0]).Replace(`
-per_listener_settings false
-plugin PLUGIN
-plugin_opt_config_file DIR/dynsec.json
-listener PORT 127.0.0.1
-cafile DIR/root.crt
-certfile DIR/tls.pem
-keyfile DIR/tls.pem
-require_certificate true
-use_identity_as_username true
-use_username_as_clientid true
-max_packet_size 1400000
-persistence false
-set_tcp_nodelay true
-user root
-log_type all
-log_dest stdout
-`)))
-	if out, err := exec.Command("mosquitto_ctrl", "dynsec", "init", filepath.Join(m.dir, "dynsec.json"), identity.CoreName, "unused").CombinedOutput(); err != nil {
-		t.Fatalf("mosquitto_ctrl: %v %s", err, out)
-	}
+	m.write(t, MosquittoConf, append(conf, "log_type all\nlog_dest stdout\n"...))
+	m.write(t, MosquittoDynsec, DynsecList())
 	m.start(t)
 	t.Cleanup(func() {
 		m.stop()
@@ -78,6 +58,16 @@ log_dest stdout
 		}
 	})
 	return m
+}
+
+// certify gives the broker a certificate; it takes a new one when it is told to reload.
+func (m *mosquitto) certify(t *testing.T, id *identity.Identity) {
+	t.Helper()
+	key, err := identity.FormatKey(id.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.write(t, MosquittoServer, append(key, identity.FormatCerts(id.Cert)...))
 }
 
 func (m *mosquitto) write(t *testing.T, name string, b []byte) {
@@ -89,7 +79,7 @@ func (m *mosquitto) write(t *testing.T, name string, b []byte) {
 
 func (m *mosquitto) start(t *testing.T) {
 	t.Helper()
-	m.cmd = exec.Command("mosquitto", "-c", filepath.Join(m.dir, "mosquitto.conf"))
+	m.cmd = exec.Command("mosquitto", "-c", filepath.Join(m.dir, MosquittoConf))
 	m.cmd.Stdout, m.cmd.Stderr = &m.log, &m.log
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := m.cmd.Start(); err != nil {
@@ -118,13 +108,14 @@ func (m *mosquitto) stop() {
 type external struct {
 	*External
 	*events
+	stop context.CancelFunc
 }
 
 func newExternal(t *testing.T, m *mosquitto, core *identity.Identity) *external {
 	t.Helper()
 	e := &external{events: newEvents()}
 	e.External = NewExternal(ExternalConfig{Address: m.addr, TLS: identity.NewLive(core).ClientTLS(identity.CoreName), Backoff: quick, Log: logger(t)})
-	running(t, func(ctx context.Context) error { return e.External.Run(ctx, e.events) })
+	e.stop = running(t, func(ctx context.Context) error { return e.External.Run(ctx, e.events) })
 	return e
 }
 
@@ -218,10 +209,6 @@ func TestMosquittoRestart(t *testing.T) {
 	pki := newPKI(t)
 	core := pki.core(t)
 	m := startMosquitto(t, pki, core)
-	fresh, err := os.ReadFile(filepath.Join(m.dir, "dynsec.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	e := newExternal(t, m, core)
 	dev := pki.device(t)
 	e.admit(t, dev.ID())
@@ -238,7 +225,11 @@ func TestMosquittoRestart(t *testing.T) {
 	if err := e.Send(b.me, []byte("x"), false); err != link.ErrDown {
 		t.Fatalf("without a broker: %v", err)
 	}
-	m.write(t, "dynsec.json", fresh)
+	// What `mosquitto_ctrl dynsec init` makes: the core may administer and nothing else.
+	os.Remove(filepath.Join(m.dir, MosquittoDynsec))
+	if out, err := exec.Command("mosquitto_ctrl", "dynsec", "init", filepath.Join(m.dir, MosquittoDynsec), identity.CoreName, "unused").CombinedOutput(); err != nil {
+		t.Fatalf("mosquitto_ctrl: %v %s", err, out)
+	}
 	m.start(t)
 	b.until(t, "up again", func() bool { return b.count("up aaaaaaaaaaaaa") >= 2 })
 	b.Send([]byte("two"), true)
@@ -246,5 +237,96 @@ func TestMosquittoRestart(t *testing.T) {
 	b.until(t, "the manifest", func() bool {
 		b.FetchRetained() // the core may not have put it back yet
 		return b.count("retained kept") > 0
+	})
+}
+
+// The core goes away and comes back while the broker and the children stay: they are
+// greeted, and whoever was let in or put out meanwhile is so now.
+func TestMosquittoOutlivesTheCore(t *testing.T) {
+	pki := newPKI(t)
+	core := pki.core(t)
+	m := startMosquitto(t, pki, core)
+	e := newExternal(t, m, core)
+	stays, leaves, comes := pki.device(t), pki.device(t), pki.device(t)
+	e.admit(t, stays.ID(), leaves.ID())
+	ref := api.ParentRef{Device: identity.CoreName, Address: m.addr}
+	b, out := newBox(t, stays, ref), newBox(t, leaves, ref)
+	b.wait(t, "up aaaaaaaaaaaaa")
+	out.wait(t, "up aaaaaaaaaaaaa")
+	e.stop()
+	e.until(t, "the core is away", func() bool { return e.Send(stays.ID(), []byte("x"), false) == link.ErrDown })
+	if err := e.Dismiss(t.Context(), leaves.ID()); err != link.ErrDown {
+		t.Fatalf("dismissed without a core: %v", err)
+	}
+	again := newExternal(t, m, core)
+	for _, id := range []api.DeviceID{stays.ID(), comes.ID()} {
+		if err := again.Admit(t.Context(), id); err != nil && err != link.ErrDown {
+			t.Fatal(err)
+		}
+	}
+	b.wait(t, fmt.Sprintf("down-frame %s", link.GreetFrame()))
+	if b.count("down") != 0 {
+		t.Error("a child's session ended with the core's")
+	}
+	out.wait(t, "down")
+	in := newBox(t, comes, ref)
+	in.wait(t, "up aaaaaaaaaaaaa")
+	b.Send([]byte("still here"), true)
+	again.wait(t, fmt.Sprintf("frame %s still here", b.me))
+	if n := out.count("up aaaaaaaaaaaaa"); n != 1 {
+		t.Errorf("the dismissed device came in %d times", n)
+	}
+}
+
+// A renewed certificate is served after SIGHUP; who is connected stays so.
+func TestMosquittoReload(t *testing.T) {
+	pki := newPKI(t)
+	core := pki.core(t)
+	m := startMosquitto(t, pki, core)
+	e := newExternal(t, m, core)
+	dev := pki.device(t)
+	e.admit(t, dev.ID())
+	b := newBox(t, dev, api.ParentRef{Device: identity.CoreName, Address: m.addr})
+	b.wait(t, "up aaaaaaaaaaaaa")
+	if e.Expires().Unix() != core.Cert[0].NotAfter.Unix() {
+		t.Errorf("the broker's certificate ends %s", e.Expires())
+	}
+	renewed := pki.core(t)
+	m.certify(t, renewed)
+	if err := m.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	trust := identity.NewLive(core).ClientTLS(identity.CoreName)
+	b.until(t, "the renewed certificate", func() bool {
+		c, err := tls.Dial("tcp", m.addr, trust)
+		if err != nil {
+			return false
+		}
+		defer c.Close()
+		return c.ConnectionState().PeerCertificates[0].Equal(renewed.Cert[0])
+	})
+	if b.count("down") != 0 {
+		t.Error("a session was lost")
+	}
+}
+
+// Whom the broker lets in takes several answers to tell; what differs is mended.
+func TestMosquittoKnowsMany(t *testing.T) {
+	pki := newPKI(t)
+	core := pki.core(t)
+	m := startMosquitto(t, pki, core)
+	ids := make([]api.DeviceID, dynsecPage+10)
+	for i := range ids {
+		binary.BigEndian.PutUint64(ids[i][:], uint64(i+1))
+	}
+	m.stop()
+	m.write(t, MosquittoDynsec, DynsecList(ids[5:]...))
+	m.start(t)
+	e := newExternal(t, m, core)
+	e.Admit(t.Context(), ids[:len(ids)-5]...) // at once, or when the session is there
+	e.until(t, "five come, five go", func() bool {
+		b, _ := os.ReadFile(filepath.Join(m.dir, MosquittoDynsec))
+		has := func(id api.DeviceID) bool { return bytes.Contains(b, []byte(`"`+id.String()+`"`)) }
+		return has(ids[0]) && has(ids[4]) && !has(ids[len(ids)-5]) && !has(ids[len(ids)-1]) && has(ids[5]) && has(ids[len(ids)-6])
 	})
 }
