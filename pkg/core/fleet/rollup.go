@@ -185,20 +185,25 @@ func (l *Loop) Reported(id api.DeviceID) { l.news.device(id) }
 // faster, and a fleet that starts an app reports a dozen changes per device.
 const pause = 200 * time.Millisecond
 
+// longPause bounds pauses that grow: after a long sum as much time is left to rendering
+// and to what comes in, which also folds more of it into the next.
+const longPause = 2 * time.Second
+
 func (l *Loop) rollup(ctx context.Context) error {
-	for {
+	for wait := pause; ; {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-l.news.wake:
 		}
-		timer := time.NewTimer(pause)
+		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return ctx.Err()
 		case <-timer.C:
 		}
+		began := time.Now()
 		devices, fleets := l.news.take()
 		if err := l.sum(ctx, devices); err != nil {
 			return err
@@ -208,6 +213,7 @@ func (l *Loop) rollup(ctx context.Context) error {
 				return err
 			}
 		}
+		wait = min(max(pause, time.Since(began)), longPause)
 	}
 }
 

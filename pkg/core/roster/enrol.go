@@ -59,6 +59,10 @@ func (r *Roster) MintToken(old, o *api.Object) (status any, token func(uid strin
 // Enrol lets a box in: it checks the token, uses it up, and creates the device. A box
 // that this token let in before is welcome again and uses nothing up.
 func (r *Roster) Enrol(ctx context.Context, a Applicant) (Grant, error) {
+	// One at a time: the store writes one at a time in any case, and of many that read the
+	// same token all but the first would do their work in vain, again and again.
+	r.entrance.Lock()
+	defer r.entrance.Unlock()
 	for try := 0; ; try++ {
 		token, err := r.token(ctx, a.TokenID)
 		if err != nil {

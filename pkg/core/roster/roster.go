@@ -42,6 +42,8 @@ type Config struct {
 type Roster struct {
 	cfg Config
 
+	entrance sync.Mutex // of Enrol
+
 	mu    sync.RWMutex
 	boxes map[api.DeviceID]*box
 	names map[api.Key]api.DeviceID // by the key of the Device object

@@ -75,8 +75,7 @@ func (s *SQLite) Enrol(ctx context.Context, e Enrolment) error {
 			}
 		}
 		b := e.Box
-		_, err := w.ExecContext(ctx, `INSERT INTO boxes (device, tenant, name, public_key, seal_key, token) VALUES (?,?,?,?,?,?)
-			ON CONFLICT (device) DO UPDATE SET seal_key = excluded.seal_key, token = excluded.token`, b.Device[:], b.Tenant, b.Name, b.PublicKey, b.SealKey, b.Token)
+		_, err := w.ExecContext(ctx, sqlPutBox, b.Device[:], b.Tenant, b.Name, b.PublicKey, b.SealKey, b.Token)
 		return err
 	})
 }

@@ -21,7 +21,7 @@ func (s *SQLite) Get(ctx context.Context, key api.Key) (*api.Object, error) {
 }
 
 func get(ctx context.Context, q querier, key api.Key) (*api.Object, error) {
-	row := q.QueryRowContext(ctx, "SELECT "+columns+" FROM objects WHERE kind = ? AND tenant = ? AND name = ?", key.Kind, key.Tenant, key.Name)
+	row := q.QueryRowContext(ctx, sqlGet, key.Kind, key.Tenant, key.Name)
 	obj, err := scan(row.Scan)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, notFound(key)
@@ -195,7 +195,7 @@ func (s *SQLite) stamp(out, old *api.Object) {
 
 func write(ctx context.Context, tx *writer, o *api.Object) error {
 	m := o.Metadata
-	_, err := tx.ExecContext(ctx, "INSERT OR REPLACE INTO objects ("+columns+") VALUES (?,?,?,?,?,?,?,?,?,?,?,?)", o.Kind, m.Tenant, m.Name, m.UID,
+	_, err := tx.ExecContext(ctx, sqlWrite, o.Kind, m.Tenant, m.Name, m.UID,
 		encodeMap(m.Labels), encodeMap(m.Annotations), []byte(o.Spec), []byte(o.Status), m.Revision, m.Generation, m.Created.UnixMilli(), m.Updated.UnixMilli())
 	return err
 }
@@ -229,7 +229,7 @@ func putStatus(ctx context.Context, w *writer, key api.Key, status any, statusOn
 		return false, err
 	}
 	var old []byte
-	err = w.QueryRowContext(ctx, "SELECT status FROM objects WHERE kind = ? AND tenant = ? AND name = ?", key.Kind, key.Tenant, key.Name).Scan(&old)
+	err = w.QueryRowContext(ctx, sqlStatus, key.Kind, key.Tenant, key.Name).Scan(&old)
 	if errors.Is(err, sql.ErrNoRows) {
 		return false, nil
 	}
@@ -237,7 +237,7 @@ func putStatus(ctx context.Context, w *writer, key api.Key, status any, statusOn
 		return true, err
 	}
 	rev := w.changed(change{key: key, statusOnly: statusOnly})
-	_, err = w.ExecContext(ctx, "UPDATE objects SET status = ?, revision = ? WHERE kind = ? AND tenant = ? AND name = ?", raw, rev, key.Kind, key.Tenant, key.Name)
+	_, err = w.ExecContext(ctx, sqlPutStatus, raw, rev, key.Kind, key.Tenant, key.Name)
 	return true, err
 }
 

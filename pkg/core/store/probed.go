@@ -28,7 +28,7 @@ func (s *SQLite) GetMany(ctx context.Context, keys []api.Key) (map[api.Key]*api.
 		return nil, err
 	}
 	defer tx.Rollback() //nolint:errcheck // it only read
-	stmt, err := tx.PrepareContext(ctx, "SELECT "+columns+" FROM objects WHERE kind = ? AND tenant = ? AND name = ?")
+	stmt, err := tx.PrepareContext(ctx, sqlGet)
 	if err != nil {
 		return nil, err
 	}

@@ -37,7 +37,8 @@ type Config struct {
 type SQLite struct {
 	cfg     Config
 	write   *sql.DB
-	read    *sql.DB
+	read    *reader
+	hot     hot // of write
 	history *history
 }
 
@@ -51,18 +52,27 @@ func OpenSQLite(ctx context.Context, cfg Config) (*SQLite, error) {
 	if s.write, err = open(cfg.Path, 1); err != nil {
 		return nil, err
 	}
-	s.read = s.write // a database in memory belongs to one connection
+	s.read = &reader{DB: s.write} // a database in memory belongs to one connection
 	if cfg.Path != "" {
-		if s.read, err = open(cfg.Path, 4); err != nil {
+		db, err := open(cfg.Path, 4)
+		if err != nil {
 			s.write.Close()
 			return nil, err
 		}
+		s.read = &reader{DB: db}
 	}
 	if err := migrate(ctx, s.write); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("bring the schema of %s up to date: %w", cfg.Path, err)
 	}
-	revision, err := s.counter(ctx, s.write, "revision")
+	if s.hot, err = prepare(ctx, s.write, sqlGet, sqlWrite, sqlStatus, sqlPutStatus, sqlCount, sqlSetCount, sqlPutBox); err == nil {
+		s.read.hot, err = prepare(ctx, s.read.DB, sqlGet, sqlCount, sqlToken)
+	}
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	revision, err := s.counter(ctx, s.read, "revision")
 	if err != nil {
 		s.Close()
 		return nil, err
@@ -76,7 +86,7 @@ func (s *SQLite) Close() error {
 	if s.history != nil {
 		s.history.close()
 	}
-	if s.read != s.write {
+	if s.read.DB != s.write {
 		s.read.Close()
 	}
 	return s.write.Close()
@@ -93,7 +103,10 @@ func open(path string, conns int) (*sql.DB, error) {
 	if path != "" {
 		dsn = (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath()}).String()
 	}
-	dsn += "?_txlock=immediate&_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(1)&_pragma=cache_size(-8192)"
+	dsn += "?_txlock=immediate&_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(1)"
+	if conns == 1 { // several keep SQLite's 2 MB each: the kernel has the pages once for all
+		dsn += "&_pragma=cache_size(-8192)"
+	}
 	db, err := sql.Open("sqlite", dsn)
 	if err != nil {
 		return nil, fmt.Errorf("open the database %s: %w", path, err)
@@ -127,6 +140,7 @@ type querier interface {
 // writer is a writing transaction: it numbers the changes and remembers them.
 type writer struct {
 	*sql.Tx
+	hot      hot
 	revision int64
 	changes  []change
 }
@@ -149,8 +163,8 @@ func (s *SQLite) tx(ctx context.Context, f func(w *writer) error) error {
 		return err
 	}
 	defer tx.Rollback() //nolint:errcheck // after Commit it does nothing
-	w := &writer{Tx: tx}
-	if w.revision, err = s.counter(ctx, tx, "revision"); err != nil {
+	w := &writer{Tx: tx, hot: s.hot}
+	if w.revision, err = s.counter(ctx, w, "revision"); err != nil {
 		return err
 	}
 	if err := f(w); err == errDryRun {
@@ -159,7 +173,7 @@ func (s *SQLite) tx(ctx context.Context, f func(w *writer) error) error {
 		return err
 	}
 	if len(w.changes) > 0 {
-		if err := setCounter(ctx, tx, "revision", w.revision); err != nil {
+		if err := setCounter(ctx, w, "revision", w.revision); err != nil {
 			return err
 		}
 	}
@@ -175,7 +189,7 @@ var errDryRun = errors.New("dry run")
 // counter reads a number of the meta table; 0 when never written.
 func (s *SQLite) counter(ctx context.Context, q querier, key string) (int64, error) {
 	var v int64
-	err := q.QueryRowContext(ctx, "SELECT value FROM meta WHERE key = ?", key).Scan(&v)
+	err := q.QueryRowContext(ctx, sqlCount, key).Scan(&v)
 	if err == sql.ErrNoRows {
 		return 0, nil
 	}
@@ -183,7 +197,7 @@ func (s *SQLite) counter(ctx context.Context, q querier, key string) (int64, err
 }
 
 func setCounter(ctx context.Context, q querier, key string, v int64) error {
-	_, err := q.ExecContext(ctx, "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", key, v)
+	_, err := q.ExecContext(ctx, sqlSetCount, key, v)
 	return err
 }
 

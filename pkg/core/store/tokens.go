@@ -74,7 +74,7 @@ func (s *SQLite) CheckToken(ctx context.Context, token string) (Principal, error
 	p := Principal{TokenID: parts[1]}
 	var hash []byte
 	var expires int64
-	err := s.read.QueryRowContext(ctx, "SELECT hash, name, role, expires FROM tokens WHERE id = ?", p.TokenID).Scan(&hash, &p.Name, &p.Role, &expires)
+	err := s.read.QueryRowContext(ctx, sqlToken, p.TokenID).Scan(&hash, &p.Name, &p.Role, &expires)
 	if errors.Is(err, sql.ErrNoRows) {
 		return Principal{}, refused
 	} else if err != nil {
