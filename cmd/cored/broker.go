@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"strings"
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
@@ -22,7 +23,7 @@ type carrier interface {
 func (c *core) openBroker() error {
 	c.orders = make(chan func(context.Context), 256)
 	if c.o.broker != "" {
-		c.external = mqtt.NewExternal(mqtt.ExternalConfig{Address: c.o.broker, TLS: c.live.ClientTLS(identity.CoreName), Log: c.log})
+		c.external = mqtt.NewExternal(mqtt.ExternalConfig{Address: strings.TrimPrefix(c.o.broker, "mqtts://"), TLS: c.live.ClientTLS(identity.CoreName), Log: c.log})
 		c.broker = c.external
 		// Remembered till there is a session; then the broker learns of all.
 		if err := c.admit(context.Background(), c.roster.AllActive()...); err != nil {
@@ -86,9 +87,23 @@ func (c *core) gone(id api.DeviceID) {
 	c.orders <- func(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(ctx, orderLimit)
 		defer cancel()
-		if err := c.external.Dismiss(ctx, id); err != nil {
+		if err := c.external.Dismiss(ctx, id); err != nil && !errors.Is(err, link.ErrDown) { // that is made good
 			c.log.Warn("the broker did not put a device out; its frames are not believed all the same", "device", id, "err", err)
 		}
+	}
+}
+
+// brokerWarning is how long before its end a certificate of the broker is spoken of: it
+// lives 180 days and can be renewed from two thirds of that on.
+const brokerWarning = 45 * 24 * time.Hour
+
+// checkBroker reminds of a broker's certificate, which cored cannot renew itself.
+func (c *core) checkBroker() {
+	if c.external == nil {
+		return
+	}
+	if end := c.external.Expires(); !end.IsZero() && time.Until(end) < brokerWarning {
+		c.log.Warn("the broker's certificate ends soon; run `cored mosquitto-config` again and have the broker reload", "end", end)
 	}
 }
 

@@ -59,7 +59,7 @@ func runCommand() *cobra.Command {
 	f.StringVar(&dir, "data", "/var/lib/cored", "folder for everything that the core keeps")
 	f.StringVar(&o.https, "listen-https", ":8443", "address for people, artifacts, enrolment and streams")
 	f.StringVar(&o.mqtt, "listen-mqtt", ":8883", "address for devices")
-	f.StringVar(&o.broker, "mqtt-broker", "", "host:port of a Mosquitto that devices reach instead of the embedded broker (see docs/operations.md)")
+	f.StringVar(&o.broker, "mqtt-broker", "", "[mqtts://]host[:port] of a Mosquitto that devices reach instead of the embedded broker (see `cored mosquitto-config`)")
 	f.StringSliceVar(&o.names, "names", nil, "host names and addresses in the core's certificate (default: this host's)")
 	f.BoolVar(&o.keepUnbacked, "keep-unbacked", false, "have devices keep records until a backup holds them, also while no backup was ever made")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
@@ -267,7 +267,7 @@ func (c *core) openFleet(ctx context.Context) error {
 
 func (c *core) openServer(context.Context) (err error) {
 	signer, _ := c.ca.Signer()
-	hub := stream.NewHub(stream.HubConfig{Identity: c.live, Signer: signer, Send: c.end.Command, Log: c.log})
+	hub := stream.NewHub(stream.HubConfig{Identity: c.live, Signer: signer, Send: c.command, Log: c.log})
 	apps := &server.Apps{Store: c.store, Artifacts: c.registry}
 	cfg := server.Config{
 		Store: c.store, Tokens: c.store, Devices: c.roster, Ledger: ledger{c.intake, c.roster}, Streams: hub,
@@ -286,6 +286,15 @@ func (c *core) openServer(context.Context) (err error) {
 	c.server = server.New(cfg)
 	c.https, err = net.Listen("tcp", c.o.https)
 	return err
+}
+
+// command sends a signed command to a device that is there as far as is known: nobody
+// shall wait for one that is known to be away.
+func (c *core) command(id api.DeviceID, raw []byte) error {
+	if !c.end.Reachable(id) {
+		return &api.Error{Code: api.Unavailable, Message: "device " + id.String() + " is not reachable", Remedy: "see `edgectl get devices` for when it was last seen"}
+	}
+	return c.end.Command(id, raw)
 }
 
 // admitToken gives a new JoinToken its secret.
@@ -336,6 +345,7 @@ func (c *core) renew(ctx context.Context) error {
 				continue
 			}
 			c.live.Set(id)
+			c.checkBroker()
 		}
 	}
 }

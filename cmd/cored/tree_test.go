@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -223,14 +224,8 @@ func TestDeviceThroughTheLink(t *testing.T) {
 
 // The same over a Mosquitto that stands beside the core.
 func TestDeviceThroughMosquitto(t *testing.T) {
-	for _, need := range []string{"mosquitto", "mosquitto_ctrl"} {
-		if _, err := exec.LookPath(need); err != nil {
-			t.Skipf("needs %s of Debian's package mosquitto: %v", need, err)
-		}
-	}
-	plugins, _ := filepath.Glob("/usr/lib/*/mosquitto_dynamic_security.so")
-	if len(plugins) == 0 {
-		t.Skip("needs mosquitto_dynamic_security.so of Debian's package mosquitto 2")
+	if _, err := exec.LookPath("mosquitto"); err != nil || mqtt.FindDynsec() == "" {
+		t.Skipf("needs Debian's package mosquitto (version 2): %v", err)
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -239,7 +234,7 @@ func TestDeviceThroughMosquitto(t *testing.T) {
 	address := ln.Addr().String()
 	ln.Close()
 	dir := filepath.Join(t.TempDir(), "core")
-	r := startWith(t, options{data: data(dir), broker: address}, func(c *core) { runMosquitto(t, c, address, plugins[0]) })
+	r := startWith(t, options{data: data(dir), broker: address}, func(c *core) { runMosquitto(t, c, address) })
 	b := attach(t, r.join("box"), address)
 	b.report("version", "test")
 	eventually(t, "the device is online", func() bool { s := r.device("box"); return s.Online && s.Version == "test" })
@@ -254,35 +249,34 @@ func TestDeviceThroughMosquitto(t *testing.T) {
 	eventually(t, "the retired device is turned away", func() bool { _, connected := b.end.Parent(); return !connected })
 }
 
-// runMosquitto starts a broker with the settings that mqtt.External asks for.
-func runMosquitto(t *testing.T, c *core, address, plugin string) {
+// runMosquitto has the command set a broker up, twice, and starts it.
+func runMosquitto(t *testing.T, c *core, address string) {
 	t.Helper()
-	dir := t.TempDir()
-	_, port, _ := net.SplitHostPort(address)
-	conf := strings.NewReplacer("DIR", dir, "PORT", port, "PLUGIN", plugin, "CA", c.o.data.ca()).Replace(`
-per_listener_settings false
-plugin PLUGIN
-plugin_opt_config_file DIR/dynsec.json
-listener PORT 127.0.0.1
-cafile CA/root.crt
-certfile CA/tls.pem
-keyfile CA/tls.pem
-require_certificate true
-use_identity_as_username true
-use_username_as_clientid true
-max_packet_size 1400000
-max_keepalive 65535
-persistence false
-set_tcp_nodelay true
-user root
-`)
-	if err := os.WriteFile(filepath.Join(dir, "mosquitto.conf"), []byte(conf), 0o600); err != nil {
-		t.Fatal(err)
+	dir := filepath.Join(t.TempDir(), "broker")
+	var said [2]string
+	for i := range said {
+		var out bytes.Buffer
+		cmd := root()
+		cmd.SetOut(&out)
+		cmd.SetArgs([]string{"mosquitto-config", "--data", string(c.o.data), "--out", dir, "--listen", address, "--names", "127.0.0.1", "--user", "root"})
+		if err := cmd.ExecuteContext(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		said[i] = out.String()
 	}
-	if out, err := exec.Command("mosquitto_ctrl", "dynsec", "init", filepath.Join(dir, "dynsec.json"), identity.CoreName, "unused").CombinedOutput(); err != nil {
-		t.Fatalf("mosquitto_ctrl: %v %s", err, out)
+	if !strings.Contains(said[0], "(new") || !strings.Contains(said[1], "(kept)") {
+		t.Errorf("it said %q", said)
 	}
-	cmd := exec.Command("mosquitto", "-c", filepath.Join(dir, "mosquitto.conf"))
+	files, err := os.ReadDir(dir)
+	if err != nil || len(files) != 4 {
+		t.Fatal(files, err)
+	}
+	for _, f := range files {
+		if info, err := f.Info(); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v %v", f.Name(), info.Mode(), err)
+		}
+	}
+	cmd := exec.Command("mosquitto", "-c", filepath.Join(dir, mqtt.MosquittoConf))
 	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {

@@ -108,7 +108,7 @@ func Open(dir string, opts Options) (*CA, error) {
 		role string
 		life time.Duration
 	}{{&c.issuer, identity.RoleIssuer, issuerLife}, {&c.signer, identity.RoleSigner, signerLife}, {&c.sealing, identity.RoleSealing, sealingLife}} {
-		p, err := c.read(part.role)
+		p, err := readPair(c.path(part.role + ".pem"))
 		if errors.Is(err, fs.ErrNotExist) {
 			p, err = c.certify(part.role, part.life)
 		}
@@ -188,7 +188,7 @@ func (c *CA) certify(role string, life time.Duration) (pair, error) {
 		return pair{}, err
 	}
 	p := pair{key, cert}
-	return p, c.write(role, p, nil)
+	return p, writePair(c.path(role+".pem"), p, nil)
 }
 
 func (c *CA) rootKey() (*ecdsa.PrivateKey, error) {
@@ -337,14 +337,25 @@ func (c *CA) readPrevious() error {
 // over, else a new one. Call it at start and daily, and hand the result to
 // identity.Live.
 func (c *CA) Identity(names []string) (*identity.Identity, error) {
-	p, chain, err := c.serverPair(names)
+	p, chain, _, err := c.serverPair(c.path(tlsName+".pem"), names)
 	if err != nil {
 		return nil, err
 	}
 	return &identity.Identity{Key: p.key, Seal: c.sealing.key, Cert: chain, Trust: c.Trust(), Now: c.now}, nil
 }
 
-func (c *CA) serverPair(names []string) (pair, []*x509.Certificate, error) {
+// ServerFile keeps a key and server certificate of the core's in a file of its own, for a
+// broker that carries its link: made, or made anew when two thirds of its life are over or
+// the names have changed. It tells until when the certificate lives, and whether it is new.
+func (c *CA) ServerFile(path string, names []string) (until time.Time, made bool, err error) {
+	p, _, made, err := c.serverPair(path, names)
+	if err != nil {
+		return until, made, err
+	}
+	return p.cert.NotAfter, made, nil
+}
+
+func (c *CA) serverPair(path string, names []string) (_ pair, chain []*x509.Certificate, made bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	tmpl := c.template(identity.CoreName, tlsLife)
@@ -355,30 +366,30 @@ func (c *CA) serverPair(names []string) (pair, []*x509.Certificate, error) {
 			tmpl.DNSNames = append(tmpl.DNSNames, n)
 		}
 	}
-	old, err := c.read(tlsName)
+	old, err := readPair(path)
 	if err == nil && c.fresh(old.cert, tmpl) {
-		return old, []*x509.Certificate{old.cert, c.issuer.cert}, nil
+		return old, []*x509.Certificate{old.cert, c.issuer.cert}, false, nil
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return pair{}, nil, fmt.Errorf("ca: tls: %w", err)
+		return pair{}, nil, false, fmt.Errorf("ca: %s: %w", path, err)
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return pair{}, nil, err
+		return pair{}, nil, false, err
 	}
 	ext, err := identity.RoleExtension(identity.RoleCore)
 	if err != nil {
-		return pair{}, nil, err
+		return pair{}, nil, false, err
 	}
 	tmpl.ExtraExtensions = []pkix.Extension{ext}
 	tmpl.KeyUsage = x509.KeyUsageDigitalSignature
 	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	cert, err := c.issue(tmpl, &key.PublicKey)
 	if err != nil {
-		return pair{}, nil, err
+		return pair{}, nil, false, err
 	}
 	p := pair{key, cert}
-	return p, []*x509.Certificate{cert, c.issuer.cert}, c.write(tlsName, p, []*x509.Certificate{c.issuer.cert})
+	return p, []*x509.Certificate{cert, c.issuer.cert}, true, writePair(path, p, []*x509.Certificate{c.issuer.cert})
 }
 
 func (c *CA) fresh(cert, want *x509.Certificate) bool {
@@ -436,11 +447,11 @@ func sign(tmpl, parent *x509.Certificate, pub *ecdsa.PublicKey, key *ecdsa.Priva
 	return x509.ParseCertificate(der)
 }
 
-func (c *CA) write(name string, p pair, chain []*x509.Certificate) error {
+func writePair(path string, p pair, chain []*x509.Certificate) error {
 	b, err := identity.FormatKey(p.key)
 	if err != nil {
 		return err
 	}
 	b = append(b, identity.FormatCerts(append([]*x509.Certificate{p.cert}, chain...))...)
-	return atomicfile.Write(c.path(name+".pem"), b, 0o600)
+	return atomicfile.Write(path, b, 0o600)
 }

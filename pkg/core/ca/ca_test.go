@@ -574,6 +574,35 @@ func TestServerCertificateIsKeptAndRenewed(t *testing.T) {
 
 // Open after a power cut at any point of the first Open ends with a whole CA; a damaged
 // folder is refused, never silently remade.
+func TestServerFile(t *testing.T) {
+	c := newClock()
+	ca := openCA(t, t.TempDir(), c)
+	path := filepath.Join(t.TempDir(), "tls.pem")
+	keep := func(want bool, names ...string) {
+		t.Helper()
+		until, made, err := ca.ServerFile(path, names)
+		if err != nil || made != want || until.Before(c.now()) {
+			t.Fatalf("made %t until %s: %v", made, until, err)
+		}
+	}
+	keep(true, "x")
+	keep(false, "x")
+	keep(true, "y")
+	c.add(tlsLife * 3 / 4)
+	keep(true, "y")
+	own, err := ca.Identity([]string{"y"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := readPair(path)
+	if err != nil || p.cert.Subject.CommonName != identity.CoreName || p.key.Equal(own.Key) {
+		t.Errorf("%v %+v", err, p.cert.Subject)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Error(err, info.Mode())
+	}
+}
+
 func TestOpenAfterCut(t *testing.T) {
 	c := newClock()
 	whole := t.TempDir()

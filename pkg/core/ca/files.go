@@ -18,8 +18,8 @@ import (
 // maxFile bounds a file of the folder.
 const maxFile = 64 << 10
 
-func (c *CA) read(name string) (pair, error) {
-	b, err := readBounded(c.path(name + ".pem"))
+func readPair(path string) (pair, error) {
+	b, err := readBounded(path)
 	if err != nil {
 		return pair{}, err
 	}
