@@ -3,6 +3,7 @@ package lab
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 )
 
@@ -20,7 +21,7 @@ type Memory struct {
 func (b *Box) Footprint() (edged, containerd Memory, err error) {
 	pids := []int{b.EdgedPID()}
 	for _, pid := range descendants(b.sock()) {
-		if strings.Contains(commandLine(pid), "edged-log") {
+		if program(pid) == "edged-log" {
 			pids = append(pids, pid)
 		}
 	}
@@ -31,10 +32,6 @@ func (b *Box) Footprint() (edged, containerd Memory, err error) {
 	return
 }
 
-func commandLine(pid int) string {
-	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	return strings.ReplaceAll(string(b), "\x00", " ")
-}
 
 // MemoryOf measures processes of this host.
 func MemoryOf(pids ...int) (Memory, error) {
@@ -68,4 +65,11 @@ func parseRollup(text string) (m Memory) {
 		}
 	}
 	return m
+}
+
+// program is the base name of what a process was started as.
+func program(pid int) string {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	path, _, _ := strings.Cut(string(b), "\x00")
+	return filepath.Base(path)
 }

@@ -5,6 +5,7 @@
 package scenario
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -20,12 +21,22 @@ import (
 
 var labs atomic.Int32
 
-// testWriter sends the story's lines to the test's log.
-type testWriter struct{ t *testing.T }
+// testWriter sends the story's lines to the test's log, whole.
+type testWriter struct {
+	t    *testing.T
+	line []byte
+}
 
-func (w testWriter) Write(p []byte) (int, error) {
-	w.t.Logf("%s", p)
-	return len(p), nil
+func (w *testWriter) Write(p []byte) (int, error) {
+	w.line = append(w.line, p...)
+	for {
+		i := bytes.IndexByte(w.line, '\n')
+		if i < 0 {
+			return len(p), nil
+		}
+		w.t.Log(string(w.line[:i]))
+		w.line = w.line[i+1:]
+	}
 }
 
 // raise makes a lab and a story on it, and takes both down at the end. The logs stay
@@ -73,7 +84,7 @@ func raise(t *testing.T, boxes []lab.BoxSpec, coredArgs ...string) *story.Story 
 			fields = append(fields, b.Name)
 		}
 	}
-	return &story.Story{Lab: l, Root: root, Out: testWriter{t}, Fields: fields, Wait: 90 * time.Second}
+	return &story.Story{Lab: l, Root: root, Out: &testWriter{t: t}, Fields: fields, Wait: 90 * time.Second}
 }
 
 // TestStory plays the demo.
