@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"log/slog"
+	"maps"
 	"runtime"
 	"slices"
 	"strings"
@@ -46,6 +47,7 @@ type Loop struct {
 
 	mu     sync.Mutex
 	worlds *worlds
+	shared shared
 
 	news *news
 }
@@ -81,48 +83,18 @@ func (l *Loop) Ready() <-chan struct{} { return l.ready }
 func (l *Loop) Load(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	shared := sharing{map[string][]byte{}, map[string][]manifest.Ref{}}
 	return l.cfg.Store.EachManifest(ctx, func(r *store.ManifestRecord) error {
 		signed, err := manifest.Parse(r.Raw)
 		if err != nil {
 			return fmt.Errorf("device %s: %w", r.Device, err)
 		}
 		m := &signed.Manifest
-		l.worlds.byID[r.Device] = &entry{Device: Device{ID: r.Device}, state: State{Epoch: m.Epoch, Generation: m.Generation, Items: shared.items(m.Items), Tombstones: r.Tombstones, Seals: r.Seals}}
+		l.worlds.byID[r.Device] = &entry{Device: Device{ID: r.Device}, state: l.shared.state(State{Epoch: m.Epoch, Generation: m.Generation, Items: m.Items, Tombstones: r.Tombstones, Seals: r.Seals}, nil)}
 		if r.Epoch != l.cfg.Epoch {
 			return nil // a manifest of an earlier epoch is a base for the next one only
 		}
 		return l.cfg.Publish(signed, r.Tombstones)
 	})
-}
-
-// sharing makes equal bodies and references of manifests that were read from the store
-// one, as they are when they are rendered: a fleet's devices have the same.
-type sharing struct {
-	bodies map[string][]byte
-	refs   map[string][]manifest.Ref // by the first one's digest
-}
-
-func (s sharing) items(in map[string]manifest.Item) map[string]manifest.Item {
-	out := make(map[string]manifest.Item, len(in))
-	for key, item := range in {
-		if strings.HasPrefix(key, manifest.PrefixSecret) {
-			item.Body = slices.Clone(item.Body) // sealed to this device alone
-		} else if one, ok := s.bodies[string(item.Body)]; ok {
-			item.Body = one
-		} else if item.Body = slices.Clone(item.Body); item.Body != nil {
-			s.bodies[string(item.Body)] = item.Body
-		}
-		if len(item.Refs) > 0 {
-			if one := s.refs[item.Refs[0].Digest]; slices.Equal(one, item.Refs) {
-				item.Refs = one
-			} else {
-				s.refs[item.Refs[0].Digest] = item.Refs
-			}
-		}
-		out[strings.Clone(key)] = item
-	}
-	return out
 }
 
 // Touch renders one device again, e.g. because its seal key is new.
@@ -209,6 +181,9 @@ func (l *Loop) drop(ctx context.Context, e *entry) error {
 // bounds how long the first device waits for the last.
 const batch = 512
 
+// many is from how many devices on their status waits for their reports.
+const many = 256
+
 // result is one device rendered.
 type result struct {
 	e      *entry
@@ -227,17 +202,22 @@ func (l *Loop) render(ctx context.Context, d dirty) error {
 		if e.rendered() {
 			todo = append(todo, e)
 		}
-		l.news.device(e.ID)
 	}
 	slices.SortFunc(todo, func(a, b *entry) int { return strings.Compare(a.Name, b.Name) })
-	interned := map[string][]string{}
 	for part := range slices.Chunk(todo, batch) {
 		results := l.renderAll(part)
-		n, err := l.commit(ctx, results, interned)
+		n, err := l.commit(ctx, results)
 		if err != nil {
 			return err
 		}
 		changed += n
+	}
+	for e := range d {
+		if len(todo) > many && e.rendered() {
+			l.news.rendered(e.ID)
+		} else {
+			l.news.device(e.ID)
+		}
 	}
 	if changed > 0 {
 		l.cfg.Log.Info("manifests rendered", "devices", changed, "looked at", len(todo), "ms", l.cfg.Now().Sub(start).Milliseconds())
@@ -302,7 +282,7 @@ func (l *Loop) renderOne(e *entry) result {
 }
 
 // commit keeps what was signed, then publishes it.
-func (l *Loop) commit(ctx context.Context, results []result, interned map[string][]string) (changed int, err error) {
+func (l *Loop) commit(ctx context.Context, results []result) (changed int, err error) {
 	var records []*store.ManifestRecord
 	for _, r := range results {
 		r.e.warnings = nil
@@ -311,7 +291,7 @@ func (l *Loop) commit(ctx context.Context, results []result, interned map[string
 			r.e.warnings = []api.Warning{{Name: "manifest-refused", Severity: api.Degraded, Message: "the core cannot make the manifest: " + r.err.Error(), Since: l.cfg.Now().Unix()}}
 			continue
 		}
-		r.e.fleets = intern(interned, r.fleets)
+		r.e.fleets = l.shared.list(r.fleets)
 		if r.signed != nil {
 			records = append(records, &store.ManifestRecord{Device: r.e.ID, Epoch: r.next.Epoch, Generation: r.next.Generation, Raw: r.signed.Raw, Tombstones: r.next.Tombstones, Seals: r.next.Seals})
 		}
@@ -326,7 +306,7 @@ func (l *Loop) commit(ctx context.Context, results []result, interned map[string
 		if r.err != nil || r.signed == nil {
 			continue
 		}
-		r.e.state = r.next
+		r.e.state, r.e.current = l.shared.state(r.next, r.fleets), false
 		if err := l.cfg.Publish(r.signed, r.next.Tombstones); err != nil {
 			return changed, fmt.Errorf("publish the manifest of %s: %w", r.e.Name, err)
 		}
@@ -335,29 +315,44 @@ func (l *Loop) commit(ctx context.Context, results []result, interned map[string
 	return changed, nil
 }
 
-// intern makes equal lists one, since thousands of devices share them.
-func intern(known map[string][]string, list []string) []string {
+// shared makes equal things one, since thousands of devices have them.
+type shared struct {
+	lists  map[string][]string
+	states map[string]State
+}
+
+// maxShared bounds how many things are looked through for an equal one.
+const maxShared = 1024
+
+func (s *shared) list(list []string) []string {
 	key := strings.Join(list, "\x00")
-	if one, ok := known[key]; ok {
+	if one, ok := s.lists[key]; ok {
 		return one
 	}
-	known[key] = list
+	if len(s.lists) >= maxShared || s.lists == nil {
+		s.lists = map[string][]string{}
+	}
+	s.lists[key] = list
 	return list
 }
 
-// Counts tells how many devices there are, are heard of now, and have the manifest that
-// they should.
-func (l *Loop) Counts() (devices, online, current int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, e := range l.worlds.byID {
-		devices++
-		if e.online {
-			online++
-		}
-		if e.current {
-			current++
-		}
+// state shares the maps of states; nobody writes to them. Sealed bodies are never equal.
+func (s *shared) state(st State, fleets []string) State {
+	if len(st.Seals) > 0 {
+		return st
 	}
-	return devices, online, current
+	key := fmt.Sprint(st.Generation, strings.Join(fleets, "\x00"))
+	one, ok := s.states[key]
+	if ok && one.Epoch == st.Epoch && maps.Equal(one.Tombstones, st.Tombstones) && maps.EqualFunc(one.Items, st.Items, equalItems) {
+		return one
+	}
+	if len(s.states) >= maxShared || s.states == nil {
+		s.states = map[string]State{}
+	}
+	s.states[key] = st
+	return st
+}
+
+func equalItems(a, b manifest.Item) bool {
+	return a.Gen == b.Gen && slices.Equal(a.Refs, b.Refs) && string(a.Body) == string(b.Body)
 }

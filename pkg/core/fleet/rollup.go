@@ -140,17 +140,42 @@ func (w *worlds) tierOf(parent string) int {
 type news struct {
 	mu      sync.Mutex
 	devices map[api.DeviceID]bool
+	later   map[api.DeviceID]bool // to join devices in a while
 	fleet   bool
 	wake    chan struct{}
 }
 
 func newNews() *news {
-	return &news{devices: map[api.DeviceID]bool{}, wake: make(chan struct{}, 1)}
+	return &news{devices: map[api.DeviceID]bool{}, later: map[api.DeviceID]bool{}, wake: make(chan struct{}, 1)}
 }
 
 func (n *news) device(id api.DeviceID) {
 	n.mu.Lock()
 	n.devices[id] = true
+	n.mu.Unlock()
+	n.ring()
+}
+
+// patience is how long the status of devices with a new manifest may wait for their
+// reports when they are many; fleets show at once that they are not current.
+const patience = 2 * time.Second
+
+// rendered notes a device with a new manifest, which will report soon.
+func (n *news) rendered(id api.DeviceID) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.later) == 0 {
+		time.AfterFunc(patience, n.waited)
+	}
+	n.later[id] = true
+}
+
+func (n *news) waited() {
+	n.mu.Lock()
+	for id := range n.later {
+		n.devices[id] = true
+	}
+	n.later = map[api.DeviceID]bool{}
 	n.mu.Unlock()
 	n.ring()
 }
@@ -174,6 +199,9 @@ func (n *news) take() (devices map[api.DeviceID]bool, fleets bool) {
 	defer n.mu.Unlock()
 	devices, fleets = n.devices, n.fleet
 	n.devices, n.fleet = map[api.DeviceID]bool{}, false
+	for id := range devices {
+		delete(n.later, id)
+	}
 	return devices, fleets
 }
 
@@ -187,7 +215,7 @@ const pause = 200 * time.Millisecond
 
 // longPause bounds pauses that grow: after a long sum as much time is left to rendering
 // and to what comes in, which also folds more of it into the next.
-const longPause = 2 * time.Second
+const longPause = time.Second
 
 func (l *Loop) rollup(ctx context.Context) error {
 	for wait := pause; ; {
@@ -226,6 +254,7 @@ func (l *Loop) sum(ctx context.Context, devices map[api.DeviceID]bool) error {
 	for id := range devices {
 		ids = append(ids, id)
 	}
+	slices.SortFunc(ids, func(a, b api.DeviceID) int { return slices.Compare(a[:], b[:]) })
 	for part := range slices.Chunk(ids, batch) {
 		probed, err := l.statuses(ctx, part)
 		if err != nil {
