@@ -32,7 +32,6 @@ func (b *Box) Footprint() (edged, containerd Memory, err error) {
 	return
 }
 
-
 // MemoryOf measures processes of this host.
 func MemoryOf(pids ...int) (Memory, error) {
 	var sum Memory
