@@ -356,3 +356,20 @@ func (s *shared) state(st State, fleets []string) State {
 func equalItems(a, b manifest.Item) bool {
 	return a.Gen == b.Gen && slices.Equal(a.Refs, b.Refs) && string(a.Body) == string(b.Body)
 }
+
+// Counts tells how many devices there are, are heard of now, and have the manifest that
+// they should.
+func (l *Loop) Counts() (devices, online, current int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range l.worlds.byID {
+		devices++
+		if e.online {
+			online++
+		}
+		if e.current {
+			current++
+		}
+	}
+	return devices, online, current
+}
