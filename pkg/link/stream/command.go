@@ -31,7 +31,7 @@ const (
 	MaxCommand = 64 << 10
 	// MaxLife bounds the time between issue and expiry.
 	MaxLife = 5 * time.Minute
-	// Skew is how far the device's clock may be behind the core's.
+	// Skew is how far the device's clock may be behind the core's, or ahead of it.
 	Skew = 2 * time.Minute
 )
 

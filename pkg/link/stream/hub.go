@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/tls"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -24,7 +25,8 @@ type HubConfig struct {
 	Signer crypto.Signer
 	// Send passes a signed command on to a device (link.CoreEndpoint.Command).
 	Send func(dev api.DeviceID, raw []byte) error
-	// Wait is how long a device may take to dial in. Default 30 s, at most MaxLife.
+	// Wait is how long a device may take to dial in. Default 10 s, at most MaxLife less
+	// Skew.
 	Wait time.Duration
 	// Max bounds the sessions that wait or run. Default 1,024.
 	Max int
@@ -52,7 +54,7 @@ const maxTries = 8
 // NewHub makes the hub.
 func NewHub(conf HubConfig) *Hub {
 	if conf.Wait == 0 {
-		conf.Wait = 30 * time.Second
+		conf.Wait = 10 * time.Second // three hops by satellite, each with TCP and TLS, take about 5 s
 	}
 	if conf.Max == 0 {
 		conf.Max = 1024
@@ -77,7 +79,9 @@ func (h *Hub) Open(ctx context.Context, dev api.DeviceID, c Command) (*Conn, err
 		return nil, err
 	}
 	c.Issued = h.conf.Now().Unix()
-	c.Expires = c.Issued + int64((h.conf.Wait+time.Second-1)/time.Second)
+	// The session ends with Wait, whatever the command says; the rest is for a device
+	// whose clock is ahead.
+	c.Expires = c.Issued + int64((h.conf.Wait+Skew+time.Second-1)/time.Second)
 	raw, err := c.Sign(h.conf.Signer)
 	if err != nil {
 		return nil, err
@@ -88,6 +92,9 @@ func (h *Hub) Open(ctx context.Context, dev api.DeviceID, c Command) (*Conn, err
 	}
 	if err := h.conf.Send(dev, raw); err != nil {
 		h.forget(c.Session, w)
+		if known := (*api.Error)(nil); errors.As(err, &known) {
+			return nil, err
+		}
 		return nil, &api.Error{Code: api.Unavailable, Message: "the command could not be sent", Err: err, Remedy: "is the device online? see `edgectl get devices`"}
 	}
 	timer := time.NewTimer(h.conf.Wait)
