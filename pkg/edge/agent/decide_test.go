@@ -142,6 +142,9 @@ func TestRankAndChoose(t *testing.T) {
 	if got := rank([]api.ParentRef{{Address: "10.0.0.9"}}, []api.ParentRef{{Address: "10.0.0.9:8883"}}); len(got) != 1 {
 		t.Errorf("the same place twice: %v", got)
 	}
+	if got := rank([]api.ParentRef{{Device: "p1", Address: "10.0.0.9"}}, []api.ParentRef{{Address: "10.0.0.9:8883"}}); len(got) != 2 {
+		t.Errorf("a box that was replaced at the place of enrolment is not found: %v", got)
+	}
 	if _, ok := choose(nil, "x"); ok {
 		t.Error("chose of nothing")
 	}

@@ -61,11 +61,12 @@ func NewParents(cfg ParentsConfig) *Parents {
 
 // rank is the list to attach by: the manifest's, best first, then where the box
 // enrolled, so that a wrong list cannot lose the box for good. A parent carries no
-// power, so the last resort costs no safety.
+// power, so the last resort costs no safety. The list may name the same place with the
+// id of a box that stands there no more: the last resort takes whoever does.
 func rank(given, first []api.ParentRef) []api.ParentRef {
 	out := slices.Clone(given)
 	for _, f := range first {
-		if !slices.ContainsFunc(out, func(p api.ParentRef) bool { return sameAddress(p.Address, f.Address) }) {
+		if !slices.ContainsFunc(out, func(p api.ParentRef) bool { return p.Device == f.Device && sameAddress(p.Address, f.Address) }) {
 			out = append(out, f)
 		}
 	}
