@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -44,7 +43,7 @@ func (a *Apps) AdmitApp(ctx context.Context, c Change) (Decision, error) {
 	if err != nil {
 		return Decision{}, err
 	}
-	if err := a.clashes(ctx, c, made.bundle); err != nil {
+	if err := a.appClashes(ctx, c, made.bundle); err != nil {
 		return Decision{}, err
 	}
 	if !c.DryRun && spec.Artifact == "" {
@@ -171,35 +170,6 @@ func describe(b *api.Bundle, raw []byte, repo string, sizes map[string]int64) (*
 	return &compiled{bundle: b, raw: raw, status: status}, nil
 }
 
-// clashes refuses an app that wants a port which another app of one of its fleets has.
-func (a *Apps) clashes(ctx context.Context, c Change, b *api.Bundle) error {
-	tenant, name := c.New.Metadata.Tenant, c.New.Metadata.Name
-	stored, _, _, err := a.Store.List(ctx, store.Query{Tenant: tenant, Kind: api.KindFleet})
-	if err != nil {
-		return err
-	}
-	for _, f := range stored {
-		if c.With[f.Key()] != nil {
-			continue // it becomes another, which is looked at when its turn comes
-		}
-		var spec api.FleetSpec
-		if err := json.Unmarshal(f.Spec, &spec); err != nil {
-			return err
-		}
-		if !slices.Contains(spec.Apps, name) {
-			continue
-		}
-		bundles, err := a.bundles(ctx, c, spec.Apps, name)
-		if err != nil {
-			return err
-		}
-		if err := clashError("spec.compose", "fleet "+f.Metadata.Name, compose.Clashes(append(bundles, b))); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // AdmitFleet refuses apps that cannot run on one device together, and warns of what a
 // fleet names and does not exist yet.
 func (a *Apps) AdmitFleet(ctx context.Context, c Change) (Decision, error) {
@@ -207,11 +177,7 @@ func (a *Apps) AdmitFleet(ctx context.Context, c Change) (Decision, error) {
 	if err := json.Unmarshal(c.New.Spec, &spec); err != nil {
 		return Decision{}, err
 	}
-	bundles, err := a.bundles(ctx, c, spec.Apps, "")
-	if err != nil {
-		return Decision{}, err
-	}
-	if err := clashError("spec.apps", "the fleet", compose.Clashes(bundles)); err != nil {
+	if err := a.fleetClashes(ctx, c); err != nil {
 		return Decision{}, err
 	}
 	var d Decision
@@ -243,17 +209,6 @@ func (a *Apps) missing(ctx context.Context, c Change, kind string, names []strin
 		}
 	}
 	return warnings, nil
-}
-
-func clashError(field, where string, clashes []compose.Clash) error {
-	var faults []*api.Error
-	for _, c := range clashes {
-		faults = append(faults, &api.Error{Code: api.Invalid, Field: field, Message: fmt.Sprintf("in %s: %s", where, c), Remedy: "publish another host port"})
-	}
-	if err := api.JoinErrors(faults, "ports clash"); err != nil {
-		return err
-	}
-	return nil
 }
 
 // bundles gives the bundles of the named apps that exist or come with the same request,
