@@ -196,13 +196,21 @@ func (c *compiler) pin(b *api.Bundle) {
 		}
 		at := place("services", s.Name, "image")
 		if api.CodeOf(a.err) == api.NotFound {
-			c.add(at, fmt.Sprintf("push it with `edgectl app push IMAGE.tar %s`, IMAGE.tar being an OCI layout or the output of `docker save`", s.Image),
-				"the image %q of service %s is not in the core's registry", s.Image, s.Name)
+			c.add(at, pushRemedy(s.Image), "the image %q of service %s is not in the core's registry", s.Image, s.Name)
 			continue
 		}
 		// Not the file's fault: the whole request fails with the registry's own code.
 		c.fatal(&api.Error{Code: api.CodeOf(a.err), Field: at, Message: fmt.Sprintf("the registry did not answer for %q", s.Image), Remedy: "try again", Err: a.err})
 	}
+}
+
+// pushRemedy tells how an image gets into the registry. Nobody can push to a digest.
+func pushRemedy(ref string) string {
+	name, _, pinned := strings.Cut(ref, "@")
+	if pinned {
+		return fmt.Sprintf("compare the digest with what `edgectl app push IMAGE.tar %s:TAG` printed, or push that image", name)
+	}
+	return fmt.Sprintf("push it with `edgectl app push IMAGE.tar %s`, IMAGE.tar being an OCI layout or the output of `docker save`", ref)
 }
 
 func keys[V any](m map[string]V) []string {

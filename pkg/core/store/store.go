@@ -8,6 +8,7 @@ package store
 
 import (
 	"context"
+	"strings"
 
 	"tributary.dev/tributary/pkg/api"
 )
@@ -108,5 +109,5 @@ var errTooOld = &api.Error{Code: api.Conflict, Message: "the revision to watch f
 func IsTooOld(err error) bool { return err == errTooOld }
 
 func notFound(key api.Key) error {
-	return &api.Error{Code: api.NotFound, Message: "there is no " + key.Kind + " " + key.Name + " in tenant " + key.Tenant}
+	return &api.Error{Code: api.NotFound, Message: "there is no " + key.Kind + " " + key.Name + " in tenant " + key.Tenant, Remedy: "see `edgectl get " + strings.ToLower(key.Kind) + "s`"}
 }
