@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,16 +31,18 @@ import (
 const maxLogLine = 64 << 10
 
 // Logs writes a service's output, oldest first, each line as
-// "<RFC 3339 time> <stdout|stderr> <text>". tail bounds the lines from the past
-// (negative: all that is kept). With follow it goes on until ctx ends, across
-// restarts and updates of the container.
+// "<RFC 3339 time> <stdout|stderr> <text>". Without a service it writes that of all
+// services of the app, in the order of time, each line after "<service> | ". tail bounds
+// the lines from the past (negative: all that is kept). With follow it goes on until ctx
+// ends, across restarts and updates of the containers.
 func (m *Manager) Logs(ctx context.Context, app, service string, follow bool, tail int, w io.Writer) error {
-	if !safeName.MatchString(app) || !safeName.MatchString(service) {
-		return api.Errorf(api.Invalid, "%s/%s is not a service", app, service)
+	if !safeName.MatchString(app) || service != "" && !safeName.MatchString(service) {
+		return &api.Error{Code: api.Invalid, Message: fmt.Sprintf("%s/%s is not a service", app, service), Remedy: "see `edgectl describe device` for its apps and services"}
 	}
-	r := &logReader{root: m.root.logs(app, service), out: bufio.NewWriter(w)}
-	if dirs, err := logDirs(r.root); err != nil || len(dirs) == 0 && !follow {
-		return errors.Join(err, &api.Error{Code: api.NotFound, Message: fmt.Sprintf("service %s/%s has no logs", app, service), Remedy: "see `edgectl describe device` for its apps and services"})
+	r := &logsReader{root: m.root.logs(app, ""), only: service, out: bufio.NewWriter(w)}
+	found, err := r.look()
+	if err != nil || !found && !follow {
+		return errors.Join(err, &api.Error{Code: api.NotFound, Message: fmt.Sprintf("%s has no logs", strings.TrimSuffix(app+"/"+service, "/")), Remedy: "see `edgectl describe device` for its apps and services"})
 	}
 	if err := r.past(tail); err != nil || !follow {
 		return err
@@ -102,44 +105,154 @@ func segments(dir string) []string {
 	return out
 }
 
-// logReader follows all rings of a service: position by file.
-type logReader struct {
-	root string
-	out  *bufio.Writer
-	pos  map[string]int64
-	part [2]bool // the stream's last piece was not the end of its line
+// logsReader follows the services of an app, or one of them.
+type logsReader struct {
+	root     string // of the app's logs, one folder a service
+	only     string // one service; empty for all
+	out      *bufio.Writer
+	services []*logReader
+}
+
+// look finds the services that have a folder by now, and tells whether any wrote.
+func (r *logsReader) look() (found bool, err error) {
+	names := []string{r.only}
+	if r.only == "" {
+		entries, err := os.ReadDir(r.root)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return false, err
+		}
+		names = names[:0]
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+	}
+	for _, name := range names {
+		dirs, err := logDirs(filepath.Join(r.root, name))
+		if err != nil {
+			return false, err
+		}
+		found = found || len(dirs) > 0
+		if slices.ContainsFunc(r.services, func(s *logReader) bool { return s.name == name }) {
+			continue
+		}
+		s := &logReader{name: name, root: filepath.Join(r.root, name), out: r.out, pos: map[string]int64{}}
+		if r.only == "" {
+			s.label = name + " | "
+		}
+		r.services = append(r.services, s)
+	}
+	return found, nil
 }
 
 // past writes the last tail lines and remembers where they end.
-func (r *logReader) past(tail int) error {
-	r.pos = map[string]int64{}
-	var lines [][]byte
-	err := r.each(func(line []byte) error {
+func (r *logsReader) past(tail int) error {
+	type kept struct {
+		of   *logReader
+		line []byte
+	}
+	var last []kept
+	err := r.each(func(of *logReader, line []byte) error {
 		if tail >= 0 {
-			lines = append(lines, slices.Clone(line))
-			if len(lines) > 2*tail+1024 {
-				lines = append([][]byte(nil), lines[len(lines)-tail:]...)
+			last = append(last, kept{of, slices.Clone(line)})
+			if len(last) > 2*tail+1024 {
+				last = append([]kept(nil), last[len(last)-tail:]...)
 			}
 			return nil
 		}
-		return r.write(line)
+		return of.write(line)
 	})
 	if err != nil {
 		return err
 	}
-	for _, line := range lines[max(0, len(lines)-max(tail, 0)):] {
-		if err := r.write(line); err != nil {
+	for _, k := range last[max(0, len(last)-max(tail, 0)):] {
+		if err := k.of.write(k.line); err != nil {
 			return err
 		}
 	}
 	return r.out.Flush()
 }
 
-func (r *logReader) more() error {
-	if err := r.each(r.write); err != nil {
+func (r *logsReader) more() error {
+	if _, err := r.look(); err != nil {
+		return err
+	}
+	if err := r.each((*logReader).write); err != nil {
 		return err
 	}
 	return r.out.Flush()
+}
+
+// each hands over every new whole line of all services, the oldest first. A line is
+// valid until f returns.
+func (r *logsReader) each(f func(of *logReader, line []byte) error) error {
+	if len(r.services) == 1 {
+		return r.services[0].each(func(line []byte) error { return f(r.services[0], line) })
+	}
+	type head struct {
+		of   *logReader
+		line []byte
+		at   time.Time
+		next func() ([]byte, error, bool)
+	}
+	var heads []*head
+	advance := func(h *head) (more bool, err error) {
+		line, err, ok := h.next()
+		if !ok || err != nil {
+			return false, err
+		}
+		h.line = line
+		h.at, _, _, _, _ = parseLine(line)
+		return true, nil
+	}
+	for _, s := range r.services {
+		next, stop := iter.Pull2(s.lines)
+		defer stop()
+		h := &head{of: s, next: next}
+		more, err := advance(h)
+		if err != nil {
+			return err
+		}
+		if more {
+			heads = append(heads, h)
+		}
+	}
+	for len(heads) > 0 {
+		oldest := slices.MinFunc(heads, func(a, b *head) int { return a.at.Compare(b.at) })
+		if err := f(oldest.of, oldest.line); err != nil {
+			return err
+		}
+		more, err := advance(oldest)
+		if err != nil {
+			return err
+		}
+		if !more {
+			heads = slices.DeleteFunc(heads, func(h *head) bool { return h == oldest })
+		}
+	}
+	return nil
+}
+
+// logReader follows all rings of a service: position by file.
+type logReader struct {
+	name, root string
+	label      string // what stands before each line
+	out        *bufio.Writer
+	pos        map[string]int64
+	part       [2]bool // the stream's last piece was not the end of its line
+}
+
+// lines is each as a sequence. Where it is left off, lines come again.
+func (r *logReader) lines(yield func([]byte, error) bool) {
+	errStop := errors.New("stop")
+	err := r.each(func(line []byte) error {
+		if !yield(line, nil) {
+			return errStop
+		}
+		return nil
+	})
+	if err != nil && err != errStop {
+		yield(nil, err)
+	}
 }
 
 // each hands over every whole line beyond the known positions.
@@ -210,6 +323,7 @@ func (r *logReader) write(line []byte) error {
 		name, n = "stderr", 1
 	}
 	if !r.part[n] {
+		r.out.WriteString(r.label)
 		r.out.WriteString(at.UTC().Format("2006-01-02T15:04:05.000000Z"))
 		r.out.WriteByte(' ')
 		r.out.WriteString(name)
