@@ -77,8 +77,9 @@ func copyAll() {
 				fds[i].fd = -1
 			}
 		}
-		// A raw call: there is no other goroutine to run meanwhile.
-		_, _, errno := syscall.RawSyscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&fds[0])), 2, 0, 0, 0, 0)
+		// Not a raw call: the runtime would take this goroutine for one that computes, and
+		// interrupt it by a signal every 10 ms for as long as the container is silent.
+		_, _, errno := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&fds[0])), 2, 0, 0, 0, 0)
 		if errno == syscall.EINTR {
 			continue
 		}
