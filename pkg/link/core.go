@@ -127,16 +127,25 @@ func (k *Core) stateIn(now time.Time, r *row, s news) {
 		k.warn(now, "unknown-device", api.Degraded, "device "+r.id.String()+" has no state key")
 		return
 	}
-	ch := StateChange{Device: r.id, Epoch: s.epoch, Seq: s.seq, Full: s.full}
-	for _, e := range s.entries {
-		if StateMAC(key, r.id, s.epoch, &e) == e.MAC {
-			ch.Entries = append(ch.Entries, e)
-			continue
-		}
-		k.warn(now, "bad-mac", api.Critical, fmt.Sprintf("reported key %q of device %s was altered on its way", e.Key, r.id))
-		ch.Quarantined = append(ch.Quarantined, e)
+	if len(s.entries) == 0 && s.seq > 0 {
+		// Nobody between has to prove a number, so what proves nothing changes nothing:
+		// else all that a device reports could be taken back for it.
+		k.warn(now, "unproven-state", api.Degraded, "someone between says without proof that device "+r.id.String()+" reports nothing")
+		return
 	}
-	r.state = s.version
+	ch := StateChange{Device: r.id, Epoch: s.epoch, Seq: s.seq, Full: s.full, Entries: s.entries}
+	for _, e := range s.entries {
+		if StateMAC(key, r.id, s.epoch, &e) != e.MAC {
+			k.warn(now, "bad-mac", api.Critical, fmt.Sprintf("reported key %q of device %s was altered on its way", e.Key, r.id))
+			ch.Quarantined = append(ch.Quarantined, e)
+		}
+	}
+	if ch.Quarantined != nil {
+		// Nothing that came with it counts as received: the true values are still asked
+		// for, and come when nobody between alters them any more.
+		ch.Epoch, ch.Seq, ch.Full, ch.Entries = r.state.epoch, r.state.seq, false, nil
+	}
+	r.state = version{ch.Epoch, ch.Seq}
 	k.eff.State = append(k.eff.State, ch)
 }
 

@@ -518,12 +518,20 @@ func (d *Device) named(now time.Time, v version) {
 	}
 	b := putArray(putMessage(nil, upNeed, 1), 3)
 	d.r.toParent(steer, putUint(putUint(putID(b, d.id), d.floor.epoch), d.floor.seq), false)
-	d.r.due(now.Add(d.r.cfg.Withheld))
+	d.r.due(now.Add(d.withheldAfter()))
+}
+
+// withheldAfter is how long a newer manifest may be on its way.
+func (d *Device) withheldAfter() time.Duration {
+	if d.r.cfg.Withheld > 0 {
+		return d.r.cfg.Withheld
+	}
+	return 5 * d.r.cfg.Health
 }
 
 func (d *Device) tick(now time.Time) {
 	if !d.withheldSince.IsZero() {
-		if left := d.withheldSince.Add(d.r.cfg.Withheld); now.Before(left) {
+		if left := d.withheldSince.Add(d.withheldAfter()); now.Before(left) {
 			d.r.due(left)
 		} else {
 			d.r.warn(now, "manifest-withheld", api.Critical, fmt.Sprintf("the core has signed for manifest %d of epoch %d, but the parent does not pass it", d.withheld.seq, d.withheld.epoch))

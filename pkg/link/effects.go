@@ -25,7 +25,7 @@ type Config struct {
 	// Grace is how long a lost session is kept quiet. Default 20 s.
 	Grace time.Duration
 	// Withheld is how long a newer manifest may take to arrive after a signed
-	// acknowledgement has named it. Default 5 min.
+	// acknowledgement has named it. Default five times Health, as that is now.
 	Withheld time.Duration
 	// Rand gives random numbers: feed names and jitter, nothing secret. Default math/rand.
 	Rand func() uint64
@@ -56,7 +56,6 @@ func (c Config) withDefaults() Config {
 	def(&c.Fold, 50*time.Millisecond)
 	def(&c.Health, time.Minute)
 	def(&c.Grace, 20*time.Second)
-	def(&c.Withheld, 5*time.Minute)
 	if c.DeviceWindow <= 0 {
 		c.DeviceWindow = 256 << 10
 	}

@@ -153,6 +153,17 @@ func (n *node) refuse(now time.Time, from api.DeviceID, what string, err error) 
 	n.warn(now, "bad-frame", api.Degraded, fmt.Sprintf("%s from %s refused: %v", what, from, err))
 }
 
+// maxEpochAhead is how far a state epoch, which begins as a device's Unix seconds, may
+// be ahead of the clock here: more than any clock is wrong, and far from where adding
+// one starts again at zero. A lie below it is outdone by the device's next epoch.
+const maxEpochAhead = 1 << 32
+
+// plausible tells whether a device may have come to a state epoch: nobody between has to
+// prove the number, and one that cannot be outdone would shut the device up for good.
+func (n *node) plausible(now time.Time, v version) bool {
+	return v.epoch <= uint64(max(n.cfg.Wall(now), 0))+maxEpochAhead
+}
+
 // news is what a group tells of a device.
 type news struct {
 	version
@@ -186,6 +197,10 @@ func (n *node) group(now time.Time, c *child, r *reader) {
 	}
 	row := n.rows[id]
 	if !v.newer(row.state) {
+		return
+	}
+	if !n.plausible(now, v) {
+		n.refuse(now, c.id, "state of "+id.String(), fmt.Errorf("epoch %d is far ahead of the clock", v.epoch))
 		return
 	}
 	full := from == 0

@@ -297,6 +297,9 @@ func (r *Relay) manifestIn(now time.Time, b []byte, fromParent bool) {
 	}
 	row := r.rows[id]
 	if _, below := r.via(id); row == nil || id != r.self && !below {
+		if len(r.rows) == 1 { // nothing was ever below, so it is not that of a child that has moved on
+			r.warn(now, "foreign-manifest", api.Critical, "the parent passed a manifest of "+id.String())
+		}
 		return
 	}
 	if !r.newerManifest(v, row.man.version) {

@@ -3,6 +3,7 @@ package link
 import (
 	"bytes"
 	"cmp"
+	"fmt"
 	"slices"
 	"time"
 
@@ -258,8 +259,8 @@ func (r *Relay) diffIn(now time.Time, m *message) {
 	if m.r.err != nil || bits > 12 || bits > 0 && len(diff) != (1<<bits+7)/8 {
 		return
 	}
-	r.u.walk, r.u.shown, r.u.shownAt = walk, nil, now
 	r.flushUp(now)
+	r.u.walk, r.u.shown, r.u.shownAt = walk, nil, now
 	var rows []*row
 	for _, row := range r.below(r.self) {
 		if b := bucketOf(row.id, bits); bits == 0 || diff[b/8]&(1<<(b%8)) != 0 {
@@ -392,6 +393,10 @@ func putGroup(b []byte, row *row, top, from uint64, items []*item) []byte {
 func (r *Relay) aheadIn(now time.Time, id api.DeviceID, v version) {
 	row := r.rows[id]
 	if row == nil || r.u.parent == r.self || !v.newer(row.state) {
+		return
+	}
+	if !r.plausible(now, v) {
+		r.refuse(now, r.u.parent, "state of "+id.String(), fmt.Errorf("epoch %d is far ahead of the clock", v.epoch))
 		return
 	}
 	if id == r.self {
