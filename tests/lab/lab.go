@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -22,6 +23,8 @@ type Spec struct {
 	Boxes []BoxSpec
 	// CoredArgs are added to cored's command line.
 	CoredArgs []string
+	// Broker carries the core's link: empty for cored's own, or Mosquitto.
+	Broker string
 }
 
 // BoxSpec is one box of a Spec.
@@ -54,6 +57,7 @@ type Lab struct {
 	order  []string
 	core   *namespace
 	cored  *process
+	broker *process
 	links  int
 }
 
@@ -105,19 +109,31 @@ func (l *Lab) add(ctx context.Context, bs BoxSpec) error {
 // CoreDir is cored's folder.
 func (l *Lab) CoreDir() string { return filepath.Join(l.Dir, "core") }
 
-// StartCore starts cored and waits until it answers.
-func (l *Lab) StartCore(ctx context.Context) error {
-	if err := os.MkdirAll(l.CoreDir(), 0o700); err != nil {
-		return err
-	}
+// coreNames is how the core can be reached, for its certificates.
+func (l *Lab) coreNames() string {
 	names := []string{"localhost", "127.0.0.1"}
 	for _, b := range l.Boxes {
 		if b.Parent == "core" {
 			names = append(names, b.Uplink.ParentAddr)
 		}
 	}
-	argv := append([]string{filepath.Join(l.Bin, "cored"), "run", "--data", l.CoreDir(), "--listen-https", ":8443",
-		"--listen-mqtt", ":8883", "--names", strings.Join(names, ",")}, l.CoredArgs...)
+	slices.Sort(names)
+	return strings.Join(names, ",")
+}
+
+// StartCore starts cored, and its broker if that is not running, and waits until it
+// answers.
+func (l *Lab) StartCore(ctx context.Context) error {
+	if err := os.MkdirAll(l.CoreDir(), 0o700); err != nil {
+		return err
+	}
+	if l.Broker == Mosquitto && !l.broker.alive() {
+		if err := l.StartBroker(ctx); err != nil {
+			return err
+		}
+	}
+	argv := append([]string{filepath.Join(l.Bin, "cored"), "run", "--data", l.CoreDir(), "--listen-https", ":8443", "--names", l.coreNames()}, l.coredBroker()...)
+	argv = append(argv, l.CoredArgs...)
 	var err error
 	if l.cored, err = start("cored", filepath.Join(l.Dir, "cored.log"), l.core.argv(argv...)); err != nil {
 		return err
@@ -222,6 +238,7 @@ func (l *Lab) Close() error {
 		errs = append(errs, l.Boxes[l.order[i]].PowerCut())
 	}
 	l.cored.stop(10 * time.Second)
+	l.broker.stop(5 * time.Second)
 	errs = append(errs, unmountBelow(l.Dir), unmountBelow(l.RunDir), os.RemoveAll(l.RunDir))
 	for _, b := range l.Boxes {
 		errs = append(errs, b.ns.delete())

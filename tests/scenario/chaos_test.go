@@ -18,12 +18,13 @@ import (
 // SIGKILL at a random moment of each: edged or containerd of any box, relays included,
 // or cored. After every round the tree must reach the same end state, and the service
 // that did not change must not have been restarted. TRIBUTARY_CHAOS sets the rounds
-// (make chaos: 50); the seed is printed, and TRIBUTARY_SEED plays it again.
+// (make chaos: 50); the seed is printed, and TRIBUTARY_SEED plays it again. With
+// TRIBUTARY_BROKER=mosquitto the core's broker is one more victim.
 func TestChaos(t *testing.T) {
 	rounds, seed := envInt("TRIBUTARY_CHAOS", 3), envInt("TRIBUTARY_SEED", int(time.Now().UnixNano()))
 	t.Logf("rounds %d, seed %d", rounds, seed)
 	rng := rand.New(rand.NewPCG(uint64(seed), 1))
-	s := raise(t, lab.Tree())
+	s := raiseWith(t, lab.Spec{Boxes: lab.Tree(), Broker: os.Getenv("TRIBUTARY_BROKER")})
 	ctx := t.Context()
 	up(ctx, t, s)
 	before := cachePIDs(ctx, t, s)
@@ -60,6 +61,9 @@ type victim struct {
 
 func victims(s *story.Story) []victim {
 	out := []victim{{"cored", func(ctx context.Context) error { s.Lab.KillCore(); return s.Lab.StartCore(ctx) }}}
+	if s.Lab.Broker != "" {
+		out = append(out, victim{"the broker", func(ctx context.Context) error { s.Lab.KillBroker(); return s.Lab.StartBroker(ctx) }})
+	}
 	for name, b := range s.Lab.Boxes {
 		out = append(out,
 			victim{name + "'s edged", func(ctx context.Context) error { b.KillEdged(); return b.StartEdged(ctx) }},

@@ -43,6 +43,12 @@ func (w *testWriter) Write(p []byte) (int, error) {
 // when the test failed.
 func raise(t *testing.T, boxes []lab.BoxSpec, coredArgs ...string) *story.Story {
 	t.Helper()
+	return raiseWith(t, lab.Spec{Boxes: boxes, CoredArgs: coredArgs})
+}
+
+// raiseWith does so for a Spec, whose Name, Bin and Dir it chooses.
+func raiseWith(t *testing.T, spec lab.Spec) *story.Story {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("needs a minute or more: not in the short form")
 	}
@@ -61,8 +67,9 @@ func raise(t *testing.T, boxes []lab.BoxSpec, coredArgs ...string) *story.Story 
 	if err != nil {
 		t.Fatal(err)
 	}
-	name := fmt.Sprintf("ts%d-%d", os.Getpid()%10000, labs.Add(1))
-	l, err := lab.New(t.Context(), lab.Spec{Name: name, Bin: bin, Dir: dir, Boxes: boxes, CoredArgs: append(coredArgs, story.CoredArgs...)})
+	spec.Name, spec.Bin, spec.Dir = fmt.Sprintf("ts%d-%d", os.Getpid()%10000, labs.Add(1)), bin, dir
+	spec.CoredArgs = append(spec.CoredArgs, story.CoredArgs...)
+	l, err := lab.New(t.Context(), spec)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +86,7 @@ func raise(t *testing.T, boxes []lab.BoxSpec, coredArgs ...string) *story.Story 
 		}
 	})
 	var fields []string
-	for _, b := range boxes {
+	for _, b := range spec.Boxes {
 		if b.Role == "field" {
 			fields = append(fields, b.Name)
 		}
