@@ -166,7 +166,10 @@ type FleetStatus struct {
 	Devices int `json:"devices"`
 	// Current counts devices whose applied generation is the desired one.
 	Current int `json:"current"`
+	// Running counts devices that run all of the fleet's apps; 0 for a fleet without any.
 	Running int `json:"running"`
+	// Missing names the fleet's apps that do not exist.
+	Missing []string `json:"missing,omitempty"`
 }
 
 // AppState is the life of an app or service on a device.

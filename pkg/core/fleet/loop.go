@@ -166,7 +166,7 @@ func (s sink) Apply(events []store.Event) error {
 		if err := s.l.worlds.set(e.Object, d); err != nil {
 			s.l.cfg.Log.Error("an object cannot be read; it is passed over", "err", err)
 		}
-		if e.Object.Kind == api.KindFleet {
+		if e.Object.Kind == api.KindFleet || e.Object.Kind == api.KindApp {
 			s.l.news.fleets()
 		}
 	}

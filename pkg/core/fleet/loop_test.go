@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -220,6 +221,48 @@ func TestLoop(t *testing.T) {
 	})
 }
 
+type counts struct {
+	devices, current, running int
+	missing                   string
+}
+
+func (c *core) counts(fleet string) counts {
+	o, err := c.db.Get(c.t.Context(), api.Key{Tenant: "default", Kind: api.KindFleet, Name: fleet})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	var s api.FleetStatus
+	_ = json.Unmarshal(o.Status, &s)
+	return counts{s.Devices, s.Current, s.Running, strings.Join(s.Missing, ",")}
+}
+
+// A fleet counts its own apps: what another has the same device run, and how it fares,
+// does not matter; a fleet without apps runs nothing; an app that does not exist is named.
+func TestRollupPerFleet(t *testing.T) {
+	c := newCore(t, "")
+	field := c.device(1, map[string]string{"role": "field"})
+	c.app("web", 1)
+	c.app("bad", 2)
+	c.fleet("good", "field", "web")
+	c.fleet("broken", "field", "bad")
+	c.fleet("ghost", "field", "web", "nothing", "never")
+	c.fleet("bare", "field")
+	c.run()
+	c.until("the apps", c.has(field, "app/bad", "app/web"))
+	m := c.published[field].Manifest
+	c.report(field, &Report{Parent: "core", Online: true, Entries: map[string][]byte{"applied": encode([2]uint64{m.Epoch, m.Generation}),
+		"app/web": encode(api.AppStatus{Name: "web", State: api.Running}), "app/bad": encode(api.AppStatus{Name: "bad", State: api.Backoff})}})
+	for fleet, want := range map[string]counts{"good": {1, 1, 1, ""}, "broken": {1, 1, 0, ""}, "ghost": {1, 1, 0, "nothing,never"}, "bare": {1, 1, 0, ""}} {
+		c.until("the sum of "+fleet, func() bool { return c.counts(fleet) == want })
+	}
+	c.app("nothing", 3)
+	c.until("one missing app less", func() bool { return c.counts("ghost").missing == "never" })
+	if err := c.db.Delete(t.Context(), api.Key{Tenant: "default", Kind: api.KindApp, Name: "web"}, 0); err != nil {
+		t.Fatal(err)
+	}
+	c.until("a deleted app missed", func() bool { return c.counts("good").missing == "web" })
+}
+
 func TestRollup(t *testing.T) {
 	c := newCore(t, "")
 	relay, field := c.device(1, map[string]string{"role": "relay"}), c.device(2, map[string]string{"role": "field"})
@@ -235,22 +278,15 @@ func TestRollup(t *testing.T) {
 		_ = json.Unmarshal(o.Status, &s)
 		return s
 	}
-	fleet := func() (s api.FleetStatus) {
-		o, err := c.db.Get(t.Context(), api.Key{Tenant: "default", Kind: api.KindFleet, Name: "field"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = json.Unmarshal(o.Status, &s)
-		return s
-	}
-	c.until("the count of the fleet", func() bool { return fleet() == api.FleetStatus{Devices: 1} })
+	fleet := func() counts { return c.counts("field") }
+	c.until("the count of the fleet", func() bool { return fleet() == counts{devices: 1} })
 	m := c.published[field].Manifest
 	c.report(field, &Report{Parent: relay.String(), Online: true, LastSeen: time.Unix(9, 0), Entries: map[string][]byte{
 		"app/web": encode(api.AppStatus{Name: "web", State: api.Running}), "applied": encode([2]uint64{m.Epoch, m.Generation}), "labels": encode(map[string]string{api.Reserved + "arch": "arm64"})}})
 	c.until("the field device's status", func() bool { s := status("d2"); return s.Online && s.Applied == s.Desired && s.Tier == 0 })
 	c.report(relay, &Report{Parent: "core", Online: true, Entries: map[string][]byte{"relay": encode(true)}})
 	c.until("tiers", func() bool { return status("d1").Tier == 1 && status("d2").Tier == 2 })
-	c.until("the fleet", func() bool { return fleet() == api.FleetStatus{Devices: 1, Current: 1, Running: 1} })
+	c.until("the fleet", func() bool { return fleet() == counts{1, 1, 1, ""} })
 	c.until("the probed label", func() bool {
 		o, _ := c.db.Get(t.Context(), api.Key{Tenant: "default", Kind: api.KindDevice, Name: "d2"})
 		return o.Metadata.Labels[api.Reserved+"arch"] == "arm64" && o.Metadata.Labels["role"] == "field"
@@ -314,7 +350,8 @@ func BenchmarkRollup10k(b *testing.B) {
 		ids[i] = api.DeviceID{byte(i), byte(i >> 8), 1}
 		c.put(api.KindDevice, fmt.Sprint("d", i), map[string]string{"role": "field"}, api.DeviceSpec{Approved: true}, api.DeviceStatus{ID: ids[i]})
 	}
-	c.fleet("field", "field")
+	c.app("web", 1)
+	c.fleet("field", "field", "web")
 	c.run()
 	fleet := func() (s api.FleetStatus) {
 		o, _ := c.db.Get(b.Context(), api.Key{Tenant: "default", Kind: api.KindFleet, Name: "field"})

@@ -107,14 +107,31 @@ var decMode = func() cbor.DecMode {
 	return m
 }()
 
-// isRunning reports whether a device runs all its apps.
-func isRunning(s *api.DeviceStatus) bool {
+// running lists the apps that run on a device, by name.
+func running(s *api.DeviceStatus) (names []string) {
 	for _, a := range s.Apps {
-		if a.State != api.Running && a.State != api.Exited {
-			return false
+		if a.State == api.Running || a.State == api.Exited {
+			names = append(names, a.Name)
 		}
 	}
-	return len(s.Apps) > 0
+	return names
+}
+
+// count takes a device into the sum of a fleet that picks it: what other fleets have it
+// run does not matter.
+func count(s *api.FleetStatus, spec *api.FleetSpec, current bool, running []string) {
+	s.Devices++
+	if current {
+		s.Current++
+	}
+	for _, app := range spec.Apps {
+		if !slices.Contains(running, app) {
+			return
+		}
+	}
+	if len(spec.Apps) > 0 {
+		s.Running++
+	}
 }
 
 // maxDepth bounds the walk up the tree; attachments of two boxes to each other make no
@@ -327,7 +344,7 @@ func (l *Loop) digest(id api.DeviceID, before api.DeviceStatus, r *Report) (api.
 	e.parent = r.Parent
 	desired := e.state.Generation
 	s, labels, bad := StatusOf(before, r, l.worlds.tierOf(r.Parent), l.cfg.Epoch, desired, e.warnings)
-	e.relay, e.online, e.running, e.current = s.Relay, s.Online, isRunning(&s), desired > 0 && s.Applied == desired
+	e.relay, e.online, e.running, e.current = s.Relay, s.Online, l.shared.list(running(&s)), desired > 0 && s.Applied == desired
 	if moved && e.relay {
 		l.below(id, maxDepth)
 	}
@@ -354,19 +371,18 @@ func (l *Loop) sumFleets(ctx context.Context) error {
 	l.mu.Lock()
 	for name, t := range l.worlds.tenants {
 		counts := map[string]*api.FleetStatus{}
-		for fleet := range t.Fleets {
+		for fleet, spec := range t.Fleets {
 			counts[fleet] = &api.FleetStatus{}
+			for _, app := range spec.Apps {
+				if t.Apps[app] == nil {
+					counts[fleet].Missing = append(counts[fleet].Missing, app)
+				}
+			}
 		}
 		for _, e := range t.devices {
 			for _, fleet := range e.fleets {
 				if c := counts[fleet]; c != nil && e.rendered() {
-					c.Devices++
-					if e.current {
-						c.Current++
-					}
-					if e.running {
-						c.Running++
-					}
+					count(c, t.Fleets[fleet], e.current, e.running)
 				}
 			}
 		}

@@ -36,7 +36,7 @@ type entry struct {
 	relay    bool
 	online   bool
 	current  bool
-	running  bool
+	running  []string      // apps, shared between devices
 	warnings []api.Warning // of the core about it
 }
 
