@@ -27,7 +27,8 @@ type Box struct {
 	Role string
 	// EdgedArgs are added to edged's command line.
 	EdgedArgs []string
-	// Program is edged, unless a test puts another one in its place.
+	// Program is edged, unless a test puts another one in its place: a name in the lab's
+	// Bin, or a whole path.
 	Program string
 
 	lab        *Lab
@@ -81,7 +82,11 @@ func (b *Box) StartContainerd(ctx context.Context) error {
 
 // StartEdged starts the box's edged; it does not wait for anything.
 func (b *Box) StartEdged(context.Context) error {
-	args := []string{filepath.Join(b.lab.Bin, cmp.Or(b.Program, "edged")), "run", "--data", b.Data(), "--run", b.Run(), "--name", b.Name,
+	program := cmp.Or(b.Program, "edged")
+	if !filepath.IsAbs(program) {
+		program = filepath.Join(b.lab.Bin, program)
+	}
+	args := []string{program, "run", "--data", b.Data(), "--run", b.Run(), "--name", b.Name,
 		"--parent", b.Uplink.ParentAddr, "--join-token-file", b.lab.tokenFile(b.Role), "--containerd", b.sock(),
 		"--cni-bin", filepath.Join(b.lab.Bin, "cni"), "--log-helper", filepath.Join(b.lab.Bin, "edged-log")}
 	if b.Relay {
