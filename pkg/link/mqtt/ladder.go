@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
@@ -41,7 +42,7 @@ type ladder struct {
 	parents []api.ParentRef
 	at      int
 	here    int // failures in a row at this parent
-	all     int // failures in a row at any
+	given   int // parents in a row that were given up
 }
 
 // patience is how often a parent may fail before the next one is tried.
@@ -58,27 +59,30 @@ func (l *ladder) current() (api.ParentRef, bool) {
 // failed notes an attempt that failed, or a session that ended at once.
 func (l *ladder) failed() {
 	l.here++
-	l.all++
 	if l.here >= patience && len(l.parents) > 0 {
 		l.at, l.here = (l.at+1)%len(l.parents), 0
+		l.given++
 	}
 }
 
-// held notes a session that lasted.
-func (l *ladder) held() { l.here, l.all = 0, 0 }
+// failures is what the pause before the next attempt goes by. It starts anew at each
+// parent of the list, so that a device whose relay is lost is soon at its next one, and
+// goes on where it was when all of them have failed.
+func (l *ladder) failures() int {
+	return max(1, l.here+patience*(l.given/max(1, len(l.parents))))
+}
 
-// set replaces the list. The position stays with the parent it is at while that is
-// listed, else it goes to the best.
+// held notes a session that lasted.
+func (l *ladder) held() { l.here, l.given = 0, 0 }
+
+// set replaces the list. The position stays while neither it nor what is better than it
+// changes; else it goes to the best: a person who puts a parent first means the device
+// to move there.
 func (l *ladder) set(parents []api.ParentRef) {
-	was, ok := l.current()
-	l.parents, l.at = parents, 0
-	for i, p := range parents {
-		if ok && p == was {
-			l.at = i
-			return
-		}
+	same := len(l.parents) > l.at && len(parents) > l.at && slices.Equal(parents[:l.at+1], l.parents[:l.at+1])
+	if l.parents = parents; !same {
+		l.at, l.here, l.given = 0, 0, 0
 	}
-	l.here = 0
 }
 
 // random is the jitter's source when none is given.

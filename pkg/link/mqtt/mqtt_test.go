@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -314,11 +315,14 @@ func TestNextParent(t *testing.T) {
 	b.SetParents(nil)
 	b.SetParents([]api.ParentRef{c.ref(two.ID().String())})
 	b.until(t, "up again", func() bool { return b.count("up "+two.ID().String()) == 2 })
-	b.SetParents([]api.ParentRef{a.ref(one.ID().String()), c.ref(two.ID().String())})
+	b.SetParents([]api.ParentRef{c.ref(two.ID().String()), a.ref(one.ID().String())})
 	if err := b.Send([]byte("still here"), true); err != nil {
-		t.Fatalf("a session with a listed parent must be kept: %v", err)
+		t.Fatalf("a session with the best parent must be kept: %v", err)
 	}
 	c.wait(t, fmt.Sprintf("frame %s still here", b.me))
+	// A better one is put before it; it is not there, so the second serves again.
+	b.SetParents([]api.ParentRef{a.ref(one.ID().String()), c.ref(two.ID().String())})
+	b.until(t, "up after looking for the better one", func() bool { return b.count("up "+two.ID().String()) == 3 })
 }
 
 func TestTakeover(t *testing.T) {
@@ -414,6 +418,9 @@ func TestLadder(t *testing.T) {
 		l.set(list)
 		seen := map[api.ParentRef]bool{}
 		for range n * patience {
+			if f := l.failures(); f > patience {
+				t.Fatalf("pauses as after %d failures before all parents were tried", f)
+			}
 			p, ok := l.current()
 			if !ok {
 				t.Fatal("no parent")
@@ -424,10 +431,17 @@ func TestLadder(t *testing.T) {
 		if len(seen) != n {
 			t.Fatalf("tried %d of %d", len(seen), n)
 		}
+		if f := l.failures(); f < patience {
+			t.Fatalf("pauses as after %d failures though all parents failed", f)
+		}
 		at, _ := l.current()
-		l.set(append([]api.ParentRef{ref(99)}, list...))
+		l.set(append(slices.Clone(list), ref(99)))
 		if now, _ := l.current(); now != at {
-			t.Fatal("left a parent that is still listed")
+			t.Fatal("left its parent for a worse one")
+		}
+		l.set(append([]api.ParentRef{ref(98)}, list...))
+		if now, _ := l.current(); now != ref(98) {
+			t.Fatal("stays where it is though a better parent is listed")
 		}
 		l.set([]api.ParentRef{ref(99)})
 		if now, _ := l.current(); now != ref(99) {

@@ -128,7 +128,7 @@ func (u *Uplink) after(lasted time.Duration) time.Duration {
 		u.ladder.held()
 	}
 	u.ladder.failed()
-	return u.cfg.Backoff.pause(u.ladder.all, u.cfg.Random())
+	return u.cfg.Backoff.pause(u.ladder.failures(), u.cfg.Random())
 }
 
 // serve is one session from dial to end.
