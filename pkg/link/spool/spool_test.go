@@ -297,6 +297,14 @@ func sum(t fataler, rs []record.Record) (s totals, next uint64) {
 	return s, next
 }
 
+// appends is how many a test makes: fewer in the short form, and still more than fit.
+func appends(n int) int {
+	if testing.Short() {
+		return n / 2
+	}
+	return n
+}
+
 // fill appends far more than fits and returns the totals of the usage in it.
 func fill(t *testing.T, s *spool.Spool, n int) (want totals) {
 	t.Helper()
@@ -334,7 +342,7 @@ func warned(s *spool.Spool, name string) bool {
 func TestBudgetKeepsAllUsage(t *testing.T) {
 	b := newBox(t, 1)
 	s := b.open(t)
-	want := fill(t, s, 40000)
+	want := fill(t, s, appends(40000))
 	got, next := sum(t, all(t, s))
 	if got != want {
 		t.Errorf("usage kept %+v, want %+v", got, want)
@@ -395,7 +403,7 @@ func TestSentRecordsStayAsTheyAre(t *testing.T) {
 	}
 	b.disk = b.disk.Cut() // the note must outlive a cut
 	s = b.open(t)
-	fill(t, s, 40000)
+	fill(t, s, appends(40000))
 	again, err := s.Cut(0, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -414,7 +422,7 @@ func TestDiskFullKeepsUsageAndRecovers(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.disk.Limit(b.disk.Used()) // others took all the rest
-	want := fill(t, s, 20000)
+	want := fill(t, s, appends(20000))
 	want.run, want.tx = want.run+1000, want.tx+1
 	if got, _ := sum(t, all(t, s)); got != want {
 		t.Errorf("usage kept %+v, want %+v", got, want)
@@ -636,7 +644,7 @@ func FuzzSegment(f *testing.F) {
 func TestPowerCutWhileMakingRoom(t *testing.T) {
 	rounds := int64(60)
 	if testing.Short() {
-		rounds = 8
+		rounds = 3
 	}
 	db := openDB(t)
 	for seed := range rounds {
