@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -215,15 +216,40 @@ func (a *app) printDiff(results []client.Result) (different bool) {
 		for _, ch := range r.Changes {
 			switch {
 			case ch.Old == nil:
-				fmt.Fprintf(a.Out, "  + %s: %s\n", ch.Path, oneLine(ch.New))
+				a.printValueLines("+", ch.Path, ch.New)
 			case ch.New == nil:
-				fmt.Fprintf(a.Out, "  - %s: %s\n", ch.Path, oneLine(ch.Old))
+				a.printValueLines("-", ch.Path, ch.Old)
 			default:
 				a.printChange(ch)
 			}
 		}
 	}
 	return different
+}
+
+// printValueLines shows a value that comes or goes: in one line when it is a plain one,
+// else as YAML, so that the text within can be read.
+func (a *app) printValueLines(sign, path string, v any) {
+	text, isText := v.(string)
+	b, err := json.Marshal(v)
+	switch v.(type) {
+	case map[string]any, []any:
+	default:
+		if err != nil || !strings.Contains(text, "\n") {
+			fmt.Fprintf(a.Out, "  %s %s: %s\n", sign, path, oneLine(v))
+			return
+		}
+	}
+	if !isText {
+		if y, err := api.YAML(b); err == nil {
+			b = y
+		}
+		text = string(b)
+	}
+	fmt.Fprintf(a.Out, "  %s %s:\n", sign, path)
+	for line := range strings.Lines(text) {
+		fmt.Fprintf(a.Out, "      %s %s\n", sign, printable(strings.TrimSuffix(line, "\n")))
+	}
 }
 
 // printChange shows a changed value; of long text the lines that differ.
@@ -352,7 +378,7 @@ func (a *app) refsToDelete(args []string, o sourceOptions) ([]ref, error) {
 	return refs, nil
 }
 
-// parseRefs reads KIND, KIND NAME… and KIND/NAME… .
+// parseRefs reads KIND, KIND,KIND…, KIND NAME… and KIND/NAME… .
 func parseRefs(args []string) ([]ref, error) {
 	if len(args) == 0 {
 		return nil, &api.Error{Code: api.Invalid, Message: "no kind is named", Remedy: "the kinds are " + strings.Join(plurals(), ", ")}
@@ -372,14 +398,24 @@ func parseRefs(args []string) ([]ref, error) {
 		}
 		return refs, nil
 	}
-	k, err := api.LookupKind(args[0])
-	if err != nil {
-		return nil, err
+	var refs []ref
+	for word := range strings.SplitSeq(args[0], ",") {
+		k, err := api.LookupKind(word)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.Contains(refs, ref{kind: k}) {
+			refs = append(refs, ref{kind: k})
+		}
 	}
 	if len(args) == 1 {
-		return []ref{{kind: k}}, nil
+		return refs, nil
 	}
-	var refs []ref
+	if len(refs) > 1 {
+		return nil, &api.Error{Code: api.Invalid, Message: "names go with one kind", Remedy: "write KIND/NAME for each object"}
+	}
+	k := refs[0].kind
+	refs = nil
 	for _, name := range args[1:] {
 		refs = append(refs, ref{k, name})
 	}

@@ -174,7 +174,17 @@ func (a *app) fleetRow(obj *api.Object) []string {
 	var st api.FleetStatus
 	_ = readSpec(obj, &s)
 	_ = readStatus(obj, &st)
-	return []string{obj.Metadata.Name, clip(s.Selector.String(), 40), orDash(strings.Join(s.Apps, ",")), strconv.Itoa(st.Devices), strconv.Itoa(st.Current), strconv.Itoa(st.Running), a.age(obj.Metadata.Created)}
+	apps := slices.Clone(s.Apps)
+	for i, app := range apps {
+		if slices.Contains(st.Missing, app) {
+			apps[i] += "(missing)"
+		}
+	}
+	running := "-" // there is nothing to run
+	if len(apps) > 0 {
+		running = strconv.Itoa(st.Running)
+	}
+	return []string{obj.Metadata.Name, orDash(clip(s.Selector.String(), 40)), orDash(strings.Join(apps, ",")), strconv.Itoa(st.Devices), strconv.Itoa(st.Current), running, a.age(obj.Metadata.Created)}
 }
 
 func (a *app) appRow(obj *api.Object) []string {

@@ -73,7 +73,10 @@ func (a *app) describe(ctx context.Context, cl *client.Client, r ref) error {
 }
 
 func (a *app) fact(name, value string) {
-	fmt.Fprintf(a.Out, "%-13s%s\n", name+":", printable(value))
+	if name != "" {
+		name += ":"
+	}
+	fmt.Fprintf(a.Out, "%-13s%s\n", name, printable(value))
 }
 
 func (a *app) block(name string, raw json.RawMessage) {
@@ -116,11 +119,19 @@ func (a *app) describeDevice(ctx context.Context, cl *client.Client, o *api.Obje
 	a.fact("Seen", seen)
 	a.fact("Manifest", fmt.Sprintf("epoch %d, generation %d in force, %d wanted", st.Epoch, st.Applied, st.Desired))
 	if h := st.Hardware; h != nil {
-		a.fact("Hardware", strings.TrimSpace(strings.Join([]string{h.Vendor, h.Product, h.Serial}, " ")))
-		a.fact("", fmt.Sprintf("%s, %d × %s, %s memory, %s disk", h.Arch, h.CPUs, orDash(h.CPUModel), bytesText(uint64(max(h.MemoryBytes, 0))), bytesText(uint64(max(h.DiskBytes, 0)))))
+		label := "Hardware"
+		if made := strings.Join(strings.Fields(strings.Join([]string{h.Vendor, h.Product, h.Serial}, " ")), " "); made != "" {
+			a.fact(label, made)
+			label = ""
+		}
+		a.fact(label, fmt.Sprintf("%s, %d × %s, %s memory, %s disk", h.Arch, h.CPUs, orDash(h.CPUModel), bytesText(uint64(max(h.MemoryBytes, 0))), bytesText(uint64(max(h.DiskBytes, 0)))))
 		a.fact("", fmt.Sprintf("%s, kernel %s, cgroup v%d", orDash(h.OS), orDash(h.Kernel), h.Cgroup))
 		for _, n := range h.NICs {
-			a.fact("", fmt.Sprintf("%s %s %d Mbit/s", n.Name, n.MAC, n.Speed))
+			speed := ""
+			if n.Speed > 0 {
+				speed = fmt.Sprintf(" %d Mbit/s", n.Speed)
+			}
+			a.fact("", n.Name+" "+n.MAC+speed)
 		}
 	}
 	a.fact("Health", healthText(&spec, &st))

@@ -26,9 +26,9 @@ type getOptions struct {
 func (a *app) getCommand() *cobra.Command {
 	var o getOptions
 	c := &cobra.Command{
-		Use: "get KIND [NAME…] | KIND/NAME…", Short: "List or show objects",
+		Use: "get KIND[,KIND…] | KIND NAME… | KIND/NAME…", Short: "List or show objects",
 		Long:              "List or show objects. The kinds are " + strings.Join(plurals(), ", ") + ".",
-		Example:           "  edgectl get devices\n  edgectl get devices --tree\n  edgectl get devices -l role=field,!retired -o wide\n  edgectl get app shop -o yaml\n  edgectl get devices -w",
+		Example:           "  edgectl get devices\n  edgectl get devices --tree\n  edgectl get devices -l role=field,!retired -o wide\n  edgectl get app shop -o yaml\n  edgectl get apps,fleets\n  edgectl get devices -w",
 		ValidArgsFunction: a.completeObjects,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.get(cmd, args, o)
@@ -61,18 +61,7 @@ func (a *app) get(cmd *cobra.Command, args []string, o getOptions) error {
 	}
 	list := client.ListOptions{Selector: o.selector, AllTenants: o.tenants}
 	if refs[0].name == "" {
-		k := refs[0].kind
-		if o.watch {
-			return a.watch(cmd, cl, k, list, o)
-		}
-		objects, err := cl.List(cmd.Context(), k, list)
-		if err != nil {
-			return err
-		}
-		if o.tree {
-			return a.printTree(k, objects)
-		}
-		return a.printObjects(k, objects, o, false)
+		return a.getKinds(cmd, cl, refs, list, o)
 	}
 	if o.watch || o.selector != "" || o.tree {
 		return &api.Error{Code: api.Invalid, Message: "--watch, --selector and --tree go with a whole kind", Remedy: "leave the names out"}
@@ -85,12 +74,37 @@ func (a *app) get(cmd *cobra.Command, args []string, o getOptions) error {
 		}
 		objects = append(objects, obj)
 	}
-	return a.printObjects(refs[0].kind, objects, o, len(refs) == 1)
+	return a.printObjects(objects, o, len(refs) == 1)
+}
+
+// getKinds shows all objects of one kind or of several.
+func (a *app) getKinds(cmd *cobra.Command, cl *client.Client, kinds []ref, list client.ListOptions, o getOptions) error {
+	if len(kinds) > 1 && (o.watch || o.tree) {
+		return &api.Error{Code: api.Invalid, Message: "--watch and --tree go with one kind", Remedy: "run one `edgectl get` a kind"}
+	}
+	if o.watch {
+		return a.watch(cmd, cl, kinds[0].kind, list, o)
+	}
+	var all []*api.Object
+	for _, r := range kinds {
+		objects, err := cl.List(cmd.Context(), r.kind, list)
+		if err != nil {
+			return err
+		}
+		if o.tree {
+			return a.printTree(r.kind, objects)
+		}
+		if len(objects) == 0 && (o.output == "table" || o.output == "wide") {
+			fmt.Fprintln(a.Err, "there are no "+r.kind.Plural+a.inTenant())
+		}
+		all = append(all, objects...)
+	}
+	return a.printObjects(all, o, false)
 }
 
 // printObjects writes objects in the wanted form; alone writes a single object as
 // itself, not as a list of one.
-func (a *app) printObjects(k *api.Kind, objects []*api.Object, o getOptions, alone bool) error {
+func (a *app) printObjects(objects []*api.Object, o getOptions, alone bool) error {
 	switch o.output {
 	case "name":
 		for _, obj := range objects {
@@ -109,10 +123,6 @@ func (a *app) printObjects(k *api.Kind, objects []*api.Object, o getOptions, alo
 		}
 		_, err = a.Out.Write(b)
 		return err
-	}
-	if len(objects) == 0 {
-		fmt.Fprintln(a.Err, "there are no "+k.Plural+a.inTenant())
-		return nil
 	}
 	// Objects of several kinds come in one table each.
 	for len(objects) > 0 {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"tributary.dev/tributary/pkg/api"
 )
 
 // However devices name their parents, even in loops, each is drawn once, below its
@@ -100,6 +102,18 @@ func TestParseForwarding(t *testing.T) {
 	for _, in := range []string{"", "x", "80:", "8080:0", "8080:70000", "x:80", "::80:"} {
 		if got, err := parseForwarding(in); err == nil {
 			t.Errorf("%q: %+v", in, got)
+		}
+	}
+}
+
+// A fleet that names an app which does not exist shows it, and one without apps does not
+// look as if something did not run.
+func TestFleetRow(t *testing.T) {
+	a := &app{now: time.Now}
+	for spec, want := range map[string]string{`{"apps":["web","ghost"]}`: "f - web,ghost(missing) 2 2 1 -", `{}`: "f - - 2 2 - -"} {
+		o := &api.Object{Kind: api.KindFleet, Metadata: api.Meta{Name: "f"}, Spec: []byte(spec), Status: []byte(`{"devices":2,"current":2,"running":1,"missing":["ghost"]}`)}
+		if got := strings.Join(a.fleetRow(o), " "); got != want {
+			t.Errorf("%s: %q, want %q", spec, got, want)
 		}
 	}
 }
