@@ -51,6 +51,9 @@ type Device struct {
 	wanted   time.Time
 	metered  time.Time // when the last usage record came
 	rto      time.Duration
+	// silent is since when something waits for the core's word though there is a way, as
+	// the parent says.
+	silent   time.Time
 	asking   bool
 	asked    time.Time
 	askAgain time.Duration
@@ -372,6 +375,7 @@ func (d *Device) pump(now time.Time) {
 			return
 		}
 		d.sent, d.sentAt = b.Last, now
+		d.listen(now)
 		d.inFlight += len(raw)
 		d.r.toParent(records, putBytes(putID(putMessage(nil, upBatch, 2), d.id), raw), true)
 	}
@@ -384,6 +388,20 @@ func (d *Device) patience() time.Duration {
 		return firstRTO
 	}
 	return d.rto
+}
+
+// listen notes that the core has to say something now.
+func (d *Device) listen(now time.Time) {
+	if d.silent.IsZero() {
+		d.silent = now
+	}
+	d.r.due(d.silent.Add(d.withheldAfter()))
+}
+
+// heard notes that the core did, or that it has no way to.
+func (d *Device) heard() {
+	d.silent = time.Time{}
+	delete(d.r.warnings, "core-silent")
 }
 
 // goBack sends again from what is counted, each batch with its chain value.
@@ -451,6 +469,9 @@ func (d *Device) acknowledged(now time.Time, raw []byte) {
 	}
 	if a.CoreEpoch < d.core && !d.r.cfg.Faults.IgnoreEpoch {
 		return
+	}
+	if d.spool == nil || a.Acked >= d.sent || a.Acked > d.acked() {
+		d.heard() // an old one, played again, says nothing
 	}
 	if a.CoreEpoch >= d.r.coreEpoch {
 		d.asking = false
@@ -535,6 +556,13 @@ func (d *Device) tick(now time.Time) {
 			d.r.due(left)
 		} else {
 			d.r.warn(now, "manifest-withheld", api.Critical, fmt.Sprintf("the core has signed for manifest %d of epoch %d, but the parent does not pass it", d.withheld.seq, d.withheld.epoch))
+		}
+	}
+	if !d.silent.IsZero() {
+		if left := d.silent.Add(d.withheldAfter()); now.Before(left) {
+			d.r.due(left)
+		} else {
+			d.r.warn(now, "core-silent", api.Degraded, "the parent says that there is a way to the core, but records stay without the core's signed word")
 		}
 	}
 	d.pump(now)

@@ -3,6 +3,7 @@ package link_test
 import (
 	"math"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -89,5 +90,35 @@ func TestForeignManifest(t *testing.T) {
 	field.Inject(lie(t, patch, other.Signed.Raw))
 	if !warned(field.Relay.Warnings(), "foreign-manifest") {
 		t.Errorf("its warnings are %v", field.Relay.Warnings())
+	}
+}
+
+// A parent that says there is a way to the core, and keeps the core's word back, is
+// noticed, and forgiven when the word comes.
+func TestCoreSilent(t *testing.T) {
+	w := linksim.New(1, keyring(t), link.Config{})
+	field := w.Add("field", api.DeviceID{})
+	w.Run(10 * time.Second)
+	w.OnFrame = func(_ api.DeviceID, up bool, f link.Frame) {
+		if !up && strings.Contains(link.Describe(f.Bytes), " 8:") { // an acknowledgement
+			f.Bytes[0] = 0xff
+		}
+	}
+	field.Append(api.RecordEvent, "it happened")
+	w.Run(4 * time.Minute)
+	if warned(field.Relay.Warnings(), "core-silent") {
+		t.Error("a few minutes are no silence")
+	}
+	w.Run(4 * time.Minute)
+	if !warned(field.Relay.Warnings(), "core-silent") {
+		t.Errorf("its warnings are %v", field.Relay.Warnings())
+	}
+	w.OnFrame = nil
+	w.Run(30 * time.Minute)
+	if warned(field.Relay.Warnings(), "core-silent") {
+		t.Error("the warning outlives the silence")
+	}
+	for _, d := range w.Differences() {
+		t.Error(d)
 	}
 }

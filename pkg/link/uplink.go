@@ -232,7 +232,9 @@ func (r *Relay) setPath(now time.Time, open bool, coreEpoch uint64) {
 			r.tellPath(c)
 		}
 	}
-	if open {
+	if !open {
+		r.dev.heard()
+	} else {
 		r.dev.pathUp(now, coreEpoch)
 		r.due(now)
 	}
