@@ -28,7 +28,6 @@ type Relay struct {
 	changed  map[api.DeviceID]struct{} // rows with entries not yet sent up
 	attached map[api.DeviceID]struct{} // rows whose attachment is not yet sent up
 	absents  map[api.DeviceID]struct{} // rows whose absence has changed
-	lazy     []Op
 }
 
 // RelayConfig is what a relay is made of.
