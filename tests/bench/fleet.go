@@ -18,6 +18,11 @@ type fleetPlan struct {
 	devices, relays int
 	cored           string // path of the program
 	dir             string // of everything on the disk; emptied by the caller
+	// host is where cored listens, the loopback when empty; enter precedes its command
+	// line. spools gives every device an append log for its records.
+	host   string
+	enter  []string
+	spools bool
 }
 
 // fleetOutcome is what was measured. Memory is cored's proportional set size in bytes.

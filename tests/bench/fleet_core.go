@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -17,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime/pprof"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -42,13 +44,15 @@ type fleetCore struct {
 	ended       chan error
 }
 
-// startFleetCore starts cored on the loopback and waits until it runs.
+// startFleetCore starts cored, on the loopback unless told otherwise, and waits until it runs.
 func startFleetCore(ctx context.Context, plan fleetPlan) (c *fleetCore, err error) {
 	c = &fleetCore{dir: filepath.Join(plan.dir, "core"), ended: make(chan error, 1)}
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return nil, err
 	}
-	c.cmd = exec.Command(plan.cored, "run", "--data", c.dir, "--listen-https", "127.0.0.1:0", "--listen-mqtt", "127.0.0.1:0", "--names", "127.0.0.1", "--log-json")
+	host := cmp.Or(plan.host, "127.0.0.1")
+	argv := append(slices.Clone(plan.enter), plan.cored, "run", "--data", c.dir, "--listen-https", host+":0", "--listen-mqtt", host+":0", "--names", host, "--log-json")
+	c.cmd = exec.Command(argv[0], argv[1:]...)
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	logs, err := c.cmd.StderrPipe()
 	if err != nil {

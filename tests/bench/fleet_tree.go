@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"os"
@@ -26,6 +27,7 @@ import (
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/link"
 	"tributary.dev/tributary/pkg/link/mqtt"
+	"tributary.dev/tributary/pkg/link/spool"
 	"tributary.dev/tributary/pkg/manifest"
 )
 
@@ -34,7 +36,7 @@ type fleetTree struct {
 	boxes   []*fleetBox
 	byID    map[api.DeviceID]*fleetBox // the devices alone
 	devices int
-	disks   []*bbolt.DB
+	disks   []io.Closer
 	group   errgroup.Group
 }
 
@@ -158,6 +160,13 @@ func newFleetTree(ids []*identity.Identity, core *fleetCore, plan fleetPlan) (*f
 			cfg.Store = link.NewMemStore()
 			cfg.Uplink = newFleetLine(wires[i%plan.relays], id.ID(), id.Cert[0].Raw)
 		}
+		if plan.spools && i >= plan.relays {
+			s, err := t.openSpool(filepath.Join(plan.dir, "spools", id.ID().String()))
+			if err != nil {
+				return nil, err
+			}
+			cfg.Spool = s
+		}
 		e, err := link.NewEndpoint(cfg)
 		if err != nil {
 			return nil, err
@@ -172,6 +181,15 @@ func newFleetTree(ids []*identity.Identity, core *fleetCore, plan fleetPlan) (*f
 		}
 	}
 	return t, nil
+}
+
+// openSpool makes a small append log. Its cursor is not kept: the box never starts again.
+func (t *fleetTree) openSpool(dir string) (*spool.Spool, error) {
+	s, err := spool.Open(spool.Config{Dir: dir, MaxBytes: spool.MinBytes, Now: time.Now, Rand: rand.Reader, Log: fleetLog()})
+	if err == nil {
+		t.disks = append(t.disks, s)
+	}
+	return s, err
 }
 
 func fleetRandom() uint64 {

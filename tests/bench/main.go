@@ -29,8 +29,8 @@ var benches = []bench{
 	{"intake", benchIntake},
 	{"fleet", benchFleet},
 	{"heal", benchHeal},
-	{"change", benchChangeFrames},
-	{"idle", benchIdleLink},
+	{"change", benchChange},
+	{"idle", benchIdle},
 }
 
 func main() {
