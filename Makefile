@@ -44,7 +44,7 @@ chaos: deps build ## kill -9 of every party during the story, ROUNDS=50
 
 .PHONY: sim
 sim: ## the link's simulation, SCHEDULES=5000
-	$(GO) test -count=1 -timeout 60m ./pkg/link/ -run Sim -schedules $(or $(SCHEDULES),5000)
+	$(GO) test -count=1 -timeout 60m ./pkg/link/ -run TestSchedules -schedules $(or $(SCHEDULES),5000)
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME=30s
