@@ -12,7 +12,7 @@ import (
 
 var (
 	seed      = flag.Uint64("seed", 0, "play this schedule alone, and tell what happens")
-	schedules = flag.Int("schedules", 0, "how many schedules to play (default 2000, 300 with -short)")
+	schedules = flag.Int("schedules", 0, "how many schedules to play (default 2000, 120 with -short)")
 )
 
 func keyring(t testing.TB) *linksim.Keyring {
@@ -35,7 +35,7 @@ func TestSchedules(t *testing.T) {
 	n := *schedules
 	if n == 0 {
 		if n = 2000; testing.Short() {
-			n = 300
+			n = 120
 		}
 	}
 	// Each processor plays every so many-th; a keyring remembers manifests, so it is
