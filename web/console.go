@@ -147,11 +147,15 @@ const (
 	refresh = 20 * time.Second
 )
 
-// live sends the view anew whenever it looks different.
+// live sends the view anew whenever it looks different, and ends with the event "login"
+// once the session is no longer good.
 func (c *Console) live(w http.ResponseWriter, r *http.Request) {
 	if _, err := c.cfg.Who(r); err != nil {
 		http.Error(w, "log in first", http.StatusUnauthorized)
 		return
+	}
+	if r.Method == http.MethodHead {
+		return // the page asks whether it may still look
 	}
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
@@ -178,6 +182,12 @@ func (c *Console) live(w http.ResponseWriter, r *http.Request) {
 		}
 		last = b
 		if !wait(ctx, changes, tick.C) {
+			return
+		}
+		if _, err := c.cfg.Who(r); err != nil { // the token was revoked, or has expired
+			if _, err = w.Write([]byte("event: login\ndata: {}\n\n")); err == nil {
+				_ = out.Flush()
+			}
 			return
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -177,7 +178,13 @@ func TestPage(t *testing.T) {
 
 func TestLive(t *testing.T) {
 	src := &source{devices: []*api.Object{device("first", 1, "core", false)}, changes: make(chan struct{}, 1)}
-	c, err := New(Config{Source: src, Now: time.Now, Log: slog.New(slog.DiscardHandler), Who: func(*http.Request) (string, error) { return "x", nil }})
+	var revoked atomic.Bool
+	c, err := New(Config{Source: src, Now: time.Now, Log: slog.New(slog.DiscardHandler), Who: func(*http.Request) (string, error) {
+		if revoked.Load() {
+			return "", errors.New("revoked")
+		}
+		return "x", nil
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,4 +218,51 @@ func TestLive(t *testing.T) {
 	src.mu.Unlock()
 	src.changes <- struct{}{}
 	until("second")
+
+	// A page that is open when its token is revoked is sent to the login.
+	ask := func() int {
+		resp, err := http.Head(web.URL + "/console/live")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	if code := ask(); code != 200 {
+		t.Errorf("a good session: %d", code)
+	}
+	revoked.Store(true)
+	src.changes <- struct{}{}
+	last := ""
+	for lines.Scan() {
+		if name, ok := strings.CutPrefix(lines.Text(), "event: "); ok {
+			last = name
+		}
+	}
+	if code := ask(); last != "login" || code != 401 {
+		t.Errorf("a revoked session: the last event was %q, asking gives %d", last, code)
+	}
+}
+
+// A fleet without apps does not look like one whose apps do not run; an app that does not
+// exist is named.
+func TestFleets(t *testing.T) {
+	c, err := New(Config{Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for spec, want := range map[string]bool{`{}`: false, `{"apps":["web","ghost"]}`: true} {
+		f := fleetOf(&api.Object{Kind: api.KindFleet, Metadata: api.Meta{Name: "f"}, Spec: []byte(spec), Status: []byte(`{"devices":2,"current":2}`)})
+		if want {
+			f.Missing = []string{"ghost"}
+		}
+		var b strings.Builder
+		if err := c.tmpl.ExecuteTemplate(&b, "view", &view{Fleets: []fleet{f}}); err != nil {
+			t.Fatal(err)
+		}
+		html := b.String()
+		if strings.Contains(html, "0 of 2 running") != want || strings.Contains(html, "app ghost does not exist") != want || strings.Contains(html, "no apps") == want {
+			t.Errorf("%s: %s", spec, html)
+		}
+	}
 }

@@ -50,6 +50,8 @@ type fleet struct {
 	Name, Selector             string
 	Devices, Current, Running  int
 	CurrentShare, RunningShare int // percent
+	Apps                       []string
+	Missing                    []string // apps that do not exist
 }
 
 type event struct{ Time, Device, Name, Subject, Message, Class string }
@@ -255,7 +257,7 @@ func fleetOf(o *api.Object) fleet {
 	var s api.FleetStatus
 	_ = json.Unmarshal(o.Spec, &spec)
 	_ = json.Unmarshal(o.Status, &s)
-	f := fleet{Name: o.Metadata.Name, Selector: spec.Selector.String(), Devices: s.Devices, Current: s.Current, Running: s.Running}
+	f := fleet{Name: o.Metadata.Name, Selector: spec.Selector.String(), Devices: s.Devices, Current: s.Current, Running: s.Running, Apps: spec.Apps, Missing: s.Missing}
 	if s.Devices > 0 {
 		f.CurrentShare, f.RunningShare = 100*s.Current/s.Devices, 100*s.Running/s.Devices
 	}

@@ -9,7 +9,10 @@ view.addEventListener("toggle", (e) => {
   else folded.add(e.target.id);
 }, true);
 
+const login = () => { location.assign("/console/login"); };
+
 const source = new EventSource("/console/live");
+source.addEventListener("login", login);
 source.addEventListener("view", (e) => {
   view.innerHTML = JSON.parse(e.data);
   for (const id of folded) {
@@ -18,4 +21,18 @@ source.addEventListener("view", (e) => {
   }
 });
 source.onopen = () => { link.textContent = "live"; link.className = "link"; };
-source.onerror = () => { link.textContent = "reconnecting"; link.className = "link down"; };
+source.onerror = () => {
+  link.textContent = "reconnecting";
+  link.className = "link down";
+  // A refusal ends an EventSource for good, and does not say why.
+  if (source.readyState !== EventSource.CLOSED) return;
+  const again = setInterval(async () => {
+    try {
+      const answer = await fetch("/console/live", { method: "HEAD" });
+      if (answer.status === 401) login();
+      else if (answer.ok) location.reload();
+      else return;
+      clearInterval(again);
+    } catch { /* the core cannot be reached; asked again */ }
+  }, 2000);
+};

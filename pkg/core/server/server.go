@@ -122,6 +122,9 @@ func (s *Server) schema(w http.ResponseWriter, r *http.Request) {
 	} else {
 		b, err = api.Schema(name)
 	}
+	if api.CodeOf(err) == api.Invalid {
+		err = &api.Error{Code: api.NotFound, Message: "there is no schema " + name + ".json", Remedy: "tributary.json describes all kinds"}
+	}
 	if err != nil {
 		WriteError(w, err)
 		return

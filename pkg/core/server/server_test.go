@@ -365,3 +365,32 @@ func TestOpenAPI(t *testing.T) {
 	}
 	resp.Body.Close()
 }
+
+// Editors fetch the schema of one kind, or of all, without a token.
+func TestSchemas(t *testing.T) {
+	c := start(t, nil)
+	names := []string{"tributary"}
+	for _, k := range api.Kinds {
+		names = append(names, strings.ToLower(k.Name))
+	}
+	for _, name := range append(names, "gadget") {
+		resp, err := http.Get(c.url + "/schemas/" + name + ".json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var doc struct {
+			ID string `json:"$id"`
+		}
+		err = json.NewDecoder(resp.Body).Decode(&doc)
+		resp.Body.Close()
+		if name == "gadget" {
+			if resp.StatusCode != 404 {
+				t.Errorf("an unknown kind: %d", resp.StatusCode)
+			}
+			continue
+		}
+		if err != nil || resp.StatusCode != 200 || doc.ID != api.SchemaBase+name+".json" {
+			t.Errorf("%s: %d %q %v", name, resp.StatusCode, doc.ID, err)
+		}
+	}
+}
