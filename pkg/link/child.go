@@ -18,6 +18,9 @@ type child struct {
 	feed     uint64
 	cursor   uint64
 	followed bool
+	// owed: a walk has wanted something that may have been lost since; an equal digest
+	// settles it.
+	owed bool
 	// sent is the number of our down feed to which the child was sent everything.
 	sent   uint64
 	sentAt time.Time
@@ -186,11 +189,11 @@ func (n *node) hello(now time.Time, c *child, r *reader) {
 		downPos = n.downPos
 	}
 	c.sent = downPos
-	follows := c.followed && c.feed == feed && c.cursor <= pos
+	follows := c.followed && !c.owed && c.feed == feed && c.cursor <= pos
 	n.welcome(c, equal, follows && c.cursor == pos, sameDown)
 	c.feed = feed
 	if equal {
-		c.cursor, c.followed, c.backoff = pos, true, 0
+		c.cursor, c.followed, c.owed, c.backoff = pos, true, false, 0
 		return
 	}
 	c.followed = follows
@@ -274,7 +277,7 @@ func (n *node) beat(now time.Time, c *child, m *message) {
 			n.startWalk(now, c, rows, false)
 		}
 	default:
-		c.followed, c.cursor, c.backoff = true, pos, 0
+		c.followed, c.cursor, c.owed, c.backoff = true, pos, false, 0
 	}
 }
 

@@ -415,6 +415,7 @@ func (n *node) rowsFrame(now time.Time, c *child, r *reader) {
 	}
 	b := putUint(putUint(putMessage(nil, downWants, 3), walk), frame)
 	n.toChild(c.id, state, putBytes(b, wants), false)
+	c.owed = c.owed || len(wants) > 0
 	if last == 0 {
 		return
 	}
