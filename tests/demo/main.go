@@ -40,7 +40,8 @@ func demo(ctx context.Context, dir string, keep bool) (err error) {
 	if err := lab.Root(); err != nil {
 		return err
 	}
-	if dir == "" {
+	ours := dir == ""
+	if ours {
 		if dir, err = os.MkdirTemp("", "tributary-demo-"); err != nil {
 			return err
 		}
@@ -52,13 +53,14 @@ func demo(ctx context.Context, dir string, keep bool) (err error) {
 	}
 	s := &story.Story{Lab: l, Root: root, Out: os.Stdout, Fields: []string{"field-1", "field-2", "field-3"}, Wait: 90 * time.Second}
 	defer func() {
-		if err != nil {
-			fmt.Fprintf(os.Stderr, "\nthe boxes' logs are in %s\n", dir)
+		if keep && ctx.Err() == nil {
+			err = errors.Join(err, waitForUser(ctx, s))
 		}
-		if keep {
-			waitForUser(ctx, s)
+		if err = errors.Join(err, l.Close()); err == nil && ours && !keep {
+			err = os.RemoveAll(dir)
+			return
 		}
-		err = errors.Join(err, l.Close())
+		fmt.Fprintf(os.Stderr, "\nThe boxes' disks and logs are left in %s\n", dir)
 	}()
 	if err := s.Play(ctx); err != nil {
 		return err
@@ -67,13 +69,39 @@ func demo(ctx context.Context, dir string, keep bool) (err error) {
 	return nil
 }
 
-// waitForUser leaves the tree up and says how to reach it, until a key or a signal.
-func waitForUser(ctx context.Context, s *story.Story) {
+// waitForUser leaves the tree up and says how to reach it, until a signal.
+func waitForUser(ctx context.Context, s *story.Story) error {
 	env, err := s.Lab.EdgectlEnv()
 	if err != nil {
-		return
+		return err
 	}
-	fmt.Printf("\nThe tree is up. In another shell:\n\n  export %s\n  %s bin/edgectl get devices --tree\n\nCtrl-C takes it down.\n",
-		strings.Join(env[:3], " "), strings.Join(s.Lab.CorePrefix(), " "))
+	path := filepath.Join(s.Lab.Dir, "shell")
+	// Only the owner may read it: it holds the administrator's token.
+	if err := os.WriteFile(path, []byte(shellScript(s.Root, s.Lab.Bin, s.Lab.CoreDir(), env, s.Lab.CorePrefix())), 0o700); err != nil {
+		return err
+	}
+	fmt.Printf("\nThe tree is up. This opens a shell in the core's network, with edgectl in the path and logged in; run it in another terminal:\n\n  %s\n\nCtrl-C here takes the tree down.\n", path)
 	<-ctx.Done()
+	return nil
 }
+
+// shellScript opens a shell in the core's network, or runs the command that it is given.
+func shellScript(root, bin, data string, env, prefix []string) string {
+	var b strings.Builder
+	b.WriteString("#!/bin/bash\n# A shell on the demo's core; with arguments, a command there.\n")
+	for _, v := range append(env, "DATA="+data, "PATH="+bin+":"+os.Getenv("PATH")) {
+		name, value, _ := strings.Cut(v, "=")
+		if name != "HOME" { // a person keeps their own
+			fmt.Fprintf(&b, "export %s=%s\n", name, quote(value))
+		}
+	}
+	fmt.Fprintf(&b, "cd %s || exit\n[ $# -gt 0 ] || set -- bash\nexec", quote(root))
+	for _, arg := range prefix {
+		b.WriteString(" " + quote(arg))
+	}
+	b.WriteString(" \"$@\"\n")
+	return b.String()
+}
+
+// quote makes one word of the shell's.
+func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

@@ -75,6 +75,11 @@ func (s *Story) CutAndRestart(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	counted, err := linkBytes(ctx, victim)
+	if err != nil {
+		return err
+	}
+	s.lost = map[string]map[string]float64{victim.Name: counted}
 	if err := victim.PowerCut(); err != nil {
 		return err
 	}

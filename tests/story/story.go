@@ -32,6 +32,9 @@ type Story struct {
 	Wait time.Duration
 
 	began time.Time
+	// lost is what boxes had counted on their uplinks when their power was cut: they count
+	// from zero after it, and the kernel does not.
+	lost map[string]map[string]float64
 }
 
 // AppURL is where the demo's app answers on a field box.
@@ -278,22 +281,30 @@ func (s *Story) LinkTable(ctx context.Context) error {
 	fmt.Fprintf(s.Out, " %14s %14s\n", "WIRE DOWN", "WIRE UP")
 	for _, name := range slices.Sorted(maps.Keys(s.Lab.Boxes)) {
 		b := s.Lab.Boxes[name]
-		text, err := b.Local(ctx, "/metrics")
+		byClass, err := linkBytes(ctx, b)
 		if err != nil {
 			return err
 		}
-		byClass := classBytes(string(text))
 		down, up, err := b.Uplink.Bytes(ctx)
 		if err != nil {
 			return err
 		}
 		fmt.Fprintf(s.Out, "  %-22s", b.Parent+" - "+name)
 		for _, c := range Classes {
-			fmt.Fprintf(s.Out, " %12.0f", byClass[c])
+			fmt.Fprintf(s.Out, " %12.0f", byClass[c]+s.lost[name][c])
 		}
 		fmt.Fprintf(s.Out, " %14d %14d\n", down, up)
 	}
 	return nil
+}
+
+// linkBytes reads what a box counted on its uplink since it started, by class.
+func linkBytes(ctx context.Context, b *lab.Box) (map[string]float64, error) {
+	text, err := b.Local(ctx, "/metrics")
+	if err != nil {
+		return nil, err
+	}
+	return classBytes(string(text)), nil
 }
 
 // classBytes sums tributary_link_bytes_total by class, both directions.
