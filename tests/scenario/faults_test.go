@@ -3,7 +3,6 @@ package scenario
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -12,7 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/tests/lab"
 	"tributary.dev/tributary/tests/story"
 )
@@ -194,85 +192,4 @@ func online(ctx context.Context, s *story.Story, boxes ...string) error {
 		}
 		return nil
 	})
-}
-
-// TestHostileRelay replaces the relay by one that alters, replays, drops, mixes and
-// forges, with the real relay's identity. The device must refuse, report and keep
-// running what it had, and a secret must be found nowhere in the relay.
-func TestHostileRelay(t *testing.T) {
-	s := raise(t, pair())
-	ctx := t.Context()
-	relay := s.Lab.Boxes["agg-1"]
-	must(t, s.Raise(ctx))
-	const canary = "canary-7d1f3c55-never-in-a-relay"
-	secret, err := json.Marshal(api.Object{APIVersion: api.Version, Kind: api.KindSecret, Metadata: api.Meta{Name: "redis-password"},
-		Spec: json.RawMessage(`{"data":{"password":"` + canary + `"}}`)})
-	must(t, err)
-	if _, err := s.Lab.Edgectl(ctx, string(secret), "apply", "-f", "-"); err != nil {
-		t.Fatal(err)
-	}
-	must(t, s.Deploy(ctx))
-
-	// The canary is neither in the relay's memory nor on its disk.
-	if where, err := findInProcess(relay.EdgedPID(), canary); err != nil || where != "" {
-		t.Errorf("the secret is in the relay's memory: %s %v", where, err)
-	}
-	if out, err := exec.CommandContext(ctx, "grep", "-rlaF", canary, relay.Dir()).Output(); len(out) > 0 {
-		t.Errorf("the secret is on the relay's disk: %s %v", out, err)
-	}
-	if where, err := findInProcess(s.Lab.Boxes["field-1"].EdgedPID(), canary); err == nil && where == "" {
-		t.Log("the device's edged does not hold the secret either (it is in the container's memory file system)")
-	}
-
-	before := cachePIDs(ctx, t, s)
-	for _, evil := range []string{"alter", "replay", "drop", "mix", "forge"} {
-		relay.KillEdged()
-		relay.EdgedArgs = []string{"--hostile", evil}
-		relay.Program = "edged-hostile"
-		must(t, relay.StartEdged(ctx))
-		version := 2
-		must(t, s.Apply(ctx, "v2.yaml"))
-		must(t, s.Answers(ctx, "field-1", "version 1"))
-		if evil == "drop" || evil == "replay" {
-			version = 1
-		}
-		relay.KillEdged()
-		relay.EdgedArgs, relay.Program = nil, ""
-		must(t, relay.StartEdged(ctx))
-		must(t, s.Answers(ctx, "field-1", "version 2"))
-		must(t, s.Apply(ctx, "v1.yaml"))
-		must(t, s.Answers(ctx, "field-1", "version 1"))
-		_ = version
-	}
-	if after := cachePIDs(ctx, t, s); fmt.Sprint(after) != fmt.Sprint(before) {
-		t.Errorf("a container was restarted: processes were %v, are %v", before, after)
-	}
-	_, err = s.Counted(ctx, "field-1")
-	must(t, err)
-}
-
-// findInProcess looks for text in every readable mapping of a process.
-func findInProcess(pid int, text string) (string, error) {
-	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
-	if err != nil {
-		return "", err
-	}
-	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
-	if err != nil {
-		return "", err
-	}
-	defer mem.Close()
-	for line := range strings.Lines(string(maps)) {
-		var from, to int64
-		var perm string
-		if _, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &perm); err != nil || perm[0] != 'r' || to-from > 1<<30 {
-			continue
-		}
-		buf := make([]byte, to-from)
-		n, _ := mem.ReadAt(buf, from)
-		if bytes.Contains(buf[:n], []byte(text)) {
-			return strings.TrimSpace(line), nil
-		}
-	}
-	return "", nil
 }
