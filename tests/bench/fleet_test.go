@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"path/filepath"
@@ -13,12 +14,13 @@ func TestFleet(t *testing.T) {
 	if testing.Short() {
 		t.Skip("needs some seconds of two processors")
 	}
-	cored, err := filepath.Abs("../../bin/cored")
+	bin, err := filepath.Abs(cmp.Or(os.Getenv("TRIBUTARY_BIN"), "../../bin"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	cored := filepath.Join(bin, "cored")
 	if _, err := os.Stat(cored); err != nil {
-		t.Skip("needs bin/cored: run `make build`")
+		t.Skip("needs the programs: run make build")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
