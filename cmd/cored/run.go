@@ -41,6 +41,7 @@ type options struct {
 	names        []string
 	broker       string // of somebody else; empty: the embedded one
 	keepUnbacked bool
+	retention    intake.Retention
 	logLevel     slog.Level
 	logJSON      bool
 }
@@ -62,6 +63,8 @@ func runCommand() *cobra.Command {
 	f.StringVar(&o.broker, "mqtt-broker", "", "[mqtts://]host[:port] of a Mosquitto that devices reach instead of the embedded broker (see `cored mosquitto-config`)")
 	f.StringSliceVar(&o.names, "names", nil, "host names and addresses in the core's certificate (default: this host's)")
 	f.BoolVar(&o.keepUnbacked, "keep-unbacked", false, "have devices keep records until a backup holds them, also while no backup was ever made")
+	f.DurationVar(&o.retention.Intervals, "keep-intervals", 90*24*time.Hour, "how long each interval of usage is kept by itself; older ones are summed by day, exactly (0: for ever)")
+	f.DurationVar(&o.retention.Events, "keep-events", 400*24*time.Hour, "how long events are kept; audits stay (0: for ever)")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.BoolVar(&o.logJSON, "log-json", false, "log JSON lines instead of text")
 	return cmd
@@ -322,6 +325,7 @@ func (c *core) serve(ctx context.Context) error {
 	})
 	g.Go(func() error { return c.fleet.Run(ctx) })
 	g.Go(func() error { return c.renew(ctx) })
+	g.Go(func() error { return c.tidy(ctx) })
 	g.Go(func() error { return c.order(ctx) })
 	g.Go(func() error { return c.serveHTTPS(ctx) })
 	g.Go(func() error { return c.serveControl(ctx) })

@@ -105,7 +105,8 @@ type Total struct {
 // Usage is what one device's services used, and the position up to which it counts.
 type Usage struct {
 	SpoolEpoch, Acked, Safe uint64
-	// Intervals is the number of usage records, Lost of records that the device gave up.
+	// Intervals is the number of usage records as they are kept (Tidy sums up old ones),
+	// Lost of records that the device gave up.
 	Intervals, Lost uint64
 	Totals          []Total
 }
@@ -185,7 +186,7 @@ type Entry struct {
 	Device           api.DeviceID
 	Epoch, Seq, Last uint64
 	Kind             api.RecordKind
-	// Taken is when the core counted it, by its clock.
+	// Taken is when the core counted it, by its clock; zero when that is forgotten (Tidy).
 	Taken time.Time
 	// One of these, by Kind. Payload is set for telemetry and for what cannot be read,
 	// which Poison explains.
@@ -241,11 +242,11 @@ func (s *Store) Records(ctx context.Context, id api.DeviceID, after uint64, limi
 }
 
 func fillEntry(ctx context.Context, tx *sql.Tx, dev int64, e *Entry) error {
-	var taken int64
-	err := tx.QueryRowContext(ctx, `SELECT taken FROM batches WHERE dev = ? AND epoch = ? AND last >= ? ORDER BY last LIMIT 1`, dev, int64(e.Epoch), int64(e.Seq)).Scan(&taken)
-	if err == nil {
+	var first, taken int64
+	err := tx.QueryRowContext(ctx, `SELECT first, taken FROM batches WHERE dev = ? AND epoch = ? AND last >= ? ORDER BY last LIMIT 1`, dev, int64(e.Epoch), int64(e.Seq)).Scan(&first, &taken)
+	if err == nil && uint64(first) <= e.Seq { // else its batch is forgotten
 		e.Taken = time.UnixMilli(taken)
-	} else if !errors.Is(err, sql.ErrNoRows) {
+	} else if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
 	var poison sql.NullString

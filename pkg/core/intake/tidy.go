@@ -1,0 +1,156 @@
+package intake
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// Retention is how long the ledger keeps detail. Zero is for ever. Totals stay exact
+// whatever it says, audits stay, and so does what a device lost or what could not be read.
+type Retention struct {
+	// Intervals is how long each interval of usage stands by itself; older ones are summed
+	// by UTC day of their end. The chain values of old batches and old telemetry go too.
+	Intervals time.Duration
+	// Events is how long events stay.
+	Events time.Duration
+}
+
+// dayMillis is a day of Unix milliseconds.
+const dayMillis = 24 * 60 * 60 * 1000
+
+// tidyDays bounds the days that one transaction sums up, so that records need not wait.
+const tidyDays = 16
+
+// Tidy applies a retention to all devices, in many small transactions. It may be stopped
+// and repeated at any time.
+func (s *Store) Tidy(ctx context.Context, r Retention) error {
+	s.mu.Lock()
+	ids := make([]api.DeviceID, 0, len(s.devices))
+	for id := range s.devices {
+		ids = append(ids, id)
+	}
+	s.mu.Unlock()
+	for _, id := range ids {
+		for more := true; more; {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			var err error
+			if more, err = s.tidyDevice(ctx, r, id); err != nil {
+				return fmt.Errorf("tidy the ledger of device %s: %w", id, err)
+			}
+		}
+	}
+	return nil
+}
+
+// tidyDevice does one step for one device, and tells whether there is more to do.
+func (s *Store) tidyDevice(ctx context.Context, r Retention, id api.DeviceID) (more bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	d, now := s.devices[id], s.cfg.Now()
+	if d == nil || d.dev == 0 {
+		return false, nil
+	}
+	err = s.inTx(ctx, func(tx *sql.Tx) error {
+		if r.Events > 0 {
+			if _, err := tx.ExecContext(ctx, `DELETE FROM events WHERE dev = ? AND audit = 0 AND time < ?`, d.dev, now.Add(-r.Events).UnixMilli()); err != nil {
+				return err
+			}
+		}
+		if r.Intervals <= 0 {
+			return nil
+		}
+		before := now.Add(-r.Intervals).UnixMilli()
+		if err := dropBatches(ctx, tx, d, before); err != nil {
+			return err
+		}
+		days, err := daysToSum(ctx, tx, d.dev, before-before%dayMillis)
+		if err != nil {
+			return err
+		}
+		more = len(days) == tidyDays
+		for i := range days {
+			if err := days[i].sum(ctx, tx, d.dev); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return more, err
+}
+
+// dropBatches forgets telemetry and chain values of old batches, but for the last one. An
+// old batch that comes again is then a repeat without a second look.
+func dropBatches(ctx context.Context, tx *sql.Tx, d *device, before int64) error {
+	// Telemetry has no time of its own here: it goes with the batch that brought it.
+	if _, err := tx.ExecContext(ctx, `DELETE FROM others WHERE dev = ?1 AND kind = ?2 AND poison IS NULL AND EXISTS (
+		SELECT 1 FROM batches b WHERE b.dev = ?1 AND b.epoch = others.epoch AND b.first <= others.seq AND b.last >= others.last AND b.taken < ?3)`,
+		d.dev, int64(api.RecordTelemetry), before); err != nil {
+		return err
+	}
+	_, err := tx.ExecContext(ctx, `DELETE FROM batches WHERE dev = ? AND taken < ? AND NOT (epoch = ? AND last = ?)`, d.dev, before, int64(d.epoch), int64(d.acked))
+	return err
+}
+
+// usageDay is the usage of a device in a UTC day, of one spool epoch.
+type usageDay struct {
+	epoch, day              int64
+	seq, last, began, ended int64
+}
+
+func daysToSum(ctx context.Context, tx *sql.Tx, dev, before int64) (days []usageDay, err error) {
+	rows, err := tx.QueryContext(ctx, `SELECT epoch, ended / ?2 AS day, min(seq), max(last), min(began), max(ended) FROM usage
+		WHERE dev = ?1 AND ended < ?3 GROUP BY epoch, day HAVING min(seq) < max(seq) ORDER BY epoch, day LIMIT ?4`, dev, dayMillis, before, tidyDays)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var d usageDay
+		if err := rows.Scan(&d.epoch, &d.day, &d.seq, &d.last, &d.began, &d.ended); err != nil {
+			return nil, err
+		}
+		days = append(days, d)
+	}
+	return days, rows.Err()
+}
+
+// sum puts one record in the place of a day's, as a device does that runs out of room: its
+// numbers go from the first to the last.
+func (u *usageDay) sum(ctx context.Context, tx *sql.Tx, dev int64) error {
+	const where = ` FROM usage WHERE dev = ? AND epoch = ? AND ended / ? = ? AND seq BETWEEN ? AND ?`
+	args := []any{dev, u.epoch, dayMillis, u.day, u.seq, u.last}
+	rows, err := tx.QueryContext(ctx, `SELECT svc, sum(run_ms), sum(cpu_us), sum(mem_bs), sum(rx_bytes), sum(tx_bytes)`+where+` GROUP BY svc ORDER BY svc DESC`, args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	var sums [][6]int64
+	for rows.Next() {
+		var v [6]int64
+		if err := rows.Scan(&v[0], &v[1], &v[2], &v[3], &v[4], &v[5]); err != nil {
+			return err
+		}
+		if v[0] == 0 && len(sums) > 0 {
+			continue // says only that an interval held no container
+		}
+		sums = append(sums, v)
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, `DELETE`+where, args...); err != nil {
+		return err
+	}
+	for _, v := range sums {
+		if _, err := tx.ExecContext(ctx, usageInsert+usageRow, dev, u.epoch, u.seq, v[0], u.last, u.began, u.ended, v[1], v[2], v[3], v[4], v[5]); err != nil {
+			return err
+		}
+	}
+	return nil
+}

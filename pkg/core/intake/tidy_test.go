@@ -1,0 +1,139 @@
+package intake
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"reflect"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/link"
+	"tributary.dev/tributary/pkg/link/record"
+)
+
+// Whatever was recorded and however often the ledger is tidied, every day's totals stay,
+// old days take one record each, and what comes again is known.
+func TestTidyKeepsTotals(t *testing.T) {
+	key := newKey(t)
+	rapid.Check(t, func(rt *rapid.T) {
+		dir := t.TempDir()
+		now := time.UnixMilli(100 * dayMillis).Add(5 * time.Hour)
+		s := open(rt, Config{Path: filepath.Join(dir, "ledger.db"), Now: func() time.Time { return now }})
+		defer s.Close()
+		b := newBox(rt, 1, key)
+		at := int64(90 * dayMillis)
+		for range rapid.IntRange(1, 40).Draw(rt, "records") {
+			from := at
+			at += rapid.Int64Range(1, dayMillis/2).Draw(rt, "long")
+			u := api.Usage{From: from, To: at}
+			for svc := range rapid.IntRange(0, 3).Draw(rt, "services") {
+				u.Uses = append(u.Uses, api.ContainerUse{App: "shop", Service: fmt.Sprint("s", svc), RunMillis: 7, CPUMicros: rapid.Uint64Range(0, 1<<40).Draw(rt, "cpu")})
+			}
+			payload, err := record.EncodeUsage(u)
+			if err != nil {
+				rt.Fatal(err)
+			}
+			b.append(api.RecordUsage, payload)
+		}
+		n := len(b.recs)
+		half := (n + 1) / 2
+		want(rt, s, link.Accepted, uint64(half), b.cut(rt, 1, half, false))
+		if half < n {
+			want(rt, s, link.Accepted, uint64(n), b.cut(rt, half+1, n, false))
+		}
+		before := days(rt, s, b.id)
+		now = now.Add(time.Duration(rapid.IntRange(0, 40).Draw(rt, "days later")) * 24 * time.Hour)
+		for range 2 {
+			if err := s.Tidy(context.Background(), Retention{Intervals: 5 * 24 * time.Hour}); err != nil {
+				rt.Fatal(err)
+			}
+			if after := days(rt, s, b.id); !reflect.DeepEqual(before, after) {
+				rt.Fatalf("totals by day were %+v, are %+v", before, after)
+			}
+		}
+		list, err := s.Records(context.Background(), b.id, 0, 0)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		old := map[int64]bool{}
+		for i, e := range list {
+			if day := e.Usage.To / dayMillis; (day+1)*dayMillis <= now.UnixMilli()-5*dayMillis {
+				if old[day] {
+					rt.Fatalf("two records of day %d: %+v", day, list)
+				}
+				old[day] = true
+			}
+			if i > 0 && e.Seq != list[i-1].Last+1 {
+				rt.Fatalf("record %d follows %d", e.Seq, list[i-1].Last)
+			}
+		}
+		want(rt, s, link.Duplicate, uint64(n), b.cut(rt, 1, half, true), b.cut(rt, 1, half, false))
+		b.use(rt, 1)
+		want(rt, s, link.Accepted, uint64(n+1), b.cut(rt, n, n+1, true))
+	})
+}
+
+// days are the totals by UTC day, as a bill would ask for them.
+func days(t testing_, s *Store, id api.DeviceID) map[int][]Total {
+	t.Helper()
+	out := map[int][]Total{}
+	for day := 89; day < 112; day++ {
+		u, err := s.Usage(context.Background(), id, time.UnixMilli(int64(day)*dayMillis-1), time.UnixMilli(int64(day+1)*dayMillis-1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(u.Totals) > 0 {
+			out[day] = u.Totals
+		}
+	}
+	return out
+}
+
+// Old events and telemetry go, audits and what a device lost stay.
+func TestTidyDropsDetail(t *testing.T) {
+	now := time.UnixMilli(100 * dayMillis)
+	s := open(t, Config{Path: filepath.Join(t.TempDir(), "ledger.db"), Now: func() time.Time { return now }})
+	defer s.Close()
+	b := newBox(t, 1, newKey(t))
+	event, err := record.EncodeEvent(api.Event{Time: now.UnixMilli(), Name: "restarted"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.append(api.RecordEvent, event)
+	b.append(api.RecordAudit, event)
+	b.append(api.RecordTelemetry, []byte("warm"))
+	lost := record.Record{Seq: 4, Last: 4, Kind: record.Lost, End: b.chain[3].Next(record.Record{Seq: 4, Last: 4, Kind: api.RecordUsage})}
+	b.recs, b.chain = append(b.recs, lost), append(b.chain, b.chain[3].Next(lost))
+	want(t, s, link.Accepted, 4, b.cut(t, 1, 4, false))
+	b.append(api.RecordTelemetry, []byte("cold"))
+	kinds := func() (out []api.RecordKind) {
+		t.Helper()
+		if err := s.Tidy(t.Context(), Retention{Intervals: 30 * 24 * time.Hour, Events: 60 * 24 * time.Hour}); err != nil {
+			t.Fatal(err)
+		}
+		list, err := s.Records(t.Context(), b.id, 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range list {
+			out = append(out, e.Kind)
+		}
+		return out
+	}
+	if got := kinds(); len(got) != 4 {
+		t.Errorf("fresh: %v", got)
+	}
+	now = now.Add(40 * 24 * time.Hour)
+	want(t, s, link.Accepted, 5, b.cut(t, 5, 5, false))
+	if got, keep := kinds(), []api.RecordKind{api.RecordEvent, api.RecordAudit, record.Lost, api.RecordTelemetry}; !reflect.DeepEqual(got, keep) {
+		t.Errorf("after 40 days: %v, want %v", got, keep)
+	}
+	now = now.Add(40 * 24 * time.Hour)
+	if got, keep := kinds(), []api.RecordKind{api.RecordAudit, record.Lost}; !reflect.DeepEqual(got, keep) {
+		t.Errorf("after 80 days: %v, want %v", got, keep)
+	}
+}
