@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -22,10 +23,25 @@ func (l *Lab) Connect(ctx context.Context, parent, child string) (*link, error) 
 	return join(ctx, n, p.ns, c.ns)
 }
 
-// Wipe empties the disk of a box whose power is cut: what stands up again is another
-// box in the same place.
-func (b *Box) Wipe() error {
-	return errors.Join(unmountBelow(b.Dir()), os.RemoveAll(b.Dir()))
+// Replace takes a box away for good, and puts another one with an empty disk in its
+// place, with the same links. It is not started yet.
+func (l *Lab) Replace(old, name string) (*Box, error) {
+	b := l.Boxes[old]
+	if b == nil {
+		return nil, fmt.Errorf("no box %s", old)
+	}
+	if err := errors.Join(b.PowerCut(), unmountBelow(b.Dir()), os.RemoveAll(b.Dir())); err != nil {
+		return nil, err
+	}
+	delete(l.Boxes, old)
+	b.Name, l.Boxes[name] = name, b
+	l.order[slices.Index(l.order, old)] = name
+	for _, child := range l.Boxes {
+		if child.Parent == old {
+			child.Parent = name
+		}
+	}
+	return b, nil
 }
 
 // EdgectlCommand is edgectl in the core's network, not yet started.
