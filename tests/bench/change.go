@@ -193,8 +193,14 @@ func (c *chain) measure(ctx context.Context) ([]Figure, error) {
 	f.Note = fmt.Sprintf("the key \"applied\" of a device three hops down, TLS off; %v from the core's hop down, worst of %d", one, changeRounds)
 	status := plain("change.app", float64(slices.Max(whole)), "B/hop")
 	status.Note = "one field of an app's status of two services, which is one key: the whole value is sent"
+	back, err := c.reconnect(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reconnect: %w", err)
+	}
+	reconnect := plain("change.none", float64(back), "B")
+	reconnect.Note = "a relay's new session with the core when nothing changed, after CONNACK; heal.unchanged is the same in virtual time"
 	simulated, err := changeSimulated()
-	return []Figure{f, status, simulated}, err
+	return []Figure{f, status, reconnect, simulated}, err
 }
 
 // settle waits until the core's store has the device's newest generation in force and
@@ -262,16 +268,61 @@ func (c *chain) cost(ctx context.Context, change func() error) ([]int64, error) 
 	return worst, nil
 }
 
+// connectBytes is what MQTT's CONNECT and CONNACK take (pkg/link/mqtt, TestCost).
+const connectBytes = 51
+
+// reconnect breaks the topmost hop and gives what it carries until both ends agree that
+// nothing has changed, after CONNACK.
+func (c *chain) reconnect(ctx context.Context) (int64, error) {
+	before, err := c.silent(ctx, time.Second)
+	if err != nil {
+		return 0, err
+	}
+	c.proxies[0].hangUp()
+	for c.proxies[0].bytes.Load() == before[0] {
+		if err := pause(ctx, 10*time.Millisecond); err != nil {
+			return 0, err
+		}
+	}
+	after, err := c.silent(ctx, 2*time.Second)
+	if _, connected := c.boxes[0].Parent(); err == nil && !connected {
+		err = errors.New("the relay does not come back")
+	}
+	return after[0] - before[0] - connectBytes, err
+}
+
 // countingProxy passes TCP connections on to one address and counts payload both ways.
 type countingProxy struct {
 	net.Listener
 	to    string
 	bytes atomic.Int64
+
+	mu   sync.Mutex
+	open map[net.Conn]bool
 }
 
 func newCountingProxy(to string) (*countingProxy, error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	return &countingProxy{Listener: ln, to: to}, err
+	return &countingProxy{Listener: ln, to: to, open: map[net.Conn]bool{}}, err
+}
+
+// hangUp ends all connections; new ones are welcome.
+func (p *countingProxy) hangUp() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.open {
+		c.Close()
+	}
+}
+
+func (p *countingProxy) note(c net.Conn, open bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if open {
+		p.open[c] = true
+	} else {
+		delete(p.open, c)
+	}
 }
 
 func (p *countingProxy) run(ctx context.Context) error {
@@ -289,7 +340,8 @@ func (p *countingProxy) run(ctx context.Context) error {
 }
 
 func (p *countingProxy) pipe(ctx context.Context, in net.Conn) {
-	defer in.Close()
+	p.note(in, true)
+	defer func() { p.note(in, false); in.Close() }()
 	out, err := new(net.Dialer).DialContext(ctx, "tcp", p.to)
 	if err != nil {
 		return // the client comes again
