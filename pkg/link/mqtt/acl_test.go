@@ -277,5 +277,7 @@ func FuzzParent(f *testing.F) {
 func FuzzDynsecAnswer(f *testing.F) {
 	f.Add([]byte(`{"responses":[{"command":"createRole","error":"Role already exists","correlationData":"1"}]}`))
 	f.Add([]byte(`{"responses":null}`))
+	f.Add([]byte(`{"responses":[{"command":"listClients","data":{"totalCount":2,"count":1,"clients":["core"]},"correlationData":"2"}]}`))
+	f.Add([]byte(`{"responses":[{"command":"getClient","data":{"client":{"username":"core","roles":[{"rolename":"tributary-core"}]}}}]}`))
 	f.Fuzz(func(t *testing.T, b []byte) { decodeAnswer(b) })
 }

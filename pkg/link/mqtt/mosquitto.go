@@ -55,6 +55,9 @@ func (m MosquittoConfig) Conf() ([]byte, error) {
 		"use_username_as_clientid true",
 		fmt.Sprintf("max_packet_size %d", 1400000), // of the protocol; a frame has its own bound
 		"max_keepalive 65535",
+		"# What waits for a client is bounded in bytes, not in messages: the core takes bursts.",
+		"max_queued_messages 0",
+		fmt.Sprintf("max_queued_bytes %d", 4*defaultQueue),
 		"# Nothing relies on what a broker keeps.",
 		"persistence false",
 		"set_tcp_nodelay true",

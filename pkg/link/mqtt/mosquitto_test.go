@@ -330,3 +330,21 @@ func TestMosquittoKnowsMany(t *testing.T) {
 		return has(ids[0]) && has(ids[4]) && !has(ids[len(ids)-5]) && !has(ids[len(ids)-1]) && has(ids[5]) && has(ids[len(ids)-6])
 	})
 }
+
+func TestMosquittoConf(t *testing.T) {
+	good := MosquittoConfig{Dir: "/etc/x", Listen: "[::1]:8883", Plugin: "/p.so", User: "mosquitto"}
+	b, err := good.Conf()
+	if err != nil || !bytes.Contains(b, []byte("\nlistener 8883 ::1\n")) || !bytes.Contains(b, []byte("\ncertfile /etc/x/tls.pem\n")) {
+		t.Errorf("%v\n%s", err, b)
+	}
+	for what, change := range map[string]func(*MosquittoConfig){
+		"no port":      func(c *MosquittoConfig) { c.Listen = "host" },
+		"a line break": func(c *MosquittoConfig) { c.Dir = "/x\nallow_anonymous true" },
+	} {
+		bad := good
+		change(&bad)
+		if _, err := bad.Conf(); err == nil {
+			t.Errorf("%s is taken", what)
+		}
+	}
+}
