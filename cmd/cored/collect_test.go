@@ -1,0 +1,62 @@
+package main
+
+import (
+	"encoding/json"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/registry"
+)
+
+// Collection keeps what is tagged, what an app names and what is young; the rest goes.
+func TestCollectRegistry(t *testing.T) {
+	r := start(t, filepath.Join(t.TempDir(), "core"))
+	now := func(ref string) string {
+		pinned, _, err := r.c.registry.ResolvePinned(t.Context(), ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pinned
+	}
+	there := func(pinned string) bool {
+		_, _, err := r.c.registry.ResolvePinned(t.Context(), pinned)
+		return err == nil
+	}
+	r.push("default/web:v1")
+	used := now("default/web:v1")
+	r.must("POST", "/api/v1/apply", appDocs, nil)
+	var o api.Object
+	var s api.AppObjectStatus
+	r.must("GET", "/api/v1/apps/web", "", &o)
+	if err := json.Unmarshal(o.Status, &s); err != nil {
+		t.Fatal(err)
+	}
+	bundle := func() bool {
+		_, err := r.c.registry.Bundle(t.Context(), s.Repo, s.Bundle)
+		return err == nil
+	}
+	r.push("default/web:v1") // the tag moves on, and again: what it named in between nobody names
+	unnamed := now("default/web:v1")
+	r.push("default/web:v1")
+	tagged := now("default/web:v1")
+
+	future := time.Now().Add(time.Hour)
+	r.c.collectOnce(t.Context(), time.Now().Add(-collectGrace))
+	if !there(used) || !there(unnamed) || !bundle() {
+		t.Fatal("what is young was taken")
+	}
+	if again := r.c.collectOnce(t.Context(), future); again != collectEvery || !there(used) || there(unnamed) || !there(tagged) || !bundle() {
+		t.Fatalf("used %v, unnamed %v, tagged %v, bundle %v; again in %s", there(used), there(unnamed), there(tagged), bundle(), again)
+	}
+	r.must("DELETE", "/api/v1/fleets/field", "", nil)
+	r.must("DELETE", "/api/v1/apps/web", "", nil)
+	r.c.collectOnce(t.Context(), future)
+	if there(used) || bundle() || !there(tagged) {
+		t.Errorf("after the app is gone: image %v, bundle %v, tagged %v", there(used), bundle(), there(tagged))
+	}
+	if got, err := r.c.registry.Collect(t.Context(), registry.GCOptions{Before: future}); err != nil || got != (registry.GCResult{}) {
+		t.Errorf("garbage was left: %+v %v", got, err)
+	}
+}
