@@ -447,6 +447,20 @@ func TestRestartPolicyHealthAndRollback(t *testing.T) {
 	d.wait(5*time.Second, "an event tells of it", func() bool { return d.sawEvent("app.update-failed") })
 	d.wait(10*time.Second, "the failed instance is gone", func() bool { d.m.mu.Lock(); defer d.m.mu.Unlock(); return len(d.m.instances) == 2 })
 
+	// Nor is it judged by the check of an update that asks for what it has not.
+	picky := d.app("web", api.Service{Name: "front", Health: &api.HealthCheck{Test: []string{"/app", "check", "http://127.0.0.1:8080/nonesuch"}, Interval: seconds(0.1), Timeout: seconds(3), Retries: 1}, Env: map[string]string{"VERSION": "2b"}}, web.Bundle.Services[1])
+	picky.Digest = "sha256:picky"
+	failures := d.countEvents("app.update-failed")
+	d.m.Set([]App{picky})
+	d.wait(20*time.Second, "the second update was given up", func() bool { return d.countEvents("app.update-failed") > failures })
+	d.wait(20*time.Second, "the first version runs on", func() bool {
+		s := d.service("web", "front")
+		return s.State == api.Running && strings.Contains(s.Message, "update failed")
+	})
+	if s := d.service("web", "front"); s.Container != old || s.Restarts != 0 {
+		t.Errorf("the old instance was touched: %+v", s)
+	}
+
 	// The next update is well, and replaces it without a gap.
 	well := d.app("web", api.Service{Name: "front", Health: check, Env: map[string]string{"VERSION": "3"}}, web.Bundle.Services[1])
 	well.Digest = "sha256:well"

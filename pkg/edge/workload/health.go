@@ -91,19 +91,24 @@ func (t *tracked) endProbe() {
 }
 
 // superviseAll gives each running container the check that its service asks for
-// now. A check changes without a restart of the container. m.mu is held.
+// now. A check changes without a restart of the container; but a container of another
+// version than the wanted one keeps the check that it had: the new one may ask for what
+// only the new version has. m.mu is held.
 func (m *Manager) superviseAll(ctx context.Context) {
-	checks := map[serviceKey]*api.HealthCheck{}
+	wanted := map[serviceKey]*wantService{}
 	for i := range m.want {
 		for n := range m.want[i].Services {
 			s := &m.want[i].Services[n]
-			checks[serviceKey{m.want[i].Name, s.Name}] = s.Health
+			wanted[serviceKey{m.want[i].Name, s.Name}] = s
 		}
 	}
 	for _, t := range m.instances {
-		check, ok := checks[t.in.Key]
-		if !ok {
-			check = t.svc.Health
+		check := t.svc.Health
+		if s := wanted[t.in.Key]; s != nil && s.Hash == t.in.Hash {
+			check = s.Health
+			t.check = check
+		} else if t.check != nil {
+			check = t.check
 		}
 		test := healthTest(check)
 		if t.in.Phase != phaseRunning || test == nil || t.in.Stopped {

@@ -258,15 +258,17 @@ func (d *device) get(app, service, path string) string {
 	return body
 }
 
-func (d *device) sawEvent(name string) bool {
+func (d *device) sawEvent(name string) bool { return d.countEvents(name) > 0 }
+
+func (d *device) countEvents(name string) (n int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, e := range d.events {
 		if e.Name == name {
-			return true
+			n++
 		}
 	}
-	return false
+	return n
 }
 
 // memoryStore is a meter's store.

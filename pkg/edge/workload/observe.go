@@ -49,6 +49,7 @@ type tracked struct {
 	addrs []netip.Addr // by network of svc
 	files string       // sum of the config and secret files it shows
 	probe *prober
+	check *api.HealthCheck // asked for last while this was the wanted version
 }
 
 // serviceExtension carries a Service in containerd's container record.
