@@ -392,7 +392,8 @@ func TestHostile(t *testing.T) {
 				t.Errorf("took %v", took)
 			}
 			runtime.ReadMemStats(&after)
-			if used := after.TotalAlloc - before.TotalAlloc; used > 256<<20 {
+			// in all, not at once; the race detector empties pools at random and adds half
+			if used := after.TotalAlloc - before.TotalAlloc; used > 512<<20 {
 				t.Errorf("allocated %d MiB", used>>20)
 			}
 		})

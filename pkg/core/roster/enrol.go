@@ -251,9 +251,10 @@ func (r *Roster) admitted(p *plan) error {
 	r.mu.Lock()
 	old := r.boxes[id]
 	e.approved = p.grant.Approved
+	before, after := old != nil && old.active(), e.active()
 	r.boxes[id], r.names[e.key] = e, id
 	r.mu.Unlock()
-	r.tell(id, old != nil && old.active(), e.active())
+	r.tell(id, before, after)
 	return nil
 }
 
