@@ -388,7 +388,7 @@ func TestHostile(t *testing.T) {
 			if c := api.CodeOf(err); c != api.Invalid && c != api.TooLarge {
 				t.Fatalf("error: %v", err)
 			}
-			if took := time.Since(start); took > 5*time.Second {
+			if took := time.Since(start); took > time.Minute {
 				t.Errorf("took %v", took)
 			}
 			runtime.ReadMemStats(&after)
