@@ -55,8 +55,9 @@ func (m MosquittoConfig) Conf() ([]byte, error) {
 		"use_username_as_clientid true",
 		fmt.Sprintf("max_packet_size %d", 1400000), // of the protocol; a frame has its own bound
 		"max_keepalive 65535",
-		"# What waits for a client is bounded in bytes, not in messages: the core takes bursts.",
-		"max_queued_messages 0",
+		"# What waits for a client is bounded in bytes: the core takes bursts. No bound on messages",
+		"# would be 0, at which 2.0 drops whoever publishes what it may not.",
+		"max_queued_messages 100000",
 		fmt.Sprintf("max_queued_bytes %d", 4*defaultQueue),
 		"# Nothing relies on what a broker keeps.",
 		"persistence false",
