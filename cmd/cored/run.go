@@ -275,7 +275,8 @@ func (c *core) openServer(context.Context) (err error) {
 	cfg := server.Config{
 		Store: c.store, Tokens: c.store, Devices: c.roster, Ledger: ledger{c.intake, c.roster}, Streams: hub,
 		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: c.admitToken},
-		Removal:   map[string]server.Removal{api.KindDevice: func(_ context.Context, o *api.Object) error { return c.roster.MayDelete(o) }},
+		Removal: map[string]server.Removal{api.KindDevice: func(_ context.Context, o *api.Object) error { return c.roster.MayDelete(o) },
+			api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindSecret: apps.MayRemove},
 		Routes: []server.Route{
 			{Pattern: "/v2/", Access: server.Open, Handler: c.registry},
 			{Pattern: identity.EnrolPrefix, Access: server.Open, Handler: c.ca.Handler(registrar{c}, c.log)},

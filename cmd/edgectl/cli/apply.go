@@ -357,25 +357,36 @@ func (a *app) refsToDelete(args []string, o sourceOptions) ([]ref, error) {
 			return nil, err
 		}
 		var refs []ref
-		for i := len(sources) - 1; i >= 0; i-- { // what refers to others goes first
+		for i := len(sources) - 1; i >= 0; i-- {
 			k, err := api.LookupKind(sources[i].object.Kind)
 			if err != nil {
 				return nil, err
 			}
 			refs = append(refs, ref{k, sources[i].object.Metadata.Name})
 		}
+		sortForDeletion(refs)
 		return refs, nil
 	}
 	refs, err := parseRefs(args)
 	if err != nil {
 		return nil, err
 	}
+	sortForDeletion(refs)
 	for _, r := range refs {
 		if r.name == "" {
 			return nil, &api.Error{Code: api.Invalid, Message: "no " + r.kind.Name + " is named", Remedy: "write `edgectl delete " + strings.ToLower(r.kind.Name) + " NAME`; there is no deleting of all"}
 		}
 	}
 	return refs, nil
+}
+
+// sortForDeletion puts first what refers to others: the core refuses to delete what is
+// in use.
+func sortForDeletion(refs []ref) {
+	order := func(r ref) int {
+		return slices.IndexFunc(api.Kinds, func(k api.Kind) bool { return k.Name == r.kind.Name })
+	}
+	slices.SortStableFunc(refs, func(a, b ref) int { return order(b) - order(a) })
 }
 
 // parseRefs reads KIND, KIND,KIND…, KIND NAME… and KIND/NAME… .

@@ -46,8 +46,10 @@ type FieldChange struct {
 	New  any    `json:"new,omitempty"`
 }
 
+const applyPath = "/api/v1/apply"
+
 func (s *Server) applyRoute() {
-	op := huma.Operation{OperationID: "apply", Method: http.MethodPost, Path: "/api/v1/apply", Summary: "Create or change many objects", Tags: []string{"apply"},
+	op := huma.Operation{OperationID: "apply", Method: http.MethodPost, Path: applyPath, Summary: "Create or change many objects", Tags: []string{"apply"},
 		Description:  "The body is a stream of YAML documents or JSON objects. When any of them is refused, none is written.",
 		MaxBodyBytes: maxBody, BodyReadTimeout: readDeadline, SkipValidateBody: true, Middlewares: huma.Middlewares{s.authorize},
 		Responses: s.responses(http.StatusOK, s.schemaOf(new(applyReply)))}
@@ -71,13 +73,17 @@ func (s *Server) apply(ctx context.Context, in *applyInput) ([]ApplyResult, erro
 		return nil, &api.Error{Code: api.Invalid, Message: "there is no object in it", Remedy: "send at least one document with apiVersion, kind, metadata and spec"}
 	}
 	with := map[api.Key]*api.Object{}
+	var faults []*api.Error
 	for _, d := range docs {
 		if in.Tenant != api.DefaultTenant && d.Object.Metadata.Tenant == api.DefaultTenant {
 			d.Object.Metadata.Tenant = in.Tenant
 		}
-		with[d.Object.Key()] = d.Object
+		key := d.Object.Key()
+		if with[key] != nil {
+			faults = append(faults, &api.Error{Code: api.Invalid, Field: "metadata.name", Line: lineOf(d, "metadata.name"), Message: d.Object.Kind + " " + key.Name + " is in the request twice", Remedy: "keep one of them"})
+		}
+		with[key] = d.Object
 	}
-	var faults []*api.Error
 	for _, d := range docs {
 		if _, err := s.write(ctx, d.Object, writeOptions{dryRun: true, with: with}); err != nil {
 			if api.CodeOf(err) == api.Internal {

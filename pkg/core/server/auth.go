@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"net/http"
+	"slices"
 	"strings"
 
 	"tributary.dev/tributary/pkg/api"
@@ -14,7 +15,8 @@ type Access int
 
 // The kinds of access.
 const (
-	// People may read with any token; only admins may do anything but GET and HEAD.
+	// People may read with any token, and ask what an apply would change; only admins may
+	// do anything else.
 	People Access = iota
 	// Admins alone.
 	Admins
@@ -53,6 +55,12 @@ func (s *Server) Authenticate(r *http.Request) (store.Principal, error) {
 
 func reads(r *http.Request) bool { return r.Method == http.MethodGet || r.Method == http.MethodHead }
 
+// asks reports whether a request only asks what an apply would change. Other routes do
+// not know dryRun, or do more than answer.
+func asks(r *http.Request) bool {
+	return r.Method == http.MethodPost && r.URL.Path == applyPath && slices.Equal(r.URL.Query()["dryRun"], []string{"true"})
+}
+
 // guard lets through who may use the handler.
 func (s *Server) guard(access Access, h http.Handler) http.Handler {
 	if access == Open {
@@ -74,7 +82,7 @@ func (s *Server) admit(access Access, r *http.Request) (*http.Request, error) {
 		return r, err
 	}
 	// An upgrade is a GET, and opens a stream into a device.
-	if p.Role != store.Admin && (access == Admins || !reads(r) || r.Header.Get("Upgrade") != "") {
+	if p.Role != store.Admin && (access == Admins || !reads(r) && !asks(r) || r.Header.Get("Upgrade") != "") {
 		return r, &api.Error{Code: api.Forbidden, Message: "a " + string(p.Role) + " may only read", Remedy: "ask for a token of role admin"}
 	}
 	return r.WithContext(context.WithValue(r.Context(), principalKey{}, p)), nil

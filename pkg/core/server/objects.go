@@ -136,7 +136,8 @@ func (s *Server) answer(w *written, err error) (*objectOutput, error) {
 }
 
 // decodeOne reads the one object of a request, which must agree with the path. What
-// the body leaves out (tenant, and in a PUT the name) comes from the path.
+// the body leaves out (tenant, and in a PUT the name) comes from the path; only a POST
+// whose path names no tenant leaves it to the body.
 func decodeOne(body []byte, kind, tenant, name string) (*api.Object, error) {
 	objects, err := api.Decode(body)
 	if err != nil {
@@ -155,7 +156,7 @@ func decodeOne(body []byte, kind, tenant, name string) (*api.Object, error) {
 	switch {
 	case o.Kind != kind:
 		return nil, mismatch("kind", o.Kind, kind)
-	case o.Metadata.Tenant != tenant && tenant != api.DefaultTenant:
+	case o.Metadata.Tenant != tenant && (name != "" || tenant != api.DefaultTenant):
 		return nil, mismatch("metadata.tenant", o.Metadata.Tenant, tenant)
 	case name != "" && o.Metadata.Name != name:
 		return nil, mismatch("metadata.name", o.Metadata.Name, name)

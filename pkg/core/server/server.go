@@ -88,6 +88,9 @@ func New(cfg Config) *Server {
 	for _, r := range cfg.Routes {
 		s.mux.Handle(r.Pattern, s.guard(r.Access, r.Handler))
 	}
+	s.mux.HandleFunc("/api/", func(w http.ResponseWriter, r *http.Request) {
+		WriteError(w, &api.Error{Code: api.NotFound, Message: "there is no " + r.Method + " " + r.URL.Path, Remedy: "see /openapi.json for what there is"})
+	})
 	if cfg.Console != nil {
 		s.mux.Handle("/", cfg.Console)
 	}

@@ -61,6 +61,9 @@ func (s *Server) write(ctx context.Context, request *api.Object, o writeOptions)
 	if old == nil && request.Kind == api.KindDevice {
 		return nil, &api.Error{Code: api.NotFound, Field: "metadata.name", Message: "there is no Device " + request.Metadata.Name, Remedy: "devices come by enrolment: make a JoinToken and start edged with it"}
 	}
+	if err := s.tenantExists(ctx, request, o.with); err != nil {
+		return nil, err
+	}
 	obj, err := api.Admit(old, request)
 	if err != nil {
 		return nil, err
@@ -84,6 +87,27 @@ func (s *Server) write(ctx context.Context, request *api.Object, o writeOptions)
 		d.Reply(w.object)
 	}
 	return w, nil
+}
+
+// tenantExists refuses an object of a tenant that neither exists nor comes along: a
+// mistyped name would hide it.
+func (s *Server) tenantExists(ctx context.Context, o *api.Object, with map[api.Key]*api.Object) error {
+	name := o.Metadata.Tenant
+	if name == api.DefaultTenant || name == "" {
+		return nil
+	}
+	if o.Kind == api.KindTenant {
+		return &api.Error{Code: api.Invalid, Field: "metadata.tenant", Message: "a Tenant belongs to no other", Remedy: "leave metadata.tenant out"}
+	}
+	key := api.Key{Tenant: api.DefaultTenant, Kind: api.KindTenant, Name: name}
+	if with[key] != nil {
+		return nil
+	}
+	_, err := s.cfg.Store.Get(ctx, key)
+	if api.CodeOf(err) == api.NotFound && err != nil {
+		return &api.Error{Code: api.Invalid, Field: "metadata.tenant", Message: "there is no tenant " + name, Remedy: "mend the name, or apply a Tenant " + name + " first or along with it"}
+	}
+	return err
 }
 
 // remove deletes an object.
