@@ -13,34 +13,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// When memory is given back. At rest the heap then is what is live, and of the program's
-// file only what the loops touch in a quarter of a minute is mapped; both together cost
-// some 5 ms of processor time an occasion.
-const (
-	firstTrim = 20 * time.Second
-	trimEvery = 15 * time.Second
-)
+// settled is when the box has enrolled or taken up its apps, and rests.
+const settled = time.Minute
 
-// trim gives back what starting needed and running does not: free heap, and pages of
-// the program's own file, which the kernel finds again in its page cache when they are
-// wanted. The collector runs first, since it reads much of the program's tables.
+// trim gives back, once, what starting needed and running does not: free heap, and the
+// pages of the program's own file that were read at start (tables of types, set-up of
+// libraries). The kernel finds those that are wanted again in its page cache. The
+// collector runs first, since it reads much of the program's tables.
 func (b *box) trim(ctx context.Context) error {
-	timer := time.NewTimer(firstTrim)
+	timer := time.NewTimer(settled)
 	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-timer.C:
-			timer.Reset(trimEvery)
-		}
-		debug.FreeOSMemory()
-		if err := dropText(); err != nil {
-			b.log.Debug("program text not given back", "err", err)
-			<-ctx.Done()
-			return nil
-		}
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-timer.C:
 	}
+	debug.FreeOSMemory()
+	if err := dropText(); err != nil {
+		b.log.Debug("program text not given back", "err", err)
+	}
+	<-ctx.Done()
+	return nil
 }
 
 // dropText unmaps the clean pages of this program's read-only segments.
