@@ -22,6 +22,11 @@ func benchFootprint(ctx context.Context) (figures []Figure, err error) {
 	if os.Getenv("LONG") == "1" {
 		rest = 10 * time.Minute
 	}
+	if v := os.Getenv("FOOTPRINT_REST"); v != "" { // a quick look, for work on it
+		if rest, err = time.ParseDuration(v); err != nil {
+			return nil, err
+		}
+	}
 	s, closeLab, err := benchLab(ctx, "fp", []lab.BoxSpec{{Name: "field-1", Parent: "core", Role: "field"}})
 	if err != nil {
 		return nil, err

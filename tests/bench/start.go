@@ -11,7 +11,6 @@ import (
 	"slices"
 	"time"
 
-	containerd "github.com/containerd/containerd/v2/client"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"tributary.dev/tributary/pkg/api"
@@ -67,7 +66,6 @@ type startBench struct {
 	dir     string
 	daemon  *workloadtest.Daemon
 	up      *workloadtest.Registry
-	client  *containerd.Client
 	image   string
 	manager *workload.Manager
 	cancel  context.CancelFunc
