@@ -123,7 +123,7 @@ func (m *Manager) prepare(ctx context.Context, app *App, id string, s *api.Servi
 	if err != nil {
 		return prepared{}, err
 	}
-	b := blueprint{ID: id, App: name, Service: s, Image: info, User: usr}
+	b := blueprint{ID: id, App: name, Service: s, Image: info, User: usr, Shim: m.root.shim(name)}
 	if len(networksOf(s)) > 0 {
 		b.NetNS = m.net.Namespace(id)
 	}

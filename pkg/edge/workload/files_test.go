@@ -212,3 +212,17 @@ func FuzzLogLine(f *testing.F) {
 		}
 	})
 }
+
+func TestRuntimeBeside(t *testing.T) {
+	dir := t.TempDir()
+	helper, shim := filepath.Join(dir, "edged-log"), filepath.Join(dir, "edged-shim")
+	if got := runtimeBeside(helper); got != "io.containerd.runc.v2" {
+		t.Errorf("without edged-shim: %s", got)
+	}
+	if err := os.WriteFile(shim, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if got := runtimeBeside(helper); got != shim {
+		t.Errorf("with edged-shim: %s", got)
+	}
+}

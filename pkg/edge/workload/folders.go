@@ -23,11 +23,12 @@ import (
 //	<run>/apps/<app>/<container>       hosts, hostname, resolv.conf, config files
 //	<run>/secrets/<app>/<container>    secret files; always a tmpfs
 //	<run>/net                          network namespaces and leases
+//	<run>/shim/<app>                   where the app's shim listens (cmd/edged-shim)
 type folders struct{ root, run string }
 
 func openFolders(root, run string) (folders, error) {
 	f := folders{root, run}
-	for _, dir := range []string{f.apps(), filepath.Join(run, "apps"), filepath.Join(run, "secrets"), filepath.Join(run, "fifo")} {
+	for _, dir := range []string{f.apps(), filepath.Join(run, "apps"), filepath.Join(run, "secrets"), filepath.Join(run, "fifo"), filepath.Join(run, "shim")} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return f, err
 		}
@@ -62,6 +63,7 @@ func (f folders) volume(app, name string) string  { return filepath.Join(f.app(a
 func (f folders) data(app string) string          { return filepath.Join(f.app(app), "data") }
 func (f folders) logs(app, service string) string { return filepath.Join(f.app(app), "logs", service) }
 func (f folders) files(app, id string) string     { return filepath.Join(f.run, "apps", app, id) }
+func (f folders) shim(app string) string          { return filepath.Join(f.run, "shim", app) }
 func (f folders) secrets(app, id string) string   { return filepath.Join(f.run, "secrets", app, id) }
 
 // bind finds a bind mount's source within the app's data folder and makes it when
@@ -144,6 +146,7 @@ func (f folders) dropApp(app string) error {
 	return errors.Join(
 		os.RemoveAll(filepath.Join(f.run, "secrets", app)),
 		os.RemoveAll(filepath.Join(f.run, "apps", app)),
+		os.RemoveAll(f.shim(app)),
 		os.RemoveAll(f.app(app)),
 	)
 }

@@ -31,6 +31,7 @@ type blueprint struct {
 	Image   *imageInfo
 	User    userInfo
 	NetNS   string // path; empty for host network or none
+	Shim    string // path where the answer of the app's shim is kept
 	Mounts  []hostMount
 }
 
@@ -50,7 +51,7 @@ func buildSpec(ctx context.Context, b blueprint) (*specs.Spec, error) {
 		oci.WithProcessCwd(firstOf(s.WorkingDir, b.Image.config.WorkingDir, "/")),
 		oci.WithCgroup(cgroupPath(b.ID)),
 		oci.WithDefaultUnixDevices,
-		oci.WithAnnotations(map[string]string{"io.containerd.runc.v2.group": shimGroup(b.App)}),
+		oci.WithAnnotations(map[string]string{"io.containerd.runc.v2.group": shimGroup(b.App), "tributary.dev/warm-shim": b.Shim}),
 		oci.WithAddedCapabilities(capNames(s.CapAdd)),
 		oci.WithDroppedCapabilities(capNames(s.CapDrop)),
 	}

@@ -67,13 +67,15 @@ type Config struct {
 	CNIBin      string // folder of bridge, host-local, portmap
 	LogHelper   string // the edged-log program
 	Snapshotter string // default "overlayfs"
-	Runtime     string // default "io.containerd.runc.v2"
-	Pool        string // addresses for app networks; default "10.213.0.0/16"
-	Upstream    Upstream
-	Meter       Meter // optional
-	Log         *slog.Logger
-	Event       func(api.Event)
-	Now         func() time.Time
+	// Runtime is a name that containerd knows, or the path of a shim; default the
+	// program edged-shim beside LogHelper, else "io.containerd.runc.v2".
+	Runtime  string
+	Pool     string // addresses for app networks; default "10.213.0.0/16"
+	Upstream Upstream
+	Meter    Meter // optional
+	Log      *slog.Logger
+	Event    func(api.Event)
+	Now      func() time.Time
 }
 
 // Manager keeps apps running. Its methods may be called from any goroutine; Run
@@ -125,6 +127,9 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 	if _, err := os.Stat(cfg.LogHelper); err != nil {
 		return nil, &api.Error{Code: api.Invalid, Message: "the log helper is missing", Remedy: "pass --log-helper", Err: err}
 	}
+	if cfg.Runtime == "" {
+		cfg.Runtime = runtimeBeside(cfg.LogHelper)
+	}
 	root, err := openFolders(cfg.Root, cfg.Run)
 	if err != nil {
 		return nil, err
@@ -157,7 +162,6 @@ func withDefaults(cfg Config) Config {
 	}
 	def(&cfg.Namespace, "tributary")
 	def(&cfg.Snapshotter, "overlayfs")
-	def(&cfg.Runtime, "io.containerd.runc.v2")
 	def(&cfg.Pool, "10.213.0.0/16")
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -169,6 +173,16 @@ func withDefaults(cfg Config) Config {
 		cfg.Now = time.Now
 	}
 	return cfg
+}
+
+// runtimeBeside is edged-shim where it is installed: it answers for a shim that is
+// warm already, and leaves all else to the shim that containerd brings.
+func runtimeBeside(helper string) string {
+	path := filepath.Join(filepath.Dir(helper), "edged-shim")
+	if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 {
+		return path
+	}
+	return "io.containerd.runc.v2"
 }
 
 // Set names the apps that should run, all of them. It returns at once, may be

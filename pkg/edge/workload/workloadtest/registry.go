@@ -181,7 +181,7 @@ func Build(dir string) (Tools, error) {
 	t := Tools{Dir: dir, CNIBin: dir, LogHelper: filepath.Join(dir, "edged-log"), App: filepath.Join(dir, "app")}
 	const cni = "github.com/containernetworking/plugins/plugins/"
 	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", dir+"/",
-		"tributary.dev/tributary/cmd/edged-log", "tributary.dev/tributary/pkg/edge/workload/workloadtest/app",
+		"tributary.dev/tributary/cmd/edged-log", "tributary.dev/tributary/cmd/edged-shim", "tributary.dev/tributary/pkg/edge/workload/workloadtest/app",
 		cni+"main/bridge", cni+"ipam/host-local", cni+"meta/portmap")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
