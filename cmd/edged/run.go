@@ -227,7 +227,7 @@ func (b *box) join(ctx context.Context) (err error) {
 }
 
 func (b *box) openSpool(context.Context) (err error) {
-	b.spool, err = spool.Open(spool.Config{Dir: filepath.Join(b.o.data, "spool"), DB: b.state.DB(), Now: b.clock.Now, Rand: randReader, Log: b.log})
+	b.spool, err = spool.Open(spool.Config{Dir: filepath.Join(b.o.data, "spool"), DB: b.state.DB(), MaxBytes: b.spoolBytes(), Now: b.clock.Now, Rand: randReader, Log: b.log})
 	return err
 }
 
@@ -320,6 +320,7 @@ func (b *box) applySettings(ctx context.Context) error {
 			if b.cache != nil {
 				b.cache.SetBudget(s.CacheBytes)
 			}
+			b.keepSpoolBytes(s.SpoolBytes)
 			b.linkSettings(s)
 		}
 	}
