@@ -325,9 +325,6 @@ func classBytes(metrics string) map[string]float64 {
 	return sums
 }
 
-// BuildImages makes the demo's images from Debian's packages, once, below the cache.
-func (s *Story) cache() string { return filepath.Join(s.Root, ".cache") }
-
 // Dump writes v as JSON beside the logs, for a look after a failure.
 func (s *Story) Dump(name string, v any) {
 	b, err := json.MarshalIndent(v, "", "  ")
