@@ -5,12 +5,10 @@ package story
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -323,12 +321,4 @@ func classBytes(metrics string) map[string]float64 {
 		sums[class] += v
 	}
 	return sums
-}
-
-// Dump writes v as JSON beside the logs, for a look after a failure.
-func (s *Story) Dump(name string, v any) {
-	b, err := json.MarshalIndent(v, "", "  ")
-	if err == nil {
-		_ = os.WriteFile(filepath.Join(s.Lab.Dir, name+".json"), b, 0o644)
-	}
 }
