@@ -73,7 +73,9 @@ func New(cfg Config) (*Console, error) {
 	c.mux.HandleFunc("GET /console/login", func(w http.ResponseWriter, _ *http.Request) { c.render(w, http.StatusOK, "login", nil) })
 	c.mux.HandleFunc("POST /console/login", c.login)
 	c.mux.HandleFunc("POST /console/logout", c.logout)
-	c.mux.Handle("GET /console/static/", http.StripPrefix("/console/", http.FileServerFS(files)))
+	c.mux.HandleFunc("GET /console/static/{file}", func(w http.ResponseWriter, r *http.Request) {
+		http.ServeFileFS(w, r, files, "static/"+r.PathValue("file"))
+	})
 	return c, nil
 }
 

@@ -171,6 +171,11 @@ func TestPage(t *testing.T) {
 			t.Errorf("%s: %d", path, resp.StatusCode)
 		}
 	}
+	for _, path := range []string{"", "..", "%2e%2e/page.html", "nothing.css"} { // no list of the folder, nothing beside it
+		if resp, body := get("/console/static/"+path, ""); resp.StatusCode == 200 {
+			t.Errorf("/console/static/%s: %s", path, body)
+		}
+	}
 	if resp, _ := get("/nothing", "good"); resp.StatusCode != 404 {
 		t.Errorf("an unknown page: %d", resp.StatusCode)
 	}
