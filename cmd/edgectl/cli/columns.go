@@ -146,6 +146,9 @@ func healthText(spec *api.DeviceSpec, st *api.DeviceStatus) string {
 		}
 		names = append(names, w.Name)
 	}
+	if slices.ContainsFunc(st.Apps, func(s api.AppStatus) bool { return s.State == api.Failed }) {
+		names = append(names, "app-failed")
+	}
 	if len(names) == 0 {
 		return "ok"
 	}

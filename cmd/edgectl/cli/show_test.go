@@ -117,3 +117,17 @@ func TestFleetRow(t *testing.T) {
 		}
 	}
 }
+
+// A device whose app failed is not simply well.
+func TestHealthText(t *testing.T) {
+	spec := api.DeviceSpec{Approved: true}
+	for want, st := range map[string]api.DeviceStatus{
+		"ok":                   {Online: true, Apps: []api.AppStatus{{State: api.Running}}},
+		"app-failed":           {Online: true, Apps: []api.AppStatus{{State: api.Running}, {State: api.Failed}}},
+		"offline,x,app-failed": {Health: []api.Warning{{Name: "x"}}, Apps: []api.AppStatus{{State: api.Failed}}},
+	} {
+		if got := healthText(&spec, &st); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
