@@ -350,6 +350,14 @@ func TestTokenCommand(t *testing.T) {
 	if e := r.call("POST", "/api/v1/jointokens", tokenDoc, nil); e == nil || e.Code != api.Forbidden {
 		t.Fatalf("a viewer made a join token: %v", e)
 	}
+	out.Reset()
+	cmd = root()
+	cmd.SetArgs([]string{"token", "list", "--data", dir})
+	cmd.SetOut(&out)
+	id := strings.Split(r.token, ".")
+	if err := cmd.ExecuteContext(t.Context()); err != nil || !strings.Contains(out.String(), id[1]+"  ") || strings.Contains(out.String(), id[2]) {
+		t.Fatalf("%s %v", out.String(), err)
+	}
 	cmd = root()
 	cmd.SetArgs([]string{"token", "create", "--data", t.TempDir()})
 	if err := cmd.ExecuteContext(t.Context()); api.CodeOf(err) != api.NotFound {

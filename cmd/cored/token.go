@@ -3,6 +3,7 @@ package main
 import (
 	"crypto/rand"
 	"fmt"
+	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -52,6 +53,36 @@ func tokenCommand() *cobra.Command {
 		return db.RevokeToken(cmd.Context(), args[0])
 	}}
 	revoke.Flags().StringVar(&revokeDir, "data", "/var/lib/cored", "folder of the core")
-	cmd.AddCommand(create, revoke)
+	cmd.AddCommand(create, listTokens(), revoke)
 	return cmd
+}
+
+func listTokens() *cobra.Command {
+	var dir string
+	list := &cobra.Command{Use: "list", Short: "List the tokens, without what is secret of them", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		if err := data(dir).exists(); err != nil {
+			return err
+		}
+		db, err := data(dir).openStore(cmd.Context())
+		if err != nil {
+			return err
+		}
+		defer db.Close()
+		tokens, err := db.ListTokens(cmd.Context())
+		if err != nil {
+			return err
+		}
+		w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+		fmt.Fprintln(w, "ID\tNAME\tROLE\tCREATED\tEXPIRES")
+		for _, t := range tokens {
+			expires := "never"
+			if !t.Expires.IsZero() {
+				expires = t.Expires.Format(time.RFC3339)
+			}
+			fmt.Fprintf(w, "%s\t%q\t%s\t%s\t%s\n", t.TokenID, t.Name, t.Role, t.Created.Format(time.RFC3339), expires)
+		}
+		return w.Flush()
+	}}
+	list.Flags().StringVar(&dir, "data", "/var/lib/cored", "folder of the core")
+	return list
 }

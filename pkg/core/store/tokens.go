@@ -40,6 +40,14 @@ type Tokens interface {
 	CheckToken(ctx context.Context, token string) (Principal, error)
 	// RevokeToken forgets a token by its id (code NotFound when there is none).
 	RevokeToken(ctx context.Context, id string) error
+	// ListTokens tells what tokens there are, the oldest first, expired ones too.
+	ListTokens(ctx context.Context) ([]TokenInfo, error)
+}
+
+// TokenInfo is what is known of a token. Expires is zero for one that lasts.
+type TokenInfo struct {
+	Principal
+	Created, Expires time.Time
 }
 
 const tokenPrefix = "tp1"
@@ -85,6 +93,28 @@ func (s *SQLite) CheckToken(ctx context.Context, token string) (Principal, error
 		return Principal{}, refused
 	}
 	return p, nil
+}
+
+// ListTokens implements Tokens.
+func (s *SQLite) ListTokens(ctx context.Context) ([]TokenInfo, error) {
+	rows, err := s.read.QueryContext(ctx, "SELECT id, name, role, created, expires FROM tokens ORDER BY created, id")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var out []TokenInfo
+	for rows.Next() {
+		var t TokenInfo
+		var created, expires int64
+		if err := rows.Scan(&t.TokenID, &t.Name, &t.Role, &created, &expires); err != nil {
+			return nil, err
+		}
+		if t.Created = time.Unix(created, 0); expires != 0 {
+			t.Expires = time.Unix(expires, 0)
+		}
+		out = append(out, t)
+	}
+	return out, rows.Err()
 }
 
 // RevokeToken implements Tokens.

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -492,6 +493,9 @@ func Tokens(t *testing.T, s store.Tokens, clock *Clock) {
 		t.Fatalf("%+v %v", p, err)
 	}
 	clock.Advance(time.Hour)
+	if all, err := s.ListTokens(ctx); err != nil || !slices.ContainsFunc(all, func(i store.TokenInfo) bool { return i.Principal == p && !i.Created.IsZero() }) {
+		t.Fatalf("the list %+v lacks %+v: %v", all, p, err)
+	}
 	if err := s.RevokeToken(ctx, p.TokenID); err != nil {
 		t.Fatal(err)
 	}
