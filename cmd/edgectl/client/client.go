@@ -227,7 +227,10 @@ func inner(err error) error {
 func (c *Client) Stream(ctx context.Context, device, verb string, q url.Values) (*stream.Conn, error) {
 	conn, err := stream.Dial(ctx, c.URL("/api/v1/devices/"+url.PathEscape(device)+"/"+verb, q), c.tls, c.header())
 	var e *api.Error
-	if err != nil && !errors.As(err, &e) {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, ctx.Err() // interrupted, and not the core's fault
+	case err != nil && !errors.As(err, &e):
 		return nil, c.unreachable(err)
 	}
 	return conn, err

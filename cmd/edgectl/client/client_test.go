@@ -1,7 +1,9 @@
 package client
 
 import (
+	"context"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -75,4 +77,31 @@ func FuzzConfig(f *testing.F) {
 			t.Fatalf("saved what cannot be read: %v", err)
 		}
 	})
+}
+
+// Who interrupts a stream that is about to open is not told that the core is away.
+func TestStreamInterrupted(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		conn, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_, _ = conn.Read(make([]byte, 1)) // it is asked, and does not answer
+		cancel()
+		<-ctx.Done()
+	}()
+	c, err := New(Context{Server: "http://" + ln.Addr().String(), Token: "t"}, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Stream(ctx, "field-1", "logs", nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
 }
