@@ -98,6 +98,18 @@ func TestRefused(t *testing.T) {
 		field    string
 		says     string // of message or remedy
 	}{
+		{"not a number", web(`cpus: "abc"`), 4, "services.web.cpus", `"abc" is not a number`},
+		{"not a number below", web("deploy:", "  resources:", "    limits: {cpus: abc}"), 6, "services.web.deploy.resources.limits.cpus", `"abc" is not a number`},
+		{"negative size", web("mem_limit: -5M"), 4, "services.web.mem_limit", "e.g. 64m"},
+		{"negative size below", web("deploy:", "  resources:", "    limits: {memory: -5M}"), 6, "services.web.deploy.resources.limits.memory", "e.g. 64m"},
+		{"size out of range", web("deploy:", "  resources:", "    limits: {memory: 99999999999G}"), 6, "services.web.deploy.resources.limits.memory", "out of range"},
+		{"small size", web("mem_limit: 1m"), 4, "services.web.mem_limit", "from 6m"},
+		{"negative count", web("healthcheck: {test: [CMD, a], retries: -1}"), 4, "services.web.healthcheck.retries", "out of range"},
+		{"not a duration", web("healthcheck: {test: [CMD, a], interval: x}"), 4, "services.web.healthcheck.interval", "e.g. 30s"},
+		{"name not of ASCII", "services:\n  größe:\n    image: web:1\n", 2, "services.größe", "cannot be a name"},
+		{"user out of range", web(`user: "99999999999:5"`), 4, "services.web.user", "4294967294"},
+		{"negative group", web(`user: "1:-5"`), 4, "services.web.user", "is no user"},
+		{"services in a list", "services: [a, b]\n", 1, "services", "under its name"},
 		{"build", web("build: ."), 4, "services.web.build", "edgectl app push"},
 		{"links", web("links: [db]"), 4, "services.web.links", "by name"},
 		{"privileged", web("privileged: true"), 4, "services.web.privileged", "cap_add"},
@@ -153,7 +165,7 @@ func TestRefused(t *testing.T) {
 		{"health empty", web("healthcheck: {interval: 5s}"), 4, "services.web.healthcheck.test", "CMD"},
 		{"health bad", web("healthcheck: {test: [RUN, x]}"), 4, "services.web.healthcheck.test", "CMD-SHELL"},
 		{"restart", web("restart: sometimes"), 4, "services.web.restart", "on-failure"},
-		{"memory", web("mem_limit: 1k"), 2, "services.web", "6m"},
+		{"memory", web("mem_limit: 1k"), 4, "services.web.mem_limit", "6m"},
 		{"memory twice", web("mem_limit: 64m", "deploy: {resources: {limits: {memory: 32m}}}"), 5, "services.web.deploy.resources.limits.memory", "one place"},
 		{"all caps", web("cap_add: [ALL]"), 4, "services.web.cap_add[0]", "name the capabilities"},
 		{"no cap", web("cap_add: [FLY]"), 4, "services.web.cap_add[0]", "not a capability"},

@@ -114,6 +114,17 @@ func (f *findings) fromLibrary(err error) {
 		return
 	}
 	text := strings.TrimPrefix(err.Error(), "validating compose.yaml: ")
+	if decoded := decodeFault.FindAllStringSubmatch(text, maxFindings); decoded != nil {
+		for _, m := range decoded {
+			message, remedy := plain(m[2])
+			f.add(decodedPath(m[1]), remedy, "%s", message)
+		}
+		return
+	}
+	if m := badName.FindStringSubmatch(text); m != nil {
+		f.add(place(m[1], m[2]), "use letters, digits, '-', '_' and '.' of ASCII", "%q cannot be a name here", clip(m[2]))
+		return
+	}
 	at := ""
 	if where := libraryPath.FindString(text); where != "" {
 		at = number.ReplaceAllString(where, "[$1]")
@@ -129,7 +140,52 @@ func (f *findings) fromLibrary(err error) {
 		f.list = append(f.list, inner)
 		return
 	}
-	f.add(at, "see https://compose-spec.io for what the field takes", "%s", clipLong(text))
+	message, remedy := plain(text)
+	f.add(at, remedy, "%s", message)
+}
+
+var (
+	// decodeFault is one line of what compose-go says of values of the wrong form:
+	// 'services[web].mem_limit' invalid size: '-5M'.
+	decodeFault = regexp.MustCompile(`(?m)^\s*(?:\* )?'((?:services|networks|volumes|configs|secrets)[\[.][^'\n]*)' (.+)$`)
+	// badName is a key that the schema's pattern of names does not take.
+	badName = regexp.MustCompile(`^(services|networks|volumes|configs|secrets):? additional properties '([^']*)'`)
+	// keyIn is a key in brackets; numbers are places in lists.
+	keyIn = regexp.MustCompile(`\[([^\]]*)\]`)
+
+	notNumber   = regexp.MustCompile(`strconv\.\w+: parsing ("(?:[^"\\]|\\.)*"): invalid syntax`)
+	outOfRange  = regexp.MustCompile(`(?:strconv\.\w+: parsing "([^"]*)": value out of range|(-?[0-9]+) overflows u?int)`)
+	notSize     = regexp.MustCompile(`invalid (?:size|suffix): '([^']*)'`)
+	notDuration = regexp.MustCompile(`time: (?:invalid|missing unit in|unknown unit \S+ in) duration "([^"]*)"`)
+)
+
+// decodedPath writes the path of compose-go's decoder as all others are written.
+func decodedPath(text string) string {
+	return keyIn.ReplaceAllStringFunc(text, func(in string) string {
+		key := in[1 : len(in)-1]
+		if _, err := strconv.Atoi(key); err == nil {
+			return in
+		}
+		return strings.TrimPrefix(join("x", key), "x")
+	})
+}
+
+// plain says what compose-go and the libraries below it say in words for people.
+func plain(text string) (message, remedy string) {
+	remedy = "see https://compose-spec.io for what the field takes"
+	if m := notNumber.FindStringSubmatch(text); m != nil {
+		return m[1] + " is not a number", "write a number in digits"
+	}
+	if m := outOfRange.FindStringSubmatch(text); m != nil {
+		return m[1] + m[2] + " is out of range", "write a number that the field can hold"
+	}
+	if m := notSize.FindStringSubmatch(text); m != nil {
+		return fmt.Sprintf("%q is not a size", m[1]), "write bytes, or a number with k, m or g, e.g. 64m"
+	}
+	if m := notDuration.FindStringSubmatch(text); m != nil {
+		return fmt.Sprintf("%q is not a duration", m[1]), "write a number with its unit, e.g. 30s or 1m30s"
+	}
+	return clipLong(text), remedy
 }
 
 func clipLong(s string) string {

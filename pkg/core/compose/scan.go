@@ -80,8 +80,13 @@ func scan(text string, f *findings) map[string]any {
 		f.add("", "start with services:", "a Compose file is a mapping at its top")
 		return nil
 	}
-	if _, ok := dict["services"].(map[string]any); !ok {
+	switch dict["services"].(type) {
+	case map[string]any:
+	case nil:
 		f.add("services", "write at least a service with an image", "the Compose file has no services")
+		return nil
+	default:
+		f.add("services", "write each service under its name, as NAME: and its fields below it", "services is no mapping of names")
 		return nil
 	}
 	return dict
@@ -122,7 +127,7 @@ func (s *scanner) enter(n *yaml.Node, at string, depth int) *yaml.Node {
 	case s.stopped:
 		return nil
 	case s.nodes < 0 || s.bytes < 0:
-		s.stop(n, at, "write fewer aliases, or split the app", "the file is too large once its aliases are followed")
+		s.stop(n, at, "split the app, or write fewer aliases", "the file holds more than %d values or %d MiB, what aliases repeat counted each time", maxNodes, maxBytes>>20)
 		return nil
 	case depth > maxDepth:
 		s.stop(n, at, "flatten the file", "values are nested deeper than %d", maxDepth)

@@ -33,6 +33,7 @@ func (c *compiler) service(name string, in types.ServiceConfig) *api.Service {
 		Name: name, WorkingDir: in.WorkingDir, User: in.User, Hostname: in.Hostname, Labels: in.Labels,
 		StopSignal: in.StopSignal, ReadOnly: in.ReadOnly,
 	}
+	c.user(at, in.User)
 	c.image(at, in, s)
 	c.process(at, in, s)
 	s.Env = c.environment(at, in)
@@ -219,8 +220,9 @@ func (c *compiler) resources(at string, in types.ServiceConfig) api.Resources {
 		c.add(resources, "give cpus from 0.01 to 4096", "%v processors is out of range", out.CPUs)
 	}
 	const least = 6 << 20 // below it runc cannot start a container (Docker has the same floor)
-	if out.MemoryBytes < 0 || out.MemoryBytes > 0 && out.MemoryBytes < least {
-		c.add(resources, "give at least 6m of memory", "a memory limit of %d bytes is out of range", out.MemoryBytes)
+	const most = 1 << 50  // past it sizes overflow on their way
+	if out.MemoryBytes < 0 || out.MemoryBytes > most || out.MemoryBytes > 0 && out.MemoryBytes < least {
+		c.add(c.written(place("services", in.Name, "deploy", "resources", "limits", "memory"), place("services", in.Name, "mem_limit")), "give from 6m to 1024t of memory", "the memory limit is out of range")
 	}
 	if out.MemoryReservation < 0 || out.MemoryBytes > 0 && out.MemoryReservation > out.MemoryBytes {
 		c.add(resources, "reserve no more memory than the limit", "a memory reservation of %d bytes is out of range", out.MemoryReservation)
@@ -229,6 +231,38 @@ func (c *compiler) resources(at string, in types.ServiceConfig) api.Resources {
 		c.add(resources, "give a limit of 1 to 4194304 processes, or leave it out", "a limit of %d processes is out of range", out.Pids)
 	}
 	return out
+}
+
+// written is the first of some fields that stands in the file, or the last.
+func (c *compiler) written(fields ...string) string {
+	for _, at := range fields {
+		if _, ok := c.lines[at]; ok {
+			return at
+		}
+	}
+	return fields[len(fields)-1]
+}
+
+// userName is one half of a user: a name of /etc/passwd or /etc/group, or a number.
+var userName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?$`)
+
+// user refuses what no container can run as.
+func (c *compiler) user(at, user string) {
+	if user == "" {
+		return
+	}
+	name, group, grouped := strings.Cut(user, ":")
+	for i, half := range []string{name, group} {
+		if i == 1 && !grouped {
+			break
+		}
+		_, notDigits := strconv.ParseUint(half, 10, 64)
+		n, tooLarge := strconv.ParseUint(half, 10, 32)
+		if !userName.MatchString(half) || notDigits == nil && (tooLarge != nil || n == 1<<32-1) {
+			c.add(join(at, "user"), "write NAME, UID, NAME:GROUP or UID:GID, with numbers from 0 to 4294967294", "%q is no user", clip(user))
+			return
+		}
+	}
 }
 
 // float32Text widens compose-go's float32 to the float64 of the same digits: 0.1, not
