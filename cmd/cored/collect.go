@@ -60,6 +60,18 @@ func (c *core) collectOnce(ctx context.Context, before time.Time) (again time.Du
 	return collectEvery
 }
 
+// mayRemove refuses to delete from the registry what is in use.
+func (c *core) mayRemove(ctx context.Context, digest string) error {
+	named, err := c.named(ctx)
+	if err != nil {
+		return err
+	}
+	if named[digest] {
+		return &api.Error{Code: api.Forbidden, Message: digest + " is in use by an App or by a device's manifest", Remedy: "take it out of there; what nothing names goes by itself in a day"}
+	}
+	return nil
+}
+
 // named lists the digests of the bundles and images that a device's newest manifest, or an
 // App, names.
 func (c *core) named(ctx context.Context) (map[string]bool, error) {

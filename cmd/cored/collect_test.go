@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"net/http"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -50,6 +52,22 @@ func TestCollectRegistry(t *testing.T) {
 	if again := r.c.collectOnce(t.Context(), future); again != collectEvery || !there(used) || there(unnamed) || !there(tagged) || !bundle() {
 		t.Fatalf("used %v, unnamed %v, tagged %v, bundle %v; again in %s", there(used), there(unnamed), there(tagged), bundle(), again)
 	}
+	remove := func(pinned string) int {
+		req, err := http.NewRequestWithContext(t.Context(), "DELETE", r.url+"/v2/default/web/manifests/"+pinned[strings.Index(pinned, "@")+1:], nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+r.token)
+		resp, err := r.http.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	if code := remove(used); code != 403 || !there(used) {
+		t.Errorf("a person removes an image in use: %d", code)
+	}
 	r.must("DELETE", "/api/v1/fleets/field", "", nil)
 	r.must("DELETE", "/api/v1/apps/web", "", nil)
 	r.c.collectOnce(t.Context(), future)
@@ -58,5 +76,8 @@ func TestCollectRegistry(t *testing.T) {
 	}
 	if got, err := r.c.registry.Collect(t.Context(), registry.GCOptions{Before: future}); err != nil || got != (registry.GCResult{}) {
 		t.Errorf("garbage was left: %+v %v", got, err)
+	}
+	if code := remove(tagged); code != 202 || there(tagged) {
+		t.Errorf("a person removes what nothing names: %d", code)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path"
 	"strings"
 	"time"
 
@@ -215,7 +216,10 @@ func (c *core) authorizeArtifacts(r *http.Request, a registry.Access) error {
 		}
 		return &api.Error{Code: api.Forbidden, Message: "a device may only pull, and by digest"}
 	}
-	return c.server.Authorize(r, a.Action == registry.Push || a.Action == registry.Delete)
+	if err := c.server.Authorize(r, a.Action == registry.Push || a.Action == registry.Delete); err != nil || a.Action != registry.Delete {
+		return err
+	}
+	return c.mayRemove(r.Context(), path.Base(r.URL.Path))
 }
 
 func (c *core) openTree(ctx context.Context) (err error) {
