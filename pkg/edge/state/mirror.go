@@ -2,9 +2,11 @@ package state
 
 import (
 	"encoding/binary"
+	"errors"
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 
 	"tributary.dev/tributary/pkg/identity/atomicfile"
 )
@@ -51,10 +53,26 @@ func (m *Mirror) Save(value []byte) error {
 	defer m.mu.Unlock()
 	m.seq++
 	b := append(binary.BigEndian.AppendUint64(nil, m.seq), value...)
-	if err := atomicfile.Write(m.path, wrap([]byte("mirror"), []byte(m.blob.name), b), 0o600); err != nil {
+	if err := m.writeFile(wrap([]byte("mirror"), []byte(m.blob.name), b)); err != nil {
 		return err
 	}
 	return m.blob.Save(b)
+}
+
+// writeFile replaces the file; on a full disk it is written over in place, within the
+// block that it has. Torn by a power cut then, its checksum tells, and the copy in the
+// state file serves.
+func (m *Mirror) writeFile(b []byte) error {
+	err := atomicfile.Write(m.path, b, 0o600)
+	if !errors.Is(err, syscall.ENOSPC) {
+		return err
+	}
+	f, openErr := os.OpenFile(m.path, os.O_WRONLY, 0)
+	if openErr != nil {
+		return err
+	}
+	_, err = f.WriteAt(b, 0)
+	return errors.Join(err, f.Truncate(int64(len(b))), f.Sync(), f.Close())
 }
 
 func numbered(b []byte) (seq uint64, value []byte) {

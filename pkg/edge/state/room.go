@@ -2,6 +2,7 @@ package state
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -47,6 +48,25 @@ func (s *Store) lookAtRoom() {
 	case was && !now:
 		s.tight = time.Time{}
 		s.cfg.Log.Info("the disk has room again", "path", s.cfg.Path, "free", free)
+	}
+}
+
+// allocate gives the whole of the file blocks on the disk. bbolt extends it ahead of need
+// without any, and each commit writes pages that were free: on a disk that others
+// filled, even a commit that changes one number would fail. Allocated once, the free
+// pages serve for as long as the content does not grow.
+func (s *Store) allocate() {
+	f, err := os.OpenFile(s.cfg.Path, os.O_RDWR, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) != nil || st.Blocks*512 >= st.Size {
+		return
+	}
+	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, st.Size); err != nil {
+		s.cfg.Log.Debug("the state file is not allocated ahead", "err", err) // next time
 	}
 }
 

@@ -115,6 +115,7 @@ func Open(cfg Config) (*Store, error) {
 		s.db.Close()
 		return nil, fmt.Errorf("state %s: %w", cfg.Path, err)
 	}
+	s.allocate()
 	return s, nil
 }
 
@@ -251,6 +252,7 @@ func (s *Store) Run(ctx context.Context) error {
 		case <-flush.C:
 			s.flushLate()
 			s.lookAtRoom()
+			s.allocate()
 			s.copyIfDue(s.cfg.CopyEvery)
 			s.reserve()
 		case <-s.kick:
