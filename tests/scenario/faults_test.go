@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"tributary.dev/tributary/tests/lab"
 	"tributary.dev/tributary/tests/story"
@@ -59,7 +60,7 @@ func noWarning(ctx context.Context, s *story.Story, box, name string) error {
 func TestFaults(t *testing.T) {
 	s := raise(t, pair())
 	ctx := t.Context()
-	mountSmallDisk(t, s.Lab.Boxes["field-1"].Dir(), 384<<20)
+	mountSmallDisk(t, filepath.Join(s.Lab.Dir, "field-1.img"), s.Lab.Boxes["field-1"].Dir(), 384<<20)
 	up(ctx, t, s)
 	before := cachePIDs(ctx, t, s)
 	for _, part := range []struct {
@@ -99,6 +100,7 @@ func tornState(ctx context.Context, t *testing.T, s *story.Story) {
 // on, the warning is named, no usage is lost, and it recovers when space returns.
 func diskFull(ctx context.Context, t *testing.T, s *story.Story) {
 	box := s.Lab.Boxes["field-1"]
+	began := time.Now() // the app runs already
 	filler := filepath.Join(box.Dir(), "filler")
 	fill(t, filler)
 	must(t, hasWarning(ctx, s, "field-1", "disk-full"))
@@ -115,14 +117,21 @@ func diskFull(ctx context.Context, t *testing.T, s *story.Story) {
 	must(t, noWarning(ctx, s, "field-1", "disk-full"))
 	must(t, s.Apply(ctx, "v2.yaml"))
 	must(t, s.AnswerEverywhere(ctx, "version 2"))
-	_, err = s.Counted(ctx, "field-1")
+	elapsed := time.Since(began)
+	_, last, err = box.Recorded(ctx)
 	must(t, err)
+	_, err = s.Grown(ctx, "field-1", last+1)
+	must(t, err)
+	sums, err := s.Counted(ctx, "field-1")
+	must(t, err)
+	if ran := time.Duration(sums["demo/cache"].RunMillis) * time.Millisecond; ran < elapsed {
+		t.Errorf("the cache ran all the %s, and only %s are counted", elapsed, ran)
+	}
 }
 
-// mountSmallDisk puts an ext4 file system of size bytes at dir.
-func mountSmallDisk(t *testing.T, dir string, size int64) {
+// mountSmallDisk puts an ext4 file system of size bytes, which lies in img, at dir.
+func mountSmallDisk(t *testing.T, img, dir string, size int64) {
 	t.Helper()
-	img := filepath.Join(t.TempDir(), "disk.img")
 	must(t, os.WriteFile(img, nil, 0o600))
 	must(t, os.Truncate(img, size))
 	must(t, os.MkdirAll(dir, 0o755))
