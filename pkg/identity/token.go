@@ -37,7 +37,7 @@ func (t JoinToken) String() string {
 func ParseJoinToken(s string) (JoinToken, error) {
 	bad := func(what string) (JoinToken, error) {
 		return JoinToken{}, &api.Error{Code: api.Invalid, Message: "join token " + what,
-			Remedy: "copy the whole token as `edgectl apply` or `cored token create` printed it; it starts with tj1."}
+			Remedy: "copy the whole token as `edgectl token create` printed it; it starts with tj1."}
 	}
 	s = strings.TrimSpace(s)
 	if len(s) > 256 {

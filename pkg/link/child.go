@@ -39,6 +39,7 @@ type child struct {
 	claims    map[api.DeviceID]claimed
 	records   map[api.DeviceID]int // unacknowledged bytes by device
 	recordsAt time.Time
+	foreign   foreign
 }
 
 const (
@@ -162,13 +163,36 @@ func (n *node) childMessage(now time.Time, c *child, m *message) {
 	}
 }
 
+// A device that moves may be heard through its new parent before its attachment has
+// been passed on, which is no lie: it is told only when it goes on for foreignGrace.
+// After foreignPause without any it counts as another time.
+const (
+	foreignGrace = 30 * time.Second
+	foreignPause = 10 * time.Minute
+)
+
+// foreign is the last that a child said of a device which is not below it.
+type foreign struct {
+	id          api.DeviceID
+	since, last time.Time
+}
+
 // mine reports whether a child may speak for a device.
 func (n *node) mine(now time.Time, c *child, id api.DeviceID, what string) bool {
 	if v, ok := n.via(id); ok && v == c.id {
+		if c.foreign.id == id {
+			c.foreign.since = time.Time{}
+		}
 		return true
 	}
-	n.warn(now, "foreign-frame", api.Degraded, "child "+c.id.String()+" sent "+what+" of "+id.String()+", which is not attached to it")
 	n.stats.Refused++
+	f := &c.foreign
+	if f.since.IsZero() || now.Sub(f.last) > foreignPause {
+		f.since = now
+	}
+	if f.id, f.last = id, now; now.Sub(f.since) >= foreignGrace {
+		n.warn(now, "foreign-frame", api.Degraded, "child "+c.id.String()+" sent "+what+" of "+id.String()+", which is not attached to it")
+	}
 	return false
 }
 

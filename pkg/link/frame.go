@@ -70,20 +70,34 @@ const (
 
 var (
 	zstdMagic = []byte{0x28, 0xb5, 0x2f, 0xfd}
-	packers   = sync.Pool{New: func() any {
-		e, _ := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false),
-			zstd.WithSingleSegment(true), zstd.WithWindowSize(1<<20), zstd.WithLowerEncoderMem(true))
-		return e
-	}}
-	unpackers = sync.Pool{New: func() any {
+	// The default level's table takes 1 MB, which a leaf with its small frames should
+	// not hold; the fastest level takes 0.3 MB.
+	bigPackers   = packerPool(zstd.SpeedDefault, 1<<20)
+	smallPackers = packerPool(zstd.SpeedFastest, small)
+	unpackers    = sync.Pool{New: func() any {
 		d, _ := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(MaxBody), zstd.WithDecoderLowmem(true))
 		return d
 	}}
 )
 
+// small is the largest body, in bytes, that the small packers take.
+const small = 64 << 10
+
+func packerPool(level zstd.EncoderLevel, window int) *sync.Pool {
+	return &sync.Pool{New: func() any {
+		e, _ := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false),
+			zstd.WithSingleSegment(true), zstd.WithWindowSize(window), zstd.WithLowerEncoderMem(true))
+		return e
+	}}
+}
+
 // packFrame makes a frame of messages, compressed where that is shorter.
 func packFrame(body []byte) []byte {
 	if len(body) >= worthwhile {
+		packers := smallPackers
+		if len(body) > small {
+			packers = bigPackers
+		}
 		if e, _ := packers.Get().(*zstd.Encoder); e != nil {
 			z := e.EncodeAll(body, make([]byte, 0, len(body)))
 			packers.Put(e)
