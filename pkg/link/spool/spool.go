@@ -62,9 +62,6 @@ type Config struct {
 	Now      func() time.Time
 	Rand     io.Reader
 	Log      *slog.Logger
-	// KeepUnsafe bytes of acknowledged records are kept at most while no backup of the
-	// core holds them; 0 means half of MaxBytes.
-	KeepUnsafe int64
 	// Faults make a worse spool, for tests of the tests.
 	Faults Faults
 }
@@ -108,9 +105,6 @@ func Open(cfg Config) (*Spool, error) {
 		cfg.MaxBytes = DefaultMaxBytes
 	}
 	cfg.MaxBytes = max(cfg.MaxBytes, MinBytes)
-	if cfg.KeepUnsafe == 0 {
-		cfg.KeepUnsafe = cfg.MaxBytes / 2
-	}
 	s := &Spool{cfg: cfg, segSize: min(max(cfg.MaxBytes/16, minSegment), maxSegment), warn: make(map[string]api.Warning)}
 	s.tail = make(chan struct{})
 	close(s.tail)
