@@ -1,6 +1,7 @@
 package state
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -44,10 +45,7 @@ func TestDiskFilledByOthersIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.allocate()
-	meter := s.Mirror("meter")
-	if err := meter.Save([]byte("before")); err != nil {
-		t.Fatal(err)
-	}
+	meter := s.Mirror("meter") // nothing is saved before the disk is full
 	s.allocate()
 	if err := os.Remove(s.cfg.Path + ".reserve"); err != nil { // others were quicker
 		t.Fatal(err)
@@ -63,7 +61,7 @@ func TestDiskFilledByOthersIsNamed(t *testing.T) {
 		if err := s.Put("a", "b", []byte{byte(i)}); err != nil {
 			t.Fatalf("commit %d: %v", i, err)
 		}
-		if err := meter.Save([]byte{byte(i)}); err != nil {
+		if err := meter.Save(bytes.Repeat([]byte{byte(i)}, i)); err != nil {
 			t.Fatalf("mirror %d: %v", i, err)
 		}
 	}
