@@ -73,7 +73,11 @@ func raiseWith(t *testing.T, spec lab.Spec) *story.Story {
 	if err != nil {
 		t.Fatal(err)
 	}
+	told := &story.Story{Lab: l}
 	t.Cleanup(func() {
+		if t.Failed() {
+			tellHealth(t, told)
+		}
 		if err := l.Close(); err != nil {
 			t.Errorf("taking the lab down: %v", err)
 		}
@@ -92,6 +96,20 @@ func raiseWith(t *testing.T, spec lab.Spec) *story.Story {
 		}
 	}
 	return &story.Story{Lab: l, Root: root, Out: &testWriter{t: t}, Fields: fields, Wait: 90 * time.Second}
+}
+
+// tellHealth prints what the core last heard of each device: a box whose disk is full,
+// for one, cannot write its own log.
+func tellHealth(t *testing.T, s *story.Story) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	devices, err := s.Devices(ctx)
+	if err != nil {
+		t.Logf("the core does not say how the devices are: %v", err)
+	}
+	for name, d := range devices {
+		t.Logf("%s: online %v, health %+v", name, d.Status.Online, d.Status.Health)
+	}
 }
 
 // TestStory plays the demo.
