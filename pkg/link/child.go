@@ -191,7 +191,7 @@ func (n *node) mine(now time.Time, c *child, id api.DeviceID, what string) bool 
 		f.since = now
 	}
 	if f.id, f.last = id, now; now.Sub(f.since) >= foreignGrace {
-		n.warn(now, "foreign-frame", api.Degraded, "child "+c.id.String()+" sent "+what+" of "+id.String()+", which is not attached to it")
+		n.alarm(now, c.id, "foreign-frame", api.Degraded, "child "+c.id.String()+" sent "+what+" of "+id.String()+", which is not attached to it")
 	}
 	return false
 }

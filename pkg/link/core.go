@@ -130,13 +130,13 @@ func (k *Core) stateIn(now time.Time, r *row, s news) {
 	if len(s.entries) == 0 && s.seq > 0 {
 		// Nobody between has to prove a number, so what proves nothing changes nothing:
 		// else all that a device reports could be taken back for it.
-		k.warn(now, "unproven-state", api.Degraded, "someone between says without proof that device "+r.id.String()+" reports nothing")
+		k.alarm(now, r.id, "unproven-state", api.Degraded, "someone between says without proof that device "+r.id.String()+" reports nothing")
 		return
 	}
 	ch := StateChange{Device: r.id, Epoch: s.epoch, Seq: s.seq, Full: s.full, Entries: s.entries}
 	for _, e := range s.entries {
 		if StateMAC(key, r.id, s.epoch, &e) != e.MAC {
-			k.warn(now, "bad-mac", api.Critical, fmt.Sprintf("reported key %q of device %s was altered on its way", e.Key, r.id))
+			k.alarm(now, r.id, "bad-mac", api.Critical, fmt.Sprintf("reported key %q of device %s was altered on its way", e.Key, r.id))
 			ch.Quarantined = append(ch.Quarantined, e)
 		}
 	}
@@ -206,11 +206,11 @@ func (k *Core) Counted(now time.Time, in []BatchIn, results []BatchResult) {
 	for i, res := range results {
 		id := in[i].Device
 		if res.Verdict == Refused {
-			k.warn(now, "bad-batch", api.Degraded, fmt.Sprintf("records of device %s were refused: %s", id, res.Detail))
+			k.alarm(now, id, "bad-batch", api.Degraded, fmt.Sprintf("records of device %s were refused: %s", id, res.Detail))
 			continue
 		}
 		if res.Verdict == Fork {
-			k.warn(now, "record-fork", api.Critical, fmt.Sprintf("device %s has two histories of records: %s", id, res.Detail))
+			k.alarm(now, id, "record-fork", api.Critical, fmt.Sprintf("device %s has two histories of records: %s", id, res.Detail))
 		}
 		if _, seen := last[id]; !seen {
 			order = append(order, id)

@@ -18,6 +18,8 @@ type CoreEndpointConfig struct {
 	Downlink Downlink
 	// Online is told which devices came and went. It must not block.
 	Online func([]Presence)
+	// Alarm is told what was found wrong about single devices. It must not block.
+	Alarm func([]Alarm)
 	// Now defaults to time.Now.
 	Now func() time.Time
 }
@@ -130,6 +132,9 @@ func (c *CoreEndpoint) act(eff Effects) {
 	}
 	if len(eff.Online) > 0 && c.cfg.Online != nil {
 		c.cfg.Online(eff.Online)
+	}
+	if len(eff.Alarms) > 0 && c.cfg.Alarm != nil {
+		c.cfg.Alarm(eff.Alarms)
 	}
 }
 

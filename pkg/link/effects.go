@@ -101,6 +101,9 @@ type Effects struct {
 	Commands [][]byte
 	// Online tells which devices came and went (core only).
 	Online []Presence
+	// Alarms tells what was found wrong about single devices, each name once a device
+	// (core only).
+	Alarms []Alarm
 	// CoreTime is the core's clock by a signed acknowledgement, Unix seconds; 0 when
 	// there is none.
 	CoreTime int64
@@ -128,6 +131,14 @@ type Retained struct {
 type Presence struct {
 	Device api.DeviceID
 	Online bool
+}
+
+// Alarm is something wrong with what a device sent, or with what came in its name.
+type Alarm struct {
+	Device   api.DeviceID
+	Name     string // of the warning, e.g. "bad-mac"
+	Severity api.Severity
+	Message  string
 }
 
 // priority orders the messages of a step: those that steer, then state and manifests,

@@ -139,6 +139,14 @@ func (n *node) warn(now time.Time, name string, s api.Severity, msg string) {
 	n.warnings[name] = w
 }
 
+// alarm is warn about one device.
+func (n *node) alarm(now time.Time, id api.DeviceID, name string, s api.Severity, msg string) {
+	n.warn(now, name, s, msg)
+	if !slices.ContainsFunc(n.eff.Alarms, func(a Alarm) bool { return a.Device == id && a.Name == name }) {
+		n.eff.Alarms = append(n.eff.Alarms, Alarm{id, name, s, msg})
+	}
+}
+
 func sortedWarnings(ws map[string]api.Warning) []api.Warning {
 	out := make([]api.Warning, 0, len(ws))
 	for _, w := range ws {
@@ -150,7 +158,7 @@ func sortedWarnings(ws map[string]api.Warning) []api.Warning {
 
 func (n *node) refuse(now time.Time, from api.DeviceID, what string, err error) {
 	n.stats.Refused++
-	n.warn(now, "bad-frame", api.Degraded, fmt.Sprintf("%s from %s refused: %v", what, from, err))
+	n.alarm(now, from, "bad-frame", api.Degraded, fmt.Sprintf("%s from %s refused: %v", what, from, err))
 }
 
 // maxEpochAhead is how far a state epoch, which begins as a device's Unix seconds, may
@@ -319,7 +327,7 @@ func (n *node) accept(now time.Time, c *child, a Attachment, w waiting) {
 		n.toChild(c.id, state, putBytes(putMessage(nil, downMoved, 1), r.att.Raw), true)
 		return
 	case a.Counter == r.att.Counter && a.Parent != r.att.Parent:
-		n.warn(now, "cloned-device", api.Critical, "device "+a.Device.String()+" is attached twice under one number: its key was copied")
+		n.alarm(now, a.Device, "cloned-device", api.Critical, "device "+a.Device.String()+" is attached twice under one number: its key was copied")
 		return
 	}
 	through, ok := a.Device, a.Parent == n.self
@@ -327,7 +335,7 @@ func (n *node) accept(now time.Time, c *child, a Attachment, w waiting) {
 		through, ok = n.via(a.Parent)
 	}
 	if !ok || through != c.id {
-		n.warn(now, "foreign-frame", api.Degraded, "child "+c.id.String()+" sent the attachment of "+a.Device.String()+" to another parent")
+		n.alarm(now, c.id, "foreign-frame", api.Degraded, "child "+c.id.String()+" sent the attachment of "+a.Device.String()+" to another parent")
 		n.stats.Refused++
 		return
 	}

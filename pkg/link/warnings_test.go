@@ -20,6 +20,8 @@ type grove struct {
 	db    *linksim.Database
 	core  *link.Core
 	boxes []*growth
+	// alarms is what the core told of single devices.
+	alarms []link.Alarm
 }
 
 // growth is a box of a grove; a nil parent is the core.
@@ -96,6 +98,7 @@ func (g *grove) carry() (any bool) {
 		g.down(b, eff.Down)
 	}
 	eff := g.core.Take()
+	g.alarms = append(g.alarms, eff.Alarms...)
 	if err := g.db.ApplyState(eff.State); err != nil {
 		g.t.Fatal(err)
 	}
@@ -186,6 +189,11 @@ func TestAlteredStateIsNotBelieved(t *testing.T) {
 	}
 	if got := severity(g.core.Warnings(), "bad-mac"); got != api.Critical {
 		t.Errorf("bad-mac is %q: %v", got, g.core.Warnings())
+	}
+	if !slices.ContainsFunc(g.alarms, func(a link.Alarm) bool {
+		return a.Device == fieldID && a.Name == "bad-mac" && a.Severity == api.Critical
+	}) {
+		t.Errorf("the core does not say whose state was altered: %v", g.alarms)
 	}
 	if got := g.db.States[fieldID]; got.Quarantined == 0 {
 		t.Error("nothing was set aside")
