@@ -29,6 +29,7 @@ import (
 	"tributary.dev/tributary/pkg/link/mqtt"
 	"tributary.dev/tributary/pkg/link/spool"
 	"tributary.dev/tributary/pkg/manifest"
+	"tributary.dev/tributary/pkg/report"
 )
 
 // fleetTree is all boxes of the bench.
@@ -218,6 +219,15 @@ func (b *fleetBox) report(key string, value any) error {
 	return b.link.Report(key, raw)
 }
 
+// reportApp reports an app as edged does: each service under a key of its own.
+func (b *fleetBox) reportApp(s api.AppStatus) error {
+	parts, err := report.Split(s)
+	for key, value := range parts {
+		err = errors.Join(err, b.link.Report(key, value))
+	}
+	return err
+}
+
 // describe reports what edged reports of a box that has nothing to run.
 func (b *fleetBox) describe(serial string) error {
 	return errors.Join(
@@ -277,7 +287,7 @@ func (b *fleetBox) runtime(ctx context.Context) error {
 			}
 			status := api.AppStatus{Name: app, State: api.Running, Bundle: item.Refs[0].Digest,
 				Services: []api.ServiceStatus{{Name: "web", State: api.Running, Container: app + "-web-1"}}}
-			if err := b.report("app/"+app, status); err != nil {
+			if err := b.reportApp(status); err != nil {
 				return err
 			}
 		}

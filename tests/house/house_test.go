@@ -34,6 +34,7 @@ var rules = []rule{
 	{"pkg/identity", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
 	{"pkg/manifest", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
 	{"pkg/link", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
+	{"pkg/report", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
 	{"pkg/oci", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
 	{"pkg/", []string{"cmd/", "image/", "tests/"}, nil, "nobody imports programs, the image builder or tests"},
 	{"cmd/", []string{"cmd/", "tests/"}, []string{"cmd/"}, "programs do not import tests"},

@@ -17,6 +17,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/manifest"
+	"tributary.dev/tributary/pkg/report"
 )
 
 func ref(n int) manifest.Ref {
@@ -165,6 +166,13 @@ func TestStatusOf(t *testing.T) {
 	s, labels, bad := StatusOf(before, r, 2, 3, 8, []api.Warning{{Name: "manifest-refused"}})
 	if s.Version != "new" || s.Hardware.Arch != "amd64" || s.Applied != 7 || s.Desired != 8 || s.Tier != 2 || len(s.Apps) != 2 || len(s.Health) != 2 || !s.Online || s.LastSeen.Unix() != 100 {
 		t.Errorf("status %+v", s)
+	}
+	parts, err := report.Split(api.AppStatus{Name: "split", State: api.Running, Services: []api.ServiceStatus{{Name: "one", State: api.Running}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, _, bad := StatusOf(before, &Report{Entries: parts}, 2, 3, 8, nil); len(bad) > 0 || len(s.Apps) != 1 || s.Apps[0].State != api.Running || len(s.Apps[0].Services) != 1 {
+		t.Errorf("an app told in parts: %+v, bad %v", s.Apps, bad)
 	}
 	if len(labels) != 1 || !slices.Equal(bad, []string{"app/bad"}) {
 		t.Errorf("labels %v, bad %v", labels, bad)

@@ -12,6 +12,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/store"
+	"tributary.dev/tributary/pkg/report"
 )
 
 // Report is what is known of a device from below.
@@ -32,9 +33,8 @@ type Reports interface {
 	Reports(ctx context.Context, ids []api.DeviceID) (map[api.DeviceID]*Report, error)
 }
 
-// The keys of reported state that make up a status.
+// The keys of reported state that make up a status; those of apps are pkg/report's.
 const (
-	keyApp       = "app/" // and the app's name: api.AppStatus
 	keyHealth    = "health"
 	keyHardware  = "hardware"
 	keyLabels    = "labels"
@@ -81,14 +81,9 @@ func StatusOf(before api.DeviceStatus, r *Report, tier int, epoch, desired uint6
 	if applied[0] == epoch {
 		s.Applied = applied[1]
 	}
-	for key := range r.Entries {
-		if name, ok := strings.CutPrefix(key, keyApp); ok {
-			app := api.AppStatus{Name: name}
-			take(key, &app)
-			s.Apps = append(s.Apps, app)
-		}
-	}
-	slices.SortFunc(s.Apps, func(a, b api.AppStatus) int { return strings.Compare(a.Name, b.Name) })
+	var unread []string
+	s.Apps, unread = report.Join(r.Entries)
+	bad = append(bad, unread...)
 	s.Health = append(s.Health, warnings...)
 	slices.Sort(bad)
 	for key := range labels {
@@ -235,10 +230,18 @@ const pause = 200 * time.Millisecond
 const longPause = time.Second
 
 func (l *Loop) rollup(ctx context.Context) error {
+	tick := time.NewTicker(min(look, l.cfg.Quiet/4, l.cfg.Homecoming/4))
+	defer tick.Stop()
 	for wait := pause; ; {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-tick.C:
+			now := l.cfg.Now()
+			for _, id := range append(l.alarms.expire(now), l.late(now)...) {
+				l.news.device(id)
+			}
+			continue
 		case <-l.news.wake:
 		}
 		timer := time.NewTimer(wait)
@@ -252,6 +255,9 @@ func (l *Loop) rollup(ctx context.Context) error {
 		devices, fleets := l.news.take()
 		if err := l.sum(ctx, devices); err != nil {
 			return err
+		}
+		if err := l.cfg.Store.AppendEvents(ctx, l.takeEvents()); err != nil {
+			return fmt.Errorf("keep events: %w", err)
 		}
 		if fleets || len(devices) > 0 {
 			if err := l.sumFleets(ctx); err != nil {
@@ -343,8 +349,9 @@ func (l *Loop) digest(id api.DeviceID, before api.DeviceStatus, r *Report) (api.
 	moved := e.parent != r.Parent
 	e.parent = r.Parent
 	desired := e.state.Generation
-	s, labels, bad := StatusOf(before, r, l.worlds.tierOf(r.Parent), l.cfg.Epoch, desired, e.warnings)
+	s, labels, bad := StatusOf(before, r, l.worlds.tierOf(r.Parent), l.cfg.Epoch, desired, append(slices.Clip(e.warnings), l.alarms.of(id)...))
 	e.relay, e.online, e.running, e.current = s.Relay, s.Online, l.shared.list(running(&s)), desired > 0 && s.Applied == desired
+	l.present(e, s.LastSeen)
 	if moved && e.relay {
 		l.below(id, maxDepth)
 	}

@@ -28,6 +28,7 @@ import (
 	"tributary.dev/tributary/pkg/link/spool"
 	"tributary.dev/tributary/pkg/manifest"
 	"tributary.dev/tributary/pkg/oci"
+	"tributary.dev/tributary/pkg/report"
 )
 
 // bench is an agent over a real state file, a real spool, real keys and a real HTTPS
@@ -158,6 +159,20 @@ func (l *linkRecorder) value(t *testing.T, key string, to any) bool {
 	return true
 }
 
+// app reads the reported status of an app, as the core does.
+func (l *linkRecorder) app(name string, to *api.AppStatus) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	apps, _ := report.Join(l.entries)
+	for _, a := range apps {
+		if a.Name == name {
+			*to = a
+			return true
+		}
+	}
+	return false
+}
+
 // workRecorder takes every app it is given for running at once.
 type workRecorder struct {
 	mu      sync.Mutex
@@ -181,6 +196,9 @@ func (w *workRecorder) Status() (out []api.AppStatus) {
 	defer w.mu.Unlock()
 	for _, a := range w.apps {
 		s := api.AppStatus{Name: a.Bundle.App, State: api.Running, Bundle: a.Digest}
+		for _, one := range a.Bundle.Services {
+			s.Services = append(s.Services, api.ServiceStatus{Name: one.Name, State: api.Running})
+		}
 		if a.Hold != "" {
 			s.State, s.Message = api.Pending, a.Hold
 		}
@@ -354,7 +372,7 @@ func TestFromManifestToRuntimeAndBack(t *testing.T) {
 		t.Errorf("the runtime got %+v", got)
 	}
 	var status api.AppStatus
-	if !b.link.value(t, "app/shop", &status) || status.State != api.Running || status.Bundle != v1.Digest {
+	if !b.link.app("shop", &status) || status.State != api.Running || status.Bundle != v1.Digest || len(status.Services) != 2 {
 		t.Errorf("reported %+v", status)
 	}
 
@@ -362,7 +380,7 @@ func TestFromManifestToRuntimeAndBack(t *testing.T) {
 	b.wait("the app goes, and its entry with it", func() bool {
 		b.link.mu.Lock()
 		defer b.link.mu.Unlock()
-		return b.link.entries["app/shop"] == nil
+		return b.link.entries["app/shop"] == nil && b.link.entries["app/shop/web"] == nil
 	})
 	b.wait("that is in force too", func() bool { return b.applied() == 4 })
 	if raw, err := b.state.Bundle(v1.Digest); raw != nil || err != nil {
@@ -398,7 +416,7 @@ func TestWhatCannotBeFetchedTakesNothingDown(t *testing.T) {
 		t.Fatalf("runs %v, applied %d", r, b.applied())
 	}
 	var other api.AppStatus
-	b.wait("the other is told to be pending", func() bool { return b.link.value(t, "app/other", &other) && other.State == api.Pending })
+	b.wait("the other is told to be pending", func() bool { return b.link.app("other", &other) && other.State == api.Pending })
 
 	b.halt() // and after a restart it is the same
 	b.start()

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -9,12 +11,12 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/link"
+	"tributary.dev/tributary/pkg/report"
 )
 
-// Keys of reported state, as the core's fleet room reads them. Values are
-// deterministic CBOR.
+// Keys of reported state, as the core's fleet room reads them; those of apps are
+// pkg/report's. Values are deterministic CBOR.
 const (
-	keyApp       = "app/"      // api.AppStatus, one key an app
 	keyHealth    = "health"    // []api.Warning
 	keyHardware  = "hardware"  // api.Hardware
 	keyLabels    = "labels"    // map[string]string, probed
@@ -103,33 +105,45 @@ func (a *Agent) reportNow() {
 	}
 }
 
-// reportedBucket lists the apps that have an entry.
+// reportedBucket lists the entries that tell of apps: their keys without the prefix.
 const reportedBucket = "reported"
 
 func (a *Agent) reportApps(status []api.AppStatus) {
+	entries := map[string][]byte{}
+	for _, s := range status {
+		parts, err := report.Split(s)
+		if err != nil {
+			a.cfg.Log.Warn("not reported", "app", s.Name, "err", err)
+			continue
+		}
+		maps.Copy(entries, parts)
+	}
 	gone := map[string]bool{}
-	if err := a.cfg.State.Load(reportedBucket, func(k, _ []byte) error { gone[string(k)] = true; return nil }); err != nil {
+	if err := a.cfg.State.Load(reportedBucket, func(k, _ []byte) error { gone[report.Prefix+string(k)] = true; return nil }); err != nil {
 		a.cfg.Log.Warn("cannot tell which apps were reported", "err", err)
 	}
 	var ops []link.Op
-	for _, s := range status {
-		if !gone[s.Name] {
-			ops = append(ops, link.Op{Bucket: reportedBucket, Key: []byte(s.Name), Value: []byte{1}})
+	// Services before the head that names them, as the core sees them in this order.
+	keys := slices.Sorted(maps.Keys(entries))
+	slices.Reverse(keys)
+	for _, key := range keys {
+		if !gone[key] {
+			ops = append(ops, noteReported(key, []byte{1}))
 		}
-		delete(gone, s.Name)
+		delete(gone, key)
 	}
 	if len(ops) > 0 { // noted before it is reported: an entry without a note would stay for ever
 		if err := a.cfg.State.Commit(ops, false); err != nil {
 			a.cfg.Log.Warn("cannot note which apps are reported", "err", err)
 		}
 	}
-	for _, s := range status {
-		a.put(keyApp+s.Name, s)
+	for _, key := range keys {
+		a.putRaw(key, entries[key])
 	}
 	ops = nil
-	for name := range gone {
-		if err := a.cfg.Link.Report(keyApp+name, nil); err == nil {
-			ops = append(ops, link.Op{Bucket: reportedBucket, Key: []byte(name)})
+	for _, key := range slices.Sorted(maps.Keys(gone)) { // heads before their services
+		if err := a.cfg.Link.Report(key, nil); err == nil {
+			ops = append(ops, noteReported(key, nil))
 		}
 	}
 	if err := a.cfg.State.Commit(ops, false); err != nil {
@@ -137,12 +151,21 @@ func (a *Agent) reportApps(status []api.AppStatus) {
 	}
 }
 
+func noteReported(key string, value []byte) link.Op {
+	return link.Op{Bucket: reportedBucket, Key: []byte(strings.TrimPrefix(key, report.Prefix)), Value: value}
+}
+
 func (a *Agent) put(key string, value any) {
 	b, err := encMode.Marshal(value)
-	if err == nil {
-		err = a.cfg.Link.Report(key, b)
-	}
 	if err != nil {
+		a.cfg.Log.Warn("not reported", "key", key, "err", err)
+		return
+	}
+	a.putRaw(key, b)
+}
+
+func (a *Agent) putRaw(key string, value []byte) {
+	if err := a.cfg.Link.Report(key, value); err != nil {
 		a.cfg.Log.Warn("not reported", "key", strings.ToValidUTF8(key, "?"), "err", err)
 	}
 }

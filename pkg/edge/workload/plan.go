@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/report"
 )
 
 // This file decides; it does nothing. plan takes the world as it stands and
@@ -241,7 +242,7 @@ func (p *planner) app(a *wantApp) {
 		status.Bundle = a.Digest
 		p.out.InForce[a.Name] = a.Digest
 	}
-	status.State, status.Message = sum(status.Services)
+	status.State, status.Message = report.Sum(status.Services)
 	if a.Refused != "" {
 		status.State, status.Message = api.Failed, a.Refused
 	}
@@ -664,25 +665,6 @@ func (p *planner) describe(in *instance, state api.AppState, msg string) api.Ser
 		st.ExitCode = &code
 	}
 	return st
-}
-
-// rank orders states by how much they need attention.
-var rank = map[api.AppState]int{api.Exited: 0, api.Running: 1, api.Stopping: 2, api.Starting: 3, api.Pending: 4, api.Pulling: 5, api.Backoff: 6, api.Failed: 7}
-
-// sum tells the state of an app from its services': the one that needs most
-// attention, and every message by the name of its service.
-func sum(services []api.ServiceStatus) (api.AppState, string) {
-	state := api.Exited
-	var msgs []string
-	for _, s := range services {
-		if rank[s.State] > rank[state] {
-			state = s.State
-		}
-		if s.Message != "" {
-			msgs = append(msgs, s.Name+": "+s.Message)
-		}
-	}
-	return state, strings.Join(msgs, "; ")
 }
 
 func join(a, b string) string {
