@@ -87,7 +87,14 @@ func (b *box) prefetch(list []*manifest.Signed) {
 	}
 }
 
-func (b *box) linkSettings(s api.DeviceSettings) { b.link.SetHealth(time.Duration(s.HealthInterval)) }
+// steadyBeats is how many health intervals a better parent must have answered before the
+// box goes back to it: 3 min by default.
+const steadyBeats = 3
+
+func (b *box) linkSettings(s api.DeviceSettings) {
+	b.link.SetHealth(time.Duration(s.HealthInterval))
+	b.uplink.SetSteady(steadyBeats * time.Duration(s.HealthInterval))
+}
 
 // random names feeds and spreads attempts.
 func random() uint64 {

@@ -75,6 +75,17 @@ func (l *ladder) failures() int {
 // held notes a session that lasted.
 func (l *ladder) held() { l.here, l.given = 0, 0 }
 
+// climbed notes a session with a better parent than the present one. It reports false, and
+// changes nothing, when that one is not listed any more or no better.
+func (l *ladder) climbed(p api.ParentRef) bool {
+	i := slices.Index(l.parents, p)
+	if i < 0 || i >= l.at {
+		return false
+	}
+	l.at, l.here = i, 0
+	return true
+}
+
 // set replaces the list. The position stays while neither it nor what is better than it
 // changes; else it goes to the best: a person who puts a parent first means the device
 // to move there.

@@ -4,10 +4,12 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/listeners"
@@ -104,7 +106,11 @@ func (g *gate) admit(raw net.Conn, establish listeners.EstablishFn) {
 	c, err := g.handshake(raw)
 	<-g.slots
 	if err != nil {
-		g.log.Info("connection refused", "remote", raw.RemoteAddr(), "err", err)
+		level := slog.LevelInfo
+		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+			level = slog.LevelDebug // a child that asks whether we are back
+		}
+		g.log.Log(g.ctx, level, "connection refused", "remote", raw.RemoteAddr(), "err", err)
 		return
 	}
 	if !g.enter(c.id, raw) {

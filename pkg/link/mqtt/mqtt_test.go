@@ -36,6 +36,8 @@ type events struct {
 	hit chan struct{}
 	// onFrame, when set, is called within FromChild and FromParent.
 	onFrame func(id api.DeviceID, frame []byte)
+	// onUp, when set, is called within ChildUp.
+	onUp func(id api.DeviceID)
 }
 
 func newEvents() *events { return &events{hit: make(chan struct{}, 1)} }
@@ -56,6 +58,9 @@ func (e *events) FromParent(f []byte)      { e.frame("down-frame", api.DeviceID{
 func (e *events) Retained(raw []byte)      { e.add("retained %s", raw) }
 func (e *events) ChildDown(c api.DeviceID) { e.add("down %s", c) }
 func (e *events) ChildUp(c api.DeviceID, cert []byte) {
+	if e.onUp != nil {
+		e.onUp(c)
+	}
 	e.add("up %s %t", c, len(cert) > 0)
 }
 func (e *events) FromChild(c api.DeviceID, f []byte) { e.frame("frame "+c.String(), c, f) }
@@ -91,7 +96,7 @@ func (e *events) all() []string {
 // until waits for a condition on the events.
 func (e *events) until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.After(15 * time.Second)
+	deadline := time.After(60 * time.Second)
 	for !ok() {
 		select {
 		case <-e.hit:

@@ -33,6 +33,9 @@ type UplinkConfig struct {
 	Log      *slog.Logger
 	Dial     func(ctx context.Context, network, addr string) (net.Conn, error)
 	Random   func() float64 // in [0, 1)
+	// Steady is how long a better parent must have answered before the device leaves a
+	// lesser one for it. Default DefaultSteady.
+	Steady time.Duration
 }
 
 const defaultQueue = 16 << 20
@@ -45,8 +48,10 @@ type Uplink struct {
 	mu      sync.Mutex
 	ladder  ladder
 	at      api.ParentRef // of the session in force
+	climb   climb
 	session *session
 	changed chan struct{} // parents were replaced
+	watches sync.WaitGroup
 }
 
 var _ link.Uplink = (*Uplink)(nil)
@@ -71,11 +76,15 @@ func NewUplink(cfg UplinkConfig) *Uplink {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Steady <= 0 {
+		cfg.Steady = DefaultSteady
+	}
 	cfg.Backoff = cfg.Backoff.withDefaults()
 	u := &Uplink{cfg: cfg, id: cfg.ID, changed: make(chan struct{}, 1)}
 	if cfg.Identity != nil {
 		u.id = cfg.Identity.Get().ID()
 	}
+	u.climb.steady = cfg.Steady
 	u.ladder.set(cfg.Parents)
 	return u
 }
@@ -83,8 +92,27 @@ func NewUplink(cfg UplinkConfig) *Uplink {
 // Traffic is what crossed the way to the parent.
 func (u *Uplink) Traffic() *Traffic { return u.cfg.Traffic }
 
+// SetSteady changes Steady. It may be called at any time, from any goroutine.
+func (u *Uplink) SetSteady(d time.Duration) {
+	if d <= 0 {
+		d = DefaultSteady
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.climb.steady = d
+}
+
+// attached is a session that was accepted, and with whom.
+type attached struct {
+	session *session
+	parent  api.ParentRef
+	who     api.DeviceID
+}
+
 // Run implements link.Uplink.
 func (u *Uplink) Run(ctx context.Context, h link.UplinkHandler) error {
+	defer u.watches.Wait()
+	var better *attached // accepted by a better parent, while the session before was in force
 	for ctx.Err() == nil {
 		parent, ok := u.next()
 		if !ok {
@@ -94,12 +122,15 @@ func (u *Uplink) Run(ctx context.Context, h link.UplinkHandler) error {
 			}
 			continue
 		}
-		began := time.Now()
-		err := u.serve(ctx, h, parent)
+		began, climbed := time.Now(), better != nil
+		var err error
+		if better, err = u.serve(ctx, h, parent, better); better != nil {
+			continue
+		}
 		if ctx.Err() != nil {
 			break
 		}
-		wait := u.after(time.Since(began))
+		wait := u.after(parent, climbed, time.Since(began))
 		u.cfg.Log.Info("no session with the parent", "parent", parent.Device, "address", parent.Address, "err", err, "retry", wait.Round(time.Millisecond))
 		t := time.NewTimer(wait)
 		select {
@@ -108,6 +139,9 @@ func (u *Uplink) Run(ctx context.Context, h link.UplinkHandler) error {
 		case <-t.C:
 		}
 		t.Stop()
+	}
+	if better != nil {
+		better.session.finish(ctx.Err())
 	}
 	return ctx.Err()
 }
@@ -121,18 +155,19 @@ func (u *Uplink) next() (api.ParentRef, bool) {
 // after notes how an attempt went by how long it lasted, and gives the pause before the
 // next: a session that ends at once counts as a failure, or a parent that accepts and
 // drops would be asked without a pause.
-func (u *Uplink) after(lasted time.Duration) time.Duration {
+func (u *Uplink) after(parent api.ParentRef, climbed bool, lasted time.Duration) time.Duration {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if lasted > u.cfg.Backoff.Max/2 {
 		u.ladder.held()
 	}
 	u.ladder.failed()
+	u.climb.ended(parent, climbed, lasted)
 	return u.cfg.Backoff.pause(u.ladder.failures(), u.cfg.Random())
 }
 
-// serve is one session from dial to end.
-func (u *Uplink) serve(ctx context.Context, h link.UplinkHandler, parent api.ParentRef) error {
+// attach opens a session with a parent.
+func (u *Uplink) attach(ctx context.Context, parent api.ParentRef) (*attached, error) {
 	cfg := sessionConfig{addr: withPort(parent.Address), clientID: u.id.String(), willTopic: upTopic(u.id),
 		subscribe: []string{downTopic(u.id)}, keepAlive: u.cfg.KeepAlive, maxQueue: u.cfg.MaxQueue,
 		traffic: u.cfg.Traffic, log: u.cfg.Log, dial: u.cfg.Dial}
@@ -141,31 +176,79 @@ func (u *Uplink) serve(ctx context.Context, h link.UplinkHandler, parent api.Par
 	}
 	s, err := open(ctx, cfg)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	who, err := u.peer(s, parent)
 	if err != nil {
-		return s.finish(err)
+		return nil, s.finish(err)
 	}
-	if !u.begin(s, parent) {
-		return s.finish(errors.New("the parent is no longer listed"))
+	return &attached{s, parent, who}, nil
+}
+
+// serve is one session from its beginning to its end; a is given when it has begun
+// already. It returns the session with a better parent that takes its place, if one does.
+func (u *Uplink) serve(ctx context.Context, h link.UplinkHandler, parent api.ParentRef, a *attached) (better *attached, err error) {
+	if a == nil {
+		if a, err = u.attach(ctx, parent); err != nil {
+			return nil, err
+		}
+	}
+	s := a.session
+	if !u.begin(s, a.parent) {
+		return nil, s.finish(errors.New("the parent is no longer listed"))
 	}
 	defer u.stop()
-	h.ParentUp(who)
-	for {
+	looking, cancel := context.WithCancel(ctx)
+	defer cancel()
+	w := u.newWatch(a)
+	u.watches.Go(func() { u.watch(looking, w) })
+	h.ParentUp(a.who)
+	for heard := int64(0); ; {
 		select {
 		case m := <-s.events:
 			u.receive(s, h, m)
 			continue
+		case better = <-w.outcomes:
+			heard++
+			if better = u.take(better); better == nil {
+				continue
+			}
+			s.end(errors.New("a better parent is back"))
 		case <-ctx.Done():
 			s.end(ctx.Err())
 		case <-s.done:
 		}
-		err := s.finish(nil)
+		err = s.finish(nil)
 		u.stop() // a Send from within ParentDown must fail
 		h.ParentDown(err)
-		return err
+		// A session that is being opened may be why this one ended: two addresses of one
+		// broker, which keeps one session of a device.
+		if better == nil && w.tried.Load() > heard && ctx.Err() == nil {
+			select {
+			case b := <-w.outcomes:
+				better = u.take(b)
+			case <-ctx.Done():
+			}
+		}
+		return better, err
 	}
+}
+
+// take makes the parent of a session that was accepted the present one; nil when there is
+// no such session, or that parent is no longer better.
+func (u *Uplink) take(b *attached) *attached {
+	if b == nil {
+		return nil
+	}
+	u.mu.Lock()
+	ok := u.ladder.climbed(b.parent)
+	u.mu.Unlock()
+	if !ok {
+		b.session.finish(errors.New("the parent is no longer listed"))
+		return nil
+	}
+	u.cfg.Log.Info("back to a better parent", "parent", b.parent.Device, "address", b.parent.Address)
+	return b
 }
 
 // peer tells whom the session is with; zero is the core.
