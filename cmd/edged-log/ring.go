@@ -1,52 +1,65 @@
 package main
 
-import "syscall"
+import (
+	"syscall"
+	"unsafe"
+)
+
+const (
+	fileName = 12   // NNNNNNNN.log
+	maxPath  = 4096 // PATH_MAX, with a zero byte at the end
+)
 
 // segments is a ring of files NNNNNNNN.log; greater numbers are newer.
 type segments struct {
-	dir   string
-	limit int64 // bytes a segment
-	count int64 // segments kept, the one being written included
+	name  [maxPath + 1 + fileName + 1]byte // the folder, and room for a file in it
+	dir   int                              // length of the folder's path
+	limit int64                            // bytes a segment
+	count int64                            // segments kept, the one being written included
 	fd    int
 	seq   int64
 	size  int64
 }
 
-// arguments reads the pairs of the command line. Package os is avoided for its size.
+// arguments reads the pairs of the command line.
 func arguments() bool {
 	ring.limit, ring.count = 1<<20, 5
-	fd, err := syscall.Open("/proc/self/cmdline", syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
-	if err != nil {
+	path := [19]byte{'/', 'p', 'r', 'o', 'c', '/', 's', 'e', 'l', 'f', '/', 'c', 'm', 'd', 'l', 'i', 'n', 'e', 0}
+	copy(in[:], path[:])
+	fd, ok := open(&in[0], syscall.O_RDONLY)
+	if !ok {
 		return false
 	}
-	n, err := syscall.Read(fd, out[:])
-	syscall.Close(fd)
-	if err != nil || n == len(out) {
+	n, errno := read(fd, out[:])
+	closeFD(fd)
+	if errno != 0 || n == len(out) {
 		return false
 	}
-	key := ""
+	var key []byte
 	for i, start := 0, 0; i < n; i++ {
 		if out[i] != 0 {
 			continue
 		}
-		word := string(out[start:i])
+		word := out[start:i]
 		switch {
 		case start == 0: // the program's own name
-		case key == "":
+		case key == nil:
 			key = word
 		default:
 			ring.set(key, word)
-			key = ""
+			key = nil
 		}
 		start = i + 1
 	}
-	return ring.dir != ""
+	return ring.dir > 0
 }
 
-func (r *segments) set(key, value string) {
-	switch key {
+func (r *segments) set(key, value []byte) {
+	switch string(key) {
 	case "dir":
-		r.dir = value
+		if len(value) < maxPath {
+			r.dir = copy(r.name[:], value)
+		}
 	case "segment":
 		if v := parse(value); v >= 64<<10 {
 			r.limit = v
@@ -59,15 +72,15 @@ func (r *segments) set(key, value string) {
 }
 
 // parse reads a decimal number; -1 when it is none.
-func parse(s string) int64 {
+func parse(s []byte) int64 {
 	v := int64(0)
-	for i := range len(s) {
-		if s[i] < '0' || s[i] > '9' || v > 1<<50 {
+	for _, c := range s {
+		if c < '0' || c > '9' || v > 1<<50 {
 			return -1
 		}
-		v = v*10 + int64(s[i]-'0')
+		v = v*10 + int64(c-'0')
 	}
-	if s == "" {
+	if len(s) == 0 {
 		return -1
 	}
 	return v
@@ -75,55 +88,69 @@ func parse(s string) int64 {
 
 // open goes on with the newest segment there is, or begins the first.
 func (r *segments) open() bool {
-	d, err := syscall.Open(r.dir, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
-	if err != nil {
+	r.name[r.dir] = 0
+	d, ok := open(&r.name[0], syscall.O_RDONLY|syscall.O_DIRECTORY)
+	if !ok {
 		return false
 	}
 	first := int64(-1)
 	for {
-		n, err := syscall.ReadDirent(d, in[:])
-		if err != nil || n <= 0 {
+		n, errno := call(syscall.SYS_GETDENTS64, uintptr(d), uintptr(unsafe.Pointer(&in[0])), chunk)
+		if errno != 0 || n <= 0 {
 			break
 		}
-		_, _, names := syscall.ParseDirent(in[:n], -1, nil)
-		for _, name := range names {
-			if len(name) != 12 || name[8:] != ".log" {
-				continue
+		for b := in[:n]; len(b) > 0; {
+			// struct linux_dirent64: inode and offset of 8 bytes, length of 2, type of 1, name.
+			const length, name = 16, 19
+			size := int(*(*uint16)(unsafe.Pointer(&b[length])))
+			if size <= name || size > len(b) {
+				break
 			}
-			if v := parse(name[:8]); v >= 0 {
+			if v := sequence(b[name:size]); v >= 0 {
 				r.seq = max(r.seq, v)
 				if first < 0 || v < first {
 					first = v
 				}
 			}
+			b = b[size:]
 		}
 	}
-	syscall.Close(d)
+	closeFD(d)
 	for ; first >= 0 && first <= r.seq-r.count; first++ {
-		syscall.Unlink(r.path(first))
+		unlink(r.path(first))
 	}
 	return r.begin()
 }
 
-func (r *segments) path(seq int64) string {
-	var b [8]byte
-	for i := len(b) - 1; i >= 0; i-- {
+// sequence is the number in a segment's name, which ends in a zero byte; -1 when it is
+// another file's.
+func sequence(name []byte) int64 {
+	if len(name) <= fileName || string(name[8:fileName]) != ".log" || name[fileName] != 0 {
+		return -1
+	}
+	return parse(name[:8])
+}
+
+// path is valid until it is asked for again.
+func (r *segments) path(seq int64) *byte {
+	b := r.name[r.dir:]
+	for i := 8; i > 0; i-- {
 		b[i] = byte('0' + seq%10)
 		seq /= 10
 	}
-	return r.dir + "/" + string(b[:]) + ".log"
+	b[0], b[9], b[10], b[11], b[12], b[13] = '/', '.', 'l', 'o', 'g', 0
+	return &r.name[0]
 }
 
 // begin opens segment seq.
 func (r *segments) begin() bool {
-	fd, err := syscall.Open(r.path(r.seq), syscall.O_WRONLY|syscall.O_CREAT|syscall.O_APPEND|syscall.O_CLOEXEC, 0o640)
-	if err != nil {
+	fd, ok := open(r.path(r.seq), syscall.O_WRONLY|syscall.O_CREAT|syscall.O_APPEND)
+	if !ok {
 		r.fd = -1
 		return false
 	}
-	var st syscall.Stat_t
-	if syscall.Fstat(fd, &st) == nil {
-		r.size = st.Size
+	if n, errno := call(syscall.SYS_LSEEK, uintptr(fd), 0, seekEnd); errno == 0 {
+		r.size = int64(n)
 	}
 	r.fd = fd
 	return true
@@ -134,12 +161,12 @@ func (r *segments) begin() bool {
 func (r *segments) write(b []byte) {
 	if r.size > 0 && r.size+int64(len(b)) > r.limit || r.fd < 0 {
 		if r.fd >= 0 {
-			syscall.Close(r.fd)
+			closeFD(r.fd)
 			r.seq++
 			r.size = 0
 		}
 		if r.seq >= r.count {
-			syscall.Unlink(r.path(r.seq - r.count))
+			unlink(r.path(r.seq - r.count))
 		}
 		if !r.begin() {
 			return
@@ -155,19 +182,19 @@ func (r *segments) write(b []byte) {
 		if old >= r.seq {
 			return
 		}
-		syscall.Unlink(r.path(old))
+		unlink(r.path(old))
 	}
 }
 
 // append writes all of b or nothing.
 func (r *segments) append(b []byte) bool {
 	for done := 0; done < len(b); {
-		n, err := syscall.Write(r.fd, b[done:])
-		if err == syscall.EINTR {
+		n, errno := write(r.fd, b[done:])
+		if errno == syscall.EINTR {
 			continue
 		}
-		if err != nil {
-			syscall.Ftruncate(r.fd, r.size)
+		if errno != 0 {
+			call(syscall.SYS_FTRUNCATE, uintptr(r.fd), uintptr(r.size), 0)
 			return false
 		}
 		done += n

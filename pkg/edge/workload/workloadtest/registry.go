@@ -180,14 +180,24 @@ type Tools struct {
 func Build(dir string) (Tools, error) {
 	t := Tools{Dir: dir, CNIBin: dir, LogHelper: filepath.Join(dir, "edged-log"), App: filepath.Join(dir, "app")}
 	const cni = "github.com/containernetworking/plugins/plugins/"
-	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", dir+"/",
-		"tributary.dev/tributary/cmd/edged-log", "tributary.dev/tributary/cmd/edged-shim", "tributary.dev/tributary/pkg/edge/workload/workloadtest/app",
+	logFlags := "-s -w"
+	if runtime.GOARCH == "amd64" {
+		logFlags += " -E main.bare" // as make build does
+	}
+	if err := goBuild(dir, logFlags, "tributary.dev/tributary/cmd/edged-log"); err != nil {
+		return t, err
+	}
+	return t, goBuild(dir, "-s -w", "tributary.dev/tributary/cmd/edged-shim", "tributary.dev/tributary/pkg/edge/workload/workloadtest/app",
 		cni+"main/bridge", cni+"ipam/host-local", cni+"meta/portmap")
+}
+
+func goBuild(dir, flags string, packages ...string) error {
+	cmd := exec.Command("go", append([]string{"build", "-ldflags=" + flags, "-o", dir + "/"}, packages...)...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return t, fmt.Errorf("go build: %w\n%s", err, out)
+		return fmt.Errorf("go build: %w\n%s", err, out)
 	}
-	return t, nil
+	return nil
 }
 
 // AppImage is an image that holds the small server at /app, a passwd with the user
