@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/identity"
 )
 
 // options are the flags of edged run.
@@ -41,7 +42,7 @@ func parseOptions(args []string, errs io.Writer) (options, error) {
 	f.StringVar(&o.run, "run", "/run/edged", "folder for sockets and what a reboot may clear")
 	f.StringVar(&parent, "parent", "", "where to attach: host[:mqtt-port[,https-port]]; several are separated by spaces")
 	f.StringVar(&o.token, "join-token", "", "join token for the first start")
-	f.StringVar(&o.tokenFile, "join-token-file", "", "file that holds the join token")
+	f.StringVar(&o.tokenFile, "join-token-file", "", "file that holds the join token; it is watched until the box has enrolled")
 	f.StringVar(&o.name, "name", hostname(), "name wished for")
 	f.StringVar(&o.containerd, "containerd", "/run/containerd/containerd.sock", "containerd's socket")
 	f.StringVar(&o.cniBin, "cni-bin", "/opt/cni/bin", "folder of the CNI plugins bridge, host-local and portmap")
@@ -129,17 +130,33 @@ func port(s string) (int, error) {
 	return n, nil
 }
 
-// joinToken reads the token from where the flags say.
-func (o options) joinToken() (string, error) {
+// joinToken reads the token from where the flags say. A file may change, so what is wrong
+// with it is Unavailable; a flag does not, and what is wrong with it is Invalid.
+func (o options) joinToken() (identity.JoinToken, error) {
 	if o.token != "" {
-		return o.token, nil
+		return identity.ParseJoinToken(o.token)
 	}
+	none := identity.JoinToken{}
 	if o.tokenFile == "" {
-		return "", &api.Error{Code: api.Invalid, Message: "this box has not enrolled and has no join token", Remedy: "pass --join-token or --join-token-file; make one with `edgectl token create`"}
+		return none, &api.Error{Code: api.Invalid, Message: "this box has not enrolled and has no join token", Remedy: "pass --join-token or --join-token-file; make one with `edgectl token create`"}
 	}
-	b, err := os.ReadFile(o.tokenFile)
+	text, err := readBounded(o.tokenFile, 4<<10)
 	if err != nil {
-		return "", &api.Error{Code: api.Unavailable, Message: "the join token cannot be read", Remedy: "put it into " + o.tokenFile, Err: err}
+		return none, &api.Error{Code: api.Unavailable, Message: "the join token cannot be read", Remedy: "put it into " + o.tokenFile, Err: err}
 	}
-	return strings.TrimSpace(string(b)), nil
+	token, err := identity.ParseJoinToken(text)
+	if err != nil {
+		return none, &api.Error{Code: api.Unavailable, Message: o.tokenFile + " holds no join token", Remedy: "write a whole one there, as `edgectl token create` prints it; edged is watching the file", Err: err}
+	}
+	return token, nil
+}
+
+func readBounded(path string, most int64) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, most))
+	return string(b), err
 }

@@ -54,8 +54,11 @@ func answer(w http.ResponseWriter, v any) {
 func (b *box) localStatus(w http.ResponseWriter, _ *http.Request) {
 	a := b.agent.Load()
 	if a == nil {
-		answer(w, agent.Status{Version: version, Relay: b.o.relay, Apps: []api.AppStatus{}, Warnings: []api.Warning{{
-			Name: "starting", Severity: api.Info, Message: "the box is starting, or waits to be let in; see its log", Since: time.Now().Unix()}}})
+		warning := api.Warning{Name: "starting", Severity: api.Info, Message: "the box is starting, or waits to be let in; see its log", Since: time.Now().Unix()}
+		if waits := b.waiting.Load(); waits != nil {
+			warning = *waits
+		}
+		answer(w, agent.Status{Version: version, Relay: b.o.relay, Apps: []api.AppStatus{}, Warnings: []api.Warning{warning}})
 		return
 	}
 	s := a.Status()

@@ -26,7 +26,7 @@ const usage = `edged keeps one box of a Tributary.
   edged records  print the records that the box keeps, one JSON object a line
   edged version  print the version
 
-Exit status: 0 success, 1 failure, 2 wrong usage, 6 not reachable.
+Exit status: 0 success, 1 failure, 2 wrong usage or a join token that is none, 6 not reachable.
 `
 
 func main() {

@@ -51,6 +51,7 @@ type box struct {
 	meter   *meter.Meter
 	work    *workload.Manager
 	agent   atomic.Pointer[agent.Agent]
+	waiting atomic.Pointer[api.Warning] // why the box has not enrolled yet
 
 	settings chan api.DeviceSettings
 	listen   struct{ mqtt, https net.Listener }
@@ -217,12 +218,16 @@ func (b *box) join(ctx context.Context) (err error) {
 			return agent.Roots(b.o.parents)
 		},
 		Token: b.o.joinToken,
+		Waiting: func(err error) {
+			b.waiting.Store(&api.Warning{Name: "not-enrolled", Severity: api.Critical, Since: time.Now().Unix(), Message: err.Error()})
+		},
 		Describe: func() identity.EnrolConfig {
 			h := b.hardware()
 			return identity.EnrolConfig{Name: b.o.name, Hardware: h, Labels: hardware.Labels(h), Relay: b.o.relay, Addresses: hardware.Addresses()}
 		},
 		Now: b.clock.Now, Raise: b.clock.Raise, Log: b.log,
 	})
+	b.waiting.Store(nil)
 	return err
 }
 

@@ -2,8 +2,9 @@
 // join token become a member of the tree, and stay one?
 //
 // Enrolment is repeated until it succeeds: the parent may not be there yet, the token
-// may be made after the box is plugged in. What is received is saved before it is
-// used. Renewal begins at two thirds of the certificate's life and is repeated until
+// may be made after the box is plugged in. A token that nobody could use is not tried
+// again but waited for until it is another; one that cannot change ends it. What is
+// received is saved before it is used. Renewal begins at two thirds of the certificate's life and is repeated until
 // it succeeds, also after the certificate has expired.
 package onboard
 
@@ -12,6 +13,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -26,9 +28,12 @@ type Config struct {
 	Dir string
 	// Parents lists the HTTPS roots to try, best first; it is asked before each attempt.
 	Parents func() []string
-	// Token is the join token's text; asked before each attempt, so that it may be put
-	// in place later.
-	Token func() (string, error)
+	// Token is the join token. It is asked before each attempt and every Pace.Min between
+	// them, since it may be put in place or replaced later; it must be cheap. An error of
+	// code api.Invalid says that it will never give one, and ends Join.
+	Token func() (identity.JoinToken, error)
+	// Waiting is told why the box is not enrolled yet. Optional.
+	Waiting func(error)
 	// Describe tells what the core shall know of the box: name wished for, hardware,
 	// labels, whether it is a relay, addresses.
 	Describe func() identity.EnrolConfig
@@ -46,18 +51,22 @@ type Pace struct{ Min, Max time.Duration }
 // pause is the wait after so many failures in a row: doubled each time, of which up to
 // a half is taken off by chance (r in [0, 1)).
 func (p Pace) pause(failures int, r float64) time.Duration {
-	lo, hi := p.Min, p.Max
-	if lo <= 0 {
-		lo = time.Second
-	}
-	if hi < lo {
-		hi = max(lo, time.Minute)
-	}
+	lo, hi := p.bounds()
 	d := hi
 	if shift := max(failures-1, 0); shift < 30 && lo<<shift>>shift == lo {
 		d = min(hi, lo<<shift)
 	}
 	return d - time.Duration(r*float64(d)/2)
+}
+
+func (p Pace) bounds() (lo, hi time.Duration) {
+	if lo, hi = p.Min, p.Max; lo <= 0 {
+		lo = time.Second
+	}
+	if hi < lo {
+		hi = max(lo, time.Minute)
+	}
+	return lo, hi
 }
 
 // Member is a box that has enrolled.
@@ -92,35 +101,73 @@ func enrol(ctx context.Context, cfg Config) (*identity.Identity, error) {
 	cfg.Log.Info("enrolling", "device", identity.KeyID(&key.PublicKey))
 	var said string
 	for failures := 1; ; failures++ {
-		request := cfg.Describe()
-		request.Key, request.Seal = key, seal
-		i, err := enrolOnce(ctx, cfg, request)
+		token, err := cfg.Token()
+		if api.CodeOf(err) == api.Invalid {
+			return nil, err
+		}
+		seen, wait := answer{token, err}, forever
 		if err == nil {
-			return i, nil
+			var i *identity.Identity
+			request := cfg.Describe()
+			request.Key, request.Seal, request.Token = key, seal, token
+			if i, err = enrolOnce(ctx, cfg, request); err == nil {
+				return i, nil
+			}
+			wait = cfg.Pace.pause(failures, rand.Float64())
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		wait := cfg.Pace.pause(failures, rand.Float64())
+		if cfg.Waiting != nil {
+			cfg.Waiting(err)
+		}
 		if said != err.Error() { // one line for each new reason
 			said = err.Error()
-			cfg.Log.Warn("not enrolled yet", "err", err, "retry", wait.Round(time.Millisecond))
+			cfg.Log.Warn("not enrolled yet", "err", err)
 		}
-		if !sleep(ctx, wait) {
+		changed, ok := another(ctx, cfg, seen, wait)
+		if !ok {
 			return nil, ctx.Err()
+		}
+		if changed {
+			failures = 0
 		}
 	}
 }
 
+const forever = time.Duration(math.MaxInt64)
+
+// answer is what Config.Token gave.
+type answer struct {
+	token identity.JoinToken
+	err   error
+}
+
+func (a answer) same(b answer) bool {
+	if a.err == nil || b.err == nil {
+		return a.err == b.err && a.token == b.token
+	}
+	return a.err.Error() == b.err.Error()
+}
+
+// another waits until d is over or the token is another than was seen; ok is false when
+// ctx ended.
+func another(ctx context.Context, cfg Config, seen answer, d time.Duration) (changed, ok bool) {
+	look, _ := cfg.Pace.bounds()
+	for d > 0 {
+		if !sleep(ctx, min(look, d)) {
+			return false, false
+		}
+		if token, err := cfg.Token(); !seen.same(answer{token, err}) {
+			return true, true
+		}
+		d -= min(look, d)
+	}
+	return false, true
+}
+
 func enrolOnce(ctx context.Context, cfg Config, request identity.EnrolConfig) (*identity.Identity, error) {
-	text, err := cfg.Token()
-	if err != nil {
-		return nil, err
-	}
-	if request.Token, err = identity.ParseJoinToken(text); err != nil {
-		return nil, err
-	}
-	err = &api.Error{Code: api.Invalid, Message: "no parent is known", Remedy: "pass --parent"}
+	err := error(&api.Error{Code: api.Invalid, Message: "no parent is known", Remedy: "pass --parent"})
 	for _, u := range cfg.Parents() {
 		request.ParentURL = u
 		var i *identity.Identity
@@ -216,14 +263,17 @@ func (m *Member) Run(ctx context.Context) error {
 			continue
 		}
 		failures = 0
-		if !sleep(ctx, askedPause) {
+		if !sleep(ctx, rest(m.Live.Get())) {
 			return nil
 		}
 	}
 }
 
-// askedPause is the least time between renewals that are asked for.
-const askedPause = time.Minute
+// rest is the least time from one renewal to the next, asked for or not: a minute, and
+// less for certificates that live for minutes.
+func rest(i *identity.Identity) time.Duration {
+	return min(time.Minute, i.Cert[0].NotAfter.Sub(i.Cert[0].NotBefore)/12)
+}
 
 // wait sleeps until d is over or a renewal is asked for; ok is false when ctx ended.
 func (m *Member) wait(ctx context.Context, d time.Duration) (asked, ok bool) {

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -37,6 +38,7 @@ type core struct {
 	refuse   atomic.Pointer[identity.EnrolError]
 	enrolled atomic.Int32
 	renewed  atomic.Int32
+	asked    atomic.Int32
 }
 
 func newKey(t *testing.T) *ecdsa.PrivateKey {
@@ -90,6 +92,7 @@ func newCore(t *testing.T) *core {
 }
 
 func (c *core) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c.asked.Add(1)
 	if r.URL.Path == identity.PathTrust {
 		w.Header().Set(identity.NonceHeader, base64.RawURLEncoding.EncodeToString([]byte("nonce")))
 		_, _ = w.Write(c.trust.Encode())
@@ -142,7 +145,7 @@ func (c *core) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (c *core) config(dir string) Config {
 	token := identity.JoinToken{ID: "t1", Secret: "s", RootFP: identity.Fingerprint(c.trust.Root)}
 	return Config{Dir: dir, Parents: func() []string { return []string{"https://127.0.0.1:1", c.url} },
-		Token:    func() (string, error) { return token.String(), nil },
+		Token:    func() (identity.JoinToken, error) { return token, nil },
 		Describe: func() identity.EnrolConfig { return identity.EnrolConfig{Name: "box"} },
 		Now:      time.Now, Raise: func(time.Time) error { return nil },
 		Pace: Pace{Min: time.Millisecond, Max: 5 * time.Millisecond}, Log: slog.New(slog.DiscardHandler)}
@@ -154,10 +157,10 @@ func TestJoinSurvivesWhatComesFirst(t *testing.T) {
 	cfg := c.config(dir)
 	c.refuse.Store(&identity.EnrolError{Code: api.Forbidden, Message: "the token is used up"})
 	tries, good := 0, cfg.Token
-	cfg.Token = func() (string, error) {
+	cfg.Token = func() (identity.JoinToken, error) {
 		switch tries++; {
 		case tries < 3:
-			return "", errors.New("no token file yet")
+			return identity.JoinToken{}, errors.New("no token file yet")
 		case tries == 6:
 			c.refuse.Store(nil)
 		}
@@ -175,13 +178,57 @@ func TestJoinSurvivesWhatComesFirst(t *testing.T) {
 	}
 }
 
+// A token that cannot be used is waited for without a single request, a refused one is
+// tried again and given up at once for another, and one that cannot change ends it.
+func TestJoinWithBadTokens(t *testing.T) {
+	c := newCore(t)
+	cfg := c.config(t.TempDir())
+	cfg.Pace = Pace{Min: 5 * time.Millisecond, Max: time.Hour}
+	good, err := cfg.Token()
+	if err != nil {
+		t.Fatal(err)
+	}
+	unreadable := &api.Error{Code: api.Unavailable, Message: "the file holds no join token"}
+	var looks int
+	var reasons []string
+	refused := good
+	refused.ID = "t0"
+	c.refuse.Store(&identity.EnrolError{Code: api.Forbidden, Message: "the token is used up"})
+	cfg.Token = func() (identity.JoinToken, error) {
+		switch looks++; {
+		case looks < 20:
+			if c.asked.Load() != 0 {
+				t.Error("asked a parent without a token")
+			}
+			return identity.JoinToken{}, unreadable
+		case len(reasons) < 2: // until it was refused
+			return refused, nil
+		}
+		c.refuse.Store(nil)
+		return good, nil
+	}
+	cfg.Waiting = func(err error) { reasons = append(reasons, err.Error()) }
+	if _, err := Join(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	if len(reasons) != 2 || !strings.Contains(reasons[0], "no join token") || !strings.Contains(reasons[1], "used up") {
+		t.Errorf("told %q", reasons)
+	}
+
+	cfg = c.config(t.TempDir())
+	cfg.Token = func() (identity.JoinToken, error) { return identity.ParseJoinToken("tj1.cut") }
+	if _, err := Join(t.Context(), cfg); api.CodeOf(err) != api.Invalid {
+		t.Errorf("a token that will never be one: %v", err)
+	}
+}
+
 func TestJoinEndsWithItsContext(t *testing.T) {
 	c := newCore(t)
 	c.refuse.Store(&identity.EnrolError{Code: api.Forbidden, Message: "no"})
 	ctx, cancel := context.WithCancel(t.Context())
 	cfg := c.config(t.TempDir())
 	good := cfg.Token
-	cfg.Token = func() (string, error) { cancel(); return good() }
+	cfg.Token = func() (identity.JoinToken, error) { cancel(); return good() }
 	if _, err := Join(ctx, cfg); !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
@@ -200,7 +247,7 @@ func TestRenewalInTime(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(60 * time.Second)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for m.Live.Get() == first {
