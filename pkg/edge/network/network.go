@@ -8,7 +8,6 @@
 package network
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -51,6 +50,8 @@ type Request struct {
 	App      string
 	Networks []string // of the app; the first becomes eth0
 	Ports    []Port
+	// Hold leaves the ports to Publish.
+	Hold bool
 }
 
 // Result is what a container got: one address per network, in the order asked.
@@ -170,6 +171,7 @@ func (m *Manager) Addresses(r Request) []netip.Addr {
 
 // Detach gives ports and addresses back and removes the namespace.
 func (m *Manager) Detach(ctx context.Context, r Request) error {
+	r.Hold = false // what was held may have been published since
 	var errs []error
 	for i, name := range slices.Backward(r.Networks) {
 		list, err := m.conf(r, name, i == 0)
@@ -186,19 +188,7 @@ func (m *Manager) Detach(ctx context.Context, r Request) error {
 func (m *Manager) runtime(r Request, i int) *libcni.RuntimeConf {
 	rt := &libcni.RuntimeConf{ContainerID: r.ID, NetNS: m.Namespace(r.ID), IfName: fmt.Sprintf("eth%d", i)}
 	if i == 0 && len(r.Ports) > 0 {
-		type entry struct {
-			HostPort      int    `json:"hostPort"`
-			ContainerPort int    `json:"containerPort"`
-			Protocol      string `json:"protocol"`
-			HostIP        string `json:"hostIP,omitempty"`
-		}
-		var ports []entry
-		for _, p := range r.Ports {
-			if p.Host != 0 {
-				ports = append(ports, entry{p.Host, p.Container, cmp.Or(p.Protocol, "tcp"), p.HostIP})
-			}
-		}
-		rt.CapabilityArgs = map[string]any{"portMappings": ports}
+		rt.CapabilityArgs = map[string]any{"portMappings": r.mappings()}
 	}
 	return rt
 }
@@ -209,10 +199,7 @@ func (m *Manager) conf(r Request, name string, first bool) (*libcni.NetworkConfi
 	if err != nil {
 		return nil, err
 	}
-	backend := "iptables"
-	if m.nft {
-		backend = "nftables"
-	}
+	backend := m.backend()
 	ipam := map[string]any{"type": "host-local", "dataDir": filepath.Join(m.cfg.Run, "ipam"), "ranges": [][]map[string]string{{{"subnet": subnet.String()}}}}
 	bridge := map[string]any{
 		"type": "bridge", "bridge": BridgeName(r.App, name), "isGateway": true, "ipMasq": true, "ipMasqBackend": backend,
@@ -222,14 +209,23 @@ func (m *Manager) conf(r Request, name string, first bool) (*libcni.NetworkConfi
 		bridge["isDefaultGateway"] = true
 	}
 	plugins := []any{bridge}
-	if first && slices.ContainsFunc(r.Ports, func(p Port) bool { return p.Host != 0 }) {
-		plugins = append(plugins, map[string]any{"type": "portmap", "backend": backend, "snat": true, "capabilities": map[string]bool{"portMappings": true}})
+	if first && r.publishes() && !r.Hold {
+		plugins = append(plugins, m.portmap())
 	}
-	b, err := json.Marshal(map[string]any{"cniVersion": "1.0.0", "name": BridgeName(r.App, name), "plugins": plugins})
+	b, err := json.Marshal(map[string]any{"cniVersion": cniVersion, "name": BridgeName(r.App, name), "plugins": plugins})
 	if err != nil {
 		return nil, err
 	}
 	return libcni.NetworkConfFromBytes(b)
+}
+
+const cniVersion = "1.0.0"
+
+func (m *Manager) backend() string {
+	if m.nft {
+		return "nftables"
+	}
+	return "iptables"
 }
 
 // bridgePrefix marks the bridges of this program.

@@ -148,6 +148,68 @@ func TestContainersMeetOnTheirNetworksOnly(t *testing.T) {
 	}
 }
 
+// A published port moves from one container to another without a moment in which
+// nobody answers, and moving it again changes nothing.
+func TestPortsMoveBetweenContainers(t *testing.T) {
+	m := newManager(t)
+	ctx := context.Background()
+	ports := []Port{{Host: 7082, Container: 80, Protocol: "tcp"}, {Host: 7082, Container: 80, Protocol: "udp"}}
+	before := Request{ID: "web-3", App: "moving", Networks: []string{"n"}, Ports: ports}
+	after := Request{ID: "web-4", App: "moving", Networks: []string{"n"}, Ports: ports, Hold: true}
+	for _, r := range []Request{before, after} {
+		if _, err := m.Attach(ctx, r); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = m.Detach(ctx, r) })
+	}
+	serve(t, m, before.ID, 80, "before")
+	serve(t, m, after.ID, 80, "after")
+	if got, err := ask(m, "", "127.0.0.1:7082"); got != "before" {
+		t.Fatalf("with the new one held: %q, %v", got, err)
+	}
+	stop, asked := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				asked <- nil
+				return
+			default:
+			}
+			if got, err := ask(m, "", "127.0.0.1:7082"); got == "" {
+				asked <- fmt.Errorf("nobody answers: %v", err)
+				return
+			}
+		}
+	}()
+	for i := range 3 {
+		to, from, want := after, before, "after"
+		if i == 1 {
+			to, from, want = before, after, "before"
+		}
+		for range 2 { // moving twice is moving once
+			if err := m.Move(ctx, to, []Request{from}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := ask(m, "", "127.0.0.1:7082"); got != want {
+			t.Fatalf("move %d: %q, %v", i, got, err)
+		}
+	}
+	close(stop)
+	if err := <-asked; err != nil {
+		t.Error(err)
+	}
+	for _, r := range []Request{before, after} {
+		if err := m.Detach(ctx, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if rules, _ := exec.Command("nft", "list", "ruleset").Output(); strings.Contains(string(rules), "7082") {
+		t.Errorf("rules are left:\n%s", rules)
+	}
+}
+
 func TestDetachGivesEverythingBack(t *testing.T) {
 	m := newManager(t)
 	ctx := context.Background()
