@@ -37,11 +37,17 @@ type node struct {
 	Generation                             string
 	Behind                                 bool
 	Apps                                   []app
-	Warnings                               []api.Warning
+	Warnings                               []warning
 	Children                               []*node
 	Below, BelowOnline                     int
 
 	parent string
+}
+
+// warning is one finding; Title is what the pointer brings up.
+type warning struct {
+	Name, Title string
+	Severity    api.Severity
 }
 
 type app struct{ Name, State, Class, Message string }
@@ -168,12 +174,22 @@ func nodeOf(o *api.Object, now time.Time) *node {
 	var s api.DeviceStatus
 	_ = json.Unmarshal(o.Spec, &spec) // a device whose object cannot be read is still drawn
 	_ = json.Unmarshal(o.Status, &s)
-	n := &node{ID: s.ID.String(), Name: o.Metadata.Name, Site: spec.Site, Relay: s.Relay, parent: s.Parent, Warnings: s.Health}
+	n := &node{ID: s.ID.String(), Name: o.Metadata.Name, Site: spec.Site, Relay: s.Relay, parent: s.Parent}
 	if o.Metadata.Tenant != api.DefaultTenant {
 		n.Name = o.Metadata.Tenant + "/" + n.Name
 	}
 	n.Hardware = hardware(s.Hardware)
 	n.State, n.Health = stateOf(&spec, &s)
+	for _, w := range s.Health {
+		title := w.Message
+		if w.Since > 0 {
+			title += ", since " + ago(now, time.Unix(w.Since, 0))
+		}
+		if w.Remedy != "" {
+			title += ". " + w.Remedy
+		}
+		n.Warnings = append(n.Warnings, warning{w.Name, title, w.Severity})
+	}
 	if s.LastSeen != nil {
 		n.Seen = ago(now, *s.LastSeen)
 	}
@@ -224,7 +240,7 @@ func classOfApp(s api.AppState) string {
 }
 
 func classOf(event string) string {
-	for _, bad := range []string{"fail", "refused", "lost", "crash", "unhealthy"} {
+	for _, bad := range []string{"fail", "refused", "lost", "crash", "unhealthy", "alarm", "offline"} {
 		if strings.Contains(event, bad) {
 			return "warn"
 		}

@@ -191,7 +191,7 @@ func ownNames() []string {
 }
 
 func (c *core) openRoster(ctx context.Context) (err error) {
-	c.roster, err = roster.Open(ctx, roster.Config{Store: c.store, Fingerprint: c.ca.Fingerprint(), Came: c.came, Gone: c.gone, Now: time.Now, Random: rand.Reader, Log: c.log})
+	c.roster, err = roster.Open(ctx, roster.Config{Store: c.store, Fingerprint: c.ca.Fingerprint(), Came: c.came, Gone: c.gone, Actor: actorOf, Now: time.Now, Random: rand.Reader, Log: c.log})
 	c.live.Refused = func(id api.DeviceID) bool { return c.roster.Refused(id) }
 	return err
 }
@@ -202,6 +202,12 @@ func (c *core) openRegistry(context.Context) (err error) {
 		c.closers = append(c.closers, c.registry.Close)
 	}
 	return err
+}
+
+// actorOf names the person who makes a request.
+func actorOf(ctx context.Context) string {
+	p, _ := server.PrincipalOf(ctx)
+	return p.Name
 }
 
 // authorizeArtifacts lets devices pull by digest, and people by their tokens.
@@ -242,7 +248,7 @@ func (c *core) openTree(ctx context.Context) (err error) {
 	}
 	c.end, err = link.NewCoreEndpoint(link.CoreEndpointConfig{
 		CoreConfig: link.CoreConfig{Config: link.Config{Rand: randomNumber, Log: c.log}, Epoch: c.epoch, Store: c.intake, Keys: &keys{c: c, state: map[api.DeviceID]stateKey{}}},
-		Downlink:   c.broker, Online: c.presence,
+		Downlink:   c.broker, Online: c.presence, Alarm: c.alarm,
 	})
 	return err
 }
@@ -263,6 +269,13 @@ func (c *core) presence(news []link.Presence) {
 	}
 }
 
+// alarm notes what the link finds wrong about devices.
+func (c *core) alarm(list []link.Alarm) {
+	for _, a := range list {
+		c.fleet.Alarm(a.Device, api.Warning{Name: a.Name, Severity: a.Severity, Message: a.Message})
+	}
+}
+
 func (c *core) openFleet(ctx context.Context) error {
 	c.fleet = fleet.New(fleet.Config{
 		Store: c.store, Epoch: c.epoch, SealKey: c.roster.SealKey,
@@ -277,7 +290,7 @@ func (c *core) openServer(context.Context) (err error) {
 	hub := stream.NewHub(stream.HubConfig{Identity: c.live, Signer: signer, Send: c.command, Log: c.log})
 	apps := &server.Apps{Store: c.store, Artifacts: c.registry}
 	cfg := server.Config{
-		Store: c.store, Tokens: c.store, Devices: c.roster, Ledger: ledger{c.intake, c.roster}, Streams: hub,
+		Store: c.store, Tokens: c.store, Devices: c.roster, Ledger: ledger{c.intake, c.store, c.roster}, Streams: hub,
 		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: c.admitToken},
 		Removal: map[string]server.Removal{api.KindDevice: func(_ context.Context, o *api.Object) error { return c.roster.MayDelete(o) },
 			api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindSecret: apps.MayRemove},

@@ -12,6 +12,7 @@ import (
 	"tributary.dev/tributary/pkg/core/intake"
 	"tributary.dev/tributary/pkg/core/roster"
 	"tributary.dev/tributary/pkg/core/server"
+	"tributary.dev/tributary/pkg/core/store"
 	"tributary.dev/tributary/pkg/identity"
 )
 
@@ -96,6 +97,7 @@ func (r reports) Reports(ctx context.Context, ids []api.DeviceID) (map[api.Devic
 // ledger answers the server's questions about records from intake.
 type ledger struct {
 	intake *intake.Store
+	store  store.Events
 	roster *roster.Roster
 }
 
@@ -140,11 +142,27 @@ func (l ledger) Events(ctx context.Context, id api.DeviceID, limit int) ([]serve
 	if err != nil {
 		return nil, err
 	}
-	out := make([]server.EventEntry, len(in))
-	for i, e := range in {
-		out[i] = server.EventEntry{Device: e.Device.String(), Seq: e.Seq, Audit: e.Kind == api.RecordAudit, Event: *e.Event}
-		if key, ok := l.roster.ObjectOf(e.Device); ok {
-			out[i].Name = key.Name
+	own, err := l.store.Events(ctx, id, limit)
+	if err != nil {
+		return nil, err
+	}
+	// Each list is in the order in which its events came; only between them the clocks
+	// decide, which may differ.
+	out := make([]server.EventEntry, 0, min(limit, len(in)+len(own)))
+	for len(out) < limit && len(in)+len(own) > 0 {
+		if len(in) == 0 || len(own) > 0 && own[0].Time >= in[0].Event.Time {
+			out = append(out, server.EventEntry{Device: own[0].Device.String(), Name: own[0].Label, Seq: uint64(own[0].ID), Core: true, Event: own[0].Event})
+			own = own[1:]
+			continue
+		}
+		out = append(out, server.EventEntry{Device: in[0].Device.String(), Seq: in[0].Seq, Audit: in[0].Kind == api.RecordAudit, Event: *in[0].Event})
+		in = in[1:]
+	}
+	for i := range out {
+		if device, err := api.ParseDeviceID(out[i].Device); err == nil {
+			if key, ok := l.roster.ObjectOf(device); ok {
+				out[i].Name = key.Name
+			}
 		}
 	}
 	return out, nil

@@ -11,12 +11,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"filippo.io/age"
+	paho "github.com/eclipse/paho.mqtt.golang"
 	"github.com/fxamacker/cbor/v2"
 	"go.etcd.io/bbolt"
 
@@ -106,6 +108,19 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
+}
+
+// coreEvents lists what the core noted of a device, with who did it.
+func (r *running) coreEvents(name string) (got []string) {
+	r.t.Helper()
+	var list struct{ Items []server.EventEntry }
+	r.must("GET", "/api/v1/events?device="+name, "", &list)
+	for _, e := range list.Items {
+		if e.Core && e.Name == name {
+			got = append(got, e.Event.Name+" "+e.Event.Actor)
+		}
+	}
+	return got
 }
 
 func (r *running) device(name string) (s api.DeviceStatus) {
@@ -217,6 +232,10 @@ func TestDeviceThroughTheLink(t *testing.T) {
 	// Retired, it is turned away, and gone from sight.
 	r2.must("POST", "/api/v1/devices/box/retire", "", nil)
 	eventually(t, "the retired device is offline", func() bool { return !r2.device("box").Online })
+	eventually(t, "the events tell of the device's life", func() bool {
+		got := r2.coreEvents("box")
+		return slices.Contains(got, "device.enrolled ") && slices.Contains(got, "device.online ") && slices.Contains(got, "device.retired admin")
+	})
 	_, connected := b.end.Parent()
 	eventually(t, "the retired device is turned away", func() bool { _, connected = b.end.Parent(); return !connected })
 	r2.must("DELETE", "/api/v1/devices/box", "", nil)
@@ -283,4 +302,26 @@ func runMosquitto(t *testing.T, c *core, address string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+}
+
+// What a device sends and nobody can read is an alarm in that device's health, and an event.
+func TestAlarmsAreTheDevices(t *testing.T) {
+	r := start(t, filepath.Join(t.TempDir(), "core"))
+	id := r.join("liar")
+	conf := id.ClientTLS(identity.CoreName)
+	device := paho.NewClient(paho.NewClientOptions().AddBroker("tls://" + r.c.mqttAddress()).SetClientID(id.ID().String()).SetTLSConfig(conf).SetAutoReconnect(false))
+	if token := device.Connect(); !token.WaitTimeout(time.Minute) || token.Error() != nil {
+		t.Fatal("no session: ", token.Error())
+	}
+	defer device.Disconnect(0)
+	if token := device.Subscribe("d/"+id.ID().String(), 0, func(paho.Client, paho.Message) {}); !token.WaitTimeout(time.Minute) || token.Error() != nil {
+		t.Fatal("no subscription: ", token.Error())
+	}
+	eventually(t, "the alarm is in the device's health", func() bool {
+		device.Publish("u/"+id.ID().String(), 0, false, "nonsense").WaitTimeout(time.Minute)
+		return slices.ContainsFunc(r.device("liar").Health, func(w api.Warning) bool {
+			return w.Name == "bad-frame" && w.Severity == api.Degraded && w.Since > 0 && w.Remedy != ""
+		})
+	})
+	eventually(t, "the events tell of it", func() bool { return slices.Contains(r.coreEvents("liar"), "device.alarm ") })
 }

@@ -227,8 +227,10 @@ type Warning struct {
 	Name     string   `json:"name" cbor:"1,keyasint"`
 	Severity Severity `json:"severity" cbor:"2,keyasint"`
 	Message  string   `json:"message" cbor:"3,keyasint"`
-	// Since is Unix seconds, by the device's clock.
+	// Since is Unix seconds, by the clock of who found it: the device, or the core.
 	Since int64 `json:"since" cbor:"4,keyasint"`
+	// Remedy tells people what to do.
+	Remedy string `json:"remedy,omitempty" cbor:"5,keyasint,omitempty"`
 }
 
 // Hardware is what a device found out about itself.

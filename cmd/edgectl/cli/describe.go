@@ -137,6 +137,9 @@ func (a *app) describeDevice(ctx context.Context, cl *client.Client, o *api.Obje
 	a.fact("Health", healthText(&spec, &st))
 	for _, w := range st.Health {
 		a.fact("", fmt.Sprintf("%s (%s, since %s): %s", w.Name, w.Severity, span(a.now().Sub(time.Unix(w.Since, 0))), w.Message))
+		if w.Remedy != "" {
+			a.fact("", "  "+w.Remedy)
+		}
 	}
 	a.describeApps(st.Apps)
 	return a.describeEvents(ctx, cl, o.Metadata.Name)

@@ -24,6 +24,7 @@ type Config struct {
 	Store interface {
 		store.Store
 		store.Manifests
+		store.Events
 	}
 	// Epoch is the core's; manifests of a lower one are rendered anew.
 	Epoch uint64
@@ -36,8 +37,13 @@ type Config struct {
 	Publish func(s *manifest.Signed, tombstones map[string]uint64) error
 	// Reports tells what devices reported; nil when nobody does.
 	Reports Reports
-	Now     func() time.Time
-	Log     *slog.Logger
+	// Homecoming is how long after the start a device may stay away before that is an
+	// event, and Quiet how long an alarm stands after it was raised last. Zero is the
+	// default: 2 and 15 minutes.
+	Homecoming, Quiet time.Duration
+
+	Now func() time.Time
+	Log *slog.Logger
 }
 
 // Loop renders and sums up. Make it with New, call Load, then Run.
@@ -49,12 +55,26 @@ type Loop struct {
 	worlds *worlds
 	shared shared
 
-	news *news
+	news   *news
+	alarms *alarms
+
+	started  time.Time
+	told     map[api.DeviceID]bool // whether the last event said that a device is there; of mu
+	awaited  map[api.DeviceID]bool // not back yet since the start; of mu
+	eventsMu sync.Mutex
+	events   []store.DeviceEvent // not written yet
 }
 
 // New makes a loop.
 func New(cfg Config) *Loop {
-	return &Loop{cfg: cfg, ready: make(chan struct{}), worlds: newWorlds(), news: newNews()}
+	if cfg.Homecoming == 0 {
+		cfg.Homecoming = homecoming
+	}
+	if cfg.Quiet == 0 {
+		cfg.Quiet = quiet
+	}
+	return &Loop{cfg: cfg, ready: make(chan struct{}), worlds: newWorlds(), news: newNews(), started: cfg.Now(), told: map[api.DeviceID]bool{}, awaited: map[api.DeviceID]bool{},
+		alarms: &alarms{quiet: cfg.Quiet, byID: map[api.DeviceID]map[string]*alarm{}}}
 }
 
 // Run reads fleets, apps, configs, secrets and devices; it writes manifests, and the
@@ -83,6 +103,10 @@ func (l *Loop) Ready() <-chan struct{} { return l.ready }
 func (l *Loop) Load(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	var err error
+	if l.told, err = l.cfg.Store.LastPresence(ctx); err != nil {
+		return err
+	}
 	return l.cfg.Store.EachManifest(ctx, func(r *store.ManifestRecord) error {
 		signed, err := manifest.Parse(r.Raw)
 		if err != nil {
@@ -174,6 +198,7 @@ func (s sink) Apply(events []store.Event) error {
 }
 
 func (l *Loop) drop(ctx context.Context, e *entry) error {
+	delete(l.told, e.ID)
 	return l.cfg.Store.DeleteManifest(ctx, e.ID)
 }
 

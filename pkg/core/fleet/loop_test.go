@@ -37,6 +37,7 @@ type core struct {
 	reports   map[api.DeviceID]*Report
 	loop      *Loop
 	stop      func()
+	change    func(*Config)
 }
 
 func newCore(t testing.TB, path string) *core {
@@ -45,7 +46,7 @@ func newCore(t testing.TB, path string) *core {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &core{t: t, db: db, epoch: 1, published: map[api.DeviceID]*manifest.Signed{}, times: map[api.DeviceID]int{}, reports: map[api.DeviceID]*Report{}, stop: func() {}}
+	c := &core{t: t, db: db, epoch: 1, published: map[api.DeviceID]*manifest.Signed{}, times: map[api.DeviceID]int{}, reports: map[api.DeviceID]*Report{}, stop: func() {}, change: func(*Config) {}}
 	for _, k := range []**ecdsa.PrivateKey{&c.signer, &c.seal} {
 		if *k, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 			t.Fatal(err)
@@ -58,9 +59,11 @@ func newCore(t testing.TB, path string) *core {
 // run starts the loop, as a process that starts would.
 func (c *core) run() {
 	c.stop()
-	c.loop = New(Config{Store: c.db, Epoch: c.epoch, Signer: func() (*ecdsa.PrivateKey, []byte) { return c.signer, nil },
+	cfg := Config{Store: c.db, Epoch: c.epoch, Signer: func() (*ecdsa.PrivateKey, []byte) { return c.signer, nil },
 		SealKey: func(api.DeviceID) (*ecdsa.PublicKey, bool) { return &c.seal.PublicKey, true },
-		Publish: c.publish, Reports: c, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+		Publish: c.publish, Reports: c, Now: time.Now, Log: slog.New(slog.DiscardHandler)}
+	c.change(&cfg)
+	c.loop = New(cfg)
 	ctx, cancel := context.WithCancel(context.Background())
 	if err := c.loop.Load(ctx); err != nil {
 		c.t.Fatal(err)

@@ -230,10 +230,18 @@ const pause = 200 * time.Millisecond
 const longPause = time.Second
 
 func (l *Loop) rollup(ctx context.Context) error {
+	tick := time.NewTicker(min(look, l.cfg.Quiet/4, l.cfg.Homecoming/4))
+	defer tick.Stop()
 	for wait := pause; ; {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-tick.C:
+			now := l.cfg.Now()
+			for _, id := range append(l.alarms.expire(now), l.late(now)...) {
+				l.news.device(id)
+			}
+			continue
 		case <-l.news.wake:
 		}
 		timer := time.NewTimer(wait)
@@ -247,6 +255,9 @@ func (l *Loop) rollup(ctx context.Context) error {
 		devices, fleets := l.news.take()
 		if err := l.sum(ctx, devices); err != nil {
 			return err
+		}
+		if err := l.cfg.Store.AppendEvents(ctx, l.takeEvents()); err != nil {
+			return fmt.Errorf("keep events: %w", err)
 		}
 		if fleets || len(devices) > 0 {
 			if err := l.sumFleets(ctx); err != nil {
@@ -338,8 +349,9 @@ func (l *Loop) digest(id api.DeviceID, before api.DeviceStatus, r *Report) (api.
 	moved := e.parent != r.Parent
 	e.parent = r.Parent
 	desired := e.state.Generation
-	s, labels, bad := StatusOf(before, r, l.worlds.tierOf(r.Parent), l.cfg.Epoch, desired, e.warnings)
+	s, labels, bad := StatusOf(before, r, l.worlds.tierOf(r.Parent), l.cfg.Epoch, desired, append(slices.Clip(e.warnings), l.alarms.of(id)...))
 	e.relay, e.online, e.running, e.current = s.Relay, s.Online, l.shared.list(running(&s)), desired > 0 && s.Applied == desired
+	l.present(e, s.LastSeen)
 	if moved && e.relay {
 		l.below(id, maxDepth)
 	}

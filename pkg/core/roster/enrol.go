@@ -76,6 +76,10 @@ func (r *Roster) Enrol(ctx context.Context, a Applicant) (Grant, error) {
 		if err != nil {
 			return Grant{}, err
 		}
+		if plan.write.Object != nil {
+			event := r.event(ctx, a.Device, plan.grant.Name, store.EventEnrolled, "by join token "+token.Metadata.Name+" to tenant "+plan.grant.Tenant)
+			plan.write.Event = &event
+		}
 		err = r.cfg.Store.Enrol(ctx, plan.write)
 		if err != nil && api.CodeOf(err) == api.Conflict && try < maxTries {
 			continue // a token or a name went to another in between
@@ -250,7 +254,7 @@ func (r *Roster) admitted(p *plan) error {
 	id := p.write.Box.Device
 	r.mu.Lock()
 	old := r.boxes[id]
-	e.approved = p.grant.Approved
+	e.approved, e.seen = p.grant.Approved, true
 	before, after := old != nil && old.active(), e.active()
 	r.boxes[id], r.names[e.key] = e, id
 	r.mu.Unlock()

@@ -26,13 +26,16 @@ type Config struct {
 	Store interface {
 		store.Store
 		store.Boxes
+		store.Events
 	}
 	// Fingerprint is the root certificate's, for join tokens.
 	Fingerprint [32]byte
 	// Came is told of devices that may take part from now on, Gone of those that may no
 	// more; both may be told again, and must not call the roster.
-	Came   func(api.DeviceID)
-	Gone   func(api.DeviceID)
+	Came func(api.DeviceID)
+	Gone func(api.DeviceID)
+	// Actor tells who asks, for events; nil when nobody knows.
+	Actor  func(context.Context) string
 	Now    func() time.Time
 	Random io.Reader
 	Log    *slog.Logger
@@ -43,6 +46,10 @@ type Roster struct {
 	cfg Config
 
 	entrance sync.Mutex // of Enrol
+
+	// turn lets who changes a device note it first, since the change's echo from the store
+	// does not tell who it was.
+	turn sync.Mutex
 
 	mu    sync.RWMutex
 	boxes map[api.DeviceID]*box
@@ -55,6 +62,7 @@ type box struct {
 	key               api.Key
 	token             string
 	approved, retired bool
+	seen              bool // the flags are those of its object, not their beginning
 }
 
 // active reports whether the device may take part.
@@ -115,7 +123,7 @@ func (r *Roster) Reset(devices []*api.Object) error {
 	there := map[api.Key]bool{}
 	for _, o := range devices {
 		there[o.Key()] = true
-		if err := r.learn(o); err != nil {
+		if err := r.echo(o); err != nil {
 			return err
 		}
 	}
@@ -142,7 +150,7 @@ func (r *Roster) Apply(events []store.Event) error {
 		if e.Type == store.Deleted {
 			err = r.forget(e.Object.Key())
 		} else {
-			err = r.learn(e.Object)
+			err = r.echo(e.Object)
 		}
 		if err != nil {
 			return err
@@ -151,7 +159,16 @@ func (r *Roster) Apply(events []store.Event) error {
 	return nil
 }
 
-func (r *Roster) learn(o *api.Object) error {
+// echo learns what the store tells.
+func (r *Roster) echo(o *api.Object) error {
+	r.turn.Lock()
+	defer r.turn.Unlock()
+	return r.learn(context.Background(), o)
+}
+
+// learn takes in what people decided about a device, and notes what is new of it. The
+// caller holds turn.
+func (r *Roster) learn(ctx context.Context, o *api.Object) error {
 	var spec api.DeviceSpec
 	if err := json.Unmarshal(o.Spec, &spec); err != nil {
 		return fmt.Errorf("spec of %s: %w", o.Key(), err)
@@ -160,14 +177,33 @@ func (r *Roster) learn(o *api.Object) error {
 	id := r.names[o.Key()]
 	b := r.boxes[id]
 	var before, after bool
+	var news []string
 	if b != nil {
 		before = b.active()
-		b.approved, b.retired = spec.Approved, spec.Retired
+		if b.seen && spec.Approved && !b.approved {
+			news = append(news, store.EventApproved)
+		}
+		if b.seen && spec.Retired && !b.retired {
+			news = append(news, store.EventRetired)
+		}
+		b.approved, b.retired, b.seen = spec.Approved, spec.Retired, true
 		after = b.active()
 	}
 	r.mu.Unlock()
 	r.tell(id, before, after)
-	return nil
+	var events []store.DeviceEvent
+	for _, name := range news {
+		events = append(events, r.event(ctx, id, o.Metadata.Name, name, ""))
+	}
+	return r.cfg.Store.AppendEvents(ctx, events)
+}
+
+func (r *Roster) event(ctx context.Context, id api.DeviceID, label, name, message string) store.DeviceEvent {
+	e := store.DeviceEvent{Device: id, Label: label, Event: api.Event{Time: r.cfg.Now().UnixMilli(), Name: name, Message: message}}
+	if r.cfg.Actor != nil {
+		e.Actor = r.cfg.Actor(ctx)
+	}
+	return e
 }
 
 func (r *Roster) tell(id api.DeviceID, before, after bool) {
@@ -289,6 +325,8 @@ func (r *Roster) Retire(ctx context.Context, key api.Key) (*api.Object, error) {
 }
 
 func (r *Roster) change(ctx context.Context, key api.Key, f func(*api.DeviceSpec) error) (*api.Object, error) {
+	r.turn.Lock()
+	defer r.turn.Unlock()
 	for {
 		o, err := r.cfg.Store.Get(ctx, key)
 		if err != nil {
@@ -311,7 +349,7 @@ func (r *Roster) change(ctx context.Context, key api.Key, f func(*api.DeviceSpec
 		if err != nil {
 			return nil, err
 		}
-		return out, r.learn(out)
+		return out, r.learn(ctx, out)
 	}
 }
 

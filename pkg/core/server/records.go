@@ -56,6 +56,7 @@ type EventEntry struct {
 	Name   string    `json:"name,omitempty" doc:"The device's name."`
 	Seq    uint64    `json:"seq"`
 	Audit  bool      `json:"audit,omitempty"`
+	Core   bool      `json:"core,omitempty" doc:"Noted by the core, not told by the device; seq counts the core's events then."`
 	Event  api.Event `json:"event"`
 }
 

@@ -27,6 +27,8 @@ type Enrolment struct {
 	// nil when nothing is used up.
 	Token       *api.Object
 	TokenStatus any
+	// Event is noted along with it; nil when the box was there before.
+	Event *DeviceEvent
 }
 
 // Boxes keeps the keys of devices.
@@ -71,6 +73,11 @@ func (s *SQLite) Enrol(ctx context.Context, e Enrolment) error {
 			out.Metadata.Revision = w.changed(change{key: out.Key()})
 			s.stamp(out, nil)
 			if err := write(ctx, w, out); err != nil {
+				return err
+			}
+		}
+		if e.Event != nil {
+			if err := appendEvents(ctx, w, []DeviceEvent{*e.Event}); err != nil {
 				return err
 			}
 		}

@@ -37,6 +37,7 @@ func TestSQLite(t *testing.T) {
 			s, clock := open(t, path(t))
 			t.Run("manifests", func(t *testing.T) { storetest.Manifests(t, s) })
 			t.Run("boxes", func(t *testing.T) { storetest.Boxes(t, s) })
+			t.Run("events", func(t *testing.T) { storetest.Events(t, s) })
 			t.Run("tokens", func(t *testing.T) { storetest.Tokens(t, s, clock) })
 		})
 	}

@@ -551,3 +551,33 @@ func text(o *api.Object) string {
 func equal(a, b *api.Object) bool { return text(a) == text(b) }
 
 func second[T any](_ T, err error) error { return err }
+
+// Events is the suite of store.Events.
+func Events(t *testing.T, s store.Events) {
+	ctx := t.Context()
+	one, two := api.DeviceID{1}, api.DeviceID{2}
+	at := func(id api.DeviceID, name string, millis int64) store.DeviceEvent {
+		return store.DeviceEvent{Device: id, Label: "box", Event: api.Event{Time: millis, Name: name, Subject: "s", Message: "m", Actor: "a"}}
+	}
+	if err := s.AppendEvents(ctx, []store.DeviceEvent{at(one, store.EventEnrolled, 1), at(one, store.EventOnline, 2), at(two, store.EventOnline, 3), at(one, store.EventOffline, 4)}); err != nil {
+		t.Fatal(err)
+	}
+	list, err := s.Events(ctx, one, 2)
+	if err != nil || len(list) != 2 || list[0].Name != store.EventOffline || list[1].Name != store.EventOnline || list[0].ID <= list[1].ID {
+		t.Fatalf("%+v %v", list, err)
+	}
+	list[0].ID = 0
+	if want := at(one, store.EventOffline, 4); list[0] != want {
+		t.Errorf("%+v, want %+v", list[0], want)
+	}
+	online, err := s.LastPresence(ctx)
+	if err != nil || len(online) != 2 || online[one] || !online[two] {
+		t.Fatalf("%v %v", online, err)
+	}
+	if err := s.DropEvents(ctx, time.UnixMilli(3)); err != nil {
+		t.Fatal(err)
+	}
+	if list, err = s.Events(ctx, api.DeviceID{}, 10); err != nil || len(list) != 2 {
+		t.Fatalf("%+v %v", list, err)
+	}
+}

@@ -1,0 +1,114 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// The names of the events that the core notes of a device.
+const (
+	EventEnrolled = "device.enrolled"
+	EventApproved = "device.approved"
+	EventRetired  = "device.retired"
+	EventOnline   = "device.online"
+	EventOffline  = "device.offline"
+	EventAlarm    = "device.alarm" // its subject is the name of the warning
+)
+
+// DeviceEvent is an event that the core noted, by its own clock.
+type DeviceEvent struct {
+	// ID is set when it is read: it grows with every event.
+	ID     int64
+	Device api.DeviceID
+	Label  string // the device's name then
+	api.Event
+}
+
+// Events keeps what the core itself noted of devices.
+type Events interface {
+	// AppendEvents writes all or none.
+	AppendEvents(ctx context.Context, list []DeviceEvent) error
+	// Events lists the newest first, of one device, or of all for the zero id.
+	Events(ctx context.Context, device api.DeviceID, limit int) ([]DeviceEvent, error)
+	// LastPresence tells of each device that ever came or went which of the two was last.
+	LastPresence(ctx context.Context) (online map[api.DeviceID]bool, err error)
+	// DropEvents forgets those before a time.
+	DropEvents(ctx context.Context, before time.Time) error
+}
+
+// AppendEvents implements Events.
+func (s *SQLite) AppendEvents(ctx context.Context, list []DeviceEvent) error {
+	if len(list) == 0 {
+		return nil
+	}
+	return s.tx(ctx, func(w *writer) error { return appendEvents(ctx, w, list) })
+}
+
+func appendEvents(ctx context.Context, w *writer, list []DeviceEvent) error {
+	stmt, err := w.PrepareContext(ctx, "INSERT INTO events (device, label, time, name, subject, message, actor) VALUES (?,?,?,?,?,?,?)")
+	if err != nil {
+		return err
+	}
+	defer stmt.Close()
+	for _, e := range list {
+		if _, err := stmt.ExecContext(ctx, e.Device[:], e.Label, e.Time, e.Name, e.Subject, e.Message, e.Actor); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Events implements Events.
+func (s *SQLite) Events(ctx context.Context, device api.DeviceID, limit int) ([]DeviceEvent, error) {
+	where, args := "1", []any{}
+	if !device.IsZero() {
+		where, args = "device = ?", []any{device[:]}
+	}
+	rows, err := s.read.QueryContext(ctx, "SELECT id, device, label, time, name, subject, message, actor FROM events WHERE "+where+" ORDER BY id DESC LIMIT ?", append(args, limit)...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var out []DeviceEvent
+	for rows.Next() {
+		var e DeviceEvent
+		var id []byte
+		if err := rows.Scan(&e.ID, &id, &e.Label, &e.Time, &e.Name, &e.Subject, &e.Message, &e.Actor); err != nil {
+			return nil, err
+		}
+		copy(e.Device[:], id)
+		out = append(out, e)
+	}
+	return out, rows.Err()
+}
+
+// LastPresence implements Events. Of an aggregate with max SQLite takes the other columns
+// from the row that has it (lang_select.html, section 2.5).
+func (s *SQLite) LastPresence(ctx context.Context) (map[api.DeviceID]bool, error) {
+	rows, err := s.read.QueryContext(ctx, "SELECT device, name, max(id) FROM events WHERE name IN (?, ?) GROUP BY device", EventOnline, EventOffline)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	online := map[api.DeviceID]bool{}
+	for rows.Next() {
+		var id []byte
+		var name string
+		var newest int64
+		if err := rows.Scan(&id, &name, &newest); err != nil {
+			return nil, err
+		}
+		online[api.DeviceID(id)] = name == EventOnline
+	}
+	return online, rows.Err()
+}
+
+// DropEvents implements Events.
+func (s *SQLite) DropEvents(ctx context.Context, before time.Time) error {
+	return s.tx(ctx, func(w *writer) error {
+		_, err := w.ExecContext(ctx, "DELETE FROM events WHERE time < ?", before.UnixMilli())
+		return err
+	})
+}
