@@ -2,9 +2,8 @@ package main
 
 import "strconv"
 
-// The sizes of the spool's files follow from its budget when it is opened, so a new budget
-// takes effect when edged starts next. It is kept here because the spool is opened before
-// the manifest is read.
+// The spool is opened before the manifest is read, so its budget is kept here for the next
+// start.
 const spoolBudget = "spool-bytes"
 
 // spoolBytes is the budget that the settings gave before this start; 0 is the default.
@@ -21,14 +20,17 @@ func (b *box) spoolBytes() int64 {
 	return n
 }
 
-// keepSpoolBytes keeps the budget for the next start.
-func (b *box) keepSpoolBytes(n int64) {
+// setSpoolBytes puts a budget in force, now and after the next start.
+func (b *box) setSpoolBytes(n int64) {
+	if err := b.spool.SetBudget(n); err != nil {
+		b.log.Error("the spool's budget is not in force", "err", err)
+	}
 	if n == b.spoolBytes() {
 		return
 	}
 	if err := b.state.Blob(spoolBudget).Save([]byte(strconv.FormatInt(n, 10))); err != nil {
-		b.log.Error("the spool's budget cannot be kept", "err", err)
+		b.log.Error("the spool's budget cannot be kept for the next start", "err", err)
 		return
 	}
-	b.log.Info("the spool has a new budget, in force when edged starts next", "bytes", n)
+	b.log.Info("the spool has a new budget", "bytes", n)
 }

@@ -325,7 +325,7 @@ func (b *box) applySettings(ctx context.Context) error {
 			if b.cache != nil {
 				b.cache.SetBudget(s.CacheBytes)
 			}
-			b.keepSpoolBytes(s.SpoolBytes)
+			b.setSpoolBytes(s.SpoolBytes)
 			b.linkSettings(s)
 		}
 	}

@@ -59,8 +59,8 @@ type DeviceSettings struct {
 	MeterInterval Duration `json:"meterInterval,omitempty"`
 	// HealthInterval is how often a relay confirms its subtree. Default 1m, from 1s to 1h.
 	HealthInterval Duration `json:"healthInterval,omitempty"`
-	// SpoolBytes bounds the record spool. Default 256 MiB, at least 1 MiB. It takes effect
-	// when edged starts next.
+	// SpoolBytes bounds the record spool. Default 256 MiB, at least 1 MiB. A smaller bound
+	// gives up at once what no longer fits, least important first; usage is summed, never lost.
 	SpoolBytes int64 `json:"spoolBytes,omitempty"`
 	// CacheBytes bounds a relay's artifact cache. Default: 80 % of its file system.
 	CacheBytes int64 `json:"cacheBytes,omitempty"`

@@ -336,10 +336,19 @@ func (s *Spool) replace(g *segment, entries []byte) error {
 		s.index = append(s.index, g)
 	}
 	// The old file is the spare now; give it its full size again if there is room.
-	if err := errors.Join(old.Allocate(s.segSize), old.Close()); err != nil && !errors.Is(err, syscall.ENOSPC) {
+	if err := errors.Join(s.fitSpare(old), old.Close()); err != nil && !errors.Is(err, syscall.ENOSPC) {
 		return err
 	}
 	return nil
+}
+
+// fitSpare gives the spare file the size of a segment; it differs after a new budget.
+func (s *Spool) fitSpare(f File) error {
+	size, err := f.Size()
+	if err == nil && size > s.segSize {
+		return f.Truncate(s.segSize)
+	}
+	return errors.Join(err, f.Allocate(s.segSize))
 }
 
 // swap exchanges a segment with the spare file. settleSwap ends one that was cut off.

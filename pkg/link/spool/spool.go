@@ -101,11 +101,8 @@ func Open(cfg Config) (*Spool, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	if cfg.MaxBytes == 0 {
-		cfg.MaxBytes = DefaultMaxBytes
-	}
-	cfg.MaxBytes = max(cfg.MaxBytes, MinBytes)
-	s := &Spool{cfg: cfg, segSize: min(max(cfg.MaxBytes/16, minSegment), maxSegment), warn: make(map[string]api.Warning)}
+	s := &Spool{cfg: cfg, warn: make(map[string]api.Warning)}
+	s.cfg.MaxBytes, s.segSize = sizes(cfg.MaxBytes)
 	s.tail = make(chan struct{})
 	close(s.tail)
 	if err := s.recover(); err != nil {
@@ -113,6 +110,15 @@ func Open(cfg Config) (*Spool, error) {
 		return nil, fmt.Errorf("open spool %s: %w", cfg.Dir, err)
 	}
 	return s, nil
+}
+
+// sizes are the bound in force for a budget, and the size of a segment.
+func sizes(budget int64) (most, segment int64) {
+	if budget <= 0 {
+		budget = DefaultMaxBytes
+	}
+	most = max(budget, MinBytes)
+	return most, min(max(most/16, minSegment), maxSegment)
 }
 
 // recover reads what is on the disk and decides whether it is this spool's own past.
