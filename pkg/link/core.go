@@ -19,6 +19,8 @@ type Core struct {
 	keys CoreKeys
 	// answer is which devices want an acknowledgement, and whether an explicit one.
 	answer map[api.DeviceID]bool
+	// short are devices whose state comes with keys missing.
+	short map[api.DeviceID]*shortfall
 }
 
 // CoreConfig is what the core's end of the link is made of.
@@ -33,7 +35,7 @@ type CoreConfig struct {
 // NewCore makes the root of what its store holds. Manifests are not in the store:
 // Publish each device's newest before the children come.
 func NewCore(now time.Time, c CoreConfig) (*Core, error) {
-	k := &Core{node: newNode(api.DeviceID{}, c.Config), keys: c.Keys, answer: map[api.DeviceID]bool{}}
+	k := &Core{node: newNode(api.DeviceID{}, c.Config), keys: c.Keys, answer: map[api.DeviceID]bool{}, short: map[api.DeviceID]*shortfall{}}
 	k.coreEpoch, k.path = c.Epoch, true
 	k.keyOf = func(id api.DeviceID) crypto.PublicKey {
 		if pub, ok := c.Keys.Device(id); ok {
@@ -46,7 +48,7 @@ func NewCore(now time.Time, c CoreConfig) (*Core, error) {
 	k.onAsk = func(_ time.Time, id api.DeviceID, _ []byte) { k.answer[id] = true }
 	err := c.Store.Devices(func(d DeviceRow) error {
 		r := k.row(d.Device)
-		r.state = version{d.Epoch, d.Seq}
+		r.state, r.live = version{d.Epoch, d.Seq}, d.Live
 		if d.Attachment == nil {
 			return nil
 		}
@@ -110,6 +112,7 @@ func (k *Core) Forget(now time.Time, id api.DeviceID) {
 		k.eff.Kick = append(k.eff.Kick, id)
 		k.eff.Retain = append(k.eff.Retain, Retained{id, nil})
 	}
+	k.complete(r)
 	k.drop(r)
 	delete(k.dirty, id)
 	delete(k.answer, id)
@@ -127,15 +130,16 @@ func (k *Core) stateIn(now time.Time, r *row, s news) {
 		k.warn(now, "unknown-device", api.Degraded, "device "+r.id.String()+" has no state key")
 		return
 	}
-	if len(s.entries) == 0 && s.seq > 0 {
+	if len(s.entries) == 0 {
 		// Nobody between has to prove a number, so what proves nothing changes nothing:
 		// else all that a device reports could be taken back for it.
 		k.alarm(now, r.id, "unproven-state", api.Degraded, "someone between says without proof that device "+r.id.String()+" reports nothing")
+		k.askAgain(now, r, s)
 		return
 	}
 	ch := StateChange{Device: r.id, Epoch: s.epoch, Seq: s.seq, Full: s.full, Entries: s.entries}
 	for _, e := range s.entries {
-		if StateMAC(key, r.id, s.epoch, &e) != e.MAC {
+		if StateMAC(key, r.id, s.epoch, &e) != e.MAC && !k.cfg.Faults.NoStateMAC {
 			k.alarm(now, r.id, "bad-mac", api.Critical, fmt.Sprintf("reported key %q of device %s was altered on its way", e.Key, r.id))
 			ch.Quarantined = append(ch.Quarantined, e)
 		}
@@ -144,9 +148,116 @@ func (k *Core) stateIn(now time.Time, r *row, s news) {
 		// Nothing that came with it counts as received: the true values are still asked
 		// for, and come when nobody between alters them any more.
 		ch.Epoch, ch.Seq, ch.Full, ch.Entries = r.state.epoch, r.state.seq, false, nil
+		k.eff.State = append(k.eff.State, ch)
+		k.askAgain(now, r, s)
+		return
 	}
-	r.state = version{ch.Epoch, ch.Seq}
+	next, whole := k.count(key, r, s)
+	if !whole && !k.cfg.Faults.TakeIncomplete {
+		k.incomplete(now, r)
+		k.askAgain(now, r, s)
+		return
+	}
+	if k.short[r.id] != nil {
+		k.complete(r)
+	}
+	r.census, r.live, r.state = next, nil, s.version
 	k.eff.State = append(k.eff.State, ch)
+}
+
+// count tells which keys the core would hold with some news, and whether the device
+// itself says that these are all. The proof is the newest entry's: the number that the
+// news claim must be its own.
+func (k *Core) count(key [32]byte, r *row, s news) (next census, ok bool) {
+	w := newWhole(key, r.id, s.epoch)
+	if !s.full {
+		if r.live != nil {
+			held := make([]Entry, len(r.live))
+			for i, l := range r.live {
+				held[i] = Entry{Key: l.Key, Seq: l.Seq}
+			}
+			r.census, r.live = census{}.with(&w, held), nil
+		}
+		next = r.census
+	}
+	next = next.with(&w, s.entries)
+	newest := &s.entries[len(s.entries)-1]
+	return next, newest.Seq == s.seq && w.proves(newest, next.sum)
+}
+
+// shortfall is that a device's true state does not come.
+type shortfall struct {
+	anew  time.Time // when the device is next asked to tell all anew
+	pause time.Duration
+	// missing: keys are left out; else they are altered.
+	missing bool
+}
+
+const (
+	// anewGrace is how long a device's state may come wrong before the device is asked to
+	// tell it anew: a relay that knows no better may sit between.
+	anewGrace = 30 * time.Second
+	lastAnew  = 4 * time.Hour
+
+	incompleteWarning = "state-incomplete"
+)
+
+// askAgain sees to it that refused state comes as the device told it: from all that the
+// child has, or, when that is no better, from the device.
+func (k *Core) askAgain(now time.Time, r *row, s news) {
+	f := k.shortfall(r.id)
+	if f.pause == 0 {
+		f.anew, f.pause = now.Add(anewGrace), anewPause
+		if v, ok := k.via(r.id); ok {
+			k.toChild(v, state, putUint(putUint(putID(putArray(putMessage(nil, downWant, 1), 3), r.id), 0), 0), false)
+		}
+	}
+	if !now.Before(f.anew) {
+		f.anew, f.pause = now.Add(f.pause), min(2*f.pause, lastAnew)
+		k.passDown(r.id, state, putUint(putID(putMessage(nil, downAnew, 2), r.id), s.epoch))
+	}
+}
+
+func (k *Core) shortfall(id api.DeviceID) *shortfall {
+	f := k.short[id]
+	if f == nil {
+		f = &shortfall{}
+		k.short[id] = f
+	}
+	return f
+}
+
+// incomplete warns that the state of a device came with keys missing; it stands until
+// all of it has come.
+func (k *Core) incomplete(now time.Time, r *row) {
+	msg := "someone between leaves out reported keys of device " + r.id.String()
+	if v, ok := k.via(r.id); ok && v != r.id {
+		msg += ", below " + v.String()
+	}
+	msg += ": the core keeps what it had"
+	if f := k.shortfall(r.id); !f.missing {
+		f.missing = true
+		k.alarm(now, r.id, incompleteWarning, api.Critical, msg)
+	}
+	k.warn(now, incompleteWarning, api.Critical, msg)
+}
+
+// complete notes that a device's state has come whole.
+func (k *Core) complete(r *row) {
+	delete(k.short, r.id)
+	if !k.missing() {
+		delete(k.warnings, incompleteWarning)
+	}
+}
+
+// missing reports whether state of any device comes with keys missing.
+func (k *Core) missing() bool {
+	for _, f := range k.short {
+		if f.missing {
+			return true
+		}
+	}
+	return false
 }
 
 func (k *Core) attachIn(now time.Time, r *row) {

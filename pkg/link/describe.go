@@ -20,6 +20,20 @@ func Describe(frame []byte) string {
 	return fmt.Sprintf("%dB %s", len(frame), strings.Join(parts, " "))
 }
 
+// Alter gives each message of a frame to fn and packs what it returns into a frame. It is
+// for tests that play a hostile relay.
+func Alter(frame []byte, fn func(typ uint64, message []byte) []byte) ([]byte, error) {
+	msgs, err := splitFrame(frame)
+	if err != nil {
+		return nil, err
+	}
+	var body []byte
+	for _, m := range msgs {
+		body = append(body, fn(m.typ, m.raw)...)
+	}
+	return packFrame(body), nil
+}
+
 // Dump tells in words what a party knows of each device.
 func (n *node) Dump() (out []string) {
 	for id, r := range n.rows {

@@ -40,7 +40,10 @@ type Device struct {
 	man   *manifest.Signed
 	core  uint64 // the highest core epoch that a signed word has named
 	bytes int    // of reported keys and values
+	sum   uint64 // of the terms of all that is reported
 	undo  func() // takes the last report back
+	// renewed is when the core last had the state told anew.
+	renewed time.Time
 
 	// Records: sent is the last number sent, explicit says that the next batch is a
 	// retry, wanted is when records that wait are due.
@@ -76,6 +79,8 @@ const (
 	recordsPerBatch = 4
 	minRecordDelay  = 2 * time.Second
 	maxRecordDelay  = time.Hour
+
+	anewPause = 10 * time.Minute // between two wishes for the whole state
 )
 
 // Buckets of the store.
@@ -135,7 +140,7 @@ func (d *Device) loaded(now time.Time) {
 	for _, e := range d.row.entries {
 		d.bytes += len(e.Key) + len(e.Value)
 	}
-	if d.row.state.epoch == 0 {
+	if !d.proven() {
 		d.renew(now, 0)
 	}
 	if d.row.man.raw != nil {
@@ -149,6 +154,34 @@ func (d *Device) loaded(now time.Time) {
 			d.wanted = now
 		}
 	}
+}
+
+// proven counts what is reported, and tells whether the newest entry proves it. It does
+// not when the state is lost or an older version's, or was proved to another core.
+func (d *Device) proven() (ok bool) {
+	w := newWhole(d.key, d.id, d.row.state.epoch)
+	var newest *item
+	d.sum = 0
+	for _, e := range d.row.entries {
+		if !e.Deleted {
+			d.sum += w.term(&e.Entry)
+		}
+		if e.Seq == d.row.state.seq {
+			newest = e
+		}
+	}
+	return newest != nil && w.proves(&newest.Entry, d.sum)
+}
+
+// anew is the core's wish to have everything told again: what came was not all.
+func (d *Device) anew(now time.Time, epoch uint64) {
+	if epoch != d.row.state.epoch || !d.renewed.IsZero() && now.Sub(d.renewed) < anewPause {
+		return
+	}
+	d.renewed = now
+	d.r.cfg.Log.Info("the core lacks some of what is reported: it is told anew")
+	d.renew(now, epoch)
+	d.r.due(now.Add(d.r.cfg.Fold))
 }
 
 // renew begins a new state epoch, higher than any before: everything is numbered and
@@ -167,12 +200,21 @@ func (d *Device) renew(now time.Time, atLeast uint64) {
 		live = append(live, e)
 	}
 	slices.SortFunc(live, func(a, b *item) int { return bytes.Compare([]byte(a.Key), []byte(b.Key)) })
-	d.row.lost = 0
+	d.row.lost, d.sum = 0, 0
+	if len(live) == 0 {
+		// That nothing is reported must be proven too.
+		live = []*item{{Entry: Entry{Key: nothing, Deleted: true}}}
+		d.row.entries[nothing] = live[0]
+	}
+	w := newWhole(d.key, d.id, d.row.state.epoch)
 	for _, e := range live {
-		d.write(e)
+		d.write(&w, e)
 	}
 	d.storeState()
 }
+
+// nothing is a key that is only ever deleted.
+const nothing = "-"
 
 func (d *Device) storeState() {
 	d.op("state", u64s(d.row.state.epoch, d.row.state.seq, d.row.lost))
@@ -186,10 +228,14 @@ func (d *Device) storeEntry(key string, e *item) {
 	d.r.eff.Ops = append(d.r.eff.Ops, op)
 }
 
-// write gives an entry the next number.
-func (d *Device) write(e *item) {
+// write gives an entry the next number, and has it prove the whole.
+func (d *Device) write(w *whole, e *item) {
 	d.row.state.seq++
 	e.Seq = d.row.state.seq
+	if !e.Deleted {
+		d.sum += w.term(&e.Entry)
+	}
+	e.Extra = w.proof(e.Seq, d.sum)
 	e.MAC = StateMAC(d.key, d.id, d.row.state.epoch, &e.Entry)
 	d.r.touch(d.row, e)
 	d.storeEntry(e.Key, e)
@@ -213,9 +259,9 @@ func (d *Device) report(now time.Time, key string, value []byte) error {
 	if value != nil && (grown > maxStateBytes || old == nil && len(d.row.entries) >= MaxEntries-maxTombs) {
 		return &api.Error{Code: api.TooLarge, Message: "the reported state is full", Remedy: "report fewer or smaller keys"}
 	}
-	bytesBefore, stateBefore, lostBefore := d.bytes, d.row.state, d.row.lost
+	bytesBefore, stateBefore, lostBefore, sumBefore := d.bytes, d.row.state, d.row.lost, d.sum
 	d.undo = func() {
-		d.bytes, d.row.state, d.row.lost = bytesBefore, stateBefore, lostBefore
+		d.bytes, d.row.state, d.row.lost, d.sum = bytesBefore, stateBefore, lostBefore, sumBefore
 		if delete(d.row.entries, key); old != nil {
 			d.row.entries[key] = old
 		}
@@ -225,8 +271,12 @@ func (d *Device) report(now time.Time, key string, value []byte) error {
 		e.Value = []byte{}
 	}
 	d.bytes = grown
+	w := newWhole(d.key, d.id, d.row.state.epoch)
+	if old != nil && !old.Deleted {
+		d.sum -= w.term(&old.Entry)
+	}
 	d.row.entries[key] = e
-	d.write(e)
+	d.write(&w, e)
 	d.boundTombs()
 	d.storeState()
 	d.r.due(now.Add(d.r.cfg.Fold))
@@ -240,11 +290,12 @@ func (d *Device) boundTombs() {
 	}
 }
 
-// forgetTombs drops tombstones up to seq, and the oldest ones past keep.
+// forgetTombs drops tombstones up to seq, and the oldest ones past keep; never the
+// newest change, which proves the whole.
 func (r *row) forgetTombs(keep int, seq uint64) (gone []string) {
 	var tombs []*item
 	for _, e := range r.entries {
-		if e.Deleted {
+		if e.Deleted && e.Seq != r.state.seq {
 			tombs = append(tombs, e)
 		}
 	}

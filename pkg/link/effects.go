@@ -45,6 +45,8 @@ type Faults struct {
 	IgnoreEpoch       bool // manifests and acknowledgements are ordered without the core's epoch
 	AckBeforeCommit   bool // the core acknowledges what it has not committed
 	UnsignedAck       bool // a device believes acknowledgements without a signature
+	NoStateMAC        bool // the core believes reported state without a MAC
+	TakeIncomplete    bool // the core takes reported state without a proof that it is whole
 }
 
 func (c Config) withDefaults() Config {

@@ -135,10 +135,15 @@ func (g *guarded) ApplyState(c []link.StateChange) error {
 func (g *guarded) keys(id api.DeviceID) int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	n := 0
 	if s := g.States[id]; s != nil {
-		return len(s.Entries)
+		for _, e := range s.Entries {
+			if !e.Deleted {
+				n++
+			}
+		}
 	}
-	return 0
+	return n
 }
 
 // The facades with goroutines, a real spool and real bbolt files: two hops, everything

@@ -66,6 +66,8 @@ const (
 	routeUp   = 128
 	routeDown = 192
 	routeEnd  = 256
+
+	downAnew = 200 // device, epoch: tell your state anew
 )
 
 var (

@@ -24,10 +24,13 @@ func keyring(t testing.TB) *linksim.Keyring {
 	return k
 }
 
+// hostile tells in which schedules relays lie: one in four.
+func hostile(seed uint64) bool { return seed%4 == 0 }
+
 // Whatever happens to whom in whatever order: once it stops, everyone agrees.
 func TestSchedules(t *testing.T) {
 	if *seed != 0 {
-		for _, f := range (linksim.Schedule{Seed: *seed, Keys: keyring(t), Trace: t.Logf}).Run() {
+		for _, f := range (linksim.Schedule{Seed: *seed, Keys: keyring(t), Hostile: hostile(*seed), Trace: t.Logf}).Run() {
 			t.Errorf("seed %d: %s", *seed, f)
 		}
 		return
@@ -48,7 +51,7 @@ func TestSchedules(t *testing.T) {
 				if s/workers%100 == 99 {
 					keys = keyring(t)
 				}
-				if fs := (linksim.Schedule{Seed: uint64(s), Keys: keys}).Run(); len(fs) > 0 {
+				if fs := (linksim.Schedule{Seed: uint64(s), Keys: keys, Hostile: hostile(uint64(s))}).Run(); len(fs) > 0 {
 					for _, f := range fs {
 						t.Errorf("seed %d: %s", s, f)
 					}
@@ -68,10 +71,12 @@ func TestBrokenLinksAreNoticed(t *testing.T) {
 		"epoch ignored":       {IgnoreEpoch: true},
 		"ack before commit":   {AckBeforeCommit: true},
 		"unsigned ack":        {UnsignedAck: true},
+		"state without macs":  {NoStateMAC: true},
+		"state with gaps":     {TakeIncomplete: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for s := uint64(1); s <= 300; s++ {
-				if fs := (linksim.Schedule{Seed: s, Keys: keys, Faults: f}).Run(); len(fs) > 0 {
+				if fs := (linksim.Schedule{Seed: s, Keys: keys, Faults: f, Hostile: hostile(s)}).Run(); len(fs) > 0 {
 					t.Logf("noticed with seed %d: %s", s, fs[0])
 					return
 				}

@@ -24,7 +24,8 @@ type Entry struct {
 	MAC [MACSize]byte
 	// Deleted marks a tombstone.
 	Deleted bool
-	// Extra are fields of a later version, CBOR each, carried untouched.
+	// Extra are further fields, CBOR each, carried untouched. The first is the proof of
+	// the whole (see whole).
 	Extra []byte
 }
 
@@ -73,8 +74,15 @@ type DeviceRow struct {
 	Device api.DeviceID
 	// Attachment is the newest one accepted, as it was signed; nil when there is none.
 	Attachment []byte
-	// Epoch and Seq are the newest reported state that was committed.
+	// Epoch and Seq are the newest reported state that was committed; Live are its keys.
 	Epoch, Seq uint64
+	Live       []LiveKey
+}
+
+// LiveKey is a reported key and the number of its last change.
+type LiveKey struct {
+	Key string
+	Seq uint64
 }
 
 // StateChange is news of one device. After it the device's vector is Epoch, Seq.

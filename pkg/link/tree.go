@@ -64,6 +64,8 @@ type row struct {
 	// state is the newest that is here; entries hold it (in the core they are in the
 	// store). ahead is newer state that the parent has and this party lacks.
 	state   version
+	census  census    // of state, in the core
+	live    []LiveKey // the census as it was stored, until it is needed
 	wanted  time.Time // when a child was last asked for what is missing
 	entries map[string]*item
 	ahead   version

@@ -181,6 +181,14 @@ func (r *Relay) parentMessage(now time.Time, m *message) {
 		}
 	case downAbsent:
 		r.sendAbsent(true)
+	case downAnew:
+		if id, epoch := rd.id(), rd.uint(); rd.err == nil {
+			if id == r.self {
+				r.dev.anew(now, epoch)
+			} else {
+				r.passDown(id, state, m.raw)
+			}
+		}
 	default:
 		if m.typ >= routeDown && m.typ < routeEnd {
 			if id := rd.id(); rd.err == nil && id != r.self {
@@ -462,12 +470,12 @@ func (r *Relay) flushUp(now time.Time) {
 	}
 	r.sendAttached()
 	r.sendAbsent(false)
-	type change struct {
-		row *row
-		e   *item
+	// A row's news stay together, since a part of them proves nothing.
+	type news struct {
+		row   *row
+		items []*item // by their place in the feed
 	}
-	var changes []change
-	left := map[*row]int{}
+	var changes []news
 	for id := range r.changed {
 		row := r.rows[id]
 		if row == nil || !row.known {
@@ -477,40 +485,27 @@ func (r *Relay) flushUp(now time.Time) {
 			r.toParent(state, putPatch(row, 0), false)
 			continue
 		}
-		for _, e := range row.newerItems(r.u.sent) {
-			changes = append(changes, change{row, e})
-			left[row]++
+		if items := row.newerItems(r.u.sent); len(items) > 0 {
+			changes = append(changes, news{row, items})
 		}
 	}
 	clear(r.changed)
-	slices.SortFunc(changes, func(a, b change) int { return cmp.Compare(a.e.feed, b.e.feed) })
+	slices.SortFunc(changes, func(a, b news) int { return cmp.Compare(a.items[0].feed, b.items[0].feed) })
+	began := r.u.sent
 	for len(changes) > 0 {
 		n, size := 0, 0
-		for n < len(changes) && size < chunk {
-			size += len(changes[n].e.Key) + len(changes[n].e.Value) + 32
-			n++
+		for ; n < len(changes) && size < chunk; n++ {
+			for _, e := range changes[n].items {
+				size += len(e.Key) + len(e.Value) + 32
+			}
 		}
-		groups := map[*row][]*item{}
-		var order []*row
+		to := r.feedPos
+		if n < len(changes) {
+			to = changes[n].items[0].feed - 1
+		}
+		b := putUint(putUint(putMessage(nil, upState, 2+n), r.u.sent), to-r.u.sent)
 		for _, c := range changes[:n] {
-			if groups[c.row] == nil {
-				order = append(order, c.row)
-			}
-			groups[c.row] = append(groups[c.row], c.e)
-			left[c.row]--
-		}
-		to := changes[n-1].e.feed
-		if n == len(changes) {
-			to = r.feedPos
-		}
-		b := putUint(putUint(putMessage(nil, upState, 2+len(order)), r.u.sent), to-r.u.sent)
-		for _, row := range order {
-			es := groups[row]
-			top := row.state.seq
-			if left[row] > 0 {
-				top = es[len(es)-1].Seq
-			}
-			b = putGroup(b, row, top, row.before(r.u.sent), es)
+			b = putGroup(b, c.row, c.row.state.seq, c.row.before(began), c.items)
 		}
 		r.toParent(state, b, false)
 		r.u.sent, changes = to, changes[n:]

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -306,7 +307,8 @@ func TestStateIsLastWriterWins(t *testing.T) {
 	defer s.Close()
 	check("map[a:new c:] true false")
 	var row link.DeviceRow
-	if err := s.Devices(func(r link.DeviceRow) error { row = r; return nil }); err != nil || row.Seq != 5 || row.Epoch != 1 || string(row.Attachment) != "signed" {
+	if err := s.Devices(func(r link.DeviceRow) error { row = r; return nil }); err != nil || row.Seq != 5 || row.Epoch != 1 || string(row.Attachment) != "signed" ||
+		!slices.Equal(row.Live, []link.LiveKey{{Key: "a", Seq: 5}, {Key: "c", Seq: 3}}) {
 		t.Fatalf("%+v, %v", row, err)
 	}
 	apply(link.StateChange{Epoch: 2, Seq: 1, Full: true, Entries: []link.Entry{entry("z", "1", 1)}})

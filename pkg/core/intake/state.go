@@ -13,17 +13,46 @@ import (
 // Devices implements link.CoreStore.
 func (s *Store) Devices(fn func(link.DeviceRow) error) error {
 	s.mu.Lock()
+	live, err := s.liveKeys(context.Background())
 	rows := make([]link.DeviceRow, 0, len(s.devices))
 	for id, d := range s.devices {
-		rows = append(rows, link.DeviceRow{Device: id, Attachment: d.attachment, Epoch: d.stateEpoch, Seq: d.stateSeq})
+		rows = append(rows, link.DeviceRow{Device: id, Attachment: d.attachment, Epoch: d.stateEpoch, Seq: d.stateSeq, Live: live[d.dev]})
 	}
 	s.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("read which keys are reported: %w", err)
+	}
 	for _, r := range rows {
 		if err := fn(r); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// liveKeys lists what every device reports, by its number in the file.
+func (s *Store) liveKeys(ctx context.Context) (map[int64][]link.LiveKey, error) {
+	rows, err := s.write.QueryContext(ctx, `SELECT dev, key, seq FROM entries ORDER BY dev`)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	live := map[int64][]link.LiveKey{}
+	names := map[string]string{} // thousands of devices report keys of the same names
+	for rows.Next() {
+		var dev, seq int64
+		var key string
+		if err := rows.Scan(&dev, &key, &seq); err != nil {
+			return nil, err
+		}
+		if one, ok := names[key]; ok {
+			key = one
+		} else {
+			names[key] = key
+		}
+		live[dev] = append(live[dev], link.LiveKey{Key: key, Seq: uint64(seq)})
+	}
+	return live, rows.Err()
 }
 
 // ApplyState implements link.CoreStore.

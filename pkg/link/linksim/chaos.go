@@ -17,7 +17,9 @@ type Schedule struct {
 	Faults link.Faults
 	// Trouble is how long things go wrong; Peace bounds how long it may take to agree.
 	Trouble, Peace time.Duration
-	Trace          func(format string, args ...any)
+	// Hostile has relays lie until peace comes.
+	Hostile bool
+	Trace   func(format string, args ...any)
 }
 
 // Run plays the schedule and returns the broken invariants.
@@ -34,7 +36,7 @@ func (s Schedule) Run() []string {
 	c.plant()
 	w.Run(20 * time.Second)
 	w.chaos = true
-	c.weather()
+	c.weather(s)
 	for end := w.Now.Add(s.Trouble); w.Now.Before(end) && len(w.Failures) == 0; {
 		w.Run(time.Duration(w.Rand.Int64N(int64(3 * time.Second))))
 		c.act()
@@ -106,11 +108,19 @@ func (w *World) boxes() (out []*Box) {
 }
 
 // weather decides how bad the links are in this schedule.
-func (c *chaos) weather() {
+func (c *chaos) weather(s Schedule) {
 	pick := func(ps ...float64) float64 { return ps[c.Rand.IntN(len(ps))] }
 	c.Net = Net{Drop: pick(0, 0, 0.02, 0.2), Duplicate: pick(0, 0.05, 0.3), CrashAt: pick(0, 0.001, 0.01),
 		Min: time.Millisecond, Max: time.Duration(pick(1, 50, 900)) * time.Millisecond, InOrder: c.Rand.IntN(2) == 0}
+	if s.Hostile {
+		for range 1 + c.Rand.IntN(2) {
+			c.SetLiar(c.liar(), NewLiar(c.World, pick(0.1, 0.5, 1)))
+		}
+	}
 }
+
+// liar is a relay that carries others.
+func (c *chaos) liar() *Box { return pick(c, append(c.aggs[:2:2], c.access...)) }
 
 func pick[T any](c *chaos, of []T) T { return of[c.Rand.IntN(len(of))] }
 
@@ -212,6 +222,7 @@ func (w *World) Ledgerless(id api.DeviceID) { delete(w.DB.Fleet, id) }
 // mend ends all trouble.
 func (c *chaos) mend() {
 	c.Net = Net{Min: time.Millisecond, Max: 5 * time.Millisecond, InOrder: true}
+	clear(c.liars)
 	c.StartCore()
 	for _, b := range c.boxes() {
 		b.Cut = false
@@ -261,7 +272,7 @@ func (w *World) boxDiffers(b *Box) (out []string) {
 			}
 		}
 	}
-	if st.Quarantined > 0 {
+	if st.Quarantined > 0 && !w.lied {
 		differ("%d entries in quarantine", st.Quarantined)
 	}
 	ledger := w.DB.Ledger[b.ID]

@@ -83,6 +83,8 @@ func (c *Core) run() {
 		if err := w.DB.ApplyState(eff.State); err != nil {
 			w.Fail("apply: %v", err)
 		}
+		w.heard(eff.State)
+		w.alarmed(eff.Alarms)
 		if len(eff.State) > 0 && w.chance(w.Net.CrashAt) {
 			c.dieAndReturn()
 			return

@@ -157,7 +157,13 @@ func (d *Database) state(id api.DeviceID) *DeviceState {
 func (d *Database) Devices(fn func(link.DeviceRow) error) error {
 	for _, id := range sortedIDs(d.States) {
 		s := d.States[id]
-		if err := fn(link.DeviceRow{Device: id, Attachment: s.Attachment, Epoch: s.Epoch, Seq: s.Seq}); err != nil {
+		row := link.DeviceRow{Device: id, Attachment: s.Attachment, Epoch: s.Epoch, Seq: s.Seq}
+		for k, e := range s.Entries {
+			if !e.Deleted {
+				row.Live = append(row.Live, link.LiveKey{Key: k, Seq: e.Seq})
+			}
+		}
+		if err := fn(row); err != nil {
 			return err
 		}
 	}

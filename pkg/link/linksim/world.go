@@ -9,6 +9,7 @@ package linksim
 import (
 	"container/heap"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"time"
 
@@ -55,6 +56,12 @@ type World struct {
 	// captured are old frames that an adversary may play again.
 	captured []capturedFrame
 	chaos    bool
+	// Alarms counts what the core found wrong, by name.
+	Alarms map[string]int
+	liars  map[api.DeviceID]*Liar
+	lied   bool
+	// views are all that each box ever reported, as a whole.
+	views map[api.DeviceID]map[string]bool
 }
 
 type capturedFrame struct {
@@ -130,6 +137,7 @@ func (e *events) Pop() any {
 // New makes a world with a running core and nothing else.
 func New(seed uint64, keys *Keyring, cfg link.Config) *World {
 	w := &World{Keys: keys, Link: cfg, Now: time.Unix(1_764_000_000, 0), Rand: rand.New(rand.NewPCG(seed, 7)), DB: NewDatabase(),
+		Alarms: map[string]int{}, liars: map[api.DeviceID]*Liar{}, views: map[api.DeviceID]map[string]bool{},
 		Boxes: map[api.DeviceID]*Box{}, links: map[api.DeviceID]*session{}, Net: Net{Min: time.Millisecond, Max: time.Millisecond, InOrder: true}}
 	w.DB.NoDedupe = cfg.Faults.NoDedupe
 	w.Link.Rand = w.Rand.Uint64
@@ -177,6 +185,7 @@ func (w *World) Add(name string, parents ...api.DeviceID) *Box {
 	id := api.DeviceID{byte(w.Rand.Uint32()), byte(w.Rand.Uint32()), byte(w.next >> 8), byte(w.next)}
 	b := &Box{w: w, ID: id, Name: name, Store: link.NewMemStore(), Spool: NewSpool(uint64(w.Now.Unix())), Parents: parents, Reported: map[string]string{}}
 	w.Boxes[id] = b
+	w.said(b)
 	b.Start()
 	return b
 }
@@ -324,6 +333,9 @@ func (w *World) send(child api.DeviceID, up bool, f link.Frame) {
 	}
 	if w.OnFrame != nil {
 		w.OnFrame(child, up, f)
+	}
+	if l := w.liars[child]; up && l != nil {
+		f.Bytes = l.alter(f.Bytes)
 	}
 	if len(f.Bytes) > link.MaxFrame {
 		w.Fail("a frame of %d bytes", len(f.Bytes))
@@ -476,6 +488,14 @@ func (b *Box) Report(key, value string) {
 		b.w.Fail("%s: report: %v", b.Name, err)
 		return
 	}
+	before := maps.Clone(b.Reported)
+	if v == nil {
+		delete(b.Reported, key)
+	} else {
+		b.Reported[key] = value
+	}
+	b.w.said(b) // before the core can hear of it
+	b.Reported = before
 	b.run()
 	if b.Relay != r {
 		// It died in the commit: the program does not know. Neither does the test: it asks
@@ -497,6 +517,7 @@ func (b *Box) reread(key string) {
 			b.Reported[k] = string(v)
 		}
 	}
+	b.w.said(b)
 }
 
 // Append is what a program on the box records.
