@@ -478,29 +478,122 @@ func TestRestartPolicyHealthAndRollback(t *testing.T) {
 	})
 }
 
-func TestRollbackWithHostPort(t *testing.T) {
+// caller asks a published port again and again, over a new connection each time, and
+// keeps what came back.
+type caller struct {
+	stop chan struct{}
+	done chan struct{}
+
+	answers  map[string]int
+	failures int
+	err      error         // of the last failure
+	silence  time.Duration // the longest between two answers
+}
+
+func call(url string) *caller {
+	c := &caller{stop: make(chan struct{}), done: make(chan struct{}), answers: map[string]int{}}
+	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
+	go func() {
+		defer close(c.done)
+		for last := time.Now(); ; {
+			select {
+			case <-c.stop:
+				return
+			default:
+			}
+			resp, err := client.Get(url)
+			var b []byte
+			if err == nil {
+				b, err = io.ReadAll(resp.Body)
+				resp.Body.Close()
+			}
+			if err != nil {
+				c.failures++
+				c.err = err
+				continue
+			}
+			c.answers[string(b)]++
+			c.silence = max(c.silence, time.Since(last))
+			last = time.Now()
+		}
+	}()
+	return c
+}
+
+func (c *caller) end() *caller {
+	close(c.stop)
+	<-c.done
+	return c
+}
+
+// A service with a host port answers all the time: through an update that fails, by the
+// version that it had, and through one that is well, by one or the other.
+func TestUpdatesWithHostPort(t *testing.T) {
 	d := newDevice(t)
 	d.begin()
+	const url = "http://127.0.0.1:18082/version"
 	svc := api.Service{Name: "front", Ports: []api.Port{{Host: 18082, Container: 8080, Protocol: "tcp"}}, Env: map[string]string{"VERSION": "1"}, StopGrace: seconds(2)}
 	v1 := d.app("web", svc)
 	d.m.Set([]App{v1})
 	d.running("web")
-	svc.Env, svc.Command = map[string]string{"VERSION": "2"}, []string{"exit", "9"}
-	v2 := d.app("web", svc)
-	v2.Digest = "sha256:v2"
-	d.m.Set([]App{v2})
-	d.wait(30*time.Second, "the previous version returned", func() bool {
+	d.get("web", "front", "/version")
+	update := func(digest, version string, command ...string) {
+		svc.Env, svc.Command = map[string]string{"VERSION": version}, command
+		app := d.app("web", svc)
+		app.Digest = digest
+		d.m.Set([]App{app})
+	}
+	old := d.service("web", "front").Container
+
+	c := call(url)
+	update("sha256:v2", "2", "exit", "9")
+	d.wait(time.Minute, "the update was given up", func() bool {
 		s := d.service("web", "front")
 		return s.State == api.Running && strings.Contains(s.Message, "update failed") && strings.Contains(s.Message, "exited with 9")
 	})
-	d.wait(5*time.Second, "the port answers with the previous version", func() bool {
-		resp, err := (&http.Client{Timeout: time.Second}).Get("http://127.0.0.1:18082/version")
+	d.wait(time.Minute, "the failed instance is gone", func() bool { d.m.mu.Lock(); defer d.m.mu.Unlock(); return len(d.m.instances) == 1 })
+	if c.end(); c.failures > 0 || len(c.answers) != 1 || c.answers["1"] == 0 {
+		t.Errorf("through a bad update: answers %v, %d failures, %v", c.answers, c.failures, c.err)
+	}
+	if s := d.service("web", "front"); s.Container != old || s.Restarts != 0 {
+		t.Errorf("the old instance was touched: %+v", s)
+	}
+	t.Logf("bad update: %v answers, longest silence %s", c.answers, c.silence)
+
+	c = call(url)
+	update("sha256:v3", "3")
+	d.wait(time.Minute, "the new version is in force", func() bool { return d.state("web").Bundle == "sha256:v3" && d.state("web").State == api.Running })
+	d.wait(time.Minute, "the old instance is gone", func() bool { d.m.mu.Lock(); defer d.m.mu.Unlock(); return len(d.m.instances) == 1 })
+	// What the old one had accepted when it was told to stop may be cut off.
+	if c.end(); c.failures > 2 || c.answers["1"] == 0 || c.answers["3"] == 0 || c.answers["2"] > 0 {
+		t.Errorf("through a good update: answers %v, %d failures, %v", c.answers, c.failures, c.err)
+	}
+	t.Logf("good update: %v answers, %d failures, longest silence %s", c.answers, c.failures, c.silence)
+	if d.m.instances[d.service("web", "front").Container].in.Held {
+		t.Error("the new instance is not in charge")
+	}
+
+	// It stays in charge when edged, and then its own process, are restarted.
+	app := d.m.apps
+	d.end()
+	d.begin()
+	d.m.Set(app)
+	d.running("web")
+	if err := syscall.Kill(d.pids("web", "front")[0], syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	d.wait(time.Minute, "its process runs again", func() bool {
+		s := d.service("web", "front")
+		return s.Restarts == 1 && s.State == api.Running
+	})
+	d.wait(time.Minute, "the port answers with the new version", func() bool {
+		resp, err := http.Get(url)
 		if err != nil {
 			return false
 		}
 		defer resp.Body.Close()
 		b, _ := io.ReadAll(resp.Body)
-		return string(b) == "1"
+		return string(b) == "3"
 	})
 }
 

@@ -29,6 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/network"
 )
 
 // isUnavailable tells an error of the daemon from one of the container.
@@ -56,7 +57,7 @@ func newID(key serviceKey) string {
 
 // launch makes a container of a wanted service and starts it. What does not depend
 // on each other (network, writable layer, container record) is made at once.
-func (m *Manager) launch(ctx context.Context, key serviceKey, want *wantService) (err error) {
+func (m *Manager) launch(ctx context.Context, key serviceKey, want *wantService, hold bool) (err error) {
 	app := m.app(key.App)
 	m.mu.Lock()
 	info := m.images[want.Image]
@@ -80,13 +81,13 @@ func (m *Manager) launch(ctx context.Context, key serviceKey, want *wantService)
 	if len(networksOf(&svc)) > 0 {
 		// Addresses and rules outlive a crash of edged; the record by which they are
 		// found again comes first.
-		if err := m.record(ctx, id, key, want, spec); err != nil {
+		if err := m.record(ctx, id, key, want, hold, spec); err != nil {
 			return errors.Join(err, m.cleanUp(ctx, id, key, &svc))
 		}
 	} else {
-		g.Go(func() error { return m.record(gctx, id, key, want, spec) })
+		g.Go(func() error { return m.record(gctx, id, key, want, hold, spec) })
 	}
-	g.Go(func() (err error) { addrs, err = m.attach(gctx, id, key.App, &svc); return err })
+	g.Go(func() (err error) { addrs, err = m.attach(gctx, id, key.App, &svc, hold); return err })
 	g.Go(func() (err error) { rootfs, err = m.prepareSnapshot(gctx, id, info); return err })
 	if err := g.Wait(); err != nil {
 		if errdefs.IsNotFound(err) {
@@ -98,7 +99,7 @@ func (m *Manager) launch(ctx context.Context, key serviceKey, want *wantService)
 		return errors.Join(err, m.cleanUp(ctx, id, key, &svc))
 	}
 	t := &tracked{image: want.Image, svc: svc, addrs: addrs, files: fileSum(app, &svc)}
-	t.in = instance{ID: id, Key: key, Hash: want.Hash, Order: want.Order, Created: m.cfg.Now()}
+	t.in = instance{ID: id, Key: key, Hash: want.Hash, Order: want.Order, Created: m.cfg.Now(), Held: hold}
 	if len(addrs) > 0 {
 		t.in.Address = addrs[0].String()
 	}
@@ -151,12 +152,52 @@ func (m *Manager) prepare(ctx context.Context, app *App, id string, s *api.Servi
 	return prepared{b}, err
 }
 
-func (m *Manager) attach(ctx context.Context, id, app string, s *api.Service) ([]netip.Addr, error) {
+// attach joins a container to its networks; hold leaves its host ports to expose.
+func (m *Manager) attach(ctx context.Context, id, app string, s *api.Service, hold bool) ([]netip.Addr, error) {
 	if len(networksOf(s)) == 0 {
 		return nil, nil
 	}
-	res, err := m.net.Attach(ctx, attachment(id, app, s))
+	r := attachment(id, app, s)
+	r.Hold = hold
+	res, err := m.net.Attach(ctx, r)
 	return res.Addresses, err
+}
+
+// expose puts a container in charge of its service and moves the host ports to it. The
+// labels follow, so that what a crash cuts short is done again.
+func (m *Manager) expose(ctx context.Context, id string) error {
+	m.mu.Lock()
+	t := m.instances[id]
+	var others []*tracked
+	for _, o := range m.instances {
+		if t != nil && o != t && o.in.Key == t.in.Key {
+			others = append(others, o)
+		}
+	}
+	m.mu.Unlock()
+	if t == nil {
+		return nil
+	}
+	var from []network.Request
+	for _, o := range others {
+		from = append(from, attachment(o.in.ID, o.in.Key.App, &o.svc))
+	}
+	if err := m.net.Move(ctx, attachment(id, t.in.Key.App, &t.svc), from); err != nil {
+		return err
+	}
+	for _, o := range append(others, t) {
+		held := ""
+		if o != t {
+			held = "1"
+		}
+		if err := m.label(ctx, o.in.ID, map[string]string{labelHeld: held}); err != nil {
+			return err
+		}
+		m.mu.Lock()
+		o.in.Held = o != t
+		m.mu.Unlock()
+	}
+	return nil
 }
 
 // prepareSnapshot makes the writable layer. The label keeps containerd's garbage
@@ -167,7 +208,7 @@ func (m *Manager) prepareSnapshot(ctx context.Context, id string, info *imageInf
 }
 
 // record makes containerd's record of the container.
-func (m *Manager) record(ctx context.Context, id string, key serviceKey, want *wantService, spec any) error {
+func (m *Manager) record(ctx context.Context, id string, key serviceKey, want *wantService, hold bool, spec any) error {
 	any, err := typeurl.MarshalAny(spec)
 	if err != nil {
 		return err
@@ -182,13 +223,17 @@ func (m *Manager) record(ctx context.Context, id string, key serviceKey, want *w
 	if err != nil {
 		return err
 	}
+	labels := map[string]string{
+		labelApp: key.App, labelService: key.Service, labelHash: want.Hash, labelOrder: strconv.Itoa(want.Order), labelRun: "0",
+	}
+	if hold {
+		labels[labelHeld] = "1"
+	}
 	_, err = m.client.ContainerService().Create(ctx, containers.Container{
 		ID: id, Image: want.Image, Runtime: containers.RuntimeInfo{Name: m.cfg.Runtime, Options: opts},
 		Spec: any, Snapshotter: m.cfg.Snapshotter, SnapshotKey: id,
 		Extensions: map[string]typeurl.Any{extService: serviceExtension(svc)},
-		Labels: map[string]string{
-			labelApp: key.App, labelService: key.Service, labelHash: want.Hash, labelOrder: strconv.Itoa(want.Order), labelRun: "0",
-		},
+		Labels:     labels,
 	})
 	return err
 }
@@ -257,7 +302,7 @@ func (m *Manager) restart(ctx context.Context, id string) error {
 	if _, err := m.prepare(ctx, app, id, &t.svc, info); err != nil {
 		return err
 	}
-	addrs, err := m.attach(ctx, id, t.in.Key.App, &t.svc)
+	addrs, err := m.attach(ctx, id, t.in.Key.App, &t.svc, t.in.Held)
 	if err != nil {
 		return err
 	}

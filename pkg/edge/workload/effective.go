@@ -97,15 +97,11 @@ func hashService(s api.Service) string {
 	return hex.EncodeToString(sum[:12])
 }
 
-// mayStartFirst tells whether two versions may run side by side for a while.
+// mayStartFirst tells whether two versions may run side by side for a while. Host ports
+// are no hindrance: the new instance gets them when it is found good.
 func mayStartFirst(s *api.Service) bool {
 	if s.NetworkMode == "host" || len(s.Devices) > 0 {
 		return false
-	}
-	for _, p := range s.Ports {
-		if p.Host != 0 {
-			return false
-		}
 	}
 	// Two writers on one volume is what most databases guard against, or worse, do not.
 	return !slices.ContainsFunc(s.Mounts, func(m api.Mount) bool {

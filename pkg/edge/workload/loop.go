@@ -136,8 +136,10 @@ func (m *Manager) execute(ctx context.Context, a action) {
 	case doPull:
 		m.pull(ctx, a.Image)
 	case doLaunch:
-		err = m.launch(ctx, a.Key, a.Want)
+		err = m.launch(ctx, a.Key, a.Want, a.Hold)
 		m.noteLaunch(a.Key, a.Hash, err)
+	case doExpose:
+		err = m.expose(ctx, a.ID)
 	case doStart:
 		err = m.restart(ctx, a.ID)
 		m.noteLaunch(a.Key, m.hashOf(a.ID), err)
@@ -150,7 +152,7 @@ func (m *Manager) execute(ctx context.Context, a action) {
 	}
 	if err != nil && ctx.Err() == nil {
 		m.cfg.Log.Warn("action failed", "action", a.String(), "err", err)
-		if a.Verb == doStop || a.Verb == doRemove || a.Verb == doDrop {
+		if a.Verb == doStop || a.Verb == doRemove || a.Verb == doDrop || a.Verb == doExpose {
 			// These are asked for again at once; a pause keeps a fault from spinning.
 			select {
 			case <-ctx.Done():

@@ -35,7 +35,9 @@ const (
 	labelExit = "tributary.dev/exit"
 	// labelStopped is set before this program ends a process.
 	labelStopped = "tributary.dev/stopped"
-	labelGCRoot  = "containerd.io/gc.root"
+	// labelHeld is set while another container is in charge of the service.
+	labelHeld   = "tributary.dev/held"
+	labelGCRoot = "containerd.io/gc.root"
 	// extService is the extension that keeps the service a container was made of.
 	extService = "tributary.dev/service"
 )
@@ -117,6 +119,7 @@ func (m *Manager) track(c containers.Container) *tracked {
 	t.run, _ = strconv.Atoi(c.Labels[labelRun])
 	t.in.Restarts = t.run
 	t.in.Stopped = c.Labels[labelStopped] != ""
+	t.in.Held = c.Labels[labelHeld] != ""
 	if code, err := strconv.Atoi(c.Labels[labelExit]); err == nil {
 		t.in.Finished, t.in.Exit = true, code
 	}

@@ -51,8 +51,8 @@ type wantService struct {
 	api.Service
 	Hash  string // of the effective spec: what makes a container another one
 	Image string // full reference
-	// StartFirst is true when old and new may run side by side: no host port, no
-	// host network, no writable folder that both would write to.
+	// StartFirst is true when old and new may run side by side: no host network, no
+	// device, no writable folder that both would write to.
 	StartFirst bool
 	Order      int
 }
@@ -95,6 +95,9 @@ type instance struct {
 	Failures int // in a row, since it last ran well
 	Restarts int
 	Address  string
+	// Held is true while another is in charge of the service and has its host ports:
+	// this one is on trial beside it, or was replaced.
+	Held bool
 }
 
 type imageState struct {
@@ -121,6 +124,7 @@ type verb string
 const (
 	doPull   verb = "pull"   // fetch and unpack Image
 	doLaunch verb = "launch" // make a container of the wanted service and start it
+	doExpose verb = "expose" // put a container in charge of its service: the host ports move to it from others
 	doStart  verb = "start"  // start the process of an existing container
 	doStop   verb = "stop"   // end its process, keep the container
 	doRemove verb = "remove" // delete container, network and writable layer
@@ -131,10 +135,11 @@ const (
 type action struct {
 	Verb   verb
 	Key    serviceKey // Service is empty for drop
-	ID     string     // of the instance, for start, stop, remove
+	ID     string     // of the instance, for expose, start, stop, remove
 	Image  string     // for pull
 	Want   *wantService
 	Hash   string
+	Hold   bool // for launch: another is in charge
 	Reason string
 }
 
@@ -283,7 +288,8 @@ func (p *planner) service(a *wantApp, s *wantService, key serviceKey) api.Servic
 }
 
 // pick sorts a service's containers into the one of the wanted version and the old
-// ones, newest first. Of twins the running one stays.
+// ones: those that run first, of them those that are proven, newest first. Of twins the
+// running one stays.
 func (p *planner) pick(s *wantService, key serviceKey) (fresh *instance, old []*instance) {
 	for _, in := range p.byKey[key] {
 		switch {
@@ -299,7 +305,7 @@ func (p *planner) pick(s *wantService, key serviceKey) (fresh *instance, old []*
 		}
 	}
 	slices.SortStableFunc(old, func(a, b *instance) int {
-		return cmp.Compare(boolInt(b.Phase == phaseRunning), boolInt(a.Phase == phaseRunning))
+		return cmp.Or(cmp.Compare(boolInt(b.Phase == phaseRunning), boolInt(a.Phase == phaseRunning)), cmp.Compare(boolInt(a.Held), boolInt(b.Held)))
 	})
 	return fresh, old
 }
@@ -364,7 +370,8 @@ func (p *planner) update(a *wantApp, s *wantService, key serviceKey, old *instan
 	}
 	p.out.Active[key] = old.ID
 	if s.StartFirst || old.Phase != phaseRunning {
-		p.do(action{Verb: doLaunch, Key: key, Want: s, Hash: s.Hash})
+		p.expose(old)
+		p.do(action{Verb: doLaunch, Key: key, Want: s, Hash: s.Hash, Hold: old.Phase == phaseRunning})
 		return p.describe(old, api.Starting, "updating")
 	}
 	p.do(action{Verb: doStop, Key: key, ID: old.ID, Want: s, Reason: "replaced by a new version"})
@@ -383,6 +390,7 @@ func (p *planner) compare(a *wantApp, s *wantService, key serviceKey, fresh, old
 	p.out.Active[key] = old.ID
 	if rejected.Hash != "" {
 		if fresh.Phase == phaseRunning || old.Phase == phaseRunning {
+			p.expose(old)
 			p.discard(fresh, "did not become healthy")
 			if s.StartFirst && old.Phase == phaseRunning {
 				return p.describe(old, api.Running, "update failed, the previous version runs on: "+rejected.Reason)
@@ -396,6 +404,7 @@ func (p *planner) compare(a *wantApp, s *wantService, key serviceKey, fresh, old
 	switch verdict {
 	case good:
 		p.out.Active[key] = fresh.ID
+		p.expose(fresh)
 		p.discard(old, "replaced by a new version")
 		return p.describe(fresh, api.Running, "")
 	case bad:
@@ -411,8 +420,20 @@ func (p *planner) compare(a *wantApp, s *wantService, key serviceKey, fresh, old
 	}
 	if old.Phase != phaseRunning {
 		p.out.Active[key] = fresh.ID
+		p.expose(fresh) // a new one that is not proven is better than nobody
+	} else if fresh.Held {
+		p.expose(old)
 	}
 	return p.describe(fresh, api.Starting, "updating")
+}
+
+// expose puts an instance that runs in charge: it gets its service's host ports. What
+// else is to be done about the service waits for that.
+func (p *planner) expose(in *instance) {
+	if in.Held && in.Phase == phaseRunning {
+		p.settled = false
+		p.do(action{Verb: doExpose, Key: in.Key, ID: in.ID})
+	}
 }
 
 type verdict int
@@ -490,6 +511,7 @@ func (p *planner) tend(a *wantApp, s *wantService, key serviceKey, in *instance)
 }
 
 func (p *planner) tendRunning(s *wantService, key serviceKey, in *instance) api.ServiceStatus {
+	p.expose(in)
 	switch in.Health {
 	case healthStarting:
 		return p.describe(in, api.Starting, "waits for its health check")

@@ -84,8 +84,14 @@ func (m *model) apply(a action) {
 		}
 		m.seq++
 		m.launches[a.Key]++
-		m.w.Instances = append(m.w.Instances, instance{ID: fmt.Sprintf("c%03d", m.seq), Key: a.Key, Hash: a.Hash, Created: m.w.Now.Add(time.Duration(m.seq)), Order: a.Want.Order})
+		m.w.Instances = append(m.w.Instances, instance{ID: fmt.Sprintf("c%03d", m.seq), Key: a.Key, Hash: a.Hash, Created: m.w.Now.Add(time.Duration(m.seq)), Order: a.Want.Order, Held: a.Hold})
 		m.start(&m.w.Instances[len(m.w.Instances)-1])
+	case doExpose:
+		for i := range m.w.Instances {
+			if in := &m.w.Instances[i]; in.Key == a.Key {
+				in.Held = in.ID != a.ID
+			}
+		}
 	case doStart:
 		m.start(m.find(a.ID))
 	case doStop:
@@ -163,7 +169,7 @@ func (m *model) settle(rounds int, each func(d decision)) bool {
 func (m *model) want(version int, startFirst []bool, conditions []string) []wantApp {
 	a := wantApp{Name: "app", Digest: fmt.Sprint("v", version)}
 	for i, first := range startFirst {
-		s := wantService{Service: api.Service{Name: fmt.Sprint("s", i), Restart: api.Restart{Policy: "always"}}, Hash: fmt.Sprintf("v%d-s%d", version, i), Image: fmt.Sprint("image", version), StartFirst: first, Order: i}
+		s := wantService{Service: api.Service{Name: fmt.Sprint("s", i), Restart: api.Restart{Policy: "always"}, Ports: []api.Port{{Host: 8000 + i, Container: 80}}}, Hash: fmt.Sprintf("v%d-s%d", version, i), Image: fmt.Sprint("image", version), StartFirst: first, Order: i}
 		if i > 0 && conditions[i] != "" {
 			s.DependsOn = []api.Dependency{{Service: fmt.Sprint("s", i-1), Condition: conditions[i]}}
 		}
@@ -211,8 +217,8 @@ func TestPlanConvergesFromAnywhere(t *testing.T) {
 		}
 		for i := range first {
 			s := m.w.Apps[0].Services[i]
-			if !slices.ContainsFunc(m.w.Instances, func(in instance) bool { return in.Hash == s.Hash && in.Phase == phaseRunning }) {
-				t.Fatalf("service %s does not run in its wanted version", s.Name)
+			if !slices.ContainsFunc(m.w.Instances, func(in instance) bool { return in.Hash == s.Hash && in.Phase == phaseRunning && !in.Held }) {
+				t.Fatalf("service %s does not run in its wanted version, with its ports", s.Name)
 			}
 		}
 		d := plan(m.w)
@@ -346,7 +352,7 @@ func TestPlanKeepsTheOldWhenTheNewFails(t *testing.T) {
 		if !m.settle(200, m.oneAtATime) {
 			t.Fatalf("does not come to rest: %v %+v", plan(m.w).Actions, m.w.Instances)
 		}
-		if len(m.w.Instances) != 1 || m.w.Instances[0].Hash != "v1-s0" || m.w.Instances[0].Phase != phaseRunning {
+		if len(m.w.Instances) != 1 || m.w.Instances[0].Hash != "v1-s0" || m.w.Instances[0].Phase != phaseRunning || m.w.Instances[0].Held {
 			t.Fatalf("the old instance does not run alone: %+v", m.w.Instances)
 		}
 		if m.launches[serviceKey{"app", "s0"}] > 2 {
@@ -359,6 +365,37 @@ func TestPlanKeepsTheOldWhenTheNewFails(t *testing.T) {
 		m.w.Apps = m.want(3, first, []string{""})
 		if !m.settle(200, nil) || m.w.Instances[0].Hash != "v3-s0" {
 			t.Fatalf("the next update does not pass: %+v", m.w.Instances)
+		}
+	})
+}
+
+// Through good and bad updates a service that may start first has one running container
+// with its host ports at every moment, and that is one that was found good.
+func TestPlanKeepsHostPortsServed(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m := newModel(t)
+		m.w.Apps = m.want(1, []bool{true}, []string{""})
+		m.settle(100, nil)
+		proven := map[string]bool{"v1-s0": true}
+		for version := range rapid.IntRange(1, 4).Draw(t, "versions") {
+			hash := fmt.Sprintf("v%d-s0", version+2)
+			b := rapid.SampledFrom([]behaviour{{Exit: -1}, {Exit: -1, Check: true}, {Exit: -1, Check: true, Sick: true}, {Exit: 1}, {Break: true}}).Draw(t, "behaviour")
+			m.behave[hash], proven[hash] = b, b.Exit < 0 && !b.Sick && !b.Break
+			m.w.Apps = m.want(version+2, []bool{true}, []string{""})
+			m.settle(rapid.IntRange(0, 40).Draw(t, "rounds"), func(decision) {
+				served := 0
+				for _, in := range m.w.Instances {
+					if in.Held || in.Phase != phaseRunning {
+						continue
+					}
+					if served++; !proven[in.Hash] {
+						t.Fatalf("the ports lead to %s, which is not good", in.Hash)
+					}
+				}
+				if served != 1 {
+					t.Fatalf("%d containers serve: %+v", served, m.w.Instances)
+				}
+			})
 		}
 	})
 }
