@@ -8,6 +8,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/registry"
 )
@@ -52,8 +56,8 @@ func TestCollectRegistry(t *testing.T) {
 	if again := r.c.collectOnce(t.Context(), future); again != collectEvery || !there(used) || there(unnamed) || !there(tagged) || !bundle() {
 		t.Fatalf("used %v, unnamed %v, tagged %v, bundle %v; again in %s", there(used), there(unnamed), there(tagged), bundle(), again)
 	}
-	remove := func(pinned string) int {
-		req, err := http.NewRequestWithContext(t.Context(), "DELETE", r.url+"/v2/default/web/manifests/"+pinned[strings.Index(pinned, "@")+1:], nil)
+	removeAs := func(kind, digest string) int {
+		req, err := http.NewRequestWithContext(t.Context(), "DELETE", r.url+"/v2/default/web/"+kind+"/"+digest, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -65,6 +69,29 @@ func TestCollectRegistry(t *testing.T) {
 		resp.Body.Close()
 		return resp.StatusCode
 	}
+	remove := func(pinned string) int { return removeAs("manifests", pinned[strings.Index(pinned, "@")+1:]) }
+	layer := func(pinned string) string {
+		d, err := name.NewDigest(strings.TrimPrefix(r.url, "https://") + "/" + pinned)
+		if err != nil {
+			t.Fatal(err)
+		}
+		img, err := remote.Image(d, remote.WithTransport(r.http.Transport), remote.WithAuth(&authn.Basic{Username: "token", Password: r.token}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := img.Manifest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m.Layers[0].Digest.String()
+	}
+	if code := removeAs("blobs", layer(used)); code != 403 {
+		t.Errorf("a person removes a layer of an image in use: %d", code)
+	}
+	if code := removeAs("blobs", layer(tagged)); code != 403 {
+		t.Errorf("a person removes a layer of an image with a tag: %d", code)
+	}
+	loose := layer(tagged)
 	if code := remove(used); code != 403 || !there(used) {
 		t.Errorf("a person removes an image in use: %d", code)
 	}
@@ -79,5 +106,8 @@ func TestCollectRegistry(t *testing.T) {
 	}
 	if code := remove(tagged); code != 202 || there(tagged) {
 		t.Errorf("a person removes what nothing names: %d", code)
+	}
+	if code := removeAs("blobs", loose); code != 202 {
+		t.Errorf("a person removes a layer that nothing refers to: %d", code)
 	}
 }

@@ -43,6 +43,7 @@ type options struct {
 	broker       string // of somebody else; empty: the embedded one
 	keepUnbacked bool
 	retention    intake.Retention
+	deviceLife   time.Duration
 	logLevel     slog.Level
 	logJSON      bool
 }
@@ -66,6 +67,7 @@ func runCommand() *cobra.Command {
 	f.BoolVar(&o.keepUnbacked, "keep-unbacked", false, "have devices keep records until a backup holds them, also while no backup was ever made")
 	f.DurationVar(&o.retention.Intervals, "keep-intervals", 90*24*time.Hour, "how long each interval of usage is kept by itself; older ones are summed by day, exactly (0: for ever)")
 	f.DurationVar(&o.retention.Events, "keep-events", 400*24*time.Hour, "how long events are kept; audits stay (0: for ever)")
+	f.DurationVar(&o.deviceLife, "device-cert-life", ca.DeviceLife, "how long the certificate of a device lives; it renews when two thirds have passed")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.BoolVar(&o.logJSON, "log-json", false, "log JSON lines instead of text")
 	return cmd
@@ -158,7 +160,7 @@ func (c *core) openData(ctx context.Context) error {
 }
 
 func (c *core) openCA(context.Context) (err error) {
-	if c.ca, err = ca.Open(c.o.data.ca(), ca.Options{}); err != nil {
+	if c.ca, err = ca.Open(c.o.data.ca(), ca.Options{DeviceLife: c.o.deviceLife}); err != nil {
 		return err
 	}
 	if len(c.o.names) == 0 {
@@ -293,7 +295,7 @@ func (c *core) openServer(context.Context) (err error) {
 		Store: c.store, Tokens: c.store, Devices: c.roster, Ledger: ledger{c.intake, c.store, c.roster}, Streams: hub,
 		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: c.admitToken},
 		Removal: map[string]server.Removal{api.KindDevice: func(_ context.Context, o *api.Object) error { return c.roster.MayDelete(o) },
-			api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindSecret: apps.MayRemove},
+			api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindSecret: apps.MayRemove, api.KindTenant: apps.MayRemoveTenant},
 		Routes: []server.Route{
 			{Pattern: "/v2/", Access: server.Open, Handler: c.registry},
 			{Pattern: identity.EnrolPrefix, Access: server.Open, Handler: c.ca.Handler(registrar{c}, c.log)},

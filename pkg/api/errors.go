@@ -15,6 +15,7 @@ const (
 	Invalid      Code = "invalid"      // the request can never succeed as written
 	NotFound     Code = "not_found"    // the named thing does not exist
 	Conflict     Code = "conflict"     // it exists already, or its revision moved on
+	Gone         Code = "gone"         // the revision to go on from is not known any more, or not yet: list again
 	Unauthorized Code = "unauthorized" // who you are is not known
 	Forbidden    Code = "forbidden"    // you are known, and may not
 	TooLarge     Code = "too_large"    // past a size bound
@@ -76,7 +77,7 @@ func CodeOf(err error) Code {
 }
 
 var httpStatus = map[Code]int{
-	Invalid: http.StatusUnprocessableEntity, NotFound: http.StatusNotFound, Conflict: http.StatusConflict,
+	Invalid: http.StatusUnprocessableEntity, NotFound: http.StatusNotFound, Conflict: http.StatusConflict, Gone: http.StatusGone,
 	Unauthorized: http.StatusUnauthorized, Forbidden: http.StatusForbidden, TooLarge: http.StatusRequestEntityTooLarge,
 	Unavailable: http.StatusServiceUnavailable, Internal: http.StatusInternalServerError,
 }
@@ -96,7 +97,7 @@ func (c Code) ExitCode() int {
 		return 2
 	case NotFound:
 		return 3
-	case Conflict:
+	case Conflict, Gone:
 		return 4
 	case Unauthorized, Forbidden:
 		return 5

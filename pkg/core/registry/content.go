@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 
 	"github.com/distribution/distribution/v3"
@@ -251,6 +252,37 @@ func (g *Registry) repository(ctx context.Context, repo string) (distribution.Re
 		return nil, api.Errorf(api.Invalid, "repository %q: %v", repo, err)
 	}
 	return g.store.Repository(ctx, named)
+}
+
+// mayRemove refuses to take away what a manifest of the repository refers to: the image
+// would seem to be there, and no device could fetch it.
+func (g *Registry) mayRemove(ctx context.Context, route oci.Route) error {
+	r, err := g.repository(ctx, route.Repo)
+	if err != nil {
+		return err
+	}
+	revisions, err := enumerate(ctx, r)
+	if err != nil {
+		return err
+	}
+	for _, d := range revisions {
+		raw, err := manifestBytes(ctx, r, d)
+		if api.CodeOf(err) == api.NotFound && err != nil {
+			continue // deleted by somebody else just now
+		}
+		if err != nil {
+			return err
+		}
+		content, err := oci.ParseContent(raw)
+		if err != nil {
+			return err // never guess what a manifest that cannot be read refers to
+		}
+		if slices.ContainsFunc(content.Children(), func(c oci.Descriptor) bool { return c.Digest == route.Reference }) {
+			return &api.Error{Code: api.Forbidden, Message: route.Reference + " is in use by the manifest " + route.Repo + "@" + d,
+				Remedy: "delete that manifest first; what nothing refers to then goes by itself in a day"}
+		}
+	}
+	return nil
 }
 
 // unknown turns the registry's many ways to say "not here" into one.

@@ -189,6 +189,12 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		defer g.writes.RUnlock()
 	}
+	if access.Action == Delete && access.ByDigest {
+		if err := g.mayRemove(r.Context(), route); err != nil {
+			deny(w, err)
+			return
+		}
+	}
 	if route.Kind == oci.RouteReferrers { // not served by distribution; an empty list is a valid answer
 		oci.WriteError(w, http.StatusNotFound, "UNSUPPORTED", "referrers are not kept here")
 		return

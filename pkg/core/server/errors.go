@@ -77,11 +77,16 @@ func codeOfStatus(status int) api.Code {
 
 // WriteError answers a request outside the REST API with an error.
 func WriteError(w http.ResponseWriter, err error) {
+	writeErrorAs(w, public(err).Code.HTTPStatus(), err)
+}
+
+// writeErrorAs is WriteError with a status of its own.
+func writeErrorAs(w http.ResponseWriter, status int, err error) {
 	e := public(err)
 	w.Header().Set("Content-Type", "application/json")
 	if e.Code == api.Unauthorized {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="tributary"`)
 	}
-	w.WriteHeader(e.Code.HTTPStatus())
+	w.WriteHeader(status)
 	_ = json.NewEncoder(w).Encode(e)
 }

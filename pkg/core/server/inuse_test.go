@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"net/http"
 	"strings"
 	"testing"
 
@@ -80,5 +81,104 @@ func TestViewerAsks(t *testing.T) {
 	}
 	if code, _ := c.call("GET", "/api/v1/sites/hill", "", nil); code != 404 {
 		t.Errorf("asking wrote: %d", code)
+	}
+}
+
+// A tenant goes when it has nothing left.
+func TestTenantInUse(t *testing.T) {
+	c := start(t, func(cfg *server.Config) {
+		cfg.Removal = map[string]server.Removal{api.KindTenant: (&server.Apps{Store: cfg.Store}).MayRemoveTenant}
+	})
+	docs := `{"apiVersion":"tributary/v1","kind":"Tenant","metadata":{"name":"acme"}}`
+	for _, name := range []string{"hill", "valley"} {
+		docs += `{"apiVersion":"tributary/v1","kind":"Site","metadata":{"name":"` + name + `","tenant":"acme"}}`
+	}
+	if code, e := c.call("POST", "/api/v1/apply", docs, nil); code != 200 {
+		t.Fatal(code, e)
+	}
+	if code, e := c.call("DELETE", "/api/v1/tenants/acme", "", nil); code != 409 || !strings.Contains(e.Message, "Site hill, Site valley") || !strings.Contains(e.Remedy, "--tenant acme") {
+		t.Errorf("%d %v", code, e)
+	}
+	for _, path := range []string{"sites/hill?tenant=acme", "sites/valley?tenant=acme", "tenants/acme"} {
+		if code, e := c.call("DELETE", "/api/v1/"+path, "", nil); code != 204 {
+			t.Errorf("%s: %d %v", path, code, e)
+		}
+	}
+}
+
+// A parameter that means nothing is refused, so that a mistyped one does no harm.
+func TestUnknownParameters(t *testing.T) {
+	c := start(t, nil)
+	const doc = `{"apiVersion":"tributary/v1","kind":"Site","metadata":{"name":"hill"}}`
+	for _, r := range []struct{ method, path, body, known string }{
+		{"POST", "/api/v1/apply?dry-run=true", doc, "dryRun"},
+		{"POST", "/api/v1/sites?dryrun=true", doc, "dryRun"},
+		{"PUT", "/api/v1/sites/hill?force=1", doc, "dryRun"},
+		{"GET", "/api/v1/sites?labelSelector=a", "", "selector"},
+		{"GET", "/api/v1/sites?watch=true&since=3", "", "from"},
+		{"GET", "/api/v1/whoami?x=1", "", "tenant"},
+	} {
+		code, e := c.call(r.method, r.path, r.body, nil)
+		if code != 400 || e.Code != api.Invalid || !strings.HasPrefix(e.Field, "query.") || !strings.Contains(e.Remedy, r.known) {
+			t.Errorf("%s: %d %+v", r.path, code, e)
+		}
+	}
+	if code, _ := c.call("GET", "/api/v1/sites/hill", "", nil); code != 404 {
+		t.Errorf("a refused request wrote: %d", code)
+	}
+}
+
+// A PUT that makes an object says so, and where it is.
+func TestCreatedByPut(t *testing.T) {
+	c := start(t, nil)
+	for i, want := range []struct {
+		query    string
+		code     int
+		location string
+	}{{"?dryRun=true", 201, ""}, {"", 201, "/api/v1/configs/motd"}, {"", 200, ""}} {
+		req, err := http.NewRequestWithContext(t.Context(), "PUT", c.url+"/api/v1/configs/motd"+want.query, strings.NewReader(configBody))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer "+c.admin)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if got := resp.Header.Get("Location"); resp.StatusCode != want.code || got != want.location {
+			t.Errorf("%d: %d %q, want %d %q", i, resp.StatusCode, got, want.code, want.location)
+		}
+	}
+}
+
+// Who goes on from a revision that this life of the store never had is told to list again.
+func TestWatchFromTheFuture(t *testing.T) {
+	c := start(t, nil)
+	c.call("POST", "/api/v1/configs", configBody, nil)
+	if code, e := c.call("GET", "/api/v1/configs?watch=true&from=99", "", nil); code != 410 || e.Code != api.Gone || e.Remedy == "" {
+		t.Errorf("from=99: %d %v", code, e)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), "GET", c.url+"/api/v1/configs?watch=true", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+c.admin)
+	req.Header.Set("Last-Event-ID", "99")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 410 {
+		t.Errorf("Last-Event-ID 99: %d", resp.StatusCode)
+	}
+	// A restore leaves revisions out, so that one of before it is never taken for one of after.
+	if err := c.store.SetEpoch(t.Context(), 2); err != nil {
+		t.Fatal(err)
+	}
+	c.call("PUT", "/api/v1/configs/motd", strings.Replace(configBody, "hello", "bye", 1), nil)
+	if code, e := c.call("GET", "/api/v1/configs?watch=true&from=1", "", nil); code != 410 {
+		t.Errorf("from before the restore: %d %v", code, e)
 	}
 }

@@ -2,7 +2,9 @@ package server
 
 import (
 	"context"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -58,6 +60,13 @@ type (
 		Warnings []string `header:"Warning"`
 		Body     *api.Object
 	}
+	// writtenOutput answers a write: 201 with where it is when it made the object.
+	writtenOutput struct {
+		Status   int
+		Location string   `header:"Location" doc:"Where the object is; of one that was made."`
+		Warnings []string `header:"Warning"`
+		Body     *api.Object
+	}
 )
 
 func (s *Server) objectRoutes() {
@@ -101,20 +110,22 @@ func (s *Server) kindRoutes(k *api.Kind) {
 		return &objectOutput{Body: redact(obj)}, s.fail(err)
 	})
 
-	huma.Register(s.api, op("create", http.MethodPost, base, "Create a "+k.Name, http.StatusCreated, schema), func(ctx context.Context, in *createInput) (*objectOutput, error) {
+	huma.Register(s.api, op("create", http.MethodPost, base, "Create a "+k.Name, http.StatusCreated, schema), func(ctx context.Context, in *createInput) (*writtenOutput, error) {
 		obj, err := decodeOne(in.RawBody, k.Name, in.Tenant, "")
 		if err != nil {
 			return nil, s.fail(err)
 		}
-		return s.answer(s.write(ctx, obj, writeOptions{create: true, dryRun: in.DryRun}))
+		return s.answer(k, in.DryRun)(s.write(ctx, obj, writeOptions{create: true, dryRun: in.DryRun}))
 	})
 
-	huma.Register(s.api, op("put", http.MethodPut, base+"/{name}", "Create or replace a "+k.Name, http.StatusOK, schema), func(ctx context.Context, in *putInput) (*objectOutput, error) {
+	put := op("put", http.MethodPut, base+"/{name}", "Create or replace a "+k.Name, http.StatusOK, schema)
+	put.Responses["201"] = s.responses(http.StatusCreated, schema)["201"]
+	huma.Register(s.api, put, func(ctx context.Context, in *putInput) (*writtenOutput, error) {
 		obj, err := decodeOne(in.RawBody, k.Name, in.Tenant, in.Name)
 		if err != nil {
 			return nil, s.fail(err)
 		}
-		return s.answer(s.write(ctx, obj, writeOptions{dryRun: in.DryRun}))
+		return s.answer(k, in.DryRun)(s.write(ctx, obj, writeOptions{dryRun: in.DryRun}))
 	})
 
 	huma.Register(s.api, op("delete", http.MethodDelete, base+"/{name}", "Delete a "+k.Name, http.StatusNoContent, nil), func(ctx context.Context, in *deleteInput) (*struct{}, error) {
@@ -128,11 +139,26 @@ func (s *Server) kindRoutes(k *api.Kind) {
 	}
 }
 
-func (s *Server) answer(w *written, err error) (*objectOutput, error) {
-	if err != nil {
-		return nil, s.fail(err)
+// answer tells what a write did. A dry run makes nothing, so nothing is anywhere.
+func (s *Server) answer(k *api.Kind, dryRun bool) func(*written, error) (*writtenOutput, error) {
+	return func(w *written, err error) (*writtenOutput, error) {
+		if err != nil {
+			return nil, s.fail(err)
+		}
+		out := &writtenOutput{Status: http.StatusOK, Body: w.object, Warnings: w.warnings}
+		if w.old != nil {
+			return out, nil
+		}
+		out.Status = http.StatusCreated
+		if !dryRun {
+			m := w.object.Metadata
+			out.Location = "/api/v1/" + k.Plural + "/" + m.Name
+			if m.Tenant != api.DefaultTenant {
+				out.Location += "?tenant=" + m.Tenant
+			}
+		}
+		return out, nil
 	}
-	return &objectOutput{Body: w.object, Warnings: w.warnings}, nil
 }
 
 // decodeOne reads the one object of a request, which must agree with the path. What
@@ -178,7 +204,39 @@ func (s *Server) authorize(ctx huma.Context, next func(huma.Context)) {
 		}
 		ctx = huma.WithValue(ctx, principalKey{}, p)
 	}
+	if err := onlyKnown(r, parametersOf(ctx.Operation())); err != nil {
+		writeErrorAs(w, http.StatusBadRequest, err)
+		return
+	}
 	next(ctx)
+}
+
+// parametersOf lists the query parameters of an operation. All take a tenant: clients
+// send it with every request.
+func parametersOf(op *huma.Operation) []string {
+	known := []string{"tenant"}
+	for _, p := range op.Parameters {
+		if p.In == "query" && !slices.Contains(known, p.Name) {
+			known = append(known, p.Name)
+		}
+	}
+	slices.Sort(known)
+	return known
+}
+
+// onlyKnown refuses a query with a parameter that means nothing: a mistyped dryRun or
+// selector would do more than was asked for.
+func onlyKnown(r *http.Request, known []string) error {
+	var faults []*api.Error
+	for _, name := range slices.Sorted(maps.Keys(r.URL.Query())) {
+		if !slices.Contains(known, name) {
+			faults = append(faults, &api.Error{Code: api.Invalid, Field: "query." + name, Message: "there is no parameter " + name + " here", Remedy: "the parameters are " + strings.Join(known, ", ")})
+		}
+	}
+	if err := api.JoinErrors(faults, "query"); err != nil {
+		return err
+	}
+	return nil
 }
 
 // heartbeat is how often an idle watch says that it lives, so that proxies and

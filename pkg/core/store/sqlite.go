@@ -207,6 +207,10 @@ func (s *SQLite) Epoch(ctx context.Context) (uint64, error) {
 	return uint64(max(v, 1)), err
 }
 
+// epochGap is how many revisions a new epoch leaves out: more than a store writes between
+// two backups, and room for millions of epochs in what JSON's numbers hold exactly.
+const epochGap = 1_000_000_000
+
 // SetEpoch starts a higher epoch; an equal or lower one is refused (code Invalid).
 func (s *SQLite) SetEpoch(ctx context.Context, epoch uint64) error {
 	return s.tx(ctx, func(w *writer) error {
@@ -217,6 +221,13 @@ func (s *SQLite) SetEpoch(ctx context.Context, epoch uint64) error {
 		if int64(epoch) <= max(now, 1) {
 			return api.Errorf(api.Invalid, "epoch %d is not higher than %d", epoch, max(now, 1))
 		}
+		// What this store wrote after the copy was made that it comes from has revisions too,
+		// and somebody may go on from one of those: they are left out, and listed again.
+		w.revision += epochGap
+		if err := setCounter(ctx, w, "revision", w.revision); err != nil {
+			return err
+		}
+		s.history.jump(w.revision)
 		return setCounter(ctx, w, "epoch", int64(epoch))
 	})
 }

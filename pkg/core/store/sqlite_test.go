@@ -72,7 +72,7 @@ func TestReopenAndBackup(t *testing.T) {
 			t.Fatalf("%s: %v %v", name, got, err)
 		}
 		next, err := again.Put(ctx, &api.Object{Kind: api.KindSite, Metadata: api.Meta{Tenant: "default", Name: "b"}}, store.PutOptions{})
-		if err != nil || next.Metadata.Revision != obj.Metadata.Revision+1 {
+		if err != nil || next.Metadata.Revision <= obj.Metadata.Revision {
 			t.Fatalf("%s: revision %+v after %d, %v", name, next, obj.Metadata.Revision, err)
 		}
 		if epoch, _ := again.Epoch(ctx); epoch != 1_900_000_000 {

@@ -48,6 +48,10 @@ type Store interface {
 	// history that is kept, or the reader falls behind it, the last event has Err set
 	// (IsTooOld) and the channel closes: list again, then watch from that.
 	Watch(ctx context.Context, w WatchQuery) <-chan Event
+	// Reaches tells whether a watch from a revision would begin: an error that IsTooOld
+	// when the history does not reach back to it, or the revision is not yet there (of
+	// another life of the store, before it was restored).
+	Reaches(from int64) error
 }
 
 // Query selects objects of one kind.
@@ -103,7 +107,7 @@ type Event struct {
 }
 
 // errTooOld ends a watch whose revision is past the history.
-var errTooOld = &api.Error{Code: api.Conflict, Message: "the revision to watch from is older than the history that is kept", Remedy: "list again, then watch from the revision of the list"}
+var errTooOld = &api.Error{Code: api.Gone, Message: "the revision to watch from is not in the history that is kept", Remedy: "list again, then watch from the revision of the list"}
 
 // IsTooOld reports whether a watch ended because the reader has to list again.
 func IsTooOld(err error) bool { return err == errTooOld }

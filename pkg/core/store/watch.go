@@ -55,6 +55,15 @@ func (h *history) add(changes []change) {
 	h.arrived = make(chan struct{})
 }
 
+// jump begins anew at a revision; order is held.
+func (h *history) jump(revision int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.ring, h.oldest, h.newest = nil, revision, revision
+	close(h.arrived)
+	h.arrived = make(chan struct{})
+}
+
 func (h *history) close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -104,6 +113,12 @@ func (h *history) position() int64 {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.newest
+}
+
+// Reaches implements Store.
+func (s *SQLite) Reaches(from int64) error {
+	_, _, _, err := s.history.since(from, WatchQuery{Kinds: []string{""}})
+	return err
 }
 
 // Watch implements Store.
