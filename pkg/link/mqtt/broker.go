@@ -248,7 +248,7 @@ func (*hook) ID() string { return "tributary" }
 
 func (*hook) Provides(what byte) bool {
 	switch what {
-	case mochi.OnConnect, mochi.OnConnectAuthenticate, mochi.OnACLCheck, mochi.OnSubscribed, mochi.OnPublish,
+	case mochi.OnConnect, mochi.OnConnectAuthenticate, mochi.OnSessionEstablish, mochi.OnACLCheck, mochi.OnSubscribed, mochi.OnPublish,
 		mochi.OnDisconnect, mochi.OnPacketRead, mochi.OnPacketSent, mochi.OnPublishDropped, mochi.OnWill:
 		return true
 	}
@@ -277,6 +277,13 @@ func (h *hook) OnConnectAuthenticate(cl *mochi.Client, _ packets.Packet) bool {
 		return false
 	}
 	return h.b.cfg.Identity == nil || id == peerOf(cl).id
+}
+
+// OnSessionEstablish runs before the broker looks for an older session of the client.
+func (h *hook) OnSessionEstablish(cl *mochi.Client, _ packets.Packet) {
+	if c := peerOf(cl); c.raw != nil {
+		h.b.gate.turn(cl.ID, c)
+	}
 }
 
 // OnACLCheck is the whole of the access list. Filters are compared as text, so no

@@ -38,6 +38,12 @@ type peerConn struct {
 	// queued counts bytes on their way to the device: QoS 0 until written, QoS 1 until
 	// acknowledged.
 	queued atomic.Int64
+
+	raw net.Conn
+	// client is the MQTT client id, once it has its turn; gate.mu guards it.
+	client string
+	// gone is closed when the broker holds nothing of the connection any more.
+	gone chan struct{}
 }
 
 // gate is the broker's listener: it completes TLS before the broker reads a byte, so that
@@ -56,12 +62,14 @@ type gate struct {
 	mu    sync.Mutex
 	conns map[api.DeviceID]int
 	open  map[net.Conn]bool
+	// sessions has the connection of each client id that the broker knows of.
+	sessions map[string]*peerConn
 }
 
 var _ listeners.Listener = (*gate)(nil)
 
 func newGate(ln net.Listener, id *identity.Live, t *Traffic, log *slog.Logger) *gate {
-	g := &gate{ln: ln, identity: id, traffic: t, log: log, slots: make(chan struct{}, maxHandshakes), conns: map[api.DeviceID]int{}, open: map[net.Conn]bool{}}
+	g := &gate{ln: ln, identity: id, traffic: t, log: log, slots: make(chan struct{}, maxHandshakes), conns: map[api.DeviceID]int{}, open: map[net.Conn]bool{}, sessions: map[string]*peerConn{}}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	g.wg.Add(1) // Serve's, so that shut does not find zero before its first connection
 	return g
@@ -117,7 +125,7 @@ func (g *gate) admit(raw net.Conn, establish listeners.EstablishFn) {
 		g.log.Warn("connection refused", "remote", raw.RemoteAddr(), "device", c.id, "err", "closing, or too many connections of one device")
 		return
 	}
-	defer g.leave(c.id, raw)
+	defer g.leave(c, raw)
 	defer func() {
 		if r := recover(); r != nil {
 			g.log.Error("mqtt broker met input that it cannot read", "device", c.id, "remote", raw.RemoteAddr(), "panic", r)
@@ -133,7 +141,7 @@ func (g *gate) handshake(raw net.Conn) (*peerConn, error) {
 	tune(raw)
 	counted := &countingConn{raw, g.traffic}
 	if g.identity == nil {
-		return &peerConn{Conn: counted}, nil
+		return &peerConn{Conn: counted, raw: raw, gone: make(chan struct{})}, nil
 	}
 	ctx, cancel := context.WithTimeout(g.ctx, handshakeTimeout)
 	defer cancel()
@@ -149,7 +157,7 @@ func (g *gate) handshake(raw net.Conn) (*peerConn, error) {
 	if role != identity.RoleDevice {
 		return nil, errors.New("only devices attach to a broker")
 	}
-	return &peerConn{Conn: t, id: id, cert: leaf.Raw}, nil
+	return &peerConn{Conn: t, id: id, cert: leaf.Raw, raw: raw, gone: make(chan struct{})}, nil
 }
 
 func (g *gate) enter(id api.DeviceID, raw net.Conn) bool {
@@ -163,12 +171,35 @@ func (g *gate) enter(id api.DeviceID, raw net.Conn) bool {
 	return true
 }
 
-func (g *gate) leave(id api.DeviceID, raw net.Conn) {
+func (g *gate) leave(c *peerConn, raw net.Conn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.open, raw)
-	if g.conns[id]--; g.conns[id] == 0 {
-		delete(g.conns, id)
+	if g.conns[c.id]--; g.conns[c.id] == 0 {
+		delete(g.conns, c.id)
+	}
+	if g.sessions[c.client] == c {
+		delete(g.sessions, c.client)
+	}
+	close(c.gone)
+}
+
+// turn ends the session that another connection has under the client id and returns when
+// the broker has forgotten it. mochi's own way to take a session over lets the two run
+// side by side for a moment, in which the end of the old one removes the new one from
+// its tables by their common id: that hears ever after and is never told anything.
+func (g *gate) turn(client string, c *peerConn) {
+	for {
+		g.mu.Lock()
+		old := g.sessions[client]
+		if old == nil {
+			c.client, g.sessions[client] = client, c
+			g.mu.Unlock()
+			return
+		}
+		g.mu.Unlock()
+		old.raw.Close()
+		<-old.gone
 	}
 }
 
