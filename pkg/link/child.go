@@ -1,6 +1,7 @@
 package link
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -39,6 +40,7 @@ type child struct {
 	claims    map[api.DeviceID]claimed
 	records   map[api.DeviceID]int // unacknowledged bytes by device
 	recordsAt time.Time
+	fullSince time.Time // its window is full and nothing was acknowledged since
 	foreign   foreign
 }
 
@@ -50,6 +52,9 @@ const (
 	// recordsForgotten is when bytes that nobody acknowledged stop counting.
 	recordsForgotten = time.Minute
 	maxWaiting       = 4096
+	// fullGrace is how long a full window is ordinary: it drains as fast as the core counts.
+	fullGrace   = 30 * time.Second
+	fullWarning = "window-full"
 )
 
 // ChildUp tells of a child's new session.
@@ -185,6 +190,12 @@ func (n *node) mine(now time.Time, c *child, id api.DeviceID, what string) bool 
 		}
 		return true
 	}
+	n.foreign(now, c, id, what)
+	return false
+}
+
+// foreign notes that a child spoke of a device that is not below it.
+func (n *node) foreign(now time.Time, c *child, id api.DeviceID, what string) {
 	n.stats.Refused++
 	f := &c.foreign
 	if f.since.IsZero() || now.Sub(f.last) > foreignPause {
@@ -193,7 +204,6 @@ func (n *node) mine(now time.Time, c *child, id api.DeviceID, what string) bool 
 	if f.id, f.last = id, now; now.Sub(f.since) >= foreignGrace {
 		n.alarm(now, c.id, "foreign-frame", api.Degraded, "child "+c.id.String()+" sent "+what+" of "+id.String()+", which is not attached to it")
 	}
-	return false
 }
 
 func (n *node) hello(now time.Time, c *child, r *reader) {
@@ -462,8 +472,15 @@ func (n *node) batch(now time.Time, c *child, m *message) {
 	for _, b := range c.records {
 		total += b
 	}
-	if total > n.cfg.ChildWindow {
-		return // the device comes again
+	if total > n.cfg.ChildWindow { // the device comes again
+		n.stats.Dropped++
+		if c.fullSince.IsZero() {
+			c.fullSince = now
+		}
+		if now.Sub(c.fullSince) >= fullGrace {
+			n.alarm(now, c.id, fullWarning, api.Degraded, fmt.Sprintf("%d bytes of records from below %s wait for the core, which acknowledges none: what is more is dropped, and sent again by its device", total-len(raw), c.id))
+		}
+		return
 	}
 	if c.records == nil {
 		c.records = map[api.DeviceID]int{}
@@ -485,6 +502,7 @@ func (n *node) passDown(id api.DeviceID, p priority, raw []byte) bool {
 	}
 	if p == records {
 		delete(c.records, id)
+		c.fullSince = time.Time{}
 		p = steer
 	}
 	n.toChild(v, p, raw, true)

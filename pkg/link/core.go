@@ -246,7 +246,7 @@ func (k *Core) incomplete(now time.Time, r *row) {
 func (k *Core) complete(r *row) {
 	delete(k.short, r.id)
 	if !k.missing() {
-		delete(k.warnings, incompleteWarning)
+		k.clear(incompleteWarning)
 	}
 }
 
@@ -376,6 +376,10 @@ func (k *Core) Tick(now time.Time) {
 	k.wake = time.Time{}
 	k.tickChildren(now)
 	k.flushManifests(now)
+	if k.missing() {
+		k.raised[incompleteWarning] = now // it stands until all has come
+	}
+	k.tickWarnings(now)
 }
 
 // AckFrame wraps a signed acknowledgement into a frame of its own. It is for tests that

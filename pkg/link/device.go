@@ -350,7 +350,7 @@ func (d *Device) take(now time.Time, s *manifest.Signed) bool {
 	d.r.eff.Manifest = s
 	if !d.withheld.newer(v) {
 		d.withheldSince = time.Time{}
-		delete(d.r.warnings, "manifest-withheld")
+		d.r.clear("manifest-withheld")
 	}
 	return true
 }
@@ -452,7 +452,7 @@ func (d *Device) listen(now time.Time) {
 // heard notes that the core did, or that it has no way to.
 func (d *Device) heard() {
 	d.silent = time.Time{}
-	delete(d.r.warnings, "core-silent")
+	d.r.clear("core-silent")
 }
 
 // goBack sends again from what is counted, each batch with its chain value.

@@ -206,10 +206,11 @@ const (
 func (c Class) String() string { return [...]string{"other", "state", "manifests", "records"}[c] }
 
 // Stats counts frame bytes by what they were spent on, on the way to the parent and to
-// the children, and frames that were refused.
+// the children, frames that were refused, and batches of records that were dropped
+// because their child's window was full.
 type Stats struct {
 	UpIn, UpOut, DownIn, DownOut [classes]uint64
-	Refused                      uint64
+	Refused, Dropped             uint64
 }
 
 // count shares a frame's wire bytes among the classes of its messages.

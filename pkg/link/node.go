@@ -22,6 +22,7 @@ type node struct {
 	up       outbox
 	stats    Stats
 	warnings map[string]api.Warning
+	raised   map[string]time.Time // when each was last raised
 	wake     time.Time
 
 	downFeed  uint64 // names our down feed; a restart begins another
@@ -49,7 +50,7 @@ type node struct {
 func newNode(self api.DeviceID, cfg Config) node {
 	cfg = cfg.withDefaults()
 	return node{tree: newTree(self), cfg: cfg, children: map[api.DeviceID]*child{}, out: map[api.DeviceID]*outbox{},
-		warnings: map[string]api.Warning{}, dirty: map[api.DeviceID]struct{}{}, downFeed: cfg.Rand() >> 48}
+		warnings: map[string]api.Warning{}, raised: map[string]time.Time{}, dirty: map[api.DeviceID]struct{}{}, downFeed: cfg.Rand() >> 48}
 }
 
 // due asks for a tick at t at the latest.
@@ -136,7 +137,35 @@ func (n *node) warn(now time.Time, name string, s api.Severity, msg string) {
 		n.cfg.Log.Warn(msg, "warning", name)
 	}
 	w.Message = msg
-	n.warnings[name] = w
+	n.warnings[name], n.raised[name] = w, now
+	n.due(now.Add(quietFor(name)))
+}
+
+// quietFor is how long nothing more must be found for a warning to end: who copies keys
+// is looked for by people.
+func quietFor(name string) time.Duration {
+	switch name {
+	case "cloned-device", "record-fork":
+		return 24 * time.Hour
+	}
+	return 15 * time.Minute
+}
+
+// tickWarnings ends warnings that were quiet for long enough.
+func (n *node) tickWarnings(now time.Time) {
+	for name := range n.warnings {
+		if end := n.raised[name].Add(quietFor(name)); now.Before(end) {
+			n.due(end)
+		} else {
+			n.clear(name)
+		}
+	}
+}
+
+// clear ends a warning whose cause is gone.
+func (n *node) clear(name string) {
+	delete(n.warnings, name)
+	delete(n.raised, name)
 }
 
 // alarm is warn about one device.
@@ -335,8 +364,7 @@ func (n *node) accept(now time.Time, c *child, a Attachment, w waiting) {
 		through, ok = n.via(a.Parent)
 	}
 	if !ok || through != c.id {
-		n.alarm(now, c.id, "foreign-frame", api.Degraded, "child "+c.id.String()+" sent the attachment of "+a.Device.String()+" to another parent")
-		n.stats.Refused++
+		n.foreign(now, c, a.Device, "the attachment to another parent")
 		return
 	}
 	old, had := n.via(a.Device)

@@ -55,8 +55,16 @@ func NewRelay(now time.Time, c RelayConfig) (*Relay, error) {
 		return nil
 	}
 	r.verify, r.onState, r.onAttach, r.onAbsent, r.onGone = c.Keys.Verify, r.stateIn, r.attachIn, r.absentIn, r.goneIn
-	r.onBatch = func(_ time.Time, _ *row, _, msg []byte) { r.forward(records, msg, true) }
-	r.onAsk = func(_ time.Time, _ api.DeviceID, msg []byte) { r.forward(steer, msg, false) }
+	r.onBatch = func(_ time.Time, row *row, _, msg []byte) {
+		if r.introduced(row) {
+			r.forward(records, msg, true)
+		}
+	}
+	r.onAsk = func(_ time.Time, id api.DeviceID, msg []byte) {
+		if r.introduced(r.rows[id]) {
+			r.forward(state, msg, false) // behind the attachment
+		}
+	}
 	r.onNeed, r.onRouted = r.needIn, func(_ time.Time, msg []byte) { r.forward(state, msg, true) }
 	r.certificate, r.takeManifest = r.certIn, r.manifestIn
 	key, err := c.Keys.StateKey()
@@ -275,6 +283,15 @@ func (r *Relay) needIn(_ time.Time, id api.DeviceID, have version) {
 	r.forward(steer, putUint(putUint(putID(b, id), have.epoch), have.seq), false)
 }
 
+// introduced tells the parent of a device that has just come, before the parent hears from
+// it; until then what the device sends is dropped, and sent again by the device.
+func (r *Relay) introduced(row *row) bool {
+	if !row.attSent && r.u.synced {
+		r.sendAttached()
+	}
+	return row.attSent
+}
+
 // forward sends a message on towards the core, or drops it while there is no way.
 func (r *Relay) forward(p priority, msg []byte, reliable bool) {
 	if r.u.synced {
@@ -399,4 +416,5 @@ func (r *Relay) Tick(now time.Time) {
 	r.tickUplink(now)
 	r.flushManifests(now)
 	r.dev.tick(now)
+	r.tickWarnings(now)
 }
