@@ -6,8 +6,8 @@
 //	loop       reads                                        writes
 //	desired    link manifest, state bundles, parent's       workload set, parents, settings,
 //	           artifacts, seal key                          state bundles
-//	report     workload status, warnings of all rooms,      link entries
-//	           hardware, addresses, desired's outcome
+//	report     workload status, warnings of all rooms,      link entries, state's note of
+//	           hardware, addresses, desired's outcome       the manifest in force
 //	metering   meter                                        usage records, usage totals
 //	events     queue of events                              event records
 //	commands   signed commands                              streams, audit records
@@ -140,6 +140,9 @@ func New(cfg Config) (*Agent, error) {
 	a := &Agent{cfg: cfg, events: make(chan api.Event, 256), cmds: make(chan []byte, 16), nudge: make(chan struct{}, 1),
 		newCadence: make(chan struct{}, 1), own: map[string]api.Warning{}, settings: withDefaults(api.DeviceSettings{})}
 	var err error
+	if a.outcome.applied, err = a.loadApplied(); err != nil {
+		return nil, err
+	}
 	a.totals, err = loadTotals(cfg.State.Blob("usage-totals"), cfg.Records)
 	return a, err
 }

@@ -400,6 +400,24 @@ func TestRestartWithNobodyAbove(t *testing.T) {
 	b.wait("it runs again", func() bool { return b.work.running()["shop"] == v1.Digest })
 }
 
+// deaf is a link that has no manifest yet.
+type deaf struct{ *linkRecorder }
+
+func (deaf) Manifest() *manifest.Signed { return nil }
+
+func TestWhatIsInForceIsKnownAfterARestart(t *testing.T) {
+	b := newBench(t)
+	b.start()
+	b.link.publish(7, b.id.ID(), app(b.up.push(t, shop("web@sha256:1"))))
+	b.wait("it is in force", func() bool { return b.applied() == 7 })
+	b.halt()
+	b.tune = func(c *Config) { c.Link = deaf{b.link} }
+	b.start()
+	if s := b.agent.Status(); s.Applied != 7 {
+		t.Errorf("in force after a restart: %d", s.Applied)
+	}
+}
+
 func TestWhatCannotBeFetchedTakesNothingDown(t *testing.T) {
 	b := newBench(t)
 	b.start()

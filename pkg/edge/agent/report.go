@@ -44,7 +44,8 @@ const (
 // report tells the core how the device stands.
 //
 // Reads: workload status, warnings of all rooms, hardware, addresses, desired's
-// outcome. Writes: the link's entries, and in state which apps have one.
+// outcome. Writes: the link's entries, and in state which apps have one and which
+// manifest is in force.
 func (a *Agent) report(ctx context.Context) error {
 	a.reportProbe()
 	a.reportNow()
@@ -88,14 +89,18 @@ func (a *Agent) reportProbe() {
 func (a *Agent) reportNow() {
 	status := a.cfg.Workload.Status()
 	a.mu.Lock()
-	if a.outcome.inForce(status) {
-		if a.outcome.applied != a.outcome.of {
-			a.cfg.Log.Info("manifest in force", "epoch", a.outcome.of.epoch, "generation", a.outcome.of.gen)
-		}
+	news := a.outcome.inForce(status) && a.outcome.applied != a.outcome.of
+	if news {
 		a.outcome.applied = a.outcome.of
 	}
 	o := a.outcome
 	a.mu.Unlock()
+	if news {
+		a.cfg.Log.Info("manifest in force", "epoch", o.applied.epoch, "generation", o.applied.gen)
+		if err := a.saveApplied(o.applied); err != nil {
+			a.cfg.Log.Warn("cannot note which manifest is in force", "err", err)
+		}
+	}
 	if o.of != (version{}) { // before the first manifest is taken nothing is known to be gone
 		a.reportApps(o.statuses(status))
 	}
@@ -103,6 +108,32 @@ func (a *Agent) reportNow() {
 	if o.applied != (version{}) {
 		a.put(keyApplied, []uint64{o.applied.epoch, o.applied.gen})
 	}
+}
+
+// appliedBlob keeps which manifest was last wholly in force: it is also while edged
+// starts again, as containers run on.
+const appliedBlob = "applied"
+
+func (a *Agent) saveApplied(v version) error {
+	b, err := encMode.Marshal([]uint64{v.epoch, v.gen})
+	if err != nil {
+		return err
+	}
+	return a.cfg.State.Blob(appliedBlob).Save(b)
+}
+
+// loadApplied reads what saveApplied wrote. What cannot be read is not known: it is
+// found out again when all apps run.
+func (a *Agent) loadApplied() (v version, err error) {
+	raw, err := a.cfg.State.Blob(appliedBlob).Load()
+	if err != nil {
+		return v, err
+	}
+	var pair [2]uint64
+	if raw != nil && bodyMode.Unmarshal(raw, &pair) == nil {
+		v = version{pair[0], pair[1]}
+	}
+	return v, nil
 }
 
 // reportedBucket lists the entries that tell of apps: their keys without the prefix.
