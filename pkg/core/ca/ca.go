@@ -45,18 +45,20 @@ const (
 	signerLife  = 10 * year
 	sealingLife = 20 * year
 	tlsLife     = 180 * day
-	deviceLife  = 90 * day
+	// DeviceLife is that of a device's certificate, unless Options say otherwise.
+	DeviceLife = 90 * day
 
 	day  = 24 * time.Hour
 	year = 365 * day
-	// backdate lets boxes whose clocks are a little behind accept what is new.
+	// backdate lets boxes whose clocks are a little behind accept what is new. What lives
+	// for minutes begins less early: the moment of renewal counts from there.
 	backdate = time.Hour
 )
 
 // Options tune a CA. The zero value serves.
 type Options struct {
 	Now        func() time.Time // nil is time.Now
-	DeviceLife time.Duration    // 0 is 90 days
+	DeviceLife time.Duration    // 0 is the constant DeviceLife
 }
 
 // CA is an open authority. Its methods may be called from any goroutine.
@@ -92,7 +94,7 @@ func Open(dir string, opts Options) (*CA, error) {
 		c.now = time.Now
 	}
 	if c.deviceLife <= 0 {
-		c.deviceLife = deviceLife
+		c.deviceLife = DeviceLife
 	}
 	if _, err := rand.Read(c.nonces.key[:]); err != nil {
 		return nil, err
@@ -434,7 +436,7 @@ func (c *CA) template(name string, life time.Duration) *x509.Certificate {
 	now := c.now()
 	return &x509.Certificate{
 		Subject:   pkix.Name{CommonName: name},
-		NotBefore: now.Add(-backdate), NotAfter: now.Add(life),
+		NotBefore: now.Add(-min(backdate, life/20)), NotAfter: now.Add(life),
 	}
 }
 

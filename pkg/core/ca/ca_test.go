@@ -298,7 +298,7 @@ func TestRenewAndExpiry(t *testing.T) {
 		t.Fatal(err)
 	}
 	id.Now = c.now
-	c.add(deviceLife + 24*time.Hour) // the uplink was down for long
+	c.add(DeviceLife + 24*time.Hour) // the uplink was down for long
 
 	coreID, err := s.ca.Identity([]string{"localhost"})
 	if err != nil {
