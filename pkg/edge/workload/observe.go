@@ -218,25 +218,70 @@ func (t *tracked) setProcess(p *tasktypes.Process) {
 // watch follows containerd: lists, then listens; again after each break. A break of
 // the daemon leaves containers alone, and what was known of them stands.
 func (m *Manager) watch(ctx context.Context) {
+	var o outage
 	for ctx.Err() == nil {
-		err := m.listen(ctx)
+		var since time.Time // of this connection; zero: there was none
+		err := m.listen(ctx, func() {
+			since = m.cfg.Now()
+			if !o.since.IsZero() {
+				m.cfg.Log.Info("containerd is back", "away", since.Sub(o.since).Round(time.Second).String())
+			}
+		})
 		m.mu.Lock()
 		m.connected = false
 		m.mu.Unlock()
 		if ctx.Err() != nil {
 			return
 		}
-		m.cfg.Log.Warn("containerd is out of reach", "err", err)
+		pause, tell := o.failed(m.cfg.Now(), since)
+		if tell {
+			m.cfg.Log.Warn("containerd is out of reach; containers that run are left alone", "err", err, "since", o.since.UTC().Format(time.RFC3339))
+		}
 		m.warn("containerd-down", api.Critical, "containerd cannot be reached; containers that run are left alone")
 		m.notify()
 		select {
 		case <-ctx.Done():
-		case <-time.After(200 * time.Millisecond):
+		case <-time.After(pause):
 		}
 	}
 }
 
-func (m *Manager) listen(ctx context.Context) error {
+// Pace of an outage of containerd.
+const (
+	outagePause    = 200 * time.Millisecond // to the next attempt; it doubles
+	outagePauseMax = 2 * time.Second
+	outageTell     = time.Minute // from the first word to the second; it doubles
+	outageTellMax  = time.Hour
+	// outageOver is how long a connection must last to end an outage: a daemon that comes
+	// and goes is told of once.
+	outageOver = 10 * time.Second
+)
+
+// outage is a time without containerd: how soon it is tried again, and how often it is
+// told of.
+type outage struct {
+	since       time.Time // zero: none yet
+	pause, wait time.Duration
+	next        time.Time // when it is told of again
+}
+
+// failed takes a failed attempt, or the end of a connection made at connected.
+func (o *outage) failed(now, connected time.Time) (pause time.Duration, tell bool) {
+	if o.since.IsZero() || !connected.IsZero() && now.Sub(connected) >= outageOver {
+		*o = outage{since: now, pause: outagePause, wait: outageTell, next: now}
+	}
+	pause = o.pause
+	o.pause = min(2*o.pause, outagePauseMax)
+	if now.Before(o.next) {
+		return pause, false
+	}
+	o.next = now.Add(o.wait)
+	o.wait = min(2*o.wait, outageTellMax)
+	return pause, true
+}
+
+// listen follows containerd until the connection breaks; up is called when it is made.
+func (m *Manager) listen(ctx context.Context, up func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// Listening begins before listing, so that no exit falls between.
@@ -247,6 +292,7 @@ func (m *Manager) listen(ctx context.Context) error {
 	m.mu.Lock()
 	m.connected = true
 	m.mu.Unlock()
+	up()
 	m.warn("containerd-down", api.Critical, "")
 	m.notify()
 	m.poke()

@@ -472,6 +472,38 @@ func TestHealthRules(t *testing.T) {
 	})
 }
 
+// An outage is told of at its start and then ever more rarely; the next one at once.
+func TestOutageIsToldOfRarely(t *testing.T) {
+	var o outage
+	now, told, tries := time.Unix(0, 0), 0, 0
+	try := func(connected time.Time) (time.Duration, bool) {
+		pause, tell := o.failed(now, connected)
+		if tries++; tell {
+			told++
+		}
+		return pause, tell
+	}
+	for now.Before(time.Unix(24*3600, 0)) {
+		pause, tell := try(time.Time{})
+		if tries == 1 && (!tell || pause > time.Second) {
+			t.Fatalf("the first failure: %s, %v", pause, tell)
+		}
+		if pause <= 0 || pause > outagePauseMax {
+			t.Fatalf("a pause of %s", pause)
+		}
+		now = now.Add(pause)
+	}
+	if told < 20 || told > 32 {
+		t.Errorf("told %d times in a day of %d attempts", told, tries)
+	}
+	if _, tell := try(now.Add(-time.Second)); tell {
+		t.Error("a daemon that was back for a second makes a new outage")
+	}
+	if pause, tell := try(now.Add(-time.Minute)); !tell || pause != outagePause {
+		t.Errorf("the next outage: %s, %v", pause, tell)
+	}
+}
+
 func TestHealthTestForms(t *testing.T) {
 	for _, c := range []struct{ in, want []string }{
 		{nil, nil}, {[]string{"NONE"}, nil}, {[]string{"CMD", "a", "b"}, []string{"a", "b"}},
