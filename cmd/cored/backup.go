@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -128,7 +129,8 @@ func makeBackup(ctx context.Context, d data, file string, to []age.Recipient, ar
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	if err := db.BackupTo(ctx, filepath.Join(tmp, "core.db")); err != nil {
+	secretKey, err := copyStore(ctx, d, db, filepath.Join(tmp, "core.db"))
+	if err != nil {
 		return nil, fmt.Errorf("copy the store: %w", err)
 	}
 	h := &backup.Header{Version: version, Created: time.Now().UTC().Truncate(time.Second), Artifacts: artifacts}
@@ -136,6 +138,9 @@ func makeBackup(ctx context.Context, d data, file string, to []age.Recipient, ar
 		return nil, err
 	}
 	entries := []backup.Entry{{Name: "core.db", Path: filepath.Join(tmp, "core.db")}, {Name: "ledger.db", Path: filepath.Join(tmp, "ledger.db")}}
+	if secretKey != nil {
+		entries = append(entries, backup.Entry{Name: "secret.key", Data: secretKey})
+	}
 	more, err := keysAndToken(d)
 	if err != nil {
 		return nil, err
@@ -156,6 +161,36 @@ func makeBackup(ctx context.Context, d data, file string, to []age.Recipient, ar
 		return nil, err
 	}
 	return h, markSafe(ctx, d, counted)
+}
+
+// maxCopies bounds how often a copy begins anew because keys were rotated meanwhile.
+const maxCopies = 10
+
+// copyStore copies the store, and gives the key that opens the copy's secrets; nil while
+// there is none.
+func copyStore(ctx context.Context, d data, db *store.SQLite, path string) ([]byte, error) {
+	read := func() ([]byte, error) {
+		b, err := os.ReadFile(d.secretKey())
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		return b, err
+	}
+	before, err := read()
+	for range maxCopies {
+		if err != nil {
+			return nil, err
+		}
+		if err := db.BackupTo(ctx, path); err != nil {
+			return nil, err
+		}
+		var after []byte
+		if after, err = read(); err != nil || bytes.Equal(before, after) {
+			return after, err
+		}
+		before, err = after, os.Remove(path)
+	}
+	return nil, &api.Error{Code: api.Unavailable, Message: "the key of secrets changes all the time", Remedy: "try again when nobody rotates it"}
 }
 
 func copyLedger(ctx context.Context, d data, path string) (_ intake.Watermark, err error) {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -70,6 +71,15 @@ func (c *core) serveControl(ctx context.Context) error {
 		c.log.Info("a backup was made", "devices", len(counted), "moved", len(moved))
 		w.WriteHeader(http.StatusNoContent)
 	})
+	mux.HandleFunc("POST /secrets/rotate", func(w http.ResponseWriter, r *http.Request) {
+		if err := c.store.Rotate(context.WithoutCancel(r.Context()), rand.Reader); err != nil {
+			c.log.Error("the key of secrets cannot be rotated", "err", err)
+			server.WriteError(w, err)
+			return
+		}
+		c.log.Info("the key of secrets was rotated")
+		w.WriteHeader(http.StatusNoContent)
+	})
 	// Profiles are for whoever may read the data folder, and not for the network.
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
@@ -105,6 +115,14 @@ func markSafe(ctx context.Context, d data, counted intake.Watermark) (err error)
 	if err != nil {
 		return err
 	}
+	if err := d.order(ctx, "/safe", body); err != nil {
+		return fmt.Errorf("the backup is written, but the running core did not note it; make another: %w", err)
+	}
+	return nil
+}
+
+// order has the core that runs on the folder do something.
+func (d data) order(ctx context.Context, what string, body []byte) error {
 	path, dir, err := d.control()
 	if err != nil {
 		return err
@@ -113,18 +131,23 @@ func markSafe(ctx context.Context, d data, counted intake.Watermark) (err error)
 	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", path)
 	}}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://cored/safe", bytes.NewReader(body))
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://cored"+what, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return fmt.Errorf("the backup is written, but the running core could not be told; make another: %w", err)
+		return err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusNoContent {
-		b, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
-		return fmt.Errorf("the backup is written, but the running core did not note it; make another: %s", b)
+	if resp.StatusCode == http.StatusNoContent {
+		return nil
 	}
-	return nil
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 4096))
+	e := &api.Error{}
+	if json.Unmarshal(b, e) == nil && e.Message != "" {
+		return e
+	}
+	return errors.Join(err, fmt.Errorf("the running core answered %s: %s", resp.Status, b))
 }

@@ -6,6 +6,8 @@ import (
 	"encoding/base32"
 	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,6 +27,7 @@ func (d data) store() string           { return d.path("core.db") }
 func (d data) ledger() string          { return d.path("ledger.db") }
 func (d data) ca() string              { return d.path("ca") }
 func (d data) registry() string        { return d.path("registry") }
+func (d data) secretKey() string       { return d.path("secret.key") }
 func (d data) adminToken() string      { return d.path("admin.token") }
 
 // lock keeps a second cored out of the folder. The lock ends with the process.
@@ -52,7 +55,47 @@ func (d data) exists() error {
 }
 
 func (d data) openStore(ctx context.Context) (*store.SQLite, error) {
-	return store.OpenSQLite(ctx, store.Config{Path: d.store(), Now: time.Now, NewUID: newUID})
+	vault, err := store.OpenVault(d.secretKey())
+	if errors.Is(err, fs.ErrNotExist) {
+		vault, err = nil, nil // there are no secrets, or they are in clear: run encrypts them
+	}
+	if err != nil {
+		return nil, err
+	}
+	return store.OpenSQLite(ctx, store.Config{Path: d.store(), Now: time.Now, NewUID: newUID, Vault: vault})
+}
+
+// sealStore opens the store of the core that runs: it makes the key of secrets when there
+// is none, and encrypts what an older core left in clear or a rotation did not come to.
+// The caller holds the lock.
+func (d data) sealStore(ctx context.Context, log *slog.Logger) (*store.SQLite, error) {
+	db, err := d.openStore(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err = os.Lstat(d.secretKey()); errors.Is(err, fs.ErrNotExist) {
+		sealed, err := db.HasSealed(ctx)
+		if err = errors.Join(err, db.Close()); err != nil {
+			return nil, err
+		}
+		if sealed {
+			return nil, &api.Error{Code: api.NotFound, Message: "the key of the secrets in the database, " + d.secretKey() + ", is missing",
+				Remedy: "put it back from where the database comes from, or restore a backup, which has both"}
+		}
+		if _, err := store.CreateVault(d.secretKey(), rand.Reader); err != nil {
+			return nil, fmt.Errorf("make the key of secrets: %w", err)
+		}
+		if db, err = d.openStore(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if err := db.Reseal(ctx); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	if err := db.Wipe(ctx); err != nil {
+		log.Warn("secrets are encrypted, but their old values may still stand in free pages of the database; tried again at the next start", "err", err)
+	}
+	return db, nil
 }
 
 // newUID is 80 random bits in lower-case letters and digits.

@@ -14,13 +14,14 @@ var (
 	linkDesc    = prometheus.NewDesc("tributary_link_bytes_total", "Bytes of the link's frames at the core, by what they carry.", []string{"class", "direction"}, nil)
 	wireDesc    = prometheus.NewDesc("tributary_link_wire_bytes_total", "Bytes that crossed TCP between the core and its children, TLS and MQTT included.", []string{"direction"}, nil)
 	refusedDesc = prometheus.NewDesc("tributary_link_refused_total", "Messages of the link that were refused.", nil, nil)
+	droppedDesc = prometheus.NewDesc("tributary_link_dropped_total", "Batches of records that were dropped because too many below one child wait to be counted; their devices send them again.", nil, nil)
 	warnDesc    = prometheus.NewDesc("tributary_warning", "1 for each warning of the core's end of the link that stands.", []string{"name", "severity"}, nil)
 	epochDesc   = prometheus.NewDesc("tributary_core_epoch", "The core's epoch.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (gauges) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{devicesDesc, linkDesc, wireDesc, refusedDesc, warnDesc, epochDesc} {
+	for _, d := range []*prometheus.Desc{devicesDesc, linkDesc, wireDesc, refusedDesc, droppedDesc, warnDesc, epochDesc} {
 		out <- d
 	}
 }
@@ -44,6 +45,7 @@ func (g gauges) Collect(out chan<- prometheus.Metric) {
 		counter(linkDesc, stats.DownOut[class], link.Class(class).String(), "sent")
 	}
 	counter(refusedDesc, stats.Refused)
+	counter(droppedDesc, stats.Dropped)
 	in, sent := g.c.broker.Traffic().Wire()
 	counter(wireDesc, in, "received")
 	counter(wireDesc, sent, "sent")

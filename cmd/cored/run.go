@@ -149,7 +149,7 @@ func (c *core) openData(ctx context.Context) error {
 		return err
 	}
 	c.closers = append(c.closers, lock.Close)
-	if c.store, err = c.o.data.openStore(ctx); err != nil {
+	if c.store, err = c.o.data.sealStore(ctx, c.log); err != nil {
 		return err
 	}
 	c.closers = append(c.closers, c.store.Close)

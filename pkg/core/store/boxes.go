@@ -46,7 +46,7 @@ type Boxes interface {
 func (s *SQLite) Enrol(ctx context.Context, e Enrolment) error {
 	return s.tx(ctx, func(w *writer) error {
 		if e.Token != nil {
-			now, err := get(ctx, w, e.Token.Key())
+			now, err := s.get(ctx, w, e.Token.Key())
 			if err != nil {
 				return err
 			}
@@ -62,7 +62,7 @@ func (s *SQLite) Enrol(ctx context.Context, e Enrolment) error {
 			if err != nil {
 				return err
 			}
-			old, err := get(ctx, w, e.Object.Key())
+			old, err := s.get(ctx, w, e.Object.Key())
 			if err != nil && api.CodeOf(err) != api.NotFound {
 				return err
 			}
@@ -72,7 +72,7 @@ func (s *SQLite) Enrol(ctx context.Context, e Enrolment) error {
 			}
 			out.Metadata.Revision = w.changed(change{key: out.Key()})
 			s.stamp(out, nil)
-			if err := write(ctx, w, out); err != nil {
+			if err := s.writeRow(ctx, w, out); err != nil {
 				return err
 			}
 		}

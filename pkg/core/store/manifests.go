@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -49,7 +50,7 @@ func (s *SQLite) SaveManifests(ctx context.Context, records []*ManifestRecord) e
 			if err != nil {
 				return err
 			}
-			if _, err := stmt.ExecContext(ctx, r.Device[:], int64(r.Epoch), int64(r.Generation), r.Raw, tombstones, seals); err != nil {
+			if _, err := stmt.ExecContext(ctx, r.Device[:], int64(r.Epoch), int64(r.Generation), r.Raw, tombstones, s.sealedSeals(r, seals)); err != nil {
 				return err
 			}
 		}
@@ -75,6 +76,9 @@ func (s *SQLite) EachManifest(ctx context.Context, f func(*ManifestRecord) error
 		r.Epoch, r.Generation = uint64(epoch), uint64(generation)
 		if err := cbor.Unmarshal(tombstones, &r.Tombstones); err != nil {
 			return err
+		}
+		if seals, err = s.cfg.Vault.open(sealsPlace(r.Device), seals); err != nil {
+			return fmt.Errorf("device %s: %w", r.Device, err)
 		}
 		if err := cbor.Unmarshal(seals, &r.Seals); err != nil {
 			return err

@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"strings"
 	"time"
@@ -17,19 +18,19 @@ const columns = "kind, tenant, name, uid, labels, annotations, spec, status, rev
 
 // Get implements Store.
 func (s *SQLite) Get(ctx context.Context, key api.Key) (*api.Object, error) {
-	return get(ctx, s.read, key)
+	return s.get(ctx, s.read, key)
 }
 
-func get(ctx context.Context, q querier, key api.Key) (*api.Object, error) {
+func (s *SQLite) get(ctx context.Context, q querier, key api.Key) (*api.Object, error) {
 	row := q.QueryRowContext(ctx, sqlGet, key.Kind, key.Tenant, key.Name)
-	obj, err := scan(row.Scan)
+	obj, err := s.scan(row.Scan)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, notFound(key)
 	}
 	return obj, err
 }
 
-func scan(row func(...any) error) (*api.Object, error) {
+func (s *SQLite) scan(row func(...any) error) (*api.Object, error) {
 	o := &api.Object{APIVersion: api.Version}
 	var labels, annotations string
 	var spec, status []byte
@@ -38,12 +39,18 @@ func scan(row func(...any) error) (*api.Object, error) {
 	if err := row(&o.Kind, &m.Tenant, &m.Name, &m.UID, &labels, &annotations, &spec, &status, &m.Revision, &m.Generation, &created, &updated); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(decodeMap(labels, &m.Labels), decodeMap(annotations, &m.Annotations)); err != nil {
+	var err error
+	if err = errors.Join(decodeMap(labels, &m.Labels), decodeMap(annotations, &m.Annotations)); err != nil {
 		return nil, err
 	}
 	o.Spec, o.Status = spec, status
 	c, u := time.UnixMilli(created).UTC(), time.UnixMilli(updated).UTC()
 	m.Created, m.Updated = &c, &u
+	if o.Kind == api.KindSecret {
+		if o.Spec, err = s.cfg.Vault.open(placeOf(o), spec); err != nil {
+			return nil, fmt.Errorf("%s: %w", o.Key(), err)
+		}
+	}
 	return o, nil
 }
 
@@ -97,7 +104,7 @@ func (s *SQLite) List(ctx context.Context, q Query) (items []*api.Object, next s
 	}
 	defer rows.Close()
 	for rows.Next() {
-		obj, err := scan(rows.Scan)
+		obj, err := s.scan(rows.Scan)
 		if err != nil {
 			return nil, "", 0, err
 		}
@@ -122,7 +129,7 @@ func (s *SQLite) Put(ctx context.Context, obj *api.Object, opts PutOptions) (out
 		}
 	}
 	err = s.tx(ctx, func(w *writer) error {
-		old, err := get(ctx, w, obj.Key())
+		old, err := s.get(ctx, w, obj.Key())
 		if err != nil && api.CodeOf(err) != api.NotFound {
 			return err
 		}
@@ -135,7 +142,7 @@ func (s *SQLite) Put(ctx context.Context, obj *api.Object, opts PutOptions) (out
 		if opts.DryRun {
 			return errDryRun
 		}
-		return write(ctx, w, out)
+		return s.writeRow(ctx, w, out)
 	})
 	if err != nil {
 		return nil, err
@@ -193,10 +200,10 @@ func (s *SQLite) stamp(out, old *api.Object) {
 	}
 }
 
-func write(ctx context.Context, tx *writer, o *api.Object) error {
+func (s *SQLite) writeRow(ctx context.Context, tx *writer, o *api.Object) error {
 	m := o.Metadata
 	_, err := tx.ExecContext(ctx, sqlWrite, o.Kind, m.Tenant, m.Name, m.UID,
-		encodeMap(m.Labels), encodeMap(m.Annotations), []byte(o.Spec), []byte(o.Status), m.Revision, m.Generation, m.Created.UnixMilli(), m.Updated.UnixMilli())
+		encodeMap(m.Labels), encodeMap(m.Annotations), s.sealedSpec(o), []byte(o.Status), m.Revision, m.Generation, m.Created.UnixMilli(), m.Updated.UnixMilli())
 	return err
 }
 
@@ -244,7 +251,7 @@ func putStatus(ctx context.Context, w *writer, key api.Key, status any, statusOn
 // Delete implements Store.
 func (s *SQLite) Delete(ctx context.Context, key api.Key, revision int64) error {
 	return s.tx(ctx, func(w *writer) error {
-		old, err := get(ctx, w, key)
+		old, err := s.get(ctx, w, key)
 		if err != nil {
 			return err
 		}

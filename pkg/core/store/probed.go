@@ -35,7 +35,7 @@ func (s *SQLite) GetMany(ctx context.Context, keys []api.Key) (map[api.Key]*api.
 	defer stmt.Close()
 	out := make(map[api.Key]*api.Object, len(keys))
 	for _, k := range keys {
-		o, err := scan(stmt.QueryRowContext(ctx, k.Kind, k.Tenant, k.Name).Scan)
+		o, err := s.scan(stmt.QueryRowContext(ctx, k.Kind, k.Tenant, k.Name).Scan)
 		if errors.Is(err, sql.ErrNoRows) {
 			continue
 		}

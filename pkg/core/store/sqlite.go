@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
+	"sync"
 	"time"
 
 	"github.com/pressly/goose/v3"
@@ -29,6 +30,9 @@ type Config struct {
 	NewUID func() string
 	// History is how many changes a watch can look back. Default 32,768.
 	History int
+	// Vault encrypts the values of secrets; nil keeps them in clear, and fails on those
+	// that are encrypted.
+	Vault *Vault
 }
 
 // SQLite is a Store, a Manifests and a Tokens in one database file. It has one writing
@@ -40,6 +44,8 @@ type SQLite struct {
 	read    *reader
 	hot     hot // of write
 	history *history
+
+	rotation sync.Mutex // of keys
 }
 
 // OpenSQLite opens or creates the database and brings its schema up to date.
