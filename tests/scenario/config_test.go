@@ -52,15 +52,17 @@ func mountOf(pid int, point string) (string, error) {
 	return "", fmt.Errorf("nothing is mounted at %s", point)
 }
 
-// badUpdate brings updates that never become healthy: one that must end the old
-// instance first, since both want the port, and one that runs beside it. The old one
-// runs on or comes back, the status names the fault, and a good version is taken.
+// badUpdate brings updates that never become healthy: one of a service with a host port,
+// and one whose check fails. The old instance runs on and keeps the port, the status
+// names the fault, and a good version is taken.
 func badUpdate(ctx context.Context, t *testing.T, s *story.Story) {
 	text, err := os.ReadFile(s.Root + "/tests/demo/app/v2.yaml")
 	must(t, err)
 	bad := strings.Replace(string(text), `ports: ["8080:8080"]`, `ports: ["8080:8080"]
         command: ["-e", "stderr", "-g", "no_such_directive;"]`, 1)
 	cache, err := s.Lab.Boxes["field-1"].Task(ctx, "demo", "cache")
+	must(t, err)
+	web, err := s.Lab.Boxes["field-1"].Task(ctx, "demo", "web")
 	must(t, err)
 	must(t, apply(ctx, s, bad))
 	failed := func(service, why string) func(api.AppStatus) bool {
@@ -71,6 +73,7 @@ func badUpdate(ctx context.Context, t *testing.T, s *story.Story) {
 	_, err = appOn(ctx, s, "field-1", "demo", "tells that web's update failed", failed("web", "exited with 1"))
 	must(t, err)
 	must(t, answered(ctx, s, "version 1"))
+	must(t, same(ctx, s.Lab.Boxes["field-1"], "demo", "web", web))
 	must(t, happened(ctx, s, "field-1", "app.update-failed", func(e event) bool {
 		return e.Event.Name == "app.update-failed" && e.Event.Subject == "demo/web"
 	}))
