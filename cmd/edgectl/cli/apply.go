@@ -25,6 +25,7 @@ func sourceFlags(c *cobra.Command, o *sourceOptions) {
 
 func (a *app) applyCommand() *cobra.Command {
 	var o sourceOptions
+	var p pruneOptions
 	var dryRun bool
 	var output string
 	c := &cobra.Command{
@@ -32,25 +33,35 @@ func (a *app) applyCommand() *cobra.Command {
 		Long: `Create or change the objects of files, folders or standard input: all of them, or
 none when one is refused. A bare Compose file becomes an App named by --name or by its
 folder; files it refers to (env_file, file: of configs) and a .env beside it are read
-along. In an App, spec.composeFile names a Compose file beside the manifest.`,
-		Example: "  edgectl apply -f shop.yaml\n  edgectl apply -f compose.yaml --name shop --set TAG=1.2\n  edgectl apply -f fleets/ --dry-run",
+along. In an App, spec.composeFile names a Compose file beside the manifest.
+
+With --prune -l LABEL, objects that have the label and are not in the files (any more) are
+deleted after that: sites, configs, secrets, apps and fleets of the same tenants. All
+objects of the files must have the label, so that it is theirs.`,
+		Example: "  edgectl apply -f shop.yaml\n  edgectl apply -f shop/ --prune -l owner=shop --dry-run\n  edgectl apply -f compose.yaml --name shop --set TAG=1.2\n  edgectl apply -f fleets/ --dry-run",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			results, err := a.apply(cmd, o, dryRun)
-			if err != nil {
+			results, err := a.apply(cmd, o, p, dryRun)
+			if len(results) == 0 && err != nil {
 				return err
 			}
-			return a.printResults(results, dryRun, output)
+			// What was done is told also when pruning was refused half-way.
+			return errors.Join(a.printResults(results, dryRun, output), err)
 		},
 	}
 	sourceFlags(c, &o)
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "have the core check everything, and change nothing")
+	c.Flags().BoolVar(&p.on, "prune", false, "delete what --selector picks and the files do not have")
+	c.Flags().StringVarP(&p.selector, "selector", "l", "", "with --prune: the label of the objects of these files")
 	c.Flags().StringVarP(&output, "output", "o", "", "json, yaml or name")
 	return c
 }
 
-func (a *app) apply(cmd *cobra.Command, o sourceOptions, dryRun bool) ([]client.Result, error) {
+func (a *app) apply(cmd *cobra.Command, o sourceOptions, p pruneOptions, dryRun bool) ([]client.Result, error) {
 	sources, err := a.readSources(o)
 	if err != nil {
+		return nil, err
+	}
+	if err := p.check(sources); err != nil {
 		return nil, err
 	}
 	cl, err := a.client()
@@ -64,6 +75,10 @@ func (a *app) apply(cmd *cobra.Command, o sourceOptions, dryRun bool) ([]client.
 	results, err := cl.Apply(cmd.Context(), objects, dryRun)
 	if err != nil {
 		return nil, whereIs(err, sources)
+	}
+	if p.on {
+		gone, err := prune(cmd.Context(), cl, p, results, dryRun)
+		return append(results, gone...), err
 	}
 	return results, nil
 }
@@ -192,7 +207,7 @@ func (a *app) diffCommand() *cobra.Command {
 		Use: "diff -f FILE", Short: "Show what apply would change", Args: cobra.NoArgs,
 		Long: "Show what apply would change, and change nothing. The exit code is 10 when something would.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			results, err := a.apply(cmd, o, true)
+			results, err := a.apply(cmd, o, pruneOptions{}, true)
 			if err != nil {
 				return err
 			}

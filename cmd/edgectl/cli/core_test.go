@@ -131,6 +131,7 @@ func startCore(dir string) (c *testCore, err error) {
 	hall := server.New(server.Config{
 		Store: db, Tokens: db, Devices: boxes, Ledger: playedLedger{}, Streams: playedDevices{}, Metrics: prometheus.NewRegistry(), Log: log, Now: time.Now, Version: "1.2.3",
 		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: admitToken(boxes)},
+		Removal:   map[string]server.Removal{api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindSecret: apps.MayRemove},
 		Routes: []server.Route{
 			{Pattern: "/v2/", Access: server.Open, Handler: reg},
 			{Pattern: "GET " + identity.PathTrust, Access: server.Open, Handler: authority.Handler(nil, log)},

@@ -35,6 +35,11 @@ func (c *Client) Delete(ctx context.Context, k *api.Kind, name string) error {
 	return c.Do(ctx, http.MethodDelete, objectPath(k, name), nil, nil, nil)
 }
 
+// DeleteIn removes one object of a tenant.
+func (c *Client) DeleteIn(ctx context.Context, k *api.Kind, tenant, name string) error {
+	return c.Do(ctx, http.MethodDelete, objectPath(k, name), url.Values{"tenant": {tenant}}, nil, nil)
+}
+
 // Create makes one object; the answer may show what is shown once.
 func (c *Client) Create(ctx context.Context, k *api.Kind, o *api.Object) (*api.Object, error) {
 	out := new(api.Object)
@@ -55,6 +60,8 @@ func (c *Client) Act(ctx context.Context, device, verb string) (*api.Object, err
 type ListOptions struct {
 	Selector   string
 	AllTenants bool
+	// Tenant is another than the client's.
+	Tenant string
 }
 
 func (o ListOptions) query() url.Values {
@@ -64,6 +71,8 @@ func (o ListOptions) query() url.Values {
 	}
 	if o.AllTenants {
 		q.Set("tenant", "*")
+	} else if o.Tenant != "" {
+		q.Set("tenant", o.Tenant)
 	}
 	return q
 }
@@ -96,7 +105,7 @@ type Result struct {
 	Tenant   string      `json:"tenant"`
 	Kind     string      `json:"kind"`
 	Name     string      `json:"name"`
-	Action   string      `json:"action"` // created, configured, unchanged
+	Action   string      `json:"action"` // created, configured, unchanged, pruned
 	Revision int64       `json:"revision"`
 	Warnings []string    `json:"warnings,omitempty"`
 	Changes  []Change    `json:"changes,omitempty"`
