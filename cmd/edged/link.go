@@ -54,6 +54,9 @@ func (b *box) makeLink(context.Context) error {
 			}
 		},
 	})
+	if err == nil {
+		live.Refused = b.link.Revoked // nobody is served before this
+	}
 	return err
 }
 

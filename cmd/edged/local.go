@@ -100,6 +100,8 @@ func (b *box) localMetrics(w http.ResponseWriter, _ *http.Request) {
 	count("artifacts", "received", b.https.Received.Load())
 	count("artifacts", "sent", b.https.Sent.Load())
 	if b.agent.Load() != nil {
+		stats := b.link.Stats()
+		fmt.Fprintf(&out, "# TYPE tributary_link_refused counter\ntributary_link_refused_total %d\n# TYPE tributary_link_dropped counter\ntributary_link_dropped_total %d\n", stats.Refused, stats.Dropped)
 		first, last, acked, safe := b.spool.Range()
 		fmt.Fprintf(&out, "# TYPE tributary_spool_bytes gauge\ntributary_spool_bytes %d\n# TYPE tributary_spool_record gauge\n", b.spool.Bytes())
 		for name, n := range map[string]uint64{"first": first, "last": last, "acked": acked, "safe": safe} {

@@ -59,6 +59,10 @@ const (
 
 // ChildUp tells of a child's new session.
 func (n *node) ChildUp(now time.Time, id api.DeviceID, cert []byte) {
+	if n.turnedAway(id) {
+		n.eff.Kick = append(n.eff.Kick, id)
+		return
+	}
 	c := n.child(id)
 	c.up, c.greeted = true, false
 	c.walk, c.claims, c.waiting = 0, nil, nil
@@ -89,6 +93,10 @@ func (n *node) child(id api.DeviceID) *child {
 // FromChild takes a frame of a child. A frame that cannot be read is dropped whole: the
 // next beat finds what is missing.
 func (n *node) FromChild(now time.Time, id api.DeviceID, frame []byte) {
+	if n.turnedAway(id) {
+		n.stats.Refused++
+		return
+	}
 	c := n.child(id)
 	c.up = true
 	msgs, err := splitFrame(frame)

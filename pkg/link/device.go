@@ -146,6 +146,7 @@ func (d *Device) loaded(now time.Time) {
 	if d.row.man.raw != nil {
 		if s, err := d.keys.OpenManifest(d.row.man.raw); err == nil {
 			d.man = s
+			d.r.obey(now, s)
 		}
 	}
 	if d.spool != nil {
@@ -348,6 +349,7 @@ func (d *Device) take(now time.Time, s *manifest.Signed) bool {
 	d.floor, d.man = v, s
 	d.op("floor", u64s(v.epoch, v.seq))
 	d.r.eff.Manifest = s
+	d.r.obey(now, s)
 	if !d.withheld.newer(v) {
 		d.withheldSince = time.Time{}
 		d.r.clear("manifest-withheld")

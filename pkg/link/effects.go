@@ -47,6 +47,7 @@ type Faults struct {
 	UnsignedAck       bool // a device believes acknowledgements without a signature
 	NoStateMAC        bool // the core believes reported state without a MAC
 	TakeIncomplete    bool // the core takes reported state without a proof that it is whole
+	HearRevoked       bool // a relay hears retired devices
 }
 
 func (c Config) withDefaults() Config {

@@ -28,6 +28,7 @@ type node struct {
 	downFeed  uint64 // names our down feed; a restart begins another
 	downPos   uint64
 	dirty     map[api.DeviceID]struct{} // rows with manifests not yet sent on
+	revoked   map[api.DeviceID]struct{} // retired devices, on a relay
 	walks     uint64
 	path      bool // there is a way to the core
 	coreEpoch uint64
@@ -309,6 +310,10 @@ func (n *node) attachRaw(now time.Time, c *child, w waiting) {
 	a, err := peekAttachment(w.raw)
 	if err != nil {
 		n.refuse(now, c.id, "attachment", err)
+		return
+	}
+	if n.turnedAway(a.Device) {
+		n.stats.Refused++
 		return
 	}
 	pub := n.keyOf(a.Device)

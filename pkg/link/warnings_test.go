@@ -322,3 +322,85 @@ func TestUnknownMessagesPass(t *testing.T) {
 		}
 	}
 }
+
+// A warning ends when nothing more was found for a while.
+func TestWarningsEnd(t *testing.T) {
+	g := newGrove(t)
+	relay := g.add(relayID, nil, link.NewMemStore(), nil)
+	field := g.add(fieldID, relay, link.NewMemStore(), nil)
+	relay.FromChild(g.now, fieldID, []byte{0xff})
+	g.wait(14 * time.Minute)
+	if severity(relay.Warnings(), "bad-frame") == "" {
+		t.Fatal("the warning ends too soon, or never stood")
+	}
+	relay.FromChild(g.now, fieldID, []byte{0xff})
+	g.wait(14 * time.Minute)
+	if severity(relay.Warnings(), "bad-frame") == "" {
+		t.Error("the warning ends though it was raised again")
+	}
+	g.wait(2 * time.Minute)
+	if got := relay.Warnings(); len(got) > 0 {
+		t.Errorf("after a quiet while there is %v", got)
+	}
+	if got := field.Warnings(); len(got) > 0 {
+		t.Errorf("the field device minds: %v", got)
+	}
+}
+
+// A device that moves, and records something at the same moment, raises no warning.
+func TestMovesAreNoLies(t *testing.T) {
+	for seed := range uint64(20) {
+		w := linksim.New(seed, keyring(t), link.Config{})
+		agg := w.Add("agg", api.DeviceID{})
+		one, two := w.Add("one", agg.ID), w.Add("two", agg.ID)
+		field := w.Add("field", one.ID)
+		w.Run(time.Minute)
+		for i, to := range []*linksim.Box{two, one, agg, two} {
+			field.Append(api.RecordEvent, "before")
+			field.Move(to.ID)
+			for range 40 {
+				field.Append(api.RecordEvent, "meanwhile")
+				w.Run(100 * time.Millisecond)
+			}
+			w.Run(2 * time.Minute)
+			for name, ws := range map[string][]api.Warning{"core": w.Core.Link.Warnings(), "agg": agg.Relay.Warnings(), "one": one.Relay.Warnings(), "two": two.Relay.Warnings()} {
+				if len(ws) > 0 {
+					t.Errorf("seed %d, move %d: %s warns: %v", seed, i+1, name, ws)
+				}
+			}
+		}
+		for _, d := range w.Differences() {
+			t.Errorf("seed %d: %s", seed, d)
+		}
+	}
+}
+
+// Records past a child's window are dropped and counted; it is a warning when nothing is
+// acknowledged meanwhile.
+func TestFullWindowIsNamed(t *testing.T) {
+	g := newGrove(t)
+	relay := g.add(relayID, nil, link.NewMemStore(), nil)
+	g.add(fieldID, relay, link.NewMemStore(), nil)
+	big := make([]byte, 60<<10)
+	for i := range big {
+		big[i] = byte(i * i >> 3)
+	}
+	raw := func(i int) []byte {
+		return lie(t, 8, fieldID[:], append([]byte{byte(i)}, big...))
+	}
+	for i := range 80 { // 4.8 MB
+		relay.FromChild(g.now, fieldID, raw(i))
+	}
+	relay.Take()
+	if got := relay.Stats().Dropped; got == 0 || got > 80-60 {
+		t.Errorf("%d batches were dropped", got)
+	}
+	if got := severity(relay.Warnings(), "window-full"); got != "" {
+		t.Error("a full window is a warning at once")
+	}
+	g.now = g.now.Add(40 * time.Second)
+	relay.FromChild(g.now, fieldID, raw(0))
+	if got := severity(relay.Warnings(), "window-full"); got != api.Degraded {
+		t.Errorf("window-full is %q: %v", got, relay.Warnings())
+	}
+}

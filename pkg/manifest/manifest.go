@@ -40,6 +40,7 @@ const (
 	PrefixSecret = "secret/"         // Body is identity.Seal of CBOR api.ConfigData
 	KeyDevice    = "setting/device"  // Body is CBOR api.DeviceSettings
 	KeyParents   = "setting/parents" // Body is CBOR []api.ParentRef
+	KeyRevoked   = "setting/revoked" // for relays: Body is a CBOR byte string, 8 bytes for each retired device
 )
 
 // Manifest is one device's whole desired state.

@@ -23,13 +23,15 @@ const look = time.Second
 
 // remedies tell what to do about an alarm, by its name.
 var remedies = map[string]string{
-	"bad-mac":        "somebody between the device and the core alters what it reports: look at its parent, and move the device to another one",
-	"bad-batch":      "records came that the device did not sign: look at its parent; the device keeps its own and sends them again",
-	"bad-frame":      "the box sends what cannot be read: compare its version with the core's, then look at the box",
-	"foreign-frame":  "the box speaks for devices that are not attached to it: look at it; if it was not you, retire it",
-	"unproven-state": "somebody between says without proof that the device has nothing to report: look at its parent",
-	"record-fork":    "the device's records were put back to an older state, or its key was copied: if no disk was restored, retire it and enrol the box anew",
-	"cloned-device":  "two boxes have this device's key: take one away, retire the device, and enrol the other anew",
+	"bad-mac":          "somebody between the device and the core alters what it reports: look at its parent, and move the device to another one",
+	"bad-batch":        "records came that the device did not sign: look at its parent; the device keeps its own and sends them again",
+	"bad-frame":        "the box sends what cannot be read: compare its version with the core's, then look at the box",
+	"foreign-frame":    "the box speaks for devices that are not attached to it: look at it; if it was not you, retire it",
+	"state-incomplete": "somebody between leaves out some of what the device reports: look at its parent, or move the device to another",
+	"window-full":      "records from below the device wait and none is acknowledged: look at its uplink, and at the core's disk",
+	"unproven-state":   "somebody between says without proof that the device has nothing to report: look at its parent",
+	"record-fork":      "the device's records were put back to an older state, or its key was copied: if no disk was restored, retire it and enrol the box anew",
+	"cloned-device":    "two boxes have this device's key: take one away, retire the device, and enrol the other anew",
 }
 
 // alarms keeps what stands, in memory: an alarm that is still true after a restart of the

@@ -16,6 +16,7 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/store"
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/link"
 	"tributary.dev/tributary/pkg/manifest"
 )
 
@@ -54,6 +55,7 @@ type Loop struct {
 	mu     sync.Mutex
 	worlds *worlds
 	shared shared
+	turned dirty // whether they are relays has changed; of mu
 
 	news   *news
 	alarms *alarms
@@ -73,7 +75,7 @@ func New(cfg Config) *Loop {
 	if cfg.Quiet == 0 {
 		cfg.Quiet = quiet
 	}
-	return &Loop{cfg: cfg, ready: make(chan struct{}), worlds: newWorlds(), news: newNews(), started: cfg.Now(), told: map[api.DeviceID]bool{}, awaited: map[api.DeviceID]bool{},
+	return &Loop{cfg: cfg, turned: dirty{}, ready: make(chan struct{}), worlds: newWorlds(), news: newNews(), started: cfg.Now(), told: map[api.DeviceID]bool{}, awaited: map[api.DeviceID]bool{},
 		alarms: &alarms{quiet: cfg.Quiet, byID: map[api.DeviceID]map[string]*alarm{}}}
 }
 
@@ -229,8 +231,13 @@ func (l *Loop) render(ctx context.Context, d dirty) error {
 		}
 	}
 	slices.SortFunc(todo, func(a, b *entry) int { return strings.Compare(a.Name, b.Name) })
+	revoked := l.worlds.revoked()
+	if len(revoked) > link.MaxRevoked {
+		l.cfg.Log.Error("too many retired devices for relays to know; delete those whose certificates have ended", "retired", len(revoked))
+		revoked = revoked[:link.MaxRevoked]
+	}
 	for part := range slices.Chunk(todo, batch) {
-		results := l.renderAll(part)
+		results := l.renderAll(part, revoked)
 		n, err := l.commit(ctx, results)
 		if err != nil {
 			return err
@@ -252,14 +259,14 @@ func (l *Loop) render(ctx context.Context, d dirty) error {
 }
 
 // renderAll decides, seals and signs on all processors. It only reads what the loop owns.
-func (l *Loop) renderAll(part []*entry) []result {
+func (l *Loop) renderAll(part []*entry, revoked []api.DeviceID) []result {
 	results := make([]result, len(part))
 	var wg sync.WaitGroup
 	workers := min(runtime.GOMAXPROCS(0), len(part))
 	for n := range workers {
 		wg.Go(func() {
 			for i := n; i < len(part); i += workers {
-				results[i] = l.renderOne(part[i])
+				results[i] = l.renderOne(part[i], revoked)
 			}
 		})
 	}
@@ -267,10 +274,13 @@ func (l *Loop) renderAll(part []*entry) []result {
 	return results
 }
 
-func (l *Loop) renderOne(e *entry) result {
+func (l *Loop) renderOne(e *entry, revoked []api.DeviceID) result {
 	w := &l.worlds.tenants[e.Tenant].World
 	r := result{e: e, fleets: w.Selected(e.Labels)}
 	want := Desire(&e.Device, w, r.fleets)
+	if e.relay && len(revoked) > 0 {
+		want[manifest.KeyRevoked] = Want{Body: link.EncodeRevoked(revoked)}
+	}
 	recipient, known := l.cfg.SealKey(e.ID)
 	var recipientBytes []byte
 	if known {

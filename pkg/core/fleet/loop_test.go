@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -19,6 +20,7 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/store"
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/link"
 	"tributary.dev/tributary/pkg/manifest"
 )
 
@@ -373,4 +375,43 @@ func BenchmarkRollup10k(b *testing.B) {
 		}
 		c.until("the sum", func() bool { return fleet().Running == map[bool]int{true: n}[running] })
 	}
+}
+
+// Relays, and they alone, are told which devices are retired; a box that becomes a relay
+// learns it too, and a device whose object goes is no longer named.
+func TestRelaysLearnOfRetired(t *testing.T) {
+	c := newCore(t, "")
+	relay, retired, field := c.device(1, nil), c.device(2, nil), c.device(3, nil)
+	c.run()
+	newest := func(id api.DeviceID) *manifest.Manifest {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return &c.published[id].Manifest
+	}
+	c.until("all manifests", func() bool {
+		return c.published[relay] != nil && c.published[retired] != nil && c.published[field] != nil
+	})
+	c.report(relay, &Report{Parent: "core", Online: true, Entries: map[string][]byte{"relay": encode(true)}})
+	c.until("the relay", func() bool { return c.status("d1").Relay })
+	c.put(api.KindDevice, "d2", nil, api.DeviceSpec{Approved: true, Retired: true}, nil)
+	c.until("the retired device's name", c.has(relay, manifest.KeyRevoked))
+	if body := newest(relay).Items[manifest.KeyRevoked].Body; !bytes.Equal(body, link.EncodeRevoked([]api.DeviceID{retired})) {
+		t.Errorf("the relay is told %x", body)
+	}
+	if len(newest(field).Items) > 0 {
+		t.Errorf("a device that is no relay gets %v", newest(field).Items)
+	}
+	c.report(field, &Report{Parent: "core", Online: true, Entries: map[string][]byte{"relay": encode(true)}})
+	c.until("the other relay learns it", c.has(field, manifest.KeyRevoked))
+	generation := newest(relay).Generation
+	c.run() // a core that begins again knows its relays
+	<-c.loop.Ready()
+	c.report(field, &Report{Parent: "core", Online: true, Entries: map[string][]byte{"relay": encode(true)}})
+	if got := newest(relay).Generation; got != generation {
+		t.Errorf("a restart makes generation %d of %d", got, generation)
+	}
+	if err := c.db.Delete(t.Context(), api.Key{Tenant: "default", Kind: api.KindDevice, Name: "d2"}, 0); err != nil {
+		t.Fatal(err)
+	}
+	c.until("the list to go", c.has(relay))
 }

@@ -287,7 +287,24 @@ func (l *Loop) sum(ctx context.Context, devices map[api.DeviceID]bool) error {
 			return fmt.Errorf("keep statuses: %w", err)
 		}
 	}
-	return nil
+	return l.renderTurned(ctx)
+}
+
+// renderTurned renders devices that became relays, or are none any more.
+func (l *Loop) renderTurned(ctx context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d := dirty{}
+	for e := range l.turned {
+		if l.worlds.byID[e.ID] == e && e.Name != "" {
+			d[e] = true
+		}
+	}
+	clear(l.turned)
+	if len(d) == 0 {
+		return nil
+	}
+	return l.render(ctx, d)
 }
 
 // statuses works out the status of devices, and the labels that they found out about
@@ -350,6 +367,9 @@ func (l *Loop) digest(id api.DeviceID, before api.DeviceStatus, r *Report) (api.
 	e.parent = r.Parent
 	desired := e.state.Generation
 	s, labels, bad := StatusOf(before, r, l.worlds.tierOf(r.Parent), l.cfg.Epoch, desired, append(slices.Clip(e.warnings), l.alarms.of(id)...))
+	if e.relay != s.Relay {
+		l.turned[e] = true
+	}
 	e.relay, e.online, e.running, e.current = s.Relay, s.Online, l.shared.list(running(&s)), desired > 0 && s.Applied == desired
 	l.present(e, s.LastSeen)
 	if moved && e.relay {

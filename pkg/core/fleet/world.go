@@ -18,6 +18,27 @@ type worlds struct {
 	byID    map[api.DeviceID]*entry
 }
 
+// retire adds all relays, which turn retired devices away.
+func (w *worlds) retire(d dirty) {
+	for _, e := range w.byID {
+		if e.relay {
+			d[e] = true
+		}
+	}
+}
+
+// revoked lists the retired devices, sorted. They renew no certificates; one whose object
+// is deleted is taken for one whose certificate has ended.
+func (w *worlds) revoked() (ids []api.DeviceID) {
+	for id, e := range w.byID {
+		if e.Spec.Retired {
+			ids = append(ids, id)
+		}
+	}
+	slices.SortFunc(ids, func(a, b api.DeviceID) int { return slices.Compare(a[:], b[:]) })
+	return ids
+}
+
 type tenant struct {
 	World
 	devices map[string]*entry
@@ -217,13 +238,21 @@ func (w *worlds) setDevice(t *tenant, o *api.Object, d dirty) error {
 		}
 		next.ID = status.ID
 		e.Device, t.devices[next.Name] = next, e
+		e.relay = e.relay || status.Relay
 		d[e] = true
+		if next.Spec.Retired {
+			w.retire(d)
+		}
 		return nil
 	}
 	next.ID = e.ID
 	if !maps.Equal(e.Labels, next.Labels) || !reflect.DeepEqual(e.Spec, next.Spec) {
+		retired := e.Spec.Retired != next.Spec.Retired
 		e.Device = next
 		d[e] = true
+		if retired {
+			w.retire(d)
+		}
 	}
 	return nil
 }
@@ -252,6 +281,9 @@ func (w *worlds) unset(key api.Key, d dirty) *entry {
 			delete(t.devices, key.Name)
 			delete(w.byID, e.ID)
 			delete(d, e)
+			if e.Spec.Retired {
+				w.retire(d)
+			}
 			return e
 		}
 	}

@@ -119,14 +119,20 @@ func (s *Server) Named(device api.DeviceID, refs []oci.Ref) {
 // the cache's pins and writes the cache.
 func (s *Server) Run(ctx context.Context) error { return s.fetch.run(ctx) }
 
-// children lets in devices of this CA with a certificate that is not past its time.
+// children lets in devices of this CA that are not retired, with a certificate that is
+// not past its time.
 func (s *Server) children(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.TLS == nil {
 			fail(w, api.Errorf(api.Unauthorized, "TLS with a device certificate is needed"))
 			return
 		}
-		if _, _, err := identity.PeerIDAt(*r.TLS, s.cfg.Now()); err != nil {
+		id, _, err := identity.PeerIDAt(*r.TLS, s.cfg.Now())
+		if err == nil && s.cfg.Live.Refused != nil && s.cfg.Live.Refused(id) { // since its handshake
+			fail(w, api.Errorf(api.Forbidden, "device %s is retired", id))
+			return
+		}
+		if err != nil {
 			fail(w, &api.Error{Code: api.Unauthorized, Message: "a valid device certificate is needed: " + err.Error(), Remedy: "enrol, or renew the certificate"})
 			return
 		}
