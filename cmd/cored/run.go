@@ -297,9 +297,12 @@ func (c *core) openServer(context.Context) (err error) {
 		Removal: map[string]server.Removal{api.KindDevice: func(_ context.Context, o *api.Object) error { return c.roster.MayDelete(o) },
 			api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindSecret: apps.MayRemove, api.KindTenant: apps.MayRemoveTenant},
 		Routes: []server.Route{
-			{Pattern: "/v2/", Access: server.Open, Handler: c.registry},
-			{Pattern: identity.EnrolPrefix, Access: server.Open, Handler: c.ca.Handler(registrar{c}, c.log)},
-			{Pattern: stream.PathPrefix, Access: server.Open, Handler: hub},
+			{Pattern: "/v2/", Access: server.Open, Handler: c.registry,
+				Doc: "The OCI registry (distribution-spec 1.1): people by token as the password of Basic authentication, devices by certificate; repositories are TENANT/NAME."},
+			{Pattern: identity.EnrolPrefix, Access: server.Open, Handler: c.ca.Handler(registrar{c}, c.log),
+				Doc: "Enrolment and renewal of devices: trust, device and renew below it, by join token or certificate."},
+			{Pattern: stream.PathPrefix, Access: server.Open, Handler: hub,
+				Doc: "Streams that devices dial in answer to a command, by certificate."},
 		},
 		Metrics: c.metrics, Log: c.log, Now: time.Now, Version: version,
 	}

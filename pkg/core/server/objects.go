@@ -33,6 +33,7 @@ type (
 		After    string `query:"after" doc:"Cursor: what the page before gave as next."`
 		Watch    bool   `query:"watch" doc:"Stream changes as server-sent events instead of answering a list."`
 		From     int64  `query:"from" minimum:"0" doc:"With watch: the revision to go on from. Without it every object comes first."`
+		LastID   string `header:"Last-Event-ID" doc:"With watch: goes before from; what a browser sends when it connects again."`
 	}
 	listOutput struct {
 		Body objectList
@@ -87,7 +88,8 @@ func (s *Server) kindRoutes(k *api.Kind) {
 
 	list := op("list", http.MethodGet, base, "List or watch "+k.Plural, http.StatusOK, s.listSchema(k))
 	list.Description = k.Doc
-	list.Responses["200"].Content["text/event-stream"] = &huma.MediaType{Schema: &huma.Schema{Type: "string", Description: "With watch=true: events changed, deleted (data: the object), synced and error."}}
+	list.Responses["200"].Content["text/event-stream"] = s.watchMedia(k)
+	list.Responses["410"] = s.gone()
 	list.Middlewares = append(list.Middlewares, s.watchOr(k.Name))
 	huma.Register(s.api, list, func(ctx context.Context, in *listInput) (*listOutput, error) {
 		q := store.Query{Tenant: in.Tenant, Kind: k.Name, Selector: in.Selector, Limit: in.Limit, After: in.After}

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"reflect"
 	"strconv"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -74,4 +75,45 @@ func (s *Server) describeBody(path, method string, schema *huma.Schema) {
 	item := s.api.OpenAPI().Paths[path]
 	op := map[string]*huma.Operation{http.MethodPost: item.Post, http.MethodPut: item.Put}[method]
 	op.RequestBody.Content = map[string]*huma.MediaType{"application/json": {Schema: schema}, "application/yaml": {Schema: schema}}
+}
+
+// watchMedia describes the events of a watch. OpenAPI 3.1 has no word for the items of a
+// stream; each event's data is one of the schemas.
+func (s *Server) watchMedia(k *api.Kind) *huma.MediaType {
+	object, fault := &huma.Schema{Ref: "#/components/schemas/" + k.Name}, s.schemaOf(new(api.Error))
+	synced := &huma.Schema{Type: huma.TypeObject, Required: []string{"revision"}, Properties: map[string]*huma.Schema{"revision": {Type: huma.TypeInteger}}}
+	return &huma.MediaType{
+		Schema: &huma.Schema{OneOf: []*huma.Schema{object, synced, fault}, Description: "With watch=true, server-sent events (WHATWG HTML, section 9.2) without end; the data of each is JSON. " +
+			"changed: the object, new or as it is now; deleted: what is known of an object that is gone or no longer meets the selector; synced: all that was there has come; " +
+			"error: the stream ends. The id of changed and deleted is the revision to go on from. A comment comes every 15 seconds."},
+		Example: "id: 17\nevent: changed\ndata: {\"apiVersion\":\"" + api.Version + "\",\"kind\":\"" + k.Name + "\",…}\n\nevent: synced\ndata: {\"revision\":17}\n\n",
+	}
+}
+
+func (s *Server) gone() *huma.Response {
+	return &huma.Response{Description: "The revision to go on from is not in the history (any more, or in this life of the core): list again, then watch from that.",
+		Content: map[string]*huma.MediaType{"application/json": {Schema: s.schemaOf(new(api.Error))}}}
+}
+
+// describeRoute mentions a route that speaks a protocol of its own.
+func (s *Server) describeRoute(r Route) {
+	if r.Doc == "" {
+		return
+	}
+	method, path, found := strings.Cut(r.Pattern, " ")
+	if !found {
+		method, path = http.MethodGet, r.Pattern
+	}
+	id := strings.Trim(strings.NewReplacer("/", "-", "{", "", "}", "").Replace(path), "-")
+	op := &huma.Operation{OperationID: "route-" + id, Method: method, Path: path, Summary: r.Doc, Tags: []string{"protocols"},
+		Responses: map[string]*huma.Response{"default": {Description: "As the protocol says."}}}
+	for name := range strings.SplitSeq(path, "{") {
+		if name, _, ok := strings.Cut(name, "}"); ok {
+			op.Parameters = append(op.Parameters, &huma.Param{Name: name, In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}})
+		}
+	}
+	if r.Access == Open {
+		op.Security = []map[string][]string{{}}
+	}
+	s.api.OpenAPI().AddOperation(op)
 }

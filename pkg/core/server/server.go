@@ -61,6 +61,9 @@ type Route struct {
 	Pattern string
 	Access  Access
 	Handler http.Handler
+	// Doc is one sentence for the description of the REST API; without it the route is not
+	// mentioned there.
+	Doc string
 }
 
 // Server is an http.Handler for everything that cored serves over HTTPS.
@@ -82,11 +85,14 @@ func New(cfg Config) *Server {
 	s.deviceRoutes()
 	s.streamRoutes()
 	s.aboutRoutes()
-	s.mux.HandleFunc("GET /healthz", s.healthz)
-	s.mux.Handle("GET /metrics", s.guard(People, promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{})))
-	s.mux.HandleFunc("GET /schemas/{file}", s.schema)
-	for _, r := range cfg.Routes {
+	own := []Route{
+		{Pattern: "GET /healthz", Access: Open, Handler: http.HandlerFunc(s.healthz), Doc: "Whether the core works: 200 with the text ok, or 503."},
+		{Pattern: "GET /metrics", Access: People, Handler: promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{}), Doc: "Counters and gauges in Prometheus' text format."},
+		{Pattern: "GET /schemas/{file}", Access: Open, Handler: http.HandlerFunc(s.schema), Doc: "The JSON Schema of a kind (KIND.json), or of all (tributary.json), for editors."},
+	}
+	for _, r := range append(own, cfg.Routes...) {
 		s.mux.Handle(r.Pattern, s.guard(r.Access, r.Handler))
+		s.describeRoute(r)
 	}
 	s.mux.HandleFunc("/api/", func(w http.ResponseWriter, r *http.Request) {
 		WriteError(w, &api.Error{Code: api.NotFound, Message: "there is no " + r.Method + " " + r.URL.Path, Remedy: "see /openapi.json for what there is"})

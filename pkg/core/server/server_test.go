@@ -164,7 +164,7 @@ func TestRefusals(t *testing.T) {
 func TestAccess(t *testing.T) {
 	c := start(t, func(cfg *server.Config) {
 		ok := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{}`) })
-		cfg.Routes = []server.Route{{"GET /admins", server.Admins, ok}, {"/people", server.People, ok}, {"/open", server.Open, ok}}
+		cfg.Routes = []server.Route{{Pattern: "GET /admins", Access: server.Admins, Handler: ok}, {Pattern: "/people", Access: server.People, Handler: ok}, {Pattern: "/open", Access: server.Open, Handler: ok, Doc: "For all."}}
 	})
 	for _, r := range []struct {
 		token, method, path, body string

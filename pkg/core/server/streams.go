@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/http"
 
+	"github.com/danielgtaylor/huma/v2"
+
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/link/stream"
 )
@@ -13,16 +15,60 @@ type Streams interface {
 	Open(ctx context.Context, dev api.DeviceID, c stream.Command) (*stream.Conn, error)
 }
 
-// streamVerbs maps the last part of the path to the verb of the command.
-var streamVerbs = map[string]stream.Verb{"logs": stream.Logs, "exec": stream.Exec, "port-forward": stream.Forward, "top": stream.Top}
+// streamVerb is one way into a device: what is served, refused and described follows
+// from it alone.
+type streamVerb struct {
+	name    string // the last part of the path
+	verb    stream.Verb
+	summary string
+	params  []*huma.Param // of the query, but the tenant
+}
+
+func param(name, kind, doc string, required bool) *huma.Param {
+	return &huma.Param{Name: name, In: "query", Required: required, Description: doc, Schema: &huma.Schema{Type: kind}}
+}
+
+var (
+	paramApp     = param("app", huma.TypeString, "The app.", true)
+	paramService = param("service", huma.TypeString, "The service; needed when the app has several.", false)
+)
+
+var streamVerbs = []streamVerb{
+	{"logs", stream.Logs, "Read the output of a service", []*huma.Param{paramApp, paramService,
+		param("follow", huma.TypeBoolean, "Go on with what comes.", false), param("tail", huma.TypeInteger, "Begin so many lines before the end.", false)}},
+	{"exec", stream.Exec, "Run a command in a container", []*huma.Param{paramApp, paramService,
+		{Name: "argv", In: "query", Required: true, Description: "The command and its arguments, one parameter each, in order.", Schema: &huma.Schema{Type: huma.TypeArray, Items: &huma.Schema{Type: huma.TypeString}}},
+		param("tty", huma.TypeBoolean, "Give it a terminal.", false), param("columns", huma.TypeInteger, "Width of the terminal.", false), param("rows", huma.TypeInteger, "Height of the terminal.", false)}},
+	{"port-forward", stream.Forward, "Reach a port of a service", []*huma.Param{paramApp, paramService, param("port", huma.TypeInteger, "The port in the container.", true)}},
+	{"top", stream.Top, "See what containers use now", []*huma.Param{param("follow", huma.TypeBoolean, "Go on, a sample at a time.", false)}},
+}
+
+const streamDoc = "An HTTP/1.1 upgrade (RFC 9110, section 7.8) to `" + stream.Protocol + "`: send `Connection: Upgrade` and `Upgrade: " + stream.Protocol + "`. " +
+	"After 101 both sides send frames, as pkg/link/stream describes them. The device dials the other end itself; what it refuses is still answered in HTTP. For admins; audited by the device."
 
 func (s *Server) streamRoutes() {
 	if s.cfg.Streams == nil {
 		return
 	}
-	for name, verb := range streamVerbs {
-		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.streamInto(w, r, verb) })
-		s.mux.Handle("GET /api/v1/devices/{name}/"+name, s.guard(Admins, h))
+	for _, v := range streamVerbs {
+		path := "/api/v1/devices/{name}/" + v.name
+		op := &huma.Operation{OperationID: v.name + "-device", Method: http.MethodGet, Path: path, Summary: v.summary, Description: streamDoc, Tags: []string{"streams"},
+			Parameters: append([]*huma.Param{
+				{Name: "name", In: "path", Required: true, Description: "The device's name.", Schema: &huma.Schema{Type: huma.TypeString}},
+				{Name: "Upgrade", In: "header", Required: true, Schema: &huma.Schema{Type: huma.TypeString, Enum: []any{stream.Protocol}}},
+				param("tenant", huma.TypeString, "The owner.", false),
+			}, v.params...),
+			Responses: s.responses(http.StatusSwitchingProtocols, nil)}
+		s.api.OpenAPI().AddOperation(op)
+		known := parametersOf(op)
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if err := onlyKnown(r, known); err != nil {
+				writeErrorAs(w, http.StatusBadRequest, err)
+				return
+			}
+			s.streamInto(w, r, v.verb)
+		})
+		s.mux.Handle("GET "+path, s.guard(Admins, h))
 	}
 }
 
