@@ -31,8 +31,12 @@ type Config struct {
 type Meter struct {
 	cfg Config
 
-	mu    sync.Mutex
+	mu    sync.Mutex // the innermost: nothing of the caller's is called under it but Reader and Store
 	state state
+	// asked counts lists of targets that were asked for and are not read yet; dropped has
+	// the targets that lost their baseline meanwhile.
+	asked   int
+	dropped map[string]bool
 }
 
 // New loads what was kept. A blob that cannot be read is an error: losing it
@@ -42,7 +46,7 @@ func New(cfg Config) (*Meter, error) {
 		return nil, errors.New("meter: Store and Reader are required")
 	}
 	cfg = withDefaults(cfg)
-	m := &Meter{cfg: cfg}
+	m := &Meter{cfg: cfg, dropped: map[string]bool{}}
 	blob, err := cfg.Store.Load()
 	if err != nil {
 		return nil, err
@@ -60,18 +64,46 @@ func New(cfg Config) (*Meter, error) {
 // counters are cumulative, so a crash between samples loses only the finer shape
 // of the memory curve.
 func (m *Meter) Sample() error {
+	list := m.ask()
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.sample()
+	defer m.answered()
+	return m.sample(list)
 }
 
-func (m *Meter) sample() error {
+// ask lists the containers. m.mu must not be held: who answers has a lock of its own, and
+// calls the meter under it. What ends between the answer and the lock is not read from
+// the list again: without its baseline all its use would look new.
+func (m *Meter) ask() []Target {
+	m.mu.Lock()
+	m.asked++
+	m.mu.Unlock()
 	if m.cfg.Targets == nil {
 		return nil
 	}
+	return m.cfg.Targets()
+}
+
+// answered ends what ask began. m.mu is held.
+func (m *Meter) answered() {
+	if m.asked--; m.asked == 0 {
+		clear(m.dropped)
+	}
+}
+
+func (m *Meter) drop(id string) {
+	delete(m.state.Base, id)
+	if m.asked > 0 {
+		m.dropped[id] = true
+	}
+}
+
+func (m *Meter) sample(list []Target) error {
 	var errs []error
-	for _, t := range m.cfg.Targets() {
-		errs = append(errs, m.read(t))
+	for _, t := range list {
+		if !m.dropped[t.ID] {
+			errs = append(errs, m.read(t))
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -105,7 +137,7 @@ func (m *Meter) Final(t Target) error {
 func (m *Meter) Forget(id string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.state.Base, id)
+	m.drop(id)
 }
 
 // Retain drops the baselines of all targets but these. Call it only with a
@@ -119,7 +151,7 @@ func (m *Meter) Retain(ids []string) {
 	}
 	for id := range m.state.Base {
 		if !keep[id] {
-			delete(m.state.Base, id)
+			m.drop(id)
 		}
 	}
 }
@@ -129,12 +161,14 @@ func (m *Meter) Retain(ids []string) {
 // So a record is written once when its writer checks, after a restart, whether the
 // newest usage record it holds already ends at u.To, and then only commits.
 func (m *Meter) Collect() (api.Usage, error) {
+	list := m.ask()
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	defer m.answered()
 	if m.state.Pending != nil {
 		return *m.state.Pending, nil
 	}
-	if err := m.sample(); err != nil {
+	if err := m.sample(list); err != nil {
 		m.cfg.Log.Warn("some containers could not be metered", "err", err)
 	}
 	acc := m.state.Acc

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -323,4 +324,61 @@ func FuzzCgroup(f *testing.F) {
 		}
 		FindHierarchy(stat)
 	})
+}
+
+// Who lists the targets has a lock, under which it also calls the meter: neither waits
+// for the other for ever.
+func TestTargetsMayLockWhatCallsTheMeter(t *testing.T) {
+	b := &box{targets: map[string]*Target{}, reads: map[string]*Reading{}}
+	var mu sync.Mutex
+	inside := make(chan bool)
+	m := b.meter(t)
+	m.cfg.Targets = func() []Target {
+		inside <- true
+		mu.Lock()
+		defer mu.Unlock()
+		return nil
+	}
+	done := make(chan error, 2)
+	for _, cut := range []func() error{m.Sample, func() error { _, err := m.Collect(); return err }} {
+		mu.Lock()
+		go func() { done <- cut() }()
+		<-inside
+		m.Retain(nil)
+		mu.Unlock()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("the meter and its caller wait for each other")
+		}
+	}
+}
+
+// A container that ends after it was listed and before it is read is counted once.
+func TestEndBetweenListAndReading(t *testing.T) {
+	for name, forget := range map[string]func(*Meter, string){
+		"forgotten":          (*Meter).Forget,
+		"no longer retained": func(m *Meter, _ string) { m.Retain(nil) },
+	} {
+		b := &box{targets: map[string]*Target{}, reads: map[string]*Reading{}}
+		x := Target{ID: "x", App: "app", Service: "web"}
+		b.targets["x"], b.reads["x"] = &x, &Reading{CPUMicros: 7}
+		m := b.meter(t)
+		list := m.cfg.Targets
+		m.cfg.Targets = func() []Target {
+			out := list()
+			if err := m.Final(x); err != nil {
+				t.Fatal(err)
+			}
+			forget(m, "x")
+			return out
+		}
+		u, err := m.Collect()
+		if err != nil || len(u.Uses) != 1 || u.Uses[0].CPUMicros != 7 {
+			t.Errorf("%s: counted %+v, %v; want 7 µs once", name, u.Uses, err)
+		}
+	}
 }
