@@ -26,7 +26,7 @@ func (b *box) makeLink(context.Context) error {
 			return b.link.Parent()
 		},
 	})
-	b.uplink = mqtt.NewUplink(mqtt.UplinkConfig{Identity: live, Parents: b.parents.List(), Log: b.log})
+	b.uplink = mqtt.NewUplink(mqtt.UplinkConfig{Identity: live, Parents: b.parents.List(), Leads: b.parents.Leads, Log: b.log})
 	var down link.Downlink
 	if b.o.relay {
 		broker, err := mqtt.NewBroker(mqtt.BrokerConfig{Listener: b.listen.mqtt, Identity: live, Log: b.log})

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"crypto/tls"
 	"log/slog"
 	"net"
@@ -192,6 +193,26 @@ func (p *Parents) Endpoint() (*url.URL, *http.Client, error) {
 		p.in, p.client = at, p.newClient(at)
 	}
 	return httpsRoot(at), p.client, nil
+}
+
+// Leads tells whether the way through q leads to the core, by asking for what only the
+// core can answer: its trust, which relays pass on unread.
+func (p *Parents) Leads(ctx context.Context, q api.ParentRef) error {
+	client := p.newClient(q)
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, httpsRoot(q).JoinPath(identity.PathTrust).String(), nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return api.Errorf(api.Unavailable, "%s answers %s", req.URL.Host, resp.Status)
+	}
+	return nil
 }
 
 func (p *Parents) newClient(at api.ParentRef) *http.Client {

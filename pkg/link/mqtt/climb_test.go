@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -227,6 +228,39 @@ func TestStaysWhenTheBetterRefuses(t *testing.T) {
 	if b.count("down") != 0 || len(impostor.all()) != 0 {
 		t.Errorf("heard %q, the impostor %q", b.all(), impostor.all())
 	}
+}
+
+// The better parent is back and is itself cut off: the device moves when the way leads to
+// the core again.
+func TestStaysWhileTheBetterIsCutOff(t *testing.T) {
+	pki := newPKI(t)
+	one, two, dev := pki.device(t), pki.device(t), pki.device(t)
+	ln := listen(t)
+	ln.Close()
+	c := newParent(t, identity.NewLive(two), nil)
+	ref := api.ParentRef{Device: one.ID().String(), Address: ln.Addr().String()}
+	var leads atomic.Bool
+	var asked atomic.Int32
+	b := &box{events: newEvents(), me: dev.ID()}
+	b.Uplink = NewUplink(UplinkConfig{Identity: identity.NewLive(dev), Parents: []api.ParentRef{ref, c.ref("")}, Backoff: quick, Steady: 100 * time.Millisecond, Log: logger(t),
+		Leads: func(_ context.Context, p api.ParentRef) error {
+			if p != ref {
+				t.Errorf("asked about %v", p)
+			}
+			if asked.Add(1); !leads.Load() {
+				return errors.New("cut off")
+			}
+			return nil
+		}})
+	running(t, func(ctx context.Context) error { return b.Uplink.Run(ctx, b.events) })
+	b.wait(t, "up "+two.ID().String())
+	newParent(t, identity.NewLive(one), func(cfg *BrokerConfig) { cfg.Listener = again(t, ref.Address) })
+	b.until(t, "the question", func() bool { return asked.Load() > 0 })
+	if b.count("down") != 0 {
+		t.Errorf("heard %q", b.all())
+	}
+	leads.Store(true)
+	b.wait(t, "up "+one.ID().String())
 }
 
 // Two entries lead to one broker, which takes the new session for the same device's and

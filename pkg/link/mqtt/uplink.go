@@ -36,6 +36,9 @@ type UplinkConfig struct {
 	// Steady is how long a better parent must have answered before the device leaves a
 	// lesser one for it. Default DefaultSteady.
 	Steady time.Duration
+	// Leads, when given, is asked before the device leaves a lesser parent for p: whether
+	// the way through p leads to the core. One that is back may be cut off itself.
+	Leads func(ctx context.Context, p api.ParentRef) error
 }
 
 const defaultQueue = 16 << 20

@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"context"
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -62,9 +63,10 @@ func (u *Uplink) watch(ctx context.Context, w *watch) {
 	}
 }
 
-// try opens a session with a parent that has answered for long enough; nil when that fails.
+// try opens a session with a parent that has answered for long enough; nil when that fails,
+// or when the parent is no way to the core.
 func (u *Uplink) try(ctx context.Context, p api.ParentRef) *attached {
-	b, err := u.attach(ctx, p)
+	b, err := u.attachBetter(ctx, p)
 	if err != nil && ctx.Err() == nil {
 		u.cfg.Log.Info("a better parent answers and takes no session", "parent", p.Device, "address", p.Address, "err", err)
 		u.mu.Lock()
@@ -72,6 +74,17 @@ func (u *Uplink) try(ctx context.Context, p api.ParentRef) *attached {
 		u.climb.refused(p, time.Now(), u.cfg.Random())
 	}
 	return b
+}
+
+func (u *Uplink) attachBetter(ctx context.Context, p api.ParentRef) (*attached, error) {
+	if u.cfg.Leads != nil {
+		limited, cancel := context.WithTimeout(ctx, 2*handshakeTimeout)
+		defer cancel()
+		if err := u.cfg.Leads(limited, p); err != nil {
+			return nil, fmt.Errorf("no way to the core: %w", err)
+		}
+	}
+	return u.attach(ctx, p)
 }
 
 func (u *Uplink) nextQuestion(better []api.ParentRef) (api.ParentRef, time.Duration) {
