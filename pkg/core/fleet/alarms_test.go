@@ -2,8 +2,8 @@ package fleet
 
 import (
 	"encoding/json"
-	"sync"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
