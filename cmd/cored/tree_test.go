@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -8,6 +9,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -323,5 +325,30 @@ func TestAlarmsAreTheDevices(t *testing.T) {
 			return w.Name == "bad-frame" && w.Severity == api.Degraded && w.Since > 0 && w.Remedy != ""
 		})
 	})
+	// Who watches the events gets those that were, then those that come.
+	req, err := http.NewRequestWithContext(t.Context(), "GET", r.url+"/api/v1/events?watch=true&device=liar", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+r.token)
+	resp, err := r.http.Do(req)
+	if err != nil || resp.StatusCode != 200 {
+		t.Fatal(resp, err)
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	until := func(text string) {
+		t.Helper()
+		for lines.Scan() {
+			if strings.Contains(lines.Text(), text) {
+				return
+			}
+		}
+		t.Fatalf("the watch ended before %q: %v", text, lines.Err())
+	}
+	until("device.enrolled")
+	until("event: synced")
+	r.must("POST", "/api/v1/devices/liar/retire", "", nil)
+	until("device.retired")
 	eventually(t, "the events tell of it", func() bool { return slices.Contains(r.coreEvents("liar"), "device.alarm ") })
 }

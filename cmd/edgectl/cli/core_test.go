@@ -340,7 +340,7 @@ func fetch(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: fetch FILE TEXT")
 	}
 	address := ""
-	for end := time.Now().Add(10 * time.Second); address == "" && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); address == "" && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if f := strings.Fields(readIf(ts.MkAbs(args[0]))); len(f) > 1 && f[0] == "forwarding" {
 			address = f[1]
 		}

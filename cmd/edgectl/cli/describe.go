@@ -186,6 +186,7 @@ type eventEntry struct {
 	Name   string    `json:"name,omitempty"`
 	Seq    uint64    `json:"seq"`
 	Audit  bool      `json:"audit,omitempty"`
+	Core   bool      `json:"core,omitempty"` // noted by the core itself
 	Event  api.Event `json:"event"`
 }
 
@@ -198,6 +199,16 @@ func listEvents(ctx context.Context, cl *client.Client, device string, limit int
 		Items []eventEntry `json:"items"`
 	}
 	return out.Items, cl.Do(ctx, http.MethodGet, "/api/v1/events", q, nil, &out)
+}
+
+// printEventLine shows one event, of a list that has no end and so no widths.
+func (a *app) printEventLine(e eventEntry) {
+	device := e.Name
+	if device == "" {
+		device = e.Device
+	}
+	fmt.Fprintln(a.Out, printable(strings.Join([]string{time.UnixMilli(e.Event.Time).Local().Format("2006-01-02 15:04:05"), device, e.Event.Name,
+		orDash(e.Event.Subject), orDash(e.Event.Actor), e.Event.Message}, "  ")))
 }
 
 // printEvents shows events with the newest at the bottom, as a log reads.

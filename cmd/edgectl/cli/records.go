@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"tributary.dev/tributary/cmd/edgectl/client"
 	"tributary.dev/tributary/pkg/api"
 )
 
@@ -19,6 +21,7 @@ func outputFlag(c *cobra.Command, o *string, known string) {
 
 func (a *app) eventsCommand() *cobra.Command {
 	var limit int
+	var watch bool
 	var output string
 	c := &cobra.Command{
 		Use: "events [DEVICE]", Short: "Show what happened, the newest at the bottom", Args: cobra.MaximumNArgs(1),
@@ -31,6 +34,9 @@ func (a *app) eventsCommand() *cobra.Command {
 			cl, err := a.client()
 			if err != nil {
 				return err
+			}
+			if watch {
+				return a.watchEvents(cmd.Context(), cl, device, limit, output)
 			}
 			events, err := listEvents(cmd.Context(), cl, device, limit)
 			if err != nil {
@@ -51,8 +57,46 @@ func (a *app) eventsCommand() *cobra.Command {
 		},
 	}
 	c.Flags().IntVar(&limit, "limit", 100, "the newest so many, at most 1000")
+	c.Flags().BoolVarP(&watch, "watch", "w", false, "go on with those that come")
 	outputFlag(c, &output, "table, json or yaml")
 	return c
+}
+
+// watchEvents shows events as they come, till interrupted. When the connection breaks it
+// is made again; what was shown is not shown again.
+func (a *app) watchEvents(ctx context.Context, cl *client.Client, device string, limit int, output string) error {
+	if output != "table" && output != "json" {
+		return badOutput(output, "table, or json: one event a line")
+	}
+	shown := map[eventEntry]bool{}
+	for {
+		err := cl.WatchEvents(ctx, device, limit, func(raw []byte) error {
+			var e eventEntry
+			if err := json.Unmarshal(raw, &e); err != nil || shown[e] {
+				return err
+			}
+			if len(shown) > 10_000 { // the core sends again 1000 at most
+				clear(shown)
+			}
+			shown[e] = true
+			if output == "json" {
+				return json.NewEncoder(a.Out).Encode(e)
+			}
+			a.printEventLine(e)
+			return nil
+		})
+		if ctx.Err() != nil {
+			return nil
+		}
+		if api.CodeOf(err) != api.Unavailable || len(shown) == 0 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(2 * time.Second):
+		}
+	}
 }
 
 // usageReport is what the core's ledger counted of one device.

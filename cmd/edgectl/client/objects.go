@@ -241,6 +241,33 @@ func (c *Client) watchOnce(ctx context.Context, k *api.Kind, o ListOptions, from
 	})
 }
 
+// WatchEvents calls on with the newest events of a device (empty: of all), the oldest
+// first, then with each that comes, until the stream ends (code Unavailable), ctx ends or
+// on fails.
+func (c *Client) WatchEvents(ctx context.Context, device string, limit int, on func(raw []byte) error) error {
+	q := url.Values{"watch": {"true"}, "limit": {strconv.Itoa(limit)}}
+	if device != "" {
+		q.Set("device", device)
+	}
+	body, err := c.Open(ctx, http.MethodGet, "/api/v1/events", q, nil, "")
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	return ReadEvents(body, func(e RawEvent) error {
+		switch e.Type {
+		case "event":
+			return on([]byte(e.Data))
+		case "error":
+			e2 := &api.Error{}
+			if json.Unmarshal([]byte(e.Data), e2) == nil && e2.Message != "" {
+				return e2
+			}
+		}
+		return nil
+	})
+}
+
 // RawEvent is one server-sent event.
 type RawEvent struct{ ID, Type, Data string }
 

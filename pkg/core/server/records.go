@@ -120,9 +120,14 @@ func (s *Server) recordRoutes() {
 	})
 	type eventQuery struct {
 		DeviceQuery
-		Limit int `query:"limit" minimum:"1" maximum:"1000" default:"100"`
+		Limit int  `query:"limit" minimum:"1" maximum:"1000" default:"100"`
+		Watch bool `query:"watch" doc:"Stream events as server-sent events instead: the newest first, the oldest of them leading, then those that come."`
 	}
-	huma.Register(s.api, op("events", "/api/v1/events", "The newest events, newest first", new(eventList)), func(ctx context.Context, in *eventQuery) (*eventsOutput, error) {
+	events := op("events", "/api/v1/events", "The newest events, newest first", new(eventList))
+	events.Middlewares = append(events.Middlewares, s.watchEventsOr)
+	events.Responses["200"].Content["text/event-stream"] = &huma.MediaType{Schema: &huma.Schema{OneOf: []*huma.Schema{s.schemaOf(new(EventEntry)), s.schemaOf(new(api.Error))},
+		Description: "With watch=true, server-sent events without end. event: an entry, oldest first; synced: all that was there has come; error: the stream ends. Whoever connects again gets the newest again."}}
+	huma.Register(s.api, events, func(ctx context.Context, in *eventQuery) (*eventsOutput, error) {
 		var id api.DeviceID
 		var err error
 		if in.Device != "" {
