@@ -20,6 +20,7 @@ func move(ctx context.Context, t *testing.T, s *story.Story) {
 	must(t, err)
 	must(t, s.Apply(ctx, "v2.yaml"))
 	must(t, s.AnswerEverywhere(ctx, "version 2"))
+	must(t, s.RunningEverywhere(ctx)) // the instance before it is gone
 	before := map[string]int{}
 	for _, service := range []string{"web", "cache"} {
 		before[service], err = field.Task(ctx, "demo", service)
@@ -55,7 +56,12 @@ func move(ctx context.Context, t *testing.T, s *story.Story) {
 	}
 	greet("by the second way")
 
-	must(t, s.Lab.Boxes["access-2"].PowerCut()) // lost for good
+	better := s.Lab.Boxes["access-2"]
+	must(t, better.PowerCut())
+	settled("access-1")
+	must(t, better.Start(ctx))
+	settled("access-2")        // by itself, once it is back to stay
+	must(t, better.PowerCut()) // lost for good
 	settled("access-1")
 	greet("by the first way again")
 
