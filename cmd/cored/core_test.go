@@ -84,7 +84,7 @@ func startWith(t *testing.T, o0 options, before func(*core)) *running {
 			if err != nil && ctx.Err() == nil {
 				t.Error("cored ended: ", err)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("cored does not stop")
 		}
 		for i := len(c.closers) - 1; i >= 0; i-- {
@@ -171,7 +171,7 @@ func (r *running) push(ref string) {
 func (r *running) manifest(id api.DeviceID, ok func(*manifest.Manifest) bool) *manifest.Signed {
 	r.t.Helper()
 	var last *manifest.Signed
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		_ = r.c.store.EachManifest(r.t.Context(), func(m *store.ManifestRecord) error {
 			if m.Device == id {

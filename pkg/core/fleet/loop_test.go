@@ -139,7 +139,7 @@ func (c *core) fleet(name, role string, apps ...string) {
 // until waits for a condition on what was published.
 func (c *core) until(what string, ok func() bool) {
 	c.t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		c.mu.Lock()
 		good := ok()
