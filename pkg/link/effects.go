@@ -95,6 +95,8 @@ type Effects struct {
 	Kick   []api.DeviceID
 	// FetchRetained asks for the manifest on m/<own id>.
 	FetchRetained bool
+	// ResetUp asks for another session with the parent.
+	ResetUp bool
 
 	// Manifest is a newer one for this device.
 	Manifest *manifest.Signed

@@ -124,6 +124,9 @@ func (e *Endpoint) act(eff Effects) {
 	if eff.FetchRetained {
 		_ = e.cfg.Uplink.FetchRetained()
 	}
+	if eff.ResetUp {
+		e.cfg.Uplink.Reset("the parent does not answer")
+	}
 	if e.cfg.Downlink != nil {
 		for _, r := range eff.Retain {
 			if err := e.cfg.Downlink.Retain(r.Child, r.Raw); err != nil {

@@ -21,6 +21,9 @@ type uplink struct {
 	helloPos         uint64
 	helloAt          time.Time
 	tries            int
+	upAt             time.Time
+	// deaf counts sessions in a row in which the parent answered nothing.
+	deaf int
 
 	// downFeed and downPos: everything of the parent's down feed to there is here.
 	downFeed, downPos uint64
@@ -46,7 +49,7 @@ func (r *Relay) ParentUp(now time.Time, parent api.DeviceID) {
 		r.u = uplink{parent: parent, known: true}
 	}
 	r.dev.attachTo(now, parent)
-	r.u.up, r.u.tries, r.u.fetched = true, 0, false
+	r.u.up, r.u.upAt, r.u.tries, r.u.fetched = true, now, 0, false
 	r.hello(now)
 }
 
@@ -70,6 +73,19 @@ func (r *Relay) hello(now time.Time) {
 	b = putUint(putUint(b, r.u.downFeed), r.u.downPos)
 	r.toParent(steer, putUint(putUint(b, digestOf(rows)), uint64(absentHash(rows, r.self))), false)
 	r.due(now.Add(r.helloAgain()))
+}
+
+// Bounds of how long a parent may hear and not answer.
+const (
+	firstDeaf = 30 * time.Second
+	lastDeaf  = time.Hour
+)
+
+// deafLimit is when a session without an answer is ended: what the broker between lost
+// of it, a new one has. Each such session may take twice as long, since a parent that
+// never answers costs a handshake each time.
+func (r *Relay) deafLimit() time.Time {
+	return r.u.upAt.Add(min(firstDeaf<<min(r.u.deaf, 7), lastDeaf))
 }
 
 func (r *Relay) helloAgain() time.Duration {
@@ -209,7 +225,7 @@ func (r *Relay) welcomeIn(now time.Time, m *message) {
 	if m.r.err != nil {
 		return
 	}
-	r.u.welcomed, r.u.tries = true, 0
+	r.u.welcomed, r.u.tries, r.u.deaf = true, 0, 0
 	r.u.nextBeat = now.Add(r.jitter(r.cfg.Health))
 	if flags&welcomeEqual != 0 {
 		for _, row := range r.rows {
@@ -571,6 +587,12 @@ func (r *Relay) tickUplink(now time.Time) {
 		return
 	}
 	if !r.u.welcomed {
+		limit := r.deafLimit()
+		if !now.Before(limit) {
+			r.u.deaf, r.u.upAt, r.eff.ResetUp = r.u.deaf+1, now, true
+			limit = r.deafLimit()
+		}
+		r.due(limit)
 		if left := r.u.helloAt.Add(r.helloAgain()); now.Before(left) {
 			r.due(left)
 			return

@@ -423,6 +423,9 @@ func (b *Box) run() {
 		b.applied(eff.Manifest)
 	}
 	b.Commands += len(eff.Commands)
+	if eff.ResetUp {
+		w.After(0, func() { w.hangUp(b.ID) })
+	}
 	for _, f := range eff.Up {
 		w.send(b.ID, true, f)
 	}
