@@ -26,11 +26,14 @@ func decodeRevoked(body []byte) (map[api.DeviceID]struct{}, error) {
 	if r.err == nil && (len(ids)%8 != 0 || len(r.b) > 0) {
 		r.fail("a list of devices expected")
 	}
+	if r.err != nil {
+		return nil, r.err
+	}
 	out := make(map[api.DeviceID]struct{}, len(ids)/8)
 	for ; len(ids) > 0; ids = ids[8:] {
 		out[api.DeviceID(ids[:8])] = struct{}{}
 	}
-	return out, r.err
+	return out, nil
 }
 
 // obey takes from the box's own manifest which devices are retired: their sessions end,

@@ -90,6 +90,7 @@ func FuzzRevoked(f *testing.F) {
 	f.Add(link.EncodeRevoked(nil))
 	f.Add(link.EncodeRevoked([]api.DeviceID{{1}, {2}}))
 	f.Add([]byte{0x5f, 0xff})
+	f.Add([]byte("A0000000000000000")) // one byte, and more behind it
 	keys := keyring(f)
 	f.Fuzz(func(t *testing.T, body []byte) {
 		want := linksim.NewDesired(1)
