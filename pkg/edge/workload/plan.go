@@ -328,7 +328,7 @@ func (p *planner) first(a *wantApp, s *wantService, key serviceKey, failed launc
 		st.State, st.Message = state, msg
 		return st
 	}
-	if msg := p.waitsFor(a, s); msg != "" {
+	if msg := p.waitsFor(a, s, false); msg != "" {
 		st.Message = msg
 		return st
 	}
@@ -363,7 +363,7 @@ func (p *planner) update(a *wantApp, s *wantService, key serviceKey, old *instan
 		st.Message = join("update waits: "+msg, st.Message)
 		return st
 	}
-	if msg := p.waitsFor(a, s); msg != "" {
+	if msg := p.waitsFor(a, s, false); msg != "" {
 		st := p.tend(a, s, key, old)
 		st.Message = join("update waits: "+msg, st.Message)
 		return st
@@ -414,7 +414,7 @@ func (p *planner) compare(a *wantApp, s *wantService, key serviceKey, fresh, old
 	if fresh.Phase == phaseNone {
 		if !s.StartFirst && old.Phase == phaseRunning {
 			p.do(action{Verb: doStop, Key: key, ID: old.ID, Want: s, Reason: "replaced by a new version"})
-		} else if p.waitsFor(a, s) == "" {
+		} else if p.waitsFor(a, s, true) == "" {
 			p.do(action{Verb: doStart, Key: key, ID: fresh.ID, Want: s})
 		}
 	}
@@ -482,7 +482,7 @@ func (p *planner) tend(a *wantApp, s *wantService, key serviceKey, in *instance)
 		if in.Finished && !mayRestart(s.Restart, in) {
 			return p.ended(in)
 		}
-		if msg := p.waitsFor(a, s); msg != "" {
+		if msg := p.waitsFor(a, s, true); msg != "" {
 			return p.describe(in, api.Pending, msg)
 		}
 		if failed := p.w.LaunchFailed[key]; failed.Hash == in.Hash && failed.Count > 0 {
@@ -570,10 +570,15 @@ func (p *planner) image(s *wantService, key serviceKey) (ready bool, state api.A
 	return false, api.Pulling, "fetching " + s.Service.Image
 }
 
-// waitsFor tells which dependency is not there yet; empty when none.
-func (p *planner) waitsFor(a *wantApp, s *wantService) string {
+// waitsFor tells which dependency is not there yet; empty when none. made is true for
+// an instance that exists already: what it was made beside is good enough for it, since
+// a dependency's update may wait for its image as long as the uplink is down.
+func (p *planner) waitsFor(a *wantApp, s *wantService, made bool) string {
 	for _, d := range s.DependsOn {
-		in := p.serving(a, d.Service)
+		in, coming := p.serving(a, d.Service, made)
+		if made && !coming {
+			continue
+		}
 		ok := in != nil
 		if ok {
 			done := in.Phase != phaseRunning && in.Finished && !in.Stopped && in.Exit == 0
@@ -593,27 +598,36 @@ func (p *planner) waitsFor(a *wantApp, s *wantService) string {
 	return ""
 }
 
-// serving finds the instance of a service that others depend on: the wanted
-// version when it exists, else the one that runs on in its place.
-func (p *planner) serving(a *wantApp, service string) *instance {
+// serving finds the instance of a service that others depend on: the wanted version
+// when it exists, else the one that runs on in its place, or with made the one that is
+// there. coming is false when there is none and none can be made now, for its image is
+// not here.
+func (p *planner) serving(a *wantApp, service string, made bool) (in *instance, coming bool) {
 	list := p.byKey[serviceKey{a.Name, service}]
+	coming = len(list) > 0
 	for i := range a.Services {
 		if a.Services[i].Name != service {
 			continue
 		}
 		for _, in := range list {
 			if in.Hash == a.Services[i].Hash {
-				return in
+				return in, true
 			}
 		}
-		if r := p.w.Rejected[serviceKey{a.Name, service}]; r.Hash != a.Services[i].Hash {
-			return nil // its update comes first
+		coming = coming || p.w.Images[a.Services[i].Image].Ready
+		if r := p.w.Rejected[serviceKey{a.Name, service}]; !made && r.Hash != a.Services[i].Hash {
+			return nil, true // its update comes first
+		}
+	}
+	for _, in := range list {
+		if in.Phase == phaseRunning {
+			return in, true
 		}
 	}
 	if len(list) > 0 {
-		return list[0]
+		return list[0], true
 	}
-	return nil
+	return nil, coming
 }
 
 // discard ends and removes an instance that is not wanted any more.
