@@ -194,7 +194,10 @@ func TestClearSecretsAreEncryptedAtTheNextStart(t *testing.T) {
 		t.Error(got, err)
 	}
 	found := false
-	if err := db.EachManifest(t.Context(), func(r *store.ManifestRecord) error { found = r.Seals["secret/door"] == seals["secret/door"]; return nil }); err != nil || !found {
+	if err := db.EachManifest(t.Context(), func(r *store.ManifestRecord) error {
+		found = r.Seals["secret/door"] == seals["secret/door"]
+		return nil
+	}); err != nil || !found {
 		t.Error("the manifest's seals: ", found, err)
 	}
 }
