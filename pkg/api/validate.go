@@ -251,8 +251,8 @@ var profileName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 
 func validateConfig(s *ConfigSpec, f *findings) {
 	total := 0
+	validateFileNames(s.Files, "spec.files", f)
 	for _, name := range sortedKeys(s.Files) {
-		validateFileName(name, join("spec.files", name), f)
 		total += len(name) + len(s.Files[name])
 	}
 	for _, name := range sortedKeys(s.Env) {
@@ -271,8 +271,8 @@ func validateConfig(s *ConfigSpec, f *findings) {
 
 func validateSecret(s *SecretSpec, f *findings) {
 	total := 0
+	validateFileNames(s.Data, "spec.data", f)
 	for _, name := range sortedKeys(s.Data) {
-		validateFileName(name, join("spec.data", name), f)
 		total += len(name) + len(s.Data[name])
 	}
 	if total > maxSecretBytes {
@@ -280,12 +280,21 @@ func validateSecret(s *SecretSpec, f *findings) {
 	}
 }
 
-// validateFileName takes relative paths that stay where they are put.
-func validateFileName(name, field string, f *findings) {
-	bad := name == "" || len(name) > 255 || path.IsAbs(name) || path.Clean(name) != name || name == "." || name == ".." ||
-		strings.HasPrefix(name, "../") || strings.ContainsAny(name, "\x00\n\\")
-	if bad {
-		f.addf(field, "use a relative path such as nginx.conf or conf.d/site.conf", "%s is not a file name", quote(name))
+// validateFileNames takes relative paths that stay where they are put. Names that begin
+// with ".." are what a device makes a folder of files with (pkg/edge/workload).
+func validateFileNames[V any](files map[string]V, field string, f *findings) {
+	for _, name := range sortedKeys(files) {
+		bad := name == "" || len(name) > 255 || path.IsAbs(name) || path.Clean(name) != name || name == "." ||
+			strings.HasPrefix(name, "..") || strings.ContainsAny(name, "\x00\n\\")
+		if bad {
+			f.addf(join(field, name), "use a relative path such as nginx.conf or conf.d/site.conf; it does not begin with ..", "%s is not a file name", quote(name))
+			continue
+		}
+		for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
+			if _, both := files[dir]; both {
+				f.addf(join(field, name), "rename one of them", "%s is a file, and a folder with files in it", quote(dir))
+			}
+		}
 	}
 }
 
