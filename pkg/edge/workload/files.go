@@ -48,6 +48,9 @@ func content(a *App, mt api.Mount) (one []byte, set map[string][]byte, err error
 		return nil, nil, api.Errorf(api.NotFound, "%s %q is not on this device", mt.Kind, name)
 	}
 	if !single {
+		if data.Files == nil { // all files went: an empty folder, which is still one
+			return nil, map[string][]byte{}, nil
+		}
 		return nil, data.Files, nil
 	}
 	if b, ok := data.Files[file]; ok {
@@ -61,39 +64,46 @@ func content(a *App, mt api.Mount) (one []byte, set map[string][]byte, err error
 }
 
 // writeFiles brings the config and secret files of one container up to date and
-// returns how they are mounted. It writes nothing where nothing changed.
+// returns how they are mounted. It writes nothing where nothing changed, and one mount
+// that fails keeps no other from its new content; the error names each that failed.
 func (f folders) writeFiles(a *App, id string, s *api.Service) ([]hostMount, error) {
 	var out []hostMount
+	var errs []error
 	for i, mt := range s.Mounts {
 		if mt.Kind != api.MountConfig && mt.Kind != api.MountSecret {
 			continue
 		}
-		dir := f.files(a.Bundle.App, id)
-		if mt.Kind == api.MountSecret {
-			dir = f.secrets(a.Bundle.App, id)
-		}
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return nil, err
-		}
-		path := filepath.Join(dir, "mount-"+strconv.Itoa(i))
-		one, set, err := content(a, mt)
-		switch {
-		case err != nil:
-			if _, statErr := os.Stat(path); statErr != nil {
-				return nil, err
-			}
-			// The object is gone but a container still shows it: what it has stays.
-		case set != nil:
-			err = writeSet(path, set, mt)
-		default:
-			err = rewrite(path, one, mt)
-		}
-		if err != nil && api.CodeOf(err) != api.NotFound {
-			return nil, err
+		path, err := f.writeMount(a, id, i, mt)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s %s at %s: %w", mt.Kind, firstOf(mt.Source, "of the file"), mt.Target, err))
+			continue
 		}
 		out = append(out, hostMount{Source: path, Target: mt.Target, ReadOnly: true})
 	}
-	return out, nil
+	return out, errors.Join(errs...)
+}
+
+// writeMount writes the i-th mount of a service and tells where it lies.
+func (f folders) writeMount(a *App, id string, i int, mt api.Mount) (string, error) {
+	dir := f.files(a.Bundle.App, id)
+	if mt.Kind == api.MountSecret {
+		dir = f.secrets(a.Bundle.App, id)
+	}
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "mount-"+strconv.Itoa(i))
+	one, set, err := content(a, mt)
+	if err != nil {
+		if _, statErr := os.Stat(path); statErr == nil && api.CodeOf(err) == api.NotFound {
+			return path, nil // the object is gone but a container still shows it: what it has stays
+		}
+		return "", err
+	}
+	if set != nil {
+		return path, writeSet(path, set, mt)
+	}
+	return path, rewrite(path, one, mt)
 }
 
 func modeOf(mt api.Mount) os.FileMode {
@@ -117,27 +127,53 @@ func rewrite(path string, data []byte, mt api.Mount) error {
 	return errors.Join(err, file.Close())
 }
 
-// writeSet changes a folder of files, all at one instant.
+// checkNames refuses names that would leave the folder of a set, or hide what makes it
+// one. The core refuses them too (pkg/api).
+func checkNames(set map[string][]byte, mt api.Mount) error {
+	for name := range set {
+		if !filepath.IsLocal(name) || filepath.Clean(name) != name || name == "." || strings.HasPrefix(name, "..") {
+			return api.Errorf(api.Invalid, "%q cannot be a file's name in a %s", name, mt.Kind)
+		}
+		for dir := filepath.Dir(name); dir != "."; dir = filepath.Dir(dir) {
+			if _, both := set[dir]; both {
+				return api.Errorf(api.Invalid, "%q is a file and a folder in a %s", dir, mt.Kind)
+			}
+		}
+	}
+	return nil
+}
+
+// writeSet changes a folder of files, and of folders in it, all at one instant.
 func writeSet(dir string, set map[string][]byte, mt api.Mount) error {
+	if err := checkNames(set, mt); err != nil {
+		return err
+	}
 	names := slices.Sorted(maps.Keys(set))
 	sum := sha256.New()
 	for _, name := range names {
-		if !filepath.IsLocal(name) || strings.ContainsRune(name, '/') || strings.HasPrefix(name, "..") {
-			return api.Errorf(api.Invalid, "%q cannot be a file's name in a %s", name, mt.Kind)
-		}
 		fmt.Fprintf(sum, "%q %d\n", name, len(set[name]))
 		sum.Write(set[name])
 	}
 	version := "..v" + hex.EncodeToString(sum.Sum(nil)[:8])
 	was, _ := os.Readlink(filepath.Join(dir, "..data"))
-	if was == version {
-		return nil
+	if was != version {
+		if err := writeVersion(dir, version, names, set, mt); err != nil {
+			return err
+		}
 	}
+	return tidySet(dir, version, set)
+}
+
+func writeVersion(dir, version string, names []string, set map[string][]byte, mt api.Mount) error {
 	if err := os.MkdirAll(filepath.Join(dir, version), 0o755); err != nil {
 		return err
 	}
 	for _, name := range names {
-		if err := rewrite(filepath.Join(dir, version, name), set[name], mt); err != nil {
+		path := filepath.Join(dir, version, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		if err := rewrite(path, set[name], mt); err != nil {
 			return err
 		}
 	}
@@ -146,31 +182,31 @@ func writeSet(dir string, set map[string][]byte, mt api.Mount) error {
 	if err := os.Symlink(version, next); err != nil {
 		return err
 	}
-	if err := os.Rename(next, filepath.Join(dir, "..data")); err != nil {
-		return err
-	}
-	return tidySet(dir, version, set)
+	return os.Rename(next, filepath.Join(dir, "..data"))
 }
 
-// tidySet makes the links of new files and removes those of files that went.
+// tidySet makes the links of new files and folders, and removes those that went.
 func tidySet(dir, version string, set map[string][]byte) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
-	have := map[string]bool{}
+	wanted, have := map[string]bool{}, map[string]bool{}
+	for name := range set {
+		top, _, _ := strings.Cut(name, "/")
+		wanted[top] = true
+	}
 	for _, e := range entries {
 		name := e.Name()
-		_, wanted := set[name]
 		switch {
 		case name == "..data" || name == version:
-		case wanted:
+		case wanted[name]:
 			have[name] = true
 		default:
 			err = errors.Join(err, os.RemoveAll(filepath.Join(dir, name)))
 		}
 	}
-	for name := range set {
+	for name := range wanted {
 		if !have[name] {
 			err = errors.Join(err, os.Symlink(filepath.Join("..data", name), filepath.Join(dir, name)))
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -95,10 +96,94 @@ func TestASetOfFilesChangesAllAtOnce(t *testing.T) {
 	if len(entries) != 5 { // ..data, its version, a, b, only-199
 		t.Errorf("left in the folder: %v", entries)
 	}
-	for _, name := range []string{"../x", "a/b", "..data", ""} {
+	for _, name := range []string{"../x", "..data", "", ".", "/x", "a/../b", "a//b", "..v/x"} {
 		if err := writeSet(dir, set("x", name), api.Mount{}); err == nil {
 			t.Errorf("a file called %q was written", name)
 		}
+	}
+	if err := writeSet(dir, set("x", "a/b/c", "a"), api.Mount{}); err == nil {
+		t.Error("a is a file and a folder")
+	}
+}
+
+// A set may hold folders; they come, change and go as its files do, and so does all of it.
+func TestASetOfFilesHasFolders(t *testing.T) {
+	f := folders{root: t.TempDir(), run: t.TempDir()}
+	svc := api.Service{Mounts: []api.Mount{{Kind: api.MountConfig, Source: "c", Target: "/etc/nginx"}}}
+	seen := func(files map[string][]byte) map[string]string {
+		t.Helper()
+		a := &App{Bundle: api.Bundle{App: "app"}, Configs: map[string]api.ConfigData{"c": {Files: files}}}
+		mounts, err := f.writeFiles(a, "id", &svc)
+		if err != nil || len(mounts) != 1 {
+			t.Fatalf("%v, %v", mounts, err)
+		}
+		if st, err := os.Stat(mounts[0].Source); err != nil || !st.IsDir() {
+			t.Fatalf("not a folder: %v", err)
+		}
+		got := map[string]string{}
+		for _, pattern := range []string{"*", "*/*"} {
+			paths, _ := filepath.Glob(filepath.Join(mounts[0].Source, pattern))
+			for _, p := range paths {
+				name, _ := filepath.Rel(mounts[0].Source, p)
+				if b, err := os.ReadFile(p); err == nil && !strings.HasPrefix(name, "..") {
+					got[name] = string(b)
+				}
+			}
+		}
+		return got
+	}
+	for _, want := range []map[string]string{
+		{"nginx.conf": "1", "conf.d/site.conf": "a", "conf.d/other.conf": "b"},
+		{"nginx.conf": "1", "conf.d/site.conf": "changed"},
+		{"conf.d": "a file now"},
+		{},
+		{"conf.d/site.conf": "again"},
+	} {
+		files := map[string][]byte{}
+		for name, text := range want {
+			files[name] = []byte(text)
+		}
+		if len(files) == 0 {
+			files = nil // as an emptied Config comes over the wire
+		}
+		if got := seen(files); !maps.Equal(got, want) {
+			t.Errorf("got %v, want %v", got, want)
+		}
+	}
+}
+
+// One mount that cannot be written leaves the others alone, is told by name, and no more
+// once it can.
+func TestFilesThatCannotBeWrittenAreNamed(t *testing.T) {
+	m := &Manager{cfg: withDefaults(Config{}), root: folders{root: t.TempDir(), run: t.TempDir()}, warnings: map[string]api.Warning{}, instances: map[string]*tracked{}, changed: make(chan struct{}, 1)}
+	svc := api.Service{Name: "s", NetworkMode: "none", Mounts: []api.Mount{
+		{Kind: api.MountConfig, Source: "a", Target: "/a"}, {Kind: api.MountSecret, Source: "b/key", Target: "/b"},
+	}}
+	set := func(pass string) {
+		m.apps = []App{{Bundle: api.Bundle{App: "app"}, Configs: map[string]api.ConfigData{"a": {Files: map[string][]byte{"f": []byte(pass)}}}, Secrets: map[string]api.ConfigData{"b": {Files: map[string][]byte{"key": []byte(pass)}}}}}
+		m.refreshFiles()
+	}
+	m.instances["id"] = &tracked{in: instance{ID: "id", Key: serviceKey{"app", "s"}, Phase: phaseRunning}, svc: svc}
+	inTheWay := filepath.Join(m.root.files("app", "id"), "mount-0")
+	if err := os.MkdirAll(filepath.Dir(inTheWay), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(inTheWay, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	set("new")
+	if b, err := os.ReadFile(filepath.Join(m.root.secrets("app", "id"), "mount-1")); err != nil || string(b) != "new" {
+		t.Errorf("the secret is %q, %v", b, err)
+	}
+	if w := m.Warnings(); len(w) != 1 || w[0].Name != "config-not-written" || !strings.Contains(w[0].Message, "app/s: config a at /a") {
+		t.Errorf("warnings: %+v", w)
+	}
+	if err := os.Remove(inTheWay); err != nil {
+		t.Fatal(err)
+	}
+	m.refreshFiles()
+	if b, err := os.ReadFile(filepath.Join(inTheWay, "f")); err != nil || string(b) != "new" || len(m.Warnings()) != 0 {
+		t.Errorf("%q, %v, %+v", b, err, m.Warnings())
 	}
 }
 

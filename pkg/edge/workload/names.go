@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -130,6 +131,7 @@ func (m *Manager) refreshFiles() {
 		}
 	}
 	m.mu.Unlock()
+	var failed []string
 	for _, t := range list {
 		m.writeHosts(t)
 		app := apps[t.in.Key.App]
@@ -144,11 +146,33 @@ func (m *Manager) refreshFiles() {
 			continue
 		}
 		if _, err := m.root.writeFiles(app, t.in.ID, &t.svc); err != nil {
-			m.cfg.Log.Warn("config files cannot be written", "container", t.in.ID, "err", err)
-			continue
+			failed = append(failed, t.in.Key.String()+": "+strings.ReplaceAll(err.Error(), "\n", "; "))
+			continue // tried again at the next step, which comes within a minute
 		}
 		m.mu.Lock()
 		t.files = sum
 		m.mu.Unlock()
 	}
+	slices.Sort(failed)
+	m.warnOfFiles(failed)
+}
+
+// warnOfFiles names the containers that show old content, or ends the warning.
+func (m *Manager) warnOfFiles(failed []string) {
+	const name = "config-not-written"
+	m.mu.Lock()
+	was := m.warnings[name].Message
+	m.mu.Unlock()
+	text := ""
+	if len(failed) > 0 {
+		text = brief(errors.New("running containers show old files: " + strings.Join(failed, "; ")))
+	}
+	if text == was {
+		return
+	}
+	m.warn(name, api.Degraded, text)
+	if text != "" {
+		m.cfg.Log.Warn("config files cannot be written", "containers", strings.Join(failed, "; "))
+	}
+	m.notify()
 }
