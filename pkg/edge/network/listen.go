@@ -77,6 +77,9 @@ func (p Port) Takes(l Listener) bool {
 		return false
 	}
 	host, err := netip.ParseAddr(p.HostIP)
+	if a := l.Addr.Addr(); a.Is6() && !a.IsUnspecified() {
+		return host == a // containers have IPv4 addresses alone
+	}
 	return err != nil || host.IsUnspecified() || l.Addr.Addr().IsUnspecified() || host.Unmap() == l.Addr.Addr()
 }
 

@@ -62,6 +62,7 @@ func TestPortTakesAListener(t *testing.T) {
 		{Port{Host: 53, Protocol: "udp", HostIP: "127.0.0.53"}, at("udp", "127.0.0.53:53"), true},
 		{Port{Host: 22, Protocol: "tcp", HostIP: "10.0.0.1"}, at("tcp", "[::]:22"), true},
 		{Port{Host: 22, Protocol: "tcp", HostIP: "0.0.0.0"}, at("tcp", "10.0.0.1:22"), true},
+		{Port{Host: 22}, at("tcp", "[fe80::1]:22"), false},
 		{Port{}, at("tcp", "0.0.0.0:22"), false},
 	} {
 		if got := c.port.Takes(c.l); got != c.want {

@@ -400,6 +400,7 @@ func (m *Manager) world() world {
 	w := world{Now: m.cfg.Now(), Apps: slices.Clone(m.want), Images: map[string]imageState{}, Rejected: m.rejected, LaunchFailed: m.launchErr, Busy: m.busy}
 	for i := range w.Apps {
 		w.Apps[i].InForce = m.inForce[w.Apps[i].Name]
+		w.Apps[i].Refused = firstOf(w.Apps[i].Refused, m.hidesListener(&m.apps[i]))
 		if w.Apps[i].Hold != "" {
 			w.Apps[i].Services = m.held(w.Apps[i].Name)
 		}

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -69,8 +70,10 @@ type Config struct {
 	Snapshotter string // default "overlayfs"
 	// Runtime is a name that containerd knows, or the path of a shim; default the
 	// program edged-shim beside LogHelper, else "io.containerd.runc.v2".
-	Runtime  string
-	Pool     string // addresses for app networks; default "10.213.0.0/16"
+	Runtime string
+	Pool    string // addresses for app networks; default "10.213.0.0/16"
+	// Own is where this process itself listens; no app may publish a port over it.
+	Own      []net.Addr
 	Upstream Upstream
 	Meter    Meter // optional
 	Log      *slog.Logger
