@@ -21,7 +21,7 @@ func TestSpoolBudget(t *testing.T) {
 			t.Fatal(err)
 		}
 		b := &box{o: options{data: dir}, state: st, log: slog.New(slog.DiscardHandler)}
-		if b.clock, err = st.Clock(time.Now); err != nil {
+		if b.clock, err = st.Clock(time.Now, nil); err != nil {
 			t.Fatal(err)
 		}
 		if err := b.openSpool(t.Context()); err != nil {

@@ -187,7 +187,7 @@ func (b *box) openState(context.Context) (err error) {
 	if origin := b.state.Origin(); origin != state.Intact {
 		b.log.Info("state", "origin", origin)
 	}
-	b.clock, err = b.state.Clock(time.Now)
+	b.clock, err = b.state.Clock(time.Now, nil)
 	return err
 }
 
@@ -206,6 +206,16 @@ func (b *box) openListeners(context.Context) (err error) {
 	return nil
 }
 
+// listensOn tells where a relay takes its children.
+func (b *box) listensOn() (out []net.Addr) {
+	for _, l := range []net.Listener{b.listen.mqtt, b.listen.https} {
+		if l != nil {
+			out = append(out, l.Addr())
+		}
+	}
+	return out
+}
+
 func (b *box) hardware() api.Hardware { return hardware.Probe(hardware.Host(b.o.data)) }
 
 func (b *box) join(ctx context.Context) (err error) {
@@ -219,7 +229,7 @@ func (b *box) join(ctx context.Context) (err error) {
 		},
 		Token: b.o.joinToken,
 		Waiting: func(err error) {
-			b.waiting.Store(&api.Warning{Name: "not-enrolled", Severity: api.Critical, Since: time.Now().Unix(), Message: err.Error()})
+			b.waiting.Store(&api.Warning{Name: "not-enrolled", Severity: api.Critical, Since: b.clock.Now().Unix(), Message: err.Error()})
 		},
 		Describe: func() identity.EnrolConfig {
 			h := b.hardware()
@@ -281,7 +291,7 @@ func (b *box) makeWorkload(ctx context.Context) error {
 	}
 	b.work, err = workload.New(ctx, workload.Config{
 		Socket: b.o.containerd, Root: filepath.Join(b.o.data, "apps"), Run: b.o.run, CNIBin: b.o.cniBin, LogHelper: b.o.logHelper,
-		Snapshotter: b.o.snapshotter, Pool: b.o.pool, Upstream: b.artifacts(), Meter: b.meter, Log: b.log, Now: b.clock.Now,
+		Snapshotter: b.o.snapshotter, Pool: b.o.pool, Upstream: b.artifacts(), Meter: b.meter, Log: b.log, Now: b.clock.Now, Own: b.listensOn(),
 		Event: func(e api.Event) {
 			if a := b.agent.Load(); a != nil {
 				a.Event(e)

@@ -277,7 +277,7 @@ func (b *bench) start() {
 	b.t.Helper()
 	b.open()
 	log := slog.New(slog.DiscardHandler)
-	clock, err := b.state.Clock(time.Now)
+	clock, err := b.state.Clock(time.Now, nil)
 	if err != nil {
 		b.t.Fatal(err)
 	}

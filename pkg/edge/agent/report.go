@@ -44,8 +44,8 @@ const (
 // report tells the core how the device stands.
 //
 // Reads: workload status, warnings of all rooms, hardware, addresses, desired's
-// outcome. Writes: the link's entries, and in state which apps have one and which
-// manifest is in force.
+// outcome. Writes: the link's entries, and in state which apps have one, which
+// manifest is applied, and the clock.
 func (a *Agent) report(ctx context.Context) error {
 	a.reportProbe()
 	a.reportNow()
@@ -62,6 +62,9 @@ func (a *Agent) report(ctx context.Context) error {
 		case <-probe.C:
 			a.reportProbe()
 		case <-health.C:
+			if err := a.cfg.Clock.Keep(); err != nil {
+				a.cfg.Log.Warn("the clock cannot be kept", "err", err)
+			}
 			a.reportNow()
 		case <-a.cfg.Workload.Changed():
 			fold.Reset(reportFold)

@@ -2,61 +2,103 @@ package state
 
 import (
 	"encoding/binary"
-	"sync/atomic"
+	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// Clock is the device's clock with a floor under it: the newest time that the core has
-// signed. A box whose battery is empty starts in the past; certificates and commands
-// are judged by this clock. Safe for use by many goroutines.
+// Clock is the device's clock with a floor under it. The floor begins at the newest time
+// that the core has signed and goes on with the time since boot: a box whose battery is
+// empty starts in the past, goes on from what it knew, and its clock never stands still.
+// The machine's own clock is followed wherever it is ahead of the floor, when NTP sets it
+// also. Certificates and commands are judged by this clock. Safe for use by many
+// goroutines.
+//
+// Now may step: forward when the machine's clock is set, back as far as the floor. Who
+// measures how long something took asks a monotonic clock.
 type Clock struct {
-	now   func() time.Time
-	floor atomic.Int64 // Unix seconds
-	saved atomic.Int64
-	save  func(int64) error
+	now  func() time.Time
+	up   func() time.Duration
+	save func(int64) error
+
+	mu    sync.Mutex
+	floor time.Time     // as it was at since; zero: nothing is known
+	since time.Duration // by up
+	saved int64         // Unix seconds
 }
 
-// floorStep is how far the floor moves before it is written again.
+// floorStep is how far the floor moves, in seconds, before it is written again.
 const floorStep = 3600
 
-// Clock makes the clock over the store's persisted floor; now is the machine's own.
-func (s *Store) Clock(now func() time.Time) (*Clock, error) {
-	c := &Clock{now: now, save: func(t int64) error {
+// Clock makes the clock over the store's persisted floor; now is the machine's own, up
+// the time since boot (nil: the machine's, suspend included).
+func (s *Store) Clock(now func() time.Time, up func() time.Duration) (*Clock, error) {
+	if up == nil {
+		up = uptime
+	}
+	c := &Clock{now: now, up: up, since: up(), save: func(t int64) error {
 		return s.Put("blob", "clock", binary.BigEndian.AppendUint64(nil, uint64(t)))
 	}}
 	b, err := s.Get("blob", "clock")
 	if err == nil && len(b) == 8 {
-		c.floor.Store(int64(binary.BigEndian.Uint64(b)))
-		c.saved.Store(c.floor.Load())
+		c.saved = int64(binary.BigEndian.Uint64(b))
+		c.floor = time.Unix(c.saved, 0)
 	}
 	return c, err
 }
 
 // Now is the machine's time, or the floor where that is later.
 func (c *Clock) Now() time.Time {
-	now, floor := c.now(), c.floor.Load()
-	if now.Unix() < floor {
-		return time.Unix(floor, 0)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now, floor := c.now(), c.at()
+	if now.Before(floor) {
+		return floor
 	}
 	return now
+}
+
+// at is the floor now. c.mu is held.
+func (c *Clock) at() time.Time {
+	if c.floor.IsZero() {
+		return c.floor
+	}
+	return c.floor.Add(max(0, c.up()-c.since))
 }
 
 // Raise lifts the floor to t, a time that the core has signed. An earlier one does
 // nothing. It is written down when it moved by an hour.
 func (c *Clock) Raise(t time.Time) error {
-	to := t.Unix()
-	for {
-		old := c.floor.Load()
-		if to <= old {
-			return nil
-		}
-		if c.floor.CompareAndSwap(old, to) {
-			break
-		}
+	t = time.Unix(t.Unix(), 0)
+	c.mu.Lock()
+	if t.After(c.at()) {
+		c.floor, c.since = t, c.up()
 	}
-	if to-c.saved.Load() < floorStep {
+	c.mu.Unlock()
+	return c.Keep()
+}
+
+// Keep writes the floor down when it moved by an hour, so that a restart takes back no
+// more than that. It is to be called from time to time.
+func (c *Clock) Keep() error {
+	c.mu.Lock()
+	floor := c.at()
+	due := !floor.IsZero() && floor.Unix()-c.saved >= floorStep
+	if due {
+		c.saved = floor.Unix()
+	}
+	c.mu.Unlock()
+	if !due {
 		return nil
 	}
-	c.saved.Store(to)
-	return c.save(to)
+	return c.save(floor.Unix())
+}
+
+func uptime() time.Duration {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
 }

@@ -12,14 +12,22 @@ func TestClockNeverGoesBelowItsFloor(t *testing.T) {
 	s := open(t, dir)
 	defer func() { s.Close() }()
 	rapid.Check(t, func(t *rapid.T) {
-		at := time.Unix(0, 0)
-		c, err := s.Clock(func() time.Time { return at })
+		at, up := time.Unix(0, 0), time.Duration(0)
+		now, since := func() time.Time { return at }, func() time.Duration { return up }
+		c, err := s.Clock(now, since)
 		if err != nil {
 			t.Fatal(err)
 		}
 		floor := c.Now()
 		t.Repeat(map[string]func(*rapid.T){
 			"step": func(t *rapid.T) { at = time.Unix(rapid.Int64Range(0, 1<<33).Draw(t, "clock"), 0) },
+			"pass": func(t *rapid.T) {
+				d := time.Duration(rapid.Int64Range(0, 1<<16).Draw(t, "seconds")) * time.Second
+				at, up = at.Add(d), up+d
+				if floor.After(time.Unix(0, 0)) {
+					floor = floor.Add(d)
+				}
+			},
 			"raise": func(t *rapid.T) {
 				to := time.Unix(rapid.Int64Range(0, 1<<32).Draw(t, "signed"), 0)
 				if err := c.Raise(to); err != nil {
@@ -30,13 +38,20 @@ func TestClockNeverGoesBelowItsFloor(t *testing.T) {
 				}
 			},
 			"restart": func(t *rapid.T) {
-				if c, err = s.Clock(func() time.Time { return at }); err != nil {
+				if err := c.Keep(); err != nil {
 					t.Fatal(err)
 				}
-				if lost := floor.Sub(time.Unix(c.floor.Load(), 0)); lost > floorStep*time.Second {
+				known := c.at()
+				if c, err = s.Clock(now, since); err != nil {
+					t.Fatal(err)
+				}
+				if lost := known.Sub(c.at()); lost > floorStep*time.Second {
 					t.Fatalf("a restart lowers the floor by %s", lost)
 				}
-				floor = time.Unix(c.floor.Load(), 0)
+				floor = time.Unix(0, 0)
+				if !c.floor.IsZero() {
+					floor = c.floor
+				}
 			},
 			"": func(t *rapid.T) {
 				if now := c.Now(); now.Before(floor) || now.Before(at) {
@@ -45,4 +60,54 @@ func TestClockNeverGoesBelowItsFloor(t *testing.T) {
 			},
 		})
 	})
+}
+
+// A box without a battery starts in 1970: its clock goes on from what it knew, also
+// across restarts without a word from the core, and follows NTP when that comes.
+func TestClockRunsWhileTheMachineIsInThePast(t *testing.T) {
+	s := open(t, t.TempDir())
+	defer s.Close()
+	machine, up := time.Unix(40, 0), 40*time.Second
+	pass := func(d time.Duration) { machine, up = machine.Add(d), up+d }
+	boot := func() *Clock {
+		c, err := s.Clock(func() time.Time { return machine }, func() time.Duration { return up })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	known := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	c := boot()
+	if err := c.Raise(known); err != nil {
+		t.Fatal(err)
+	}
+	pass(1500 * time.Millisecond)
+	if got := c.Now().Sub(known); got != 1500*time.Millisecond {
+		t.Fatalf("the clock moved by %s in 1.5 s", got)
+	}
+	for range 48 * 60 {
+		pass(time.Minute)
+		if err := c.Keep(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := c.Now()
+	machine, up = time.Unix(3, 0), 3*time.Second // the power is cut
+	c = boot()
+	if lost := before.Sub(c.Now()); lost < 0 || lost > time.Hour {
+		t.Fatalf("the power cut took back %s", lost)
+	}
+	set := known.Add(72 * time.Hour)
+	machine = set // by NTP
+	if got := c.Now(); !got.Equal(set) {
+		t.Fatalf("NTP said %s, the clock %s", set, got)
+	}
+	if err := c.Raise(set); err != nil {
+		t.Fatal(err)
+	}
+	pass(time.Minute)
+	machine = machine.Add(-time.Hour) // somebody sets it back
+	if got := c.Now(); !got.Equal(set.Add(time.Minute)) {
+		t.Fatalf("a step back of the machine's clock moves this one to %s", got)
+	}
 }
