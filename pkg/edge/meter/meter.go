@@ -37,6 +37,9 @@ type Meter struct {
 	// the targets that lost their baseline meanwhile.
 	asked   int
 	dropped map[string]bool
+	// cut is when the last interval ended in this process, or when it began; seen is when
+	// all targets were read last, zero before the first time.
+	cut, seen instant
 }
 
 // New loads what was kept. A blob that cannot be read is an error: losing it
@@ -54,8 +57,9 @@ func New(cfg Config) (*Meter, error) {
 	if m.state, err = decodeState(blob); err != nil {
 		return nil, err
 	}
+	m.cut = m.clock()
 	if m.state.Last == 0 {
-		m.state.Last = cfg.Now().UnixMilli()
+		m.state.Last = m.cut.wall
 	}
 	return m, nil
 }
@@ -105,6 +109,7 @@ func (m *Meter) sample(list []Target) error {
 			errs = append(errs, m.read(t))
 		}
 	}
+	m.seen = m.clock()
 	return errors.Join(errs...)
 }
 
@@ -113,7 +118,8 @@ func (m *Meter) read(t Target) error {
 	if err != nil {
 		return err
 	}
-	m.state.advance(t, r, m.clock())
+	now := m.clock()
+	m.state.advance(m.seen.steady(t, now), r, now)
 	return nil
 }
 
@@ -172,13 +178,22 @@ func (m *Meter) Collect() (api.Usage, error) {
 		m.cfg.Log.Warn("some containers could not be metered", "err", err)
 	}
 	acc := m.state.Acc
-	u := api.Usage{From: m.state.Last, To: max(m.state.Last+1, m.cfg.Now().UnixMilli()), Uses: uses(acc)}
+	now := m.clock()
+	u := api.Usage{From: m.state.Last, To: m.end(now), Uses: uses(acc)}
 	m.state.Pending, m.state.Acc, m.state.Last = &u, map[string]accumulated{}, u.To
 	if err := m.save(); err != nil {
 		m.state.Pending, m.state.Acc, m.state.Last = nil, acc, u.From
 		return api.Usage{}, err
 	}
+	m.cut = now
 	return u, nil
+}
+
+// end is when the interval ends that is cut now. Where the wall clock was set back,
+// intervals take half of the time that passed until it has come up with them: each has a
+// length, and none overlap.
+func (m *Meter) end(now instant) int64 {
+	return max(m.state.Last+1, now.wall, m.state.Last+max(0, now.up-m.cut.up)/2)
 }
 
 // Pending returns the interval that was collected and not committed, if any.

@@ -272,6 +272,45 @@ func TestClockStepsAndRebootsDoNotInventTime(t *testing.T) {
 	}
 }
 
+// Whichever way the clock is set, and wherever it stands: intervals have a length, none
+// overlap, and run time is what passed.
+func TestIntervalsHaveALengthWhenTheClockIsSet(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b := &box{up: time.Hour, wall: -1_700_000_000 * time.Second, targets: map[string]*Target{}, reads: map[string]*Reading{}}
+		m := b.meter(t)
+		b.targets["c#0"] = &Target{ID: "c#0", App: "a", Service: "s", Started: b.now()}
+		b.reads["c#0"] = &Reading{}
+		_ = m.Sample()
+		var last int64
+		var ran, sum time.Duration
+		for n := range rapid.IntRange(2, 20).Draw(t, "intervals") {
+			// What starts and is not read yet when the clock is set is the hardest.
+			id := fmt.Sprintf("d%d#0", n)
+			b.targets[id] = &Target{ID: id, App: "a", Service: "s", Started: b.now()}
+			b.wall += rapid.SampledFrom([]time.Duration{0, 0, time.Hour, -time.Hour, 40_000 * time.Hour}).Draw(t, "set")
+			b.pass(15 * time.Minute)
+			ran += time.Duration(n+2) * 15 * time.Minute
+			u, err := m.Collect()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if length := time.Duration(u.To-u.From) * time.Millisecond; length < 7*time.Minute || last != 0 && u.From != last {
+				t.Fatalf("from %d to %d (%s) after %d", u.From, u.To, length, last)
+			}
+			last = u.To
+			for _, use := range u.Uses {
+				sum += time.Duration(use.RunMillis) * time.Millisecond
+			}
+			if sum > ran {
+				t.Fatalf("%s of run time in %s", sum, ran)
+			}
+			if err := m.Commit(u.To); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
 // The host's own reader, on a namespace that is none and a cgroup that is none.
 func TestHostReadsNothingAsNothing(t *testing.T) {
 	r, err := Host()

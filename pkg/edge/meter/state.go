@@ -49,6 +49,25 @@ type instant struct {
 	boot string
 }
 
+// jump is how far the wall clock must move by itself, in ms, to be taken for set.
+const jump = 1000
+
+// steady moves a target's times behind a jump of the wall clock since the targets were
+// read last: what began or ended since then did so since then.
+func (seen instant) steady(t Target, now instant) Target {
+	if seen == (instant{}) || (now.wall-seen.wall)-(now.up-seen.up) < jump {
+		return t
+	}
+	edge := time.UnixMilli(now.wall - (now.up - seen.up))
+	if t.Started.Before(edge) {
+		t.Started = edge
+	}
+	if !t.Ended.IsZero() && t.Ended.Before(edge) {
+		t.Ended = edge
+	}
+	return t
+}
+
 // advance counts what a target used since its baseline. Counters never go back: a
 // reading below the baseline (a cgroup already removed) adds nothing.
 func (s *state) advance(t Target, r Reading, now instant) {
@@ -62,7 +81,7 @@ func (s *state) advance(t Target, r Reading, now instant) {
 	}
 	since := base.Up
 	if !known {
-		since = max(0, now.up-(now.wall-t.Started.UnixMilli()))
+		since = min(now.up, max(0, now.up-(now.wall-t.Started.UnixMilli())))
 	}
 	if known && base.Boot != now.boot {
 		// A process does not outlive a boot: what it used after the last sample of
