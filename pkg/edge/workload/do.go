@@ -366,8 +366,8 @@ func (m *Manager) finish(ctx context.Context, t *tracked) error {
 		return fmt.Errorf("workload: %s still runs", id)
 	}
 	m.mu.Lock()
-	if got.Process.Status == tasktypes.Status_STOPPED {
-		t.in.Phase, t.in.Ended, t.in.Exit = phaseStopped, got.Process.ExitedAt.AsTime(), int(got.Process.ExitStatus)
+	if got.Process.Status == tasktypes.Status_STOPPED && t.in.Phase != phaseStopped {
+		t.in.Phase, t.in.Ended, t.in.Exit = phaseStopped, m.cfg.Now(), int(got.Process.ExitStatus)
 	}
 	tgt, phase := m.targetOf(t), t.in.Phase
 	m.mu.Unlock()
@@ -436,7 +436,7 @@ func (m *Manager) stop(ctx context.Context, a action) error {
 	defer m.mu.Unlock()
 	t.in.Phase, t.in.Finished = phaseNone, false
 	if err == nil && got.Process.Status == tasktypes.Status_STOPPED {
-		t.in.Phase, t.in.Exit, t.in.Ended = phaseStopped, int(got.Process.ExitStatus), got.Process.ExitedAt.AsTime()
+		t.in.Phase, t.in.Exit, t.in.Ended = phaseStopped, int(got.Process.ExitStatus), m.cfg.Now()
 	}
 	return ignoreMissing(err)
 }
@@ -537,7 +537,8 @@ func (m *Manager) pruneLogs(key serviceKey) error {
 	return err
 }
 
-// sweepGrace spares what is being made at this moment.
+// sweepGrace spares what is being made at this moment, by the machine's clock, which wrote
+// down when it was made.
 const sweepGrace = time.Hour
 
 // sweepStrays removes writable layers, views and folders that a crash left without a
@@ -551,7 +552,7 @@ func (m *Manager) sweepStrays(ctx context.Context) error {
 	sn := m.client.SnapshotService(m.cfg.Snapshotter)
 	var stray []string
 	err := sn.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-		if info.Labels[labelOurs] != "" && m.cfg.Now().Sub(info.Created) > sweepGrace && !known(info.Name) {
+		if info.Labels[labelOurs] != "" && time.Since(info.Created) > sweepGrace && !known(info.Name) {
 			stray = append(stray, info.Name)
 		}
 		return nil
@@ -562,7 +563,7 @@ func (m *Manager) sweepStrays(ctx context.Context) error {
 	for _, parent := range []string{"apps", "secrets"} {
 		dirs, _ := filepath.Glob(filepath.Join(m.cfg.Run, parent, "*", "*"))
 		for _, dir := range dirs {
-			if st, serr := os.Stat(dir); serr == nil && m.cfg.Now().Sub(st.ModTime()) > sweepGrace && !known(filepath.Base(dir)) {
+			if st, serr := os.Stat(dir); serr == nil && time.Since(st.ModTime()) > sweepGrace && !known(filepath.Base(dir)) {
 				err = errors.Join(err, os.RemoveAll(dir))
 			}
 		}

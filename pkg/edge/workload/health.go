@@ -140,12 +140,14 @@ func sameCheck(a, b api.HealthCheck) bool {
 func (m *Manager) probe(ctx context.Context, id string, p *prober, started time.Time) {
 	r, test := rulesOf(&p.check), healthTest(&p.check)
 	j := judgement{Health: healthStarting}
+	// From here on time passes by the monotonic clock, whoever sets the other.
+	began, before := time.Now(), max(0, m.cfg.Now().Sub(started))
 	for ctx.Err() == nil {
 		ok, err := m.probeOnce(ctx, id, test, r.timeout)
 		if ctx.Err() != nil {
 			return
 		}
-		age := m.cfg.Now().Sub(started)
+		age := before + time.Since(began)
 		if !isUnavailable(err) { // a daemon that is down says nothing of the container
 			was := j.Health
 			j = r.next(j, ok, age)

@@ -319,9 +319,9 @@ func randomName() string {
 	return hex.EncodeToString(b)
 }
 
-// startOf finds when a process started; the kernel's word is in ticks since boot
-// (proc(5), field 22).
-func startOf(pid int, otherwise time.Time) time.Time {
+// startOf finds when a process started, by the clock that shows now; the kernel's word is
+// in ticks since boot (proc(5), field 22).
+func startOf(pid int, now, otherwise time.Time) time.Time {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
 		return otherwise
@@ -336,7 +336,7 @@ func startOf(pid int, otherwise time.Time) time.Time {
 		return otherwise
 	}
 	const perSecond = 100 // USER_HZ, fixed for user space on all Linux platforms here
-	return time.Now().Add(-uptime() + time.Duration(ticks)*(time.Second/perSecond))
+	return now.Add(-uptime() + time.Duration(ticks)*(time.Second/perSecond))
 }
 
 func uptime() time.Duration {

@@ -163,7 +163,7 @@ func (m *Manager) relist(ctx context.Context) error {
 		}
 		t := m.track(c)
 		if p := procs[c.ID]; p != nil {
-			t.setProcess(p)
+			t.setProcess(p, moment{m.cfg.Now(), time.Now()})
 		}
 		if was := m.instances[c.ID]; was != nil {
 			t.in.Failures, t.files, t.probe = was.in.Failures, was.files, was.probe
@@ -171,11 +171,14 @@ func (m *Manager) relist(ctx context.Context) error {
 			if len(t.addrs) == 0 {
 				t.addrs, t.in.Address = was.addrs, was.in.Address
 			}
-			if was.in.Phase == phaseRunning && t.in.Phase == phaseStopped {
-				m.countExit(t)
-			}
 			if t.in.Phase != phaseNone && was.in.Phase != phaseNone && was.run == t.run {
 				t.in.Started = was.in.Started
+				if was.in.Phase == phaseStopped {
+					t.in.Ended = was.in.Ended
+				}
+			}
+			if was.in.Phase == phaseRunning && t.in.Phase == phaseStopped {
+				m.countExit(t)
 			}
 		}
 		fresh[c.ID] = t
@@ -198,16 +201,27 @@ func (m *Manager) relist(ctx context.Context) error {
 	return nil
 }
 
-func (t *tracked) setProcess(p *tasktypes.Process) {
+// moment is one moment by two clocks: the device's, by which all is judged here, and the
+// machine's, which containerd writes down. The second may be years behind, and may be set
+// at any time.
+type moment struct{ device, machine time.Time }
+
+// local is a past time of the machine's by the device's clock. A time to come is now: the
+// machine's clock was set back.
+func (now moment) local(at time.Time) time.Time {
+	return now.device.Add(-max(0, now.machine.Sub(at)))
+}
+
+func (t *tracked) setProcess(p *tasktypes.Process, now moment) {
 	switch p.Status {
 	case tasktypes.Status_RUNNING, tasktypes.Status_PAUSED, tasktypes.Status_PAUSING:
 		t.in.Phase = phaseRunning
-		t.in.Started = startOf(int(p.Pid), t.in.Created)
+		t.in.Started = startOf(int(p.Pid), now.device, now.local(t.in.Created))
 	case tasktypes.Status_STOPPED:
 		t.in.Phase = phaseStopped
 		t.in.Exit = int(p.ExitStatus)
-		t.in.Ended = p.ExitedAt.AsTime()
-		t.in.Started = t.in.Created
+		t.in.Ended = now.local(p.ExitedAt.AsTime())
+		t.in.Started = now.local(t.in.Created)
 		t.in.Finished = !t.in.Stopped
 	default:
 		// Created and never started: the next start clears it.
@@ -335,7 +349,7 @@ func (m *Manager) handle(e *events.Envelope) {
 		m.mu.Lock()
 		t := m.instances[ev.ContainerID]
 		if t != nil && t.in.Phase != phaseStopped {
-			t.in.Phase, t.in.Exit, t.in.Ended = phaseStopped, int(ev.ExitStatus), ev.ExitedAt.AsTime()
+			t.in.Phase, t.in.Exit, t.in.Ended = phaseStopped, int(ev.ExitStatus), m.cfg.Now()
 			t.in.Finished = !t.in.Stopped
 			if t.in.Started.IsZero() {
 				t.in.Started = t.in.Ended

@@ -229,6 +229,15 @@ func (p *planner) wake(at time.Time) {
 	}
 }
 
+// after is when a pause ends that began at since. One that began in times to come is over:
+// the clock was set back, nobody knows how far.
+func (p *planner) after(since time.Time, pause time.Duration) time.Time {
+	if p.w.Now.Before(since) {
+		return p.w.Now
+	}
+	return since.Add(pause)
+}
+
 func (p *planner) app(a *wantApp) {
 	status := api.AppStatus{Name: a.Name, Bundle: a.InForce}
 	p.settled = a.Hold == ""
@@ -334,7 +343,7 @@ func (p *planner) first(a *wantApp, s *wantService, key serviceKey, failed launc
 	}
 	if failed.Count > 0 {
 		st.State, st.Message = api.Backoff, failed.Error
-		if at := failed.Last.Add(backoff(failed.Count + 2)); p.w.Now.Before(at) {
+		if at := p.after(failed.Last, backoff(failed.Count+2)); p.w.Now.Before(at) {
 			p.wake(at)
 			return st
 		}
@@ -465,7 +474,7 @@ func (p *planner) judge(s *wantService, in *instance) (verdict, string) {
 	case healthStarting:
 		return open, ""
 	}
-	if at := in.Started.Add(settleTime); p.w.Now.Before(at) {
+	if at := p.after(in.Started, settleTime); p.w.Now.Before(at) {
 		p.wake(at)
 		return open, ""
 	}
@@ -486,7 +495,7 @@ func (p *planner) tend(a *wantApp, s *wantService, key serviceKey, in *instance)
 			return p.describe(in, api.Pending, msg)
 		}
 		if failed := p.w.LaunchFailed[key]; failed.Hash == in.Hash && failed.Count > 0 {
-			if at := failed.Last.Add(backoff(failed.Count + 2)); p.w.Now.Before(at) {
+			if at := p.after(failed.Last, backoff(failed.Count+2)); p.w.Now.Before(at) {
 				p.wake(at)
 				return p.describe(in, api.Backoff, failed.Error)
 			}
@@ -499,7 +508,7 @@ func (p *planner) tend(a *wantApp, s *wantService, key serviceKey, in *instance)
 		if failed := p.w.LaunchFailed[key]; failed.Hash == in.Hash {
 			failures += failed.Count
 		}
-		at := in.Ended.Add(backoff(failures))
+		at := p.after(in.Ended, backoff(failures))
 		if p.w.Now.Before(at) {
 			p.wake(at)
 			return p.describe(in, api.Backoff, fmt.Sprintf("exited with %d; starts again in %s", in.Exit, at.Sub(p.w.Now).Round(100*time.Millisecond)))
@@ -556,7 +565,7 @@ func (p *planner) image(s *wantService, key serviceKey) (ready bool, state api.A
 		return true, "", ""
 	case im.Pulling:
 		return false, api.Pulling, "fetching " + s.Service.Image
-	case im.Error != "" && p.w.Now.Before(im.Retry):
+	case im.Error != "" && p.w.Now.Before(im.Retry) && im.Retry.Sub(p.w.Now) <= backoffMax:
 		p.wake(im.Retry)
 		return false, api.Pending, "image " + s.Service.Image + ": " + im.Error
 	}
