@@ -31,7 +31,7 @@ func (c *compiler) service(name string, in types.ServiceConfig) *api.Service {
 	}
 	s := &api.Service{
 		Name: name, WorkingDir: in.WorkingDir, User: in.User, Hostname: in.Hostname, Labels: in.Labels,
-		StopSignal: in.StopSignal, ReadOnly: in.ReadOnly,
+		StopSignal: in.StopSignal, ReadOnly: in.ReadOnly, Init: in.Init != nil && *in.Init,
 	}
 	c.user(at, in.User)
 	c.image(at, in, s)

@@ -57,12 +57,11 @@ var supported = map[string]map[string]rule{
 	"services.*": rules(`image command entrypoint environment env_file ports volumes configs secrets depends_on
 		healthcheck restart deploy networks network_mode cap_add cap_drop devices user read_only tmpfs ulimits sysctls
 		profiles working_dir hostname labels stop_signal stop_grace_period mem_limit mem_reservation cpus
-		pids_limit extends scale security_opt cpu_period cpu_quota`,
+		pids_limit extends scale security_opt cpu_period cpu_quota init`,
 		quiet("logging log_driver log_opt", "logs are kept in a bounded ring on the device; read them with `edgectl logs`",
 			"container_name", "containers are named by app and service",
 			"pull_policy pull_refresh_after", "images are pinned by digest when the app is applied",
 			"expose", "services of one network reach each other on every port",
-			"init", "the device reaps what a container leaves behind",
 			"attach", "it concerns the terminal of docker compose",
 			"annotations", "annotations stay with the App object",
 			"platform", "the device's own architecture is taken from the image index",

@@ -131,6 +131,12 @@ func (m *Manager) prepare(ctx context.Context, app *App, id string, s *api.Servi
 	if b.Mounts, err = m.root.writeNames(name, id, hostname(s), nil); err != nil {
 		return prepared{}, err
 	}
+	if s.Init {
+		if _, err := os.Stat(m.cfg.InitHelper); err != nil {
+			return prepared{}, &api.Error{Code: api.Invalid, Message: "init: true needs the program edged-init on the device, beside edged-log", Remedy: "install it, or remove init", Err: err}
+		}
+		b.Mounts = append(b.Mounts, hostMount{Source: m.cfg.InitHelper, Target: initTarget, ReadOnly: true})
+	}
 	for _, mt := range s.Mounts {
 		var src string
 		switch mt.Kind {

@@ -21,6 +21,10 @@ import (
 // cgroupParent holds the cgroups of all containers, in v1 and v2 alike.
 const cgroupParent = "/tributary"
 
+// initTarget is where process 1 of a service with init: true is mounted: on the
+// container's own /dev, so that nothing of it stays in the writable layer.
+const initTarget = "/dev/init"
+
 func cgroupPath(id string) string { return cgroupParent + "/" + id }
 
 // blueprint is all that a runtime spec is made of.
@@ -121,6 +125,9 @@ func argv(s *api.Service, im *imageInfo) ([]string, error) {
 	args := slices.Concat(entry, cmd)
 	if len(args) == 0 {
 		return nil, api.Errorf(api.Invalid, "neither the service nor its image names a command")
+	}
+	if s.Init {
+		args = append([]string{initTarget}, args...)
 	}
 	return args, nil
 }
@@ -238,23 +245,18 @@ func setNetwork(spec *specs.Spec, b blueprint) {
 	spec.Linux.Namespaces = ns
 }
 
+// setMounts adds what the service asks for: parents before what lies in them, be it in
+// memory or on the disk.
 func setMounts(spec *specs.Spec, b blueprint) error {
+	var mounts []specs.Mount
 	for _, t := range b.Service.Tmpfs {
 		opts := []string{"nosuid", "nodev", "mode=1777"}
 		if t.SizeBytes > 0 {
 			opts = append(opts, fmt.Sprintf("size=%d", t.SizeBytes))
 		}
-		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: t.Target, Type: "tmpfs", Source: "tmpfs", Options: opts})
+		mounts = append(mounts, specs.Mount{Destination: t.Target, Type: "tmpfs", Source: "tmpfs", Options: opts})
 	}
-	// Parents before what lies in them.
-	mounts := slices.Clone(b.Mounts)
-	slices.SortStableFunc(mounts, func(x, y hostMount) int {
-		return strings.Count(filepath.Clean(x.Target), "/") - strings.Count(filepath.Clean(y.Target), "/")
-	})
-	for _, mt := range mounts {
-		if !filepath.IsAbs(mt.Target) || filepath.Clean(mt.Target) == "/" {
-			return api.Errorf(api.Invalid, "mount target %q is not a path below /", mt.Target)
-		}
+	for _, mt := range b.Mounts {
 		if _, err := os.Lstat(mt.Source); err != nil {
 			return err
 		}
@@ -262,7 +264,16 @@ func setMounts(spec *specs.Spec, b blueprint) error {
 		if mt.ReadOnly {
 			opts = append(opts, "ro")
 		}
-		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: mt.Target, Type: "bind", Source: mt.Source, Options: opts})
+		mounts = append(mounts, specs.Mount{Destination: mt.Target, Type: "bind", Source: mt.Source, Options: opts})
 	}
+	for _, mt := range mounts {
+		if !filepath.IsAbs(mt.Destination) || filepath.Clean(mt.Destination) == "/" {
+			return api.Errorf(api.Invalid, "mount target %q is not a path below /", mt.Destination)
+		}
+	}
+	slices.SortStableFunc(mounts, func(x, y specs.Mount) int {
+		return strings.Count(filepath.Clean(x.Destination), "/") - strings.Count(filepath.Clean(y.Destination), "/")
+	})
+	spec.Mounts = append(spec.Mounts, mounts...)
 	return nil
 }

@@ -64,9 +64,12 @@ type Config struct {
 	Root string
 	// Run keeps what a reboot should clear: secrets, hosts files, network namespaces.
 	// Secrets get a tmpfs of their own below it when it is not on one.
-	Run         string
-	CNIBin      string // folder of bridge, host-local, portmap
-	LogHelper   string // the edged-log program
+	Run       string
+	CNIBin    string // folder of bridge, host-local, portmap
+	LogHelper string // the edged-log program
+	// InitHelper is process 1 of services with init: true; default the program edged-init
+	// beside LogHelper. Such a service cannot be made without it.
+	InitHelper  string
 	Snapshotter string // default "overlayfs"
 	// Runtime is a name that containerd knows, or the path of a shim; default the
 	// program edged-shim beside LogHelper, else "io.containerd.runc.v2".
@@ -120,7 +123,10 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 	if cfg.Socket == "" || cfg.Root == "" || cfg.Run == "" || cfg.LogHelper == "" {
 		return nil, api.Errorf(api.Invalid, "workload: Socket, Root, Run and LogHelper are required")
 	}
-	for _, p := range []*string{&cfg.Root, &cfg.Run, &cfg.LogHelper} {
+	if cfg.InitHelper == "" {
+		cfg.InitHelper = filepath.Join(filepath.Dir(cfg.LogHelper), "edged-init")
+	}
+	for _, p := range []*string{&cfg.Root, &cfg.Run, &cfg.LogHelper, &cfg.InitHelper} {
 		abs, err := filepath.Abs(*p)
 		if err != nil {
 			return nil, err

@@ -187,7 +187,7 @@ func Build(dir string) (Tools, error) {
 	if err := goBuild(dir, logFlags, "tributary.dev/tributary/cmd/edged-log"); err != nil {
 		return t, err
 	}
-	return t, goBuild(dir, "-s -w", "tributary.dev/tributary/cmd/edged-shim", "tributary.dev/tributary/pkg/edge/workload/workloadtest/app",
+	return t, goBuild(dir, "-s -w", "tributary.dev/tributary/cmd/edged-shim", "tributary.dev/tributary/cmd/edged-init", "tributary.dev/tributary/pkg/edge/workload/workloadtest/app",
 		cni+"main/bridge", cni+"ipam/host-local", cni+"meta/portmap")
 }
 

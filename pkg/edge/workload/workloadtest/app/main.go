@@ -2,6 +2,8 @@
 // tests run in containers.
 //
 //	app serve [addr]            HTTP: /env /file?p= /dial?a= /id /caps /version /fail /burn?ms= /write?p=&v=
+//	                            /orphan leaves one behind, /zombies lists the dead that nobody collected
+//	app leave                   starts a process, says its id and ends before it
 //	app exit CODE [AFTER]       ends with CODE, after a duration
 //	app spew BYTES              writes so many bytes a second to stdout, for ever
 //	app check URL               exit 0 when the URL answers 200
@@ -14,7 +16,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -58,6 +62,12 @@ func main() {
 		io.Copy(os.Stdout, os.Stdin)
 	case "tty":
 		tty()
+	case "leave":
+		cmd := exec.Command("/proc/self/exe", "exit", "0", "100ms")
+		if err := cmd.Start(); err != nil {
+			os.Exit(1)
+		}
+		fmt.Print(cmd.Process.Pid)
 	case "sleep":
 		stop := make(chan os.Signal, 1)
 		signal.Notify(stop, syscall.SIGTERM)
@@ -103,6 +113,16 @@ func spew(n int) {
 	}
 }
 
+func zombies() (out string) {
+	paths, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range paths {
+		if b, err := os.ReadFile(path); err == nil && strings.Contains(string(b), ") Z ") {
+			out += filepath.Base(filepath.Dir(path)) + "\n"
+		}
+	}
+	return out
+}
+
 func serve(addr string) {
 	var failing atomic.Bool
 	mux := http.NewServeMux()
@@ -145,6 +165,11 @@ func serve(addr string) {
 		}
 		return "", nil
 	})
+	text("/orphan", func(*http.Request) (string, error) {
+		out, err := exec.Command("/proc/self/exe", "leave").Output()
+		return string(out), err
+	})
+	text("/zombies", func(*http.Request) (string, error) { return zombies(), nil })
 	text("/fail", func(*http.Request) (string, error) { failing.Store(true); return "", nil })
 	text("/unshare", func(*http.Request) (string, error) { return "", syscall.Unshare(syscall.CLONE_NEWUSER) })
 	text("/mount", func(*http.Request) (string, error) { return "", syscall.Mount("tmpfs", "/tmp", "tmpfs", 0, "") })
