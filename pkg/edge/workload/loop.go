@@ -181,7 +181,7 @@ func (m *Manager) noteLaunch(key serviceKey, hash string, err error) {
 	if !isUnavailable(err) {
 		f.Count++
 	}
-	f.Last, f.Error = m.cfg.Now(), brief(err)
+	f.Last, f.Error = m.cfg.Now(), brief(errors.New(plainly(err)))
 	m.launchErr[key] = f
 }
 
