@@ -46,18 +46,8 @@ func Decode(b []byte) ([]*Object, error) {
 
 // DecodeDocuments is Decode for callers who want the lines too.
 func DecodeDocuments(b []byte) ([]Document, error) {
-	if len(b) > maxInput {
-		return nil, &Error{Code: TooLarge, Message: fmt.Sprintf("the input has %d bytes; the most is %d", len(b), maxInput), Remedy: "apply the objects in several files"}
-	}
-	// The YAML parser builds the whole tree, some 900 bytes a value, before anybody can
-	// count it; what separates values is counted first. Text in blocks counts too, so the
-	// bound is wide.
-	separators := 0
-	for _, c := range []string{",", "\n", "[", "{"} {
-		separators += bytes.Count(b, []byte(c))
-	}
-	if separators > maxSeparators {
-		return nil, &Error{Code: TooLarge, Message: fmt.Sprintf("the input holds about %d values; the most is %d", separators, maxSeparators), Remedy: "apply the objects in several files"}
+	if err := bounded(b); err != nil {
+		return nil, err
 	}
 	r := &nodeReader{budget: maxNodes}
 	nodes, err := parse(b)
@@ -81,6 +71,24 @@ func DecodeDocuments(b []byte) ([]Document, error) {
 		return nil, err
 	}
 	return docs, nil
+}
+
+// bounded refuses what is too large to be parsed.
+func bounded(b []byte) error {
+	if len(b) > maxInput {
+		return &Error{Code: TooLarge, Message: fmt.Sprintf("the input has %d bytes; the most is %d", len(b), maxInput), Remedy: "apply the objects in several files"}
+	}
+	// The YAML parser builds the whole tree, some 900 bytes a value, before anybody can
+	// count it; what separates values is counted first. Text in blocks counts too, so the
+	// bound is wide.
+	separators := 0
+	for _, c := range []string{",", "\n", "[", "{"} {
+		separators += bytes.Count(b, []byte(c))
+	}
+	if separators > maxSeparators {
+		return &Error{Code: TooLarge, Message: fmt.Sprintf("the input holds about %d values; the most is %d", separators, maxSeparators), Remedy: "apply the objects in several files"}
+	}
+	return nil
 }
 
 // parse splits the input into the trees of its documents.

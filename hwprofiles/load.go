@@ -1,0 +1,119 @@
+package hwprofiles
+
+import (
+	"embed"
+	"errors"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+//go:embed *.yaml
+var embedded embed.FS
+
+// maxBases bounds how many profiles may stand on each other.
+const maxBases = 4
+
+// Load reads one of the embedded profiles. The error is an *api.Error; NotFound names
+// those there are.
+func Load(name string) (Profile, error) { return LoadFrom(embedded, name) }
+
+// Names lists the embedded profiles, sorted.
+func Names() []string { return NamesIn(embedded) }
+
+// All reads every embedded profile, sorted by name.
+func All() ([]Profile, error) { return AllFrom(embedded) }
+
+// NamesIn lists the profiles of a folder, sorted.
+func NamesIn(dir fs.FS) []string {
+	files, err := fs.Glob(dir, "*.yaml")
+	if err != nil {
+		return nil
+	}
+	for i, f := range files {
+		files[i] = strings.TrimSuffix(f, path.Ext(f))
+	}
+	slices.Sort(files)
+	return files
+}
+
+// AllFrom reads every profile of a folder, sorted by name.
+func AllFrom(dir fs.FS) ([]Profile, error) {
+	var all []Profile
+	for _, name := range NamesIn(dir) {
+		p, err := LoadFrom(dir, name)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, p)
+	}
+	return all, nil
+}
+
+// LoadFrom reads the profile name from name.yaml in dir, on top of its bases, and
+// validates the whole.
+func LoadFrom(dir fs.FS, name string) (Profile, error) {
+	p, lines, err := read(dir, name, nil)
+	if err != nil {
+		return Profile{}, err
+	}
+	if err := validate(p, lines); err != nil {
+		return Profile{}, inFile(name, err)
+	}
+	return p, nil
+}
+
+// read fills a profile from its file; above are the profiles that stand on it.
+func read(dir fs.FS, name string, above []string) (Profile, map[string]int, error) {
+	if !api.IsName(name) {
+		return Profile{}, nil, &api.Error{Code: api.Invalid, Message: "a profile is not named " + quote(name), Remedy: "use small letters, digits and -"}
+	}
+	b, err := fs.ReadFile(dir, name+".yaml")
+	if errors.Is(err, fs.ErrNotExist) {
+		return Profile{}, nil, &api.Error{Code: api.NotFound, Message: "there is no hardware profile " + quote(name), Remedy: "the profiles are " + strings.Join(NamesIn(dir), ", ")}
+	}
+	if err != nil {
+		return Profile{}, nil, &api.Error{Code: api.Internal, Message: "the hardware profile " + quote(name) + " cannot be read", Err: err}
+	}
+	var own Profile
+	lines, err := api.DecodeFile(b, "the profile", &own)
+	if err != nil {
+		return Profile{}, nil, inFile(name, err)
+	}
+	if own.Name != "" && own.Name != name {
+		return Profile{}, nil, inFile(name, &api.Error{Code: api.Invalid, Field: "name", Line: lines["name"],
+			Message: "the name is that of the file, not " + quote(own.Name), Remedy: "leave it out"})
+	}
+	if own.Base == "" {
+		own.Name = name
+		return own, lines, nil
+	}
+	if above = append(above, name); slices.Contains(above, own.Base) || len(above) > maxBases {
+		return Profile{}, nil, inFile(name, &api.Error{Code: api.Invalid, Field: "base", Line: lines["base"],
+			Message: "the bases " + strings.Join(append(above, own.Base), " → ") + " go round or too deep", Remedy: "let a profile stand on one that has no base"})
+	}
+	p, _, err := read(dir, own.Base, above)
+	if err != nil {
+		return Profile{}, nil, inFile(name, err)
+	}
+	p.Title, p.Match, p.Base = "", nil, ""
+	// Every field was read once already, so this can't fail.
+	if _, err = api.DecodeFile(b, "the profile", &p); err != nil {
+		return Profile{}, nil, inFile(name, err)
+	}
+	p.Name = name
+	return p, lines, nil
+}
+
+func inFile(name string, err error) error {
+	var e *api.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	return &api.Error{Code: e.Code, Message: "hwprofiles/" + name + ".yaml", Causes: []*api.Error{e}}
+}
+
+func quote(s string) string { return `"` + s[:min(len(s), 60)] + `"` }

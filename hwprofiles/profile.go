@@ -1,0 +1,218 @@
+// Package hwprofiles answers: what does a family of box need, and which family is
+// this box?
+//
+// One YAML file states one family; docs/hardware.md explains the fields. The files are
+// embedded, so that the image builder, the first process and edgectl read the same.
+package hwprofiles
+
+import (
+	"fmt"
+	"strconv"
+)
+
+// Profile is one family of box. Sizes are in MiB, times in seconds, power in watts.
+type Profile struct {
+	// Name is the file's name without .yaml.
+	Name string `json:"name,omitempty"`
+	// Title is one line for people.
+	Title string `json:"title"`
+	// Base is a profile that this one starts from: what the file leaves out comes from
+	// there. Title and match are never taken over.
+	Base string `json:"base,omitempty"`
+	// Arch is a GOARCH, amd64 or arm64; Debian writes these two alike.
+	Arch string `json:"arch"`
+	// Match lists what such a box looks like; one rule suffices. Without rules the
+	// profile is chosen only by name, or as the fallback of its architecture.
+	Match  []Rule `json:"match,omitempty"`
+	Kernel Kernel `json:"kernel"`
+	// Modules are classes: the root file system carries what rootfs/modules/<class>.list
+	// names. Initramfs is the same for what must be there before the root is.
+	Modules   []string `json:"modules"`
+	Initramfs []string `json:"initramfs"`
+	// Firmware are classes of rootfs/firmware/<class>.list.
+	Firmware []string `json:"firmware,omitempty"`
+	// Microcode is carried in the UKI: intel, amd.
+	Microcode []string `json:"microcode,omitempty"`
+	// Extensions are verity extensions of the Release, such as GPU drivers.
+	Extensions []string   `json:"extensions,omitempty"`
+	Partitions Partitions `json:"partitions"`
+	CPU        CPU        `json:"cpu"`
+	NICs       []NIC      `json:"nics,omitempty"`
+	GPU        GPU        `json:"gpu"`
+	Watchdog   Watchdog   `json:"watchdog"`
+	// Consoles are where the recovery shell shows; the first is the kernel's main one.
+	Consoles         []Console        `json:"consoles"`
+	GPIO             GPIO             `json:"gpio"`
+	Relay            Relay            `json:"relay"`
+	Power            Power            `json:"power"`
+	PhysicalPresence PhysicalPresence `json:"physicalPresence"`
+}
+
+// Kernel says which of Debian's kernels is used, and its arguments.
+type Kernel struct {
+	// Flavour is "cloud" (virtual hardware only), "full" or "rt" (PREEMPT_RT).
+	Flavour string `json:"flavour"`
+	// Args stand in the signed command line, in this order. Those of consoles, CPU
+	// isolation and huge pages are made from their own fields; see Cmdline.
+	Args []string `json:"args,omitempty"`
+}
+
+// Partitions are sizes in MiB. There are two each of ESP, root and verity. They can't
+// be changed in the field, so they are generous.
+type Partitions struct {
+	ESP    int64 `json:"esp"`
+	Root   int64 `json:"root"`
+	Verity int64 `json:"verity"`
+	Config int64 `json:"config"`
+	State  int64 `json:"state"`
+	// Data is the size in the image as flashed; it grows to the end of the disk.
+	Data int64 `json:"data"`
+}
+
+// Total is the least disk in MiB that holds everything, with 1 MiB at each end for
+// the partition table.
+func (p Partitions) Total() int64 {
+	return 2*(p.ESP+p.Root+p.Verity) + p.Config + p.State + p.Data + 2
+}
+
+// CPU keeps processors and memory apart for what must not be disturbed.
+type CPU struct {
+	// Isolate is a list of CPUs as the kernel reads it, such as "2-N" (N is the last);
+	// Housekeeping is the rest, "0-1", where interrupts go.
+	Isolate      string `json:"isolate,omitempty"`
+	Housekeeping string `json:"housekeeping,omitempty"`
+	// HugePages are reserved at boot.
+	HugePages []HugePages `json:"hugePages,omitempty"`
+}
+
+// HugePages is a number of pages of one size.
+type HugePages struct {
+	Size  string `json:"size"` // 2M or 1G
+	Count int64  `json:"count"`
+}
+
+// NIC is the policy for the network interfaces that fit Match.
+type NIC struct {
+	// Drivers are kernel drivers; empty fits every one.
+	Drivers []string `json:"drivers,omitempty"`
+	// MinSpeed is in Mbit/s.
+	MinSpeed int64 `json:"minSpeed,omitempty"`
+	// Role is uplink, site, fronthaul, or any.
+	Role string `json:"role"`
+	// VirtualFunctions are created on each (SR-IOV); Switchdev puts the card's switch in
+	// switchdev mode.
+	VirtualFunctions int64 `json:"virtualFunctions,omitempty"`
+	Switchdev        bool  `json:"switchdev,omitempty"`
+	// PTP: the card's clock follows, or serves, IEEE 1588 time.
+	PTP bool `json:"ptp,omitempty"`
+}
+
+// GPU is the policy for accelerators.
+type GPU struct {
+	// Drivers are tried in order; empty means that accelerators are left alone.
+	Drivers []string `json:"drivers,omitempty"`
+	// Slicing is none, time or mig.
+	Slicing string `json:"slicing,omitempty"`
+}
+
+// Watchdog resets a box that hangs.
+type Watchdog struct {
+	// Drivers are kernel modules, the first that yields a /dev/watchdog is taken; they
+	// are loaded before anything else in the initramfs.
+	Drivers []string `json:"drivers"`
+	// Timeout is after how many seconds without food the box is reset.
+	Timeout int64 `json:"timeout"`
+	// UnwatchedGap is the most seconds from power-on in which nothing would reset a
+	// hang; Gap says what they are.
+	UnwatchedGap int64  `json:"unwatchedGap"`
+	Gap          string `json:"gap"`
+}
+
+// Console is one terminal.
+type Console struct {
+	TTY  string `json:"tty"`            // ttyS0, ttyAMA0, tty0, hvc0
+	Baud int64  `json:"baud,omitempty"` // serial lines only
+	// Screen is the terminal that the text interface draws on, when it is not TTY: the
+	// kernel's tty0 is whatever is in front, tty1 the first of them.
+	Screen string `json:"screen,omitempty"`
+}
+
+// GPIO names lines that the appliance itself uses, as "chip:line" or a line's name.
+type GPIO struct {
+	StatusLED   string `json:"statusLED,omitempty"`
+	ResetButton string `json:"resetButton,omitempty"`
+}
+
+// Relay says how far the box can serve others.
+type Relay struct {
+	Capable bool `json:"capable"`
+	// MaxChildren is the number of devices below it that it was sized for; Cache the MiB
+	// of artifacts it keeps for them.
+	MaxChildren int64 `json:"maxChildren,omitempty"`
+	Cache       int64 `json:"cache,omitempty"`
+}
+
+// Power is a straight line between idle and full use, in watts: what the energy meter
+// takes where the box has no sensor.
+type Power struct {
+	// Sensors are tried in order: rapl, hwmon, ipmi, then the model.
+	Sensors []string `json:"sensors,omitempty"`
+	IdleW   float64  `json:"idleW"`
+	MaxW    float64  `json:"maxW"`
+	// GPUIdleW and GPUMaxW come on top for each accelerator.
+	GPUIdleW float64 `json:"gpuIdleW,omitempty"`
+	GPUMaxW  float64 `json:"gpuMaxW,omitempty"`
+}
+
+// PhysicalPresence says what counts as a person standing at the box.
+type PhysicalPresence struct {
+	// Proof is none, button (the power or reset button pressed when the console asks)
+	// or usb-key (a stick with the owner's signed permission).
+	Proof []string `json:"proof,omitempty"`
+	// Shell allows a root shell by that proof alone; otherwise only by challenge and
+	// response.
+	Shell bool `json:"shell,omitempty"`
+	// Window is how many seconds one proof lasts.
+	Window int64 `json:"window,omitempty"`
+}
+
+// Cmdline is what the profile puts on the kernel's command line: its arguments, then
+// those that follow from isolation, huge pages and consoles. The last console named is
+// the kernel's main one.
+func (p Profile) Cmdline() []string {
+	out := append([]string{}, p.Kernel.Args...)
+	if c := p.CPU; c.Isolate != "" {
+		out = append(out, "isolcpus=managed_irq,domain,"+c.Isolate, "nohz_full="+c.Isolate, "rcu_nocbs="+c.Isolate)
+		if c.Housekeeping != "" {
+			out = append(out, "irqaffinity="+c.Housekeeping)
+		}
+	}
+	for i, h := range p.CPU.HugePages {
+		if i == 0 {
+			out = append(out, "default_hugepagesz="+h.Size)
+		}
+		out = append(out, "hugepagesz="+h.Size, "hugepages="+strconv.FormatInt(h.Count, 10))
+	}
+	for i := len(p.Consoles) - 1; i >= 0; i-- {
+		out = append(out, p.Consoles[i].arg())
+	}
+	return out
+}
+
+func (c Console) arg() string {
+	if c.Baud > 0 {
+		return fmt.Sprintf("console=%s,%dn8", c.TTY, c.Baud)
+	}
+	return "console=" + c.TTY
+}
+
+// Terminal is the device under /dev that the text interface draws on.
+func (c Console) Terminal() string {
+	if c.Screen != "" {
+		return c.Screen
+	}
+	if c.TTY == "tty0" {
+		return "tty1"
+	}
+	return c.TTY
+}
