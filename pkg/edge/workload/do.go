@@ -128,7 +128,7 @@ func (m *Manager) prepare(ctx context.Context, app *App, id string, s *api.Servi
 	if len(networksOf(s)) > 0 {
 		b.NetNS = m.net.Namespace(id)
 	}
-	if b.Mounts, err = m.root.writeNames(name, id, hostname(s), nil); err != nil {
+	if b.Mounts, err = m.root.writeNames(name, id, hostname(s), nil, m.resolvFor(s)); err != nil {
 		return prepared{}, err
 	}
 	if s.Init {

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -215,17 +214,13 @@ func tidySet(dir, version string, set map[string][]byte) error {
 }
 
 // writeNames makes the files by which a container knows itself and its peers.
-func (f folders) writeNames(app, id, hostname string, hosts []byte) ([]hostMount, error) {
+func (f folders) writeNames(app, id, hostname string, hosts, resolv []byte) ([]hostMount, error) {
 	dir := f.files(app, id)
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, err
 	}
 	plain := api.Mount{Mode: 0o644}
-	resolv, err := readBounded("/etc/resolv.conf", 64<<10)
-	if err != nil {
-		resolv = nil // a device without a resolver: names of the app still resolve
-	}
-	err = errors.Join(
+	err := errors.Join(
 		rewrite(filepath.Join(dir, "hosts"), hosts, plain),
 		rewrite(filepath.Join(dir, "hostname"), []byte(hostname+"\n"), plain),
 		rewrite(filepath.Join(dir, "resolv.conf"), resolv, plain),
@@ -235,13 +230,4 @@ func (f folders) writeNames(app, id, hostname string, hosts []byte) ([]hostMount
 		{Source: filepath.Join(dir, "hostname"), Target: "/etc/hostname"},
 		{Source: filepath.Join(dir, "resolv.conf"), Target: "/etc/resolv.conf"},
 	}, err
-}
-
-func readBounded(path string, limit int64) ([]byte, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	return io.ReadAll(io.LimitReader(file, limit))
 }

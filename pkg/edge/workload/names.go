@@ -77,15 +77,20 @@ func (t *tracked) peer() peer {
 	return p
 }
 
-// writeHosts writes one container's hosts file from what is active now.
+// writeHosts writes one container's hosts file from what is active now, and its
+// resolv.conf from what the device has now.
 func (m *Manager) writeHosts(t *tracked) {
 	m.mu.Lock()
 	self := t.peer()
 	others := m.peersOf(t)
 	m.mu.Unlock()
-	path := filepath.Join(m.root.files(t.in.Key.App, t.in.ID), "hosts")
-	if err := rewrite(path, hostsFile(self, others), api.Mount{Mode: 0o644}); err != nil {
-		m.cfg.Log.Warn("hosts file cannot be written", "container", t.in.ID, "err", err)
+	dir, mode := m.root.files(t.in.Key.App, t.in.ID), api.Mount{Mode: 0o644}
+	err := errors.Join(
+		rewrite(filepath.Join(dir, "hosts"), hostsFile(self, others), mode),
+		rewrite(filepath.Join(dir, "resolv.conf"), m.resolvFor(&t.svc), mode),
+	)
+	if err != nil {
+		m.cfg.Log.Warn("hosts file or resolv.conf cannot be written", "container", t.in.ID, "err", err)
 	}
 }
 

@@ -75,6 +75,9 @@ type Config struct {
 	// program edged-shim beside LogHelper, else "io.containerd.runc.v2".
 	Runtime string
 	Pool    string // addresses for app networks; default "10.213.0.0/16"
+	// Resolv are files that name the device's resolvers, the first one is what its own
+	// programs read; default /etc/resolv.conf and systemd-resolved's.
+	Resolv []string
 	// Own is where this process itself listens; no app may publish a port over it.
 	Own      []net.Addr
 	Upstream Upstream
@@ -172,6 +175,9 @@ func withDefaults(cfg Config) Config {
 	def(&cfg.Namespace, "tributary")
 	def(&cfg.Snapshotter, "overlayfs")
 	def(&cfg.Pool, "10.213.0.0/16")
+	if len(cfg.Resolv) == 0 {
+		cfg.Resolv = defaultResolv
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
