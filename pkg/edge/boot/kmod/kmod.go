@@ -1,0 +1,225 @@
+// Package kmod answers: how do the kernel's modules get loaded without modprobe? From a
+// list, or by what the devices say they are (their modalias), with modules.dep and
+// modules.alias as depmod(8) writes them.
+package kmod
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// compressed lets the kernel decompress the file (MODULE_INIT_COMPRESSED_FILE, Linux 5.17).
+const compressed = 4
+
+const maxLine = 64 << 10
+
+// Insert loads one file, plain or compressed. A module that is there already is no error.
+func Insert(file, params string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	flags := 0
+	if !strings.HasSuffix(file, ".ko") {
+		flags = compressed
+	}
+	if err := unix.FinitModule(int(f.Fd()), params, flags); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("module %s: %w", path.Base(file), err)
+	}
+	return nil
+}
+
+// Entry is one line of a list: a file and its parameters.
+type Entry struct{ File, Params string }
+
+// ParseList reads "path parameters…" lines; # begins a comment.
+func ParseList(r io.Reader) (out []Entry, err error) {
+	s := bufio.NewScanner(r)
+	s.Buffer(nil, maxLine)
+	for s.Scan() {
+		line, _, _ := strings.Cut(s.Text(), "#")
+		file, params, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if file != "" {
+			out = append(out, Entry{file, strings.TrimSpace(params)})
+		}
+	}
+	return out, s.Err()
+}
+
+// Name is a module's name from its file: no folder, no suffix, "-" as "_".
+func Name(file string) string {
+	base := path.Base(file)
+	if i := strings.Index(base, ".ko"); i > 0 {
+		base = base[:i]
+	}
+	return strings.ReplaceAll(base, "-", "_")
+}
+
+// Tree is /lib/modules/<release>: what there is, what needs what.
+type Tree struct {
+	dir   string
+	files map[string]string   // name → path inside dir
+	needs map[string][]string // name → names, in the order in which to load them
+	done  map[string]bool
+}
+
+// Open reads modules.dep of a folder.
+func Open(dir string) (*Tree, error) {
+	f, err := os.Open(filepath.Join(dir, "modules.dep"))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	t := &Tree{dir: dir, done: map[string]bool{}}
+	t.files, t.needs, err = parseDep(f)
+	return t, err
+}
+
+// parseDep reads modules.dep: "path: path path …", the last of which is to be loaded first.
+func parseDep(r io.Reader) (files map[string]string, needs map[string][]string, err error) {
+	files, needs = map[string]string{}, map[string][]string{}
+	s := bufio.NewScanner(r)
+	s.Buffer(nil, maxLine)
+	for s.Scan() {
+		file, rest, ok := strings.Cut(s.Text(), ":")
+		if !ok {
+			continue
+		}
+		name := Name(file)
+		files[name] = file
+		deps := strings.Fields(rest)
+		for i := len(deps) - 1; i >= 0; i-- {
+			needs[name] = append(needs[name], Name(deps[i]))
+		}
+	}
+	return files, needs, s.Err()
+}
+
+// Load loads modules by name, each after what it needs. A name that the tree does not know
+// is passed over when the kernel has it built in or loaded (/sys/module); else it is an
+// error. All are tried.
+func (t *Tree) Load(names ...string) error {
+	var errs []error
+	for _, name := range names {
+		name, params, _ := strings.Cut(name, " ")
+		name = Name(name)
+		for _, need := range append(append([]string(nil), t.needs[name]...), name) {
+			p := ""
+			if need == name {
+				p = params
+			}
+			if err := t.load(need, p); err != nil {
+				errs = append(errs, err)
+				break
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (t *Tree) load(name, params string) error {
+	if t.done[name] {
+		return nil
+	}
+	file, ok := t.files[name]
+	if !ok {
+		if _, err := os.Stat("/sys/module/" + name); err == nil || t.builtin(name) {
+			t.done[name] = true
+			return nil
+		}
+		return fmt.Errorf("module %s: not in %s", name, t.dir)
+	}
+	t.done[name] = true // a failure is not tried again: the device would be asked in vain
+	return Insert(filepath.Join(t.dir, file), params)
+}
+
+func (t *Tree) builtin(name string) bool {
+	f, err := os.Open(filepath.Join(t.dir, "modules.builtin"))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		if Name(s.Text()) == name {
+			return true
+		}
+	}
+	return false
+}
+
+// ColdPlug loads what the devices found so far ask for, but for those that deny refuses. It
+// returns how many modules it loaded and what failed; a device without a driver is no
+// failure.
+func (t *Tree) ColdPlug(sys string, deny func(name string) bool) (loaded int, err error) {
+	aliases, err := os.Open(filepath.Join(t.dir, "modules.alias"))
+	if err != nil {
+		return 0, err
+	}
+	defer aliases.Close()
+	wanted, err := match(aliases, modaliases(sys))
+	errs := []error{err}
+	for _, name := range wanted {
+		if t.done[name] || deny != nil && deny(name) {
+			continue
+		}
+		if err := t.Load(name); err != nil && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, err)
+			continue
+		}
+		loaded++
+	}
+	return loaded, errors.Join(errs...)
+}
+
+// modaliases lists what the devices below /sys/devices say they are, each once.
+func modaliases(sys string) (out []string) {
+	seen := map[string]bool{}
+	_ = filepath.WalkDir(filepath.Join(sys, "devices"), func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.Name() != "modalias" {
+			return nil // a device that goes away while we look
+		}
+		b, err := os.ReadFile(p)
+		if text := strings.TrimSpace(string(b)); err == nil && text != "" && !seen[text] {
+			seen[text] = true
+			out = append(out, text)
+		}
+		return nil
+	})
+	return out
+}
+
+// match reads modules.alias ("alias pattern module") and returns the modules of which a
+// pattern fits a device, each once, in the file's order.
+func match(aliases io.Reader, devices []string) (out []string, err error) {
+	seen := map[string]bool{}
+	s := bufio.NewScanner(aliases)
+	s.Buffer(nil, maxLine)
+	for s.Scan() {
+		f := strings.Fields(s.Text())
+		if len(f) != 3 || f[0] != "alias" || seen[f[2]] {
+			continue
+		}
+		bus, _, _ := strings.Cut(f[1], ":")
+		for _, d := range devices {
+			if !strings.HasPrefix(d, bus+":") {
+				continue
+			}
+			if ok, err := path.Match(f[1], d); err == nil && ok {
+				seen[f[2]] = true
+				out = append(out, Name(f[2]))
+				break
+			}
+		}
+	}
+	return out, s.Err()
+}
