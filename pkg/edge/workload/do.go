@@ -521,6 +521,9 @@ func (m *Manager) cleanUp(ctx context.Context, id string, key serviceKey, s *api
 	if err != nil {
 		return err
 	}
+	if err := removeCgroups(id); err != nil {
+		m.cfg.Log.Warn("cgroups of a container stay behind", "container", id, "err", err)
+	}
 	if err := m.client.ContainerService().Delete(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
@@ -570,7 +573,7 @@ func (m *Manager) sweepStrays(ctx context.Context) error {
 		dirs, _ := filepath.Glob(filepath.Join(m.cfg.Run, parent, "*", "*"))
 		for _, dir := range dirs {
 			if st, serr := os.Stat(dir); serr == nil && time.Since(st.ModTime()) > sweepGrace && !known(filepath.Base(dir)) {
-				err = errors.Join(err, os.RemoveAll(dir))
+				err = errors.Join(err, removeCgroups(filepath.Base(dir)), os.RemoveAll(dir))
 			}
 		}
 	}

@@ -146,12 +146,23 @@ func (d *device) tearDown() {
 	if d.m == nil {
 		d.begin()
 	}
-	d.m.Set(nil)
-	d.wait(20*time.Second, "all containers are gone", func() bool {
+	d.wait(time.Minute, "containers are listed", func() bool {
 		d.m.mu.Lock()
 		defer d.m.mu.Unlock()
-		return d.m.listed && len(d.m.instances) == 0
+		return d.m.listed
 	})
+	cgroups := d.cgroups()
+	d.m.Set(nil)
+	d.wait(time.Minute, "all containers are gone", func() bool {
+		d.m.mu.Lock()
+		defer d.m.mu.Unlock()
+		return len(d.m.instances) == 0
+	})
+	for _, dir := range cgroups {
+		if _, err := os.Stat(dir); err == nil {
+			d.t.Errorf("the cgroup %s stays behind", dir)
+		}
+	}
 	d.end()
 	d.daemon.Kill()
 	d.up.Close()
@@ -159,6 +170,19 @@ func (d *device) tearDown() {
 	if err := os.RemoveAll(d.dir); err != nil {
 		d.t.Errorf("the device's folder stays behind: %v", err)
 	}
+}
+
+// cgroups lists those that the device's containers have now.
+func (d *device) cgroups() (out []string) {
+	d.m.mu.Lock()
+	defer d.m.mu.Unlock()
+	for id := range d.m.instances {
+		for _, pattern := range []string{"/sys/fs/cgroup/*/tributary/", "/sys/fs/cgroup/tributary/"} {
+			found, _ := filepath.Glob(pattern + id)
+			out = append(out, found...)
+		}
+	}
+	return out
 }
 
 // unmountAll takes away every mount below the device's folder, last one first.
