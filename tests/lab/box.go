@@ -122,7 +122,7 @@ func (b *Box) PowerCut() error {
 	b.edged.kill()
 	b.containerd.kill()
 	err := killTree(b.Run() + "/")
-	return errors.Join(err, killTree(b.sock()), unmountBelow(b.Run()), os.RemoveAll(b.Run()))
+	return errors.Join(err, killTree(b.sock()), unmountBelow(b.Run()), removeCgroups(b.Run()), os.RemoveAll(b.Run()))
 }
 
 // Command runs a program in the box's network.
