@@ -155,8 +155,9 @@ type DeviceStatus struct {
 	Online    bool        `json:"online"`
 	LastSeen  *time.Time  `json:"lastSeen,omitempty"`
 	Version   string      `json:"version,omitempty"`
-	// Desired and Applied are manifest generations: rendered by the core, in force
-	// on the device.
+	// Desired and Applied are manifest generations: rendered by the core, and the newest of
+	// which the device has taken every item and acted upon it. An app that fails by it, or
+	// an update that was rejected, is in Apps.
 	Epoch   uint64 `json:"epoch,omitempty"`
 	Desired uint64 `json:"desired,omitempty"`
 	Applied uint64 `json:"applied,omitempty"`
@@ -169,6 +170,8 @@ type FleetStatus struct {
 	Current int `json:"current"`
 	// Running counts devices that run all of the fleet's apps; 0 for a fleet without any.
 	Running int `json:"running"`
+	// Rejected counts devices that rejected an update of one of the fleet's apps.
+	Rejected int `json:"rejected,omitempty"`
 	// Missing names the fleet's apps that do not exist.
 	Missing []string `json:"missing,omitempty"`
 }
@@ -197,6 +200,12 @@ type AppStatus struct {
 	Services []ServiceStatus `json:"services,omitempty" cbor:"4,keyasint,omitempty"`
 	// Message explains any state but Running.
 	Message string `json:"message,omitempty" cbor:"5,keyasint,omitempty"`
+	// Rejected is the digest of the wanted bundle when it did not become healthy: of each
+	// service that it broke, the version before runs on.
+	Rejected string `json:"rejected,omitempty" cbor:"8,keyasint,omitempty"`
+	// Taken is the digest of the bundle on which the device has acted wholly, however that
+	// went. It is known on the device alone.
+	Taken string `json:"-" cbor:"-"`
 }
 
 // ServiceStatus is the state of one service's container.

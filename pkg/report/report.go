@@ -43,6 +43,7 @@ type head struct {
 	Message  string              `cbor:"5,keyasint,omitempty"`
 	Digest   []byte              `cbor:"6,keyasint,omitempty"` // of the bundle, 32 bytes
 	Names    []string            `cbor:"7,keyasint,omitempty"` // of the services, in their order
+	Rejected string              `cbor:"8,keyasint,omitempty"` // digest of the wanted bundle
 }
 
 // service is the value of app/<app>/<service>.
@@ -75,7 +76,7 @@ var decMode = func() cbor.DecMode {
 
 // Split gives the entries of an app's status: deterministic CBOR by key.
 func Split(s api.AppStatus) (map[string][]byte, error) {
-	h := head{State: s.State, Message: s.Message, Bundle: s.Bundle}
+	h := head{State: s.State, Message: s.Message, Bundle: s.Bundle, Rejected: s.Rejected}
 	if state, message := Sum(s.Services); len(s.Services) > 0 && state == s.State && message == s.Message {
 		h.State, h.Message = "", ""
 	}
@@ -138,7 +139,7 @@ func join(name string, raw []byte, entries map[string][]byte) (app api.AppStatus
 	if !read(raw, &h) || len(h.Digest) != 0 && len(h.Digest) != 32 || twice(h.Names) {
 		return app, []string{Prefix + name}
 	}
-	app.State, app.Message, app.Bundle = h.State, h.Message, h.Bundle
+	app.State, app.Message, app.Bundle, app.Rejected = h.State, h.Message, h.Bundle, h.Rejected
 	if h.Name != "" { // the older form; the key, not the value, says which app it is
 		app.Services = h.Services
 		return app, nil

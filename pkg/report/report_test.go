@@ -18,7 +18,8 @@ var states = []api.AppState{api.Pending, api.Pulling, api.Starting, api.Running,
 func drawStatus(t *rapid.T, name string) api.AppStatus {
 	text := rapid.SampledFrom([]string{"", "", "exited with 1", "x: y; z"})
 	state := rapid.SampledFrom(states)
-	s := api.AppStatus{Name: name, Bundle: rapid.SampledFrom([]string{"", "v1", "sha256:AB", "sha256:" + strings.Repeat("0a", 32), "sha256:" + strings.Repeat("0A", 32)}).Draw(t, "bundle")}
+	s := api.AppStatus{Name: name, Bundle: rapid.SampledFrom([]string{"", "v1", "sha256:AB", "sha256:" + strings.Repeat("0a", 32), "sha256:" + strings.Repeat("0A", 32)}).Draw(t, "bundle"),
+		Rejected: rapid.SampledFrom([]string{"", "v2", "sha256:" + strings.Repeat("0b", 32)}).Draw(t, "rejected")}
 	for i := range rapid.IntRange(0, 4).Draw(t, "services") {
 		one := api.ServiceStatus{Name: fmt.Sprint("s", i), State: state.Draw(t, "state"), Message: text.Draw(t, "message"), Restarts: rapid.IntRange(0, 1000).Draw(t, "restarts"),
 			Container: rapid.SampledFrom([]string{"", "other", name + "-s0-", name + "-s0-1a2b", name + "-s1-ff"}).Draw(t, "container"),

@@ -19,7 +19,7 @@ func (a *app) tableOf(kind string, o getOptions) *table {
 	case api.KindDevice:
 		a.deviceColumns(t, wide)
 	case api.KindFleet:
-		t.header = []string{"NAME", "SELECTOR", "APPS", "DEVICES", "CURRENT", "RUNNING", "AGE"}
+		t.header = []string{"NAME", "SELECTOR", "APPS", "DEVICES", "CURRENT", "RUNNING", "REJECTED", "AGE"}
 		t.row = a.fleetRow
 	case api.KindApp:
 		t.header = []string{"NAME", "SERVICES", "BUNDLE", "AGE"}
@@ -149,6 +149,9 @@ func healthText(spec *api.DeviceSpec, st *api.DeviceStatus) string {
 	if slices.ContainsFunc(st.Apps, func(s api.AppStatus) bool { return s.State == api.Failed }) {
 		names = append(names, "app-failed")
 	}
+	if slices.ContainsFunc(st.Apps, func(s api.AppStatus) bool { return s.Rejected != "" }) {
+		names = append(names, "update-rejected")
+	}
 	if len(names) == 0 {
 		return "ok"
 	}
@@ -187,7 +190,7 @@ func (a *app) fleetRow(obj *api.Object) []string {
 	if len(apps) > 0 {
 		running = strconv.Itoa(st.Running)
 	}
-	return []string{obj.Metadata.Name, orDash(clip(s.Selector.String(), 40)), orDash(strings.Join(apps, ",")), strconv.Itoa(st.Devices), strconv.Itoa(st.Current), running, a.age(obj.Metadata.Created)}
+	return []string{obj.Metadata.Name, orDash(clip(s.Selector.String(), 40)), orDash(strings.Join(apps, ",")), strconv.Itoa(st.Devices), strconv.Itoa(st.Current), running, strconv.Itoa(st.Rejected), a.age(obj.Metadata.Created)}
 }
 
 func (a *app) appRow(obj *api.Object) []string {

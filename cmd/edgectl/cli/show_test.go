@@ -110,8 +110,8 @@ func TestParseForwarding(t *testing.T) {
 // look as if something did not run.
 func TestFleetRow(t *testing.T) {
 	a := &app{now: time.Now}
-	for spec, want := range map[string]string{`{"apps":["web","ghost"]}`: "f - web,ghost(missing) 2 2 1 -", `{}`: "f - - 2 2 - -"} {
-		o := &api.Object{Kind: api.KindFleet, Metadata: api.Meta{Name: "f"}, Spec: []byte(spec), Status: []byte(`{"devices":2,"current":2,"running":1,"missing":["ghost"]}`)}
+	for spec, want := range map[string]string{`{"apps":["web","ghost"]}`: "f - web,ghost(missing) 2 2 1 1 -", `{}`: "f - - 2 2 - 1 -"} {
+		o := &api.Object{Kind: api.KindFleet, Metadata: api.Meta{Name: "f"}, Spec: []byte(spec), Status: []byte(`{"devices":2,"current":2,"running":1,"rejected":1,"missing":["ghost"]}`)}
 		if got := strings.Join(a.fleetRow(o), " "); got != want {
 			t.Errorf("%s: %q, want %q", spec, got, want)
 		}
@@ -124,6 +124,7 @@ func TestHealthText(t *testing.T) {
 	for want, st := range map[string]api.DeviceStatus{
 		"ok":                   {Online: true, Apps: []api.AppStatus{{State: api.Running}}},
 		"app-failed":           {Online: true, Apps: []api.AppStatus{{State: api.Running}, {State: api.Failed}}},
+		"update-rejected":      {Online: true, Apps: []api.AppStatus{{State: api.Running, Rejected: "sha256:1"}}},
 		"offline,x,app-failed": {Health: []api.Warning{{Name: "x"}}, Apps: []api.AppStatus{{State: api.Failed}}},
 	} {
 		if got := healthText(&spec, &st); got != want {

@@ -112,12 +112,25 @@ func running(s *api.DeviceStatus) (names []string) {
 	return names
 }
 
+// rejected lists the apps whose wanted version a device rejected, by name.
+func rejected(s *api.DeviceStatus) (names []string) {
+	for _, a := range s.Apps {
+		if a.Rejected != "" {
+			names = append(names, a.Name)
+		}
+	}
+	return names
+}
+
 // count takes a device into the sum of a fleet that picks it: what other fleets have it
 // run does not matter.
-func count(s *api.FleetStatus, spec *api.FleetSpec, current bool, running []string) {
+func count(s *api.FleetStatus, spec *api.FleetSpec, current bool, running, rejected []string) {
 	s.Devices++
 	if current {
 		s.Current++
+	}
+	if slices.ContainsFunc(spec.Apps, func(app string) bool { return slices.Contains(rejected, app) }) {
+		s.Rejected++
 	}
 	for _, app := range spec.Apps {
 		if !slices.Contains(running, app) {
@@ -370,7 +383,8 @@ func (l *Loop) digest(id api.DeviceID, before api.DeviceStatus, r *Report) (api.
 	if e.relay != s.Relay {
 		l.turned[e] = true
 	}
-	e.relay, e.online, e.running, e.current = s.Relay, s.Online, l.shared.list(running(&s)), desired > 0 && s.Applied == desired
+	e.relay, e.online, e.current = s.Relay, s.Online, desired > 0 && s.Applied == desired
+	e.running, e.rejected = l.shared.list(running(&s)), l.shared.list(rejected(&s))
 	l.present(e, s.LastSeen)
 	if moved && e.relay {
 		l.below(id, maxDepth)
@@ -409,7 +423,7 @@ func (l *Loop) sumFleets(ctx context.Context) error {
 		for _, e := range t.devices {
 			for _, fleet := range e.fleets {
 				if c := counts[fleet]; c != nil && e.rendered() {
-					count(c, t.Fleets[fleet], e.current, e.running)
+					count(c, t.Fleets[fleet], e.current, e.running, e.rejected)
 				}
 			}
 		}

@@ -58,6 +58,7 @@ type entry struct {
 	online   bool
 	current  bool
 	running  []string      // apps, shared between devices
+	rejected []string      // apps whose update was, likewise
 	warnings []api.Warning // of the core about it
 }
 

@@ -195,7 +195,7 @@ func (w *workRecorder) Status() (out []api.AppStatus) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, a := range w.apps {
-		s := api.AppStatus{Name: a.Bundle.App, State: api.Running, Bundle: a.Digest}
+		s := api.AppStatus{Name: a.Bundle.App, State: api.Running, Bundle: a.Digest, Taken: a.Digest}
 		for _, one := range a.Bundle.Services {
 			s.Services = append(s.Services, api.ServiceStatus{Name: one.Name, State: api.Running})
 		}

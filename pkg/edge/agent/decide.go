@@ -155,20 +155,21 @@ type outcome struct {
 	// made ready; an app in both keeps what it had.
 	wanted  map[string]string
 	unready map[string]string
-	// applied is the newest manifest that was in force altogether.
+	// applied is the newest manifest of which every item was taken and acted upon.
 	applied version
 }
 
-// inForce reports whether everything that the manifest wants runs, and nothing else:
-// each app by the wanted bundle, running or ended as it should.
-func (o *outcome) inForce(status []api.AppStatus) bool {
+// acted reports whether every item of the manifest was taken and acted upon, and nothing
+// else is here. How it went does not matter: an app that fails, or an update that was
+// rejected, tells so itself, and must not hide what became of the others.
+func (o *outcome) acted(status []api.AppStatus) bool {
 	if o.of == (version{}) || len(o.unready) > 0 {
 		return false
 	}
 	seen := 0
 	for _, s := range status {
 		digest, wanted := o.wanted[s.Name]
-		if !wanted || s.Bundle != digest || s.State != api.Running && s.State != api.Exited {
+		if !wanted || s.Taken != digest {
 			return false
 		}
 		seen++

@@ -71,14 +71,14 @@ func TestInForceMeansAllOfItAndNothingElse(t *testing.T) {
 					want = false
 				}
 			}
-			s := api.AppStatus{Name: n, Bundle: rapid.SampledFrom([]string{"new", "old"}).Draw(t, "bundle "+n), State: rapid.SampledFrom(states).Draw(t, "state "+n)}
+			s := api.AppStatus{Name: n, Taken: rapid.SampledFrom([]string{"new", "old", ""}).Draw(t, "taken "+n), State: rapid.SampledFrom(states).Draw(t, "state "+n)}
 			if runs {
 				status = append(status, s)
 			}
-			want = want && wanted == runs && (!runs || s.Bundle == "new" && (s.State == api.Running || s.State == api.Exited))
+			want = want && wanted == runs && (!runs || s.Taken == "new")
 		}
-		if got := o.inForce(status); got != want {
-			t.Fatalf("in force %v, want %v: %+v %+v", got, want, o, status)
+		if got := o.acted(status); got != want {
+			t.Fatalf("applied %v, want %v: %+v %+v", got, want, o, status)
 		}
 		all := o.statuses(status)
 		for _, n := range names {
@@ -93,8 +93,8 @@ func TestInForceMeansAllOfItAndNothingElse(t *testing.T) {
 			}
 		}
 	})
-	if (&outcome{}).inForce(nil) {
-		t.Error("in force before any manifest")
+	if (&outcome{}).acted(nil) {
+		t.Error("applied before any manifest")
 	}
 }
 

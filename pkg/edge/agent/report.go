@@ -92,16 +92,16 @@ func (a *Agent) reportProbe() {
 func (a *Agent) reportNow() {
 	status := a.cfg.Workload.Status()
 	a.mu.Lock()
-	news := a.outcome.inForce(status) && a.outcome.applied != a.outcome.of
+	news := a.outcome.acted(status) && a.outcome.applied != a.outcome.of
 	if news {
 		a.outcome.applied = a.outcome.of
 	}
 	o := a.outcome
 	a.mu.Unlock()
 	if news {
-		a.cfg.Log.Info("manifest in force", "epoch", o.applied.epoch, "generation", o.applied.gen)
+		a.cfg.Log.Info("manifest applied", "epoch", o.applied.epoch, "generation", o.applied.gen)
 		if err := a.saveApplied(o.applied); err != nil {
-			a.cfg.Log.Warn("cannot note which manifest is in force", "err", err)
+			a.cfg.Log.Warn("cannot note which manifest is applied", "err", err)
 		}
 	}
 	if o.of != (version{}) { // before the first manifest is taken nothing is known to be gone
@@ -113,8 +113,8 @@ func (a *Agent) reportNow() {
 	}
 }
 
-// appliedBlob keeps which manifest was last wholly in force: it is also while edged
-// starts again, as containers run on.
+// appliedBlob keeps which manifest was applied last: it is also while edged starts again,
+// as containers run on.
 const appliedBlob = "applied"
 
 func (a *Agent) saveApplied(v version) error {
@@ -126,7 +126,7 @@ func (a *Agent) saveApplied(v version) error {
 }
 
 // loadApplied reads what saveApplied wrote. What cannot be read is not known: it is
-// found out again when all apps run.
+// found out again when all apps were looked at.
 func (a *Agent) loadApplied() (v version, err error) {
 	raw, err := a.cfg.State.Blob(appliedBlob).Load()
 	if err != nil {

@@ -210,6 +210,9 @@ type planner struct {
 	acted    map[serviceKey]bool
 	out      decision
 	settled  bool // the app at hand is wholly in force
+	pending  bool // something of the app at hand is to be fetched, made or judged
+	waits    bool // a service of the app at hand waits for another
+	rejected bool // an update of the app at hand was
 }
 
 func (p *planner) do(a action) {
@@ -241,16 +244,27 @@ func (p *planner) after(since time.Time, pause time.Duration) time.Time {
 func (p *planner) app(a *wantApp) {
 	status := api.AppStatus{Name: a.Name, Bundle: a.InForce}
 	p.settled = a.Hold == ""
+	p.pending, p.waits, p.rejected = a.Hold != "", false, false
 	for i := range a.Services {
 		s := &a.Services[i]
 		key := serviceKey{a.Name, s.Name}
 		p.wantKeys[key] = true
-		status.Services = append(status.Services, p.service(a, s, key))
+		st := p.service(a, s, key)
+		switch st.State {
+		case api.Pulling, api.Starting, api.Stopping:
+			p.pending = true
+		case api.Pending:
+			p.waits = true
+		}
+		status.Services = append(status.Services, st)
 	}
 	for key := range p.byKey {
 		if key.App == a.Name && !p.wantKeys[key] {
-			p.settled = false
+			p.settled, p.pending = false, true
 		}
+	}
+	if p.rejected {
+		status.Rejected = a.Digest
 	}
 	if p.settled && a.Refused == "" {
 		status.Bundle = a.Digest
@@ -266,6 +280,10 @@ func (p *planner) app(a *wantApp) {
 		}
 		status.Message = join(a.Hold, status.Message)
 	}
+	// Who waits for a service that fails waits for as long as that fails.
+	if failing := status.State == api.Backoff || status.State == api.Failed; !p.pending && (!p.waits || failing) {
+		status.Taken = a.Digest
+	}
 	p.out.Status = append(p.out.Status, status)
 }
 
@@ -279,6 +297,7 @@ func (p *planner) service(a *wantApp, s *wantService, key serviceKey) api.Servic
 	if rejected.Hash != s.Hash {
 		rejected = rejection{}
 	}
+	p.rejected = p.rejected || rejected.Hash != ""
 	if failed.Hash != s.Hash {
 		failed = launchFailure{}
 	}
@@ -292,7 +311,7 @@ func (p *planner) service(a *wantApp, s *wantService, key serviceKey) api.Servic
 	case len(old) == 0:
 		return p.tend(a, s, key, fresh)
 	}
-	p.settled = false
+	p.settled, p.pending = false, true
 	return p.compare(a, s, key, fresh, old[0], rejected)
 }
 
@@ -334,6 +353,7 @@ func (p *planner) first(a *wantApp, s *wantService, key serviceKey, failed launc
 		return st
 	}
 	if ready, state, msg := p.image(s, key); !ready {
+		p.pending = true
 		st.State, st.Message = state, msg
 		return st
 	}
@@ -358,6 +378,7 @@ func (p *planner) first(a *wantApp, s *wantService, key serviceKey, failed launc
 // update plans the step from an old version to one that has no container yet.
 func (p *planner) update(a *wantApp, s *wantService, key serviceKey, old *instance, rejected rejection, failed launchFailure) api.ServiceStatus {
 	if failed.Count > 0 && rejected.Hash == "" {
+		p.pending = true
 		p.do(action{Verb: doReject, Key: key, Hash: s.Hash, Reason: failed.Error})
 		return p.kept(a, s, key, old, failed.Error)
 	}
@@ -368,11 +389,13 @@ func (p *planner) update(a *wantApp, s *wantService, key serviceKey, old *instan
 		return p.kept(a, s, key, old, a.Refused)
 	}
 	if ready, _, msg := p.image(s, key); !ready {
+		p.pending = true
 		st := p.tend(a, s, key, old)
 		st.Message = join("update waits: "+msg, st.Message)
 		return st
 	}
 	if msg := p.waitsFor(a, s, false); msg != "" {
+		p.waits = true
 		st := p.tend(a, s, key, old)
 		st.Message = join("update waits: "+msg, st.Message)
 		return st
