@@ -1,0 +1,163 @@
+// Edged-initrd answers: how does the kernel get from its initramfs to the signed root? It
+// is the /init of the initramfs: one static program without a shell beside it. When it
+// cannot, it says why on every console, offers a small rescue, and starts the box anew.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tributary.dev/tributary/pkg/disk/verity"
+	"tributary.dev/tributary/pkg/edge/boot/blk"
+	"tributary.dev/tributary/pkg/edge/boot/cmdline"
+	"tributary.dev/tributary/pkg/edge/boot/dm"
+)
+
+const (
+	sysroot = "/sysroot"
+	system  = "/usr/bin/edged" // inside the root
+
+	// diskWait is long since a box under software emulation or a slow array needs it;
+	// tributary.diskwait= changes it.
+	diskWait = 2 * time.Minute
+)
+
+// rise is the way up, as far as it got.
+type rise struct {
+	cmdline cmdline.Line
+	hash    [32]byte
+	dog     *dog
+	disk    *blk.Disk
+	root    string // the verity device
+	steps   []stepTime
+}
+
+type stepTime struct {
+	Name string  `json:"name"`
+	At   float64 `json:"at"` // seconds since the kernel started
+	Took float64 `json:"took"`
+}
+
+func main() {
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "edged-initrd: the kernel starts this as /init of the initramfs; it is of no use elsewhere")
+		os.Exit(2)
+	}
+	r := &rise{dog: &dog{}}
+	err := r.up()
+	say("%v", err)
+	r.rescue(err)
+	r.restart()
+}
+
+// up is the way from the first instruction to the root. It only returns when it failed.
+func (r *rise) up() error {
+	for _, s := range []struct {
+		name string
+		do   func() error
+	}{
+		{"mounts", r.mounts},
+		{"command line", r.readCmdline},
+		{"watchdog", r.watchdog},
+		{"modules", r.modules},
+		{"disk", r.findDisk},
+		{"verity", r.openVerity},
+		{"root", r.mountRoot},
+		{"slot", r.tell},
+	} {
+		at := uptime()
+		if err := s.do(); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		r.dog.pet()
+		r.steps = append(r.steps, stepTime{s.name, at, uptime() - at})
+	}
+	return r.enter()
+}
+
+func (r *rise) mounts() error {
+	for _, m := range []struct {
+		source, target, kind string
+		flags                uintptr
+		data                 string
+	}{
+		{"proc", "/proc", "proc", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+		{"sysfs", "/sys", "sysfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+		{"devtmpfs", "/dev", "devtmpfs", unix.MS_NOSUID, "mode=0755"},
+		{"tmpfs", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755,size=25%"},
+	} {
+		if err := os.MkdirAll(m.target, 0o755); err != nil {
+			return err
+		}
+		// A kernel may have mounted devtmpfs by itself.
+		if err := unix.Mount(m.source, m.target, m.kind, m.flags, m.data); err != nil && !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("%s: %w", m.target, err)
+		}
+	}
+	openLog()
+	return nil
+}
+
+func (r *rise) readCmdline() (err error) {
+	b, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	r.cmdline = cmdline.Parse(string(b))
+	r.dog.timeout = r.cmdline.Seconds("tributary.watchdog", 60*time.Second, 10*time.Minute)
+	r.hash, err = r.cmdline.RootHash()
+	return err
+}
+
+func (r *rise) findDisk() (err error) {
+	r.disk, err = blk.Wait(r.hash, r.cmdline.Seconds("tributary.diskwait", diskWait, time.Hour), r.dog.pet)
+	if err != nil {
+		return fmt.Errorf("%w; disks here: %v", err, blk.Disks("/sys"))
+	}
+	say("slot %s on %s", r.disk.Slot(), r.disk.Node())
+	return nil
+}
+
+func (r *rise) openVerity() error {
+	tree := r.disk.Part(r.disk.Tree)
+	v, err := readVerity(tree)
+	if err != nil {
+		return err
+	}
+	size := uint64(r.disk.Table.Size(r.disk.Table.Partitions[r.disk.Root-1]))
+	if v.DataBlocks > size/verity.BlockSize {
+		return fmt.Errorf("the tree is for %d blocks, the root has %d", v.DataBlocks, size/verity.BlockSize)
+	}
+	r.root, err = dm.Create("root", "TRIBUTARY-VERITY-root", dm.Verity(v, r.disk.Part(r.disk.Root), tree, r.hash), true)
+	return err
+}
+
+func readVerity(node string) (verity.Superblock, error) {
+	f, err := os.Open(node)
+	if err != nil {
+		return verity.Superblock{}, err
+	}
+	defer f.Close()
+	b := make([]byte, 512)
+	if _, err := f.ReadAt(b, 0); err != nil {
+		return verity.Superblock{}, err
+	}
+	return verity.DecodeSuperblock(b)
+}
+
+func (r *rise) mountRoot() error {
+	if err := os.MkdirAll(sysroot, 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount(r.root, sysroot, "erofs", unix.MS_RDONLY|unix.MS_NODEV, ""); err != nil {
+		return fmt.Errorf("%s does not mount: %w", r.root, err)
+	}
+	if _, err := os.Stat(sysroot + system); err != nil {
+		return err
+	}
+	return nil
+}

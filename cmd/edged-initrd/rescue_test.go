@@ -1,0 +1,65 @@
+package main
+
+import (
+	"crypto/sha256"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"tributary.dev/tributary/pkg/disk/gpt"
+	"tributary.dev/tributary/pkg/disk/verity"
+)
+
+// Every key that the menu shows does what it says, and no other key does anything.
+func TestChoose(t *testing.T) {
+	want := map[byte]action{'1': showSlots, '2': verifySlots, '3': showLog, '4': restart, '5': powerOff,
+		's': showSlots, 'v': verifySlots, 'l': showLog, 'r': restart, 'p': powerOff,
+		'\r': showMenu, '\n': showMenu, ' ': showMenu, '?': showMenu, 'h': showMenu}
+	for k := range 256 {
+		if got := choose(byte(k)); got != want[byte(k)] {
+			t.Errorf("%q: %v", byte(k), got)
+		}
+	}
+}
+
+// A slot is found whole by its partitions' UUIDs alone, and one flipped bit is found.
+func TestVerifySlot(t *testing.T) {
+	dir := t.TempDir()
+	data, tree := filepath.Join(dir, "data"), filepath.Join(dir, "tree")
+	content := make([]byte, 64*verity.BlockSize)
+	for i := range content {
+		content[i] = byte(i * 7)
+	}
+	if err := os.WriteFile(data, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d, err := os.OpenFile(data, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	h, err := os.Create(tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	salt := sha256.Sum256([]byte("salt"))
+	hash, err := verity.Format(d, int64(len(content)), salt[:], [16]byte{1}, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, rootTree := gpt.RootIDs(hash)
+	fed := 0
+	check := func() error {
+		return verifySlot(data, tree, hashOf(gpt.Partition{ID: root}, gpt.Partition{ID: rootTree}), func() { fed++ })
+	}
+	if err := check(); err != nil || fed == 0 {
+		t.Errorf("%v, fed %d times", err, fed)
+	}
+	if _, err := d.WriteAt([]byte{content[70000] ^ 1}, 70000); err != nil {
+		t.Fatal(err)
+	}
+	if err := check(); err == nil {
+		t.Error("a flipped bit is not found")
+	}
+}
