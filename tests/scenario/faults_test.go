@@ -74,6 +74,7 @@ func TestFaults(t *testing.T) {
 			t.Fatalf("%s: a container that no version changes was restarted: processes were %v, are %v", part.name, before, after)
 		}
 	}
+	t.Run("PortsOfTheBox", func(t *testing.T) { portsOfTheBox(t.Context(), t, s) })
 	t.Run("NothingLingers", func(t *testing.T) { nothingLingers(t.Context(), t, s) })
 }
 
