@@ -15,10 +15,16 @@ package main
 import (
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 )
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() {
+	// Its threads count against the container's limit of processes: 6 this way, and more
+	// with each processor otherwise.
+	runtime.GOMAXPROCS(1)
+	os.Exit(run(os.Args[1:]))
+}
 
 func run(argv []string) int {
 	if len(argv) == 0 {
