@@ -137,7 +137,7 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.RetryMax == 0 {
 		cfg.RetryMax = time.Minute
 	}
-	a := &Agent{cfg: cfg, events: make(chan api.Event, 256), cmds: make(chan []byte, 16), nudge: make(chan struct{}, 1),
+	a := &Agent{cfg: cfg, events: make(chan api.Event, 256), cmds: make(chan []byte, 2*stream.PerDevice), nudge: make(chan struct{}, 1),
 		newCadence: make(chan struct{}, 1), own: map[string]api.Warning{}, settings: withDefaults(api.DeviceSettings{})}
 	var err error
 	if a.outcome.applied, err = a.loadApplied(); err != nil {

@@ -19,8 +19,12 @@ import (
 	"tributary.dev/tributary/pkg/link/stream"
 )
 
-// maxStreams bounds the streams that are answered at once.
-const maxStreams = 32
+// maxStreams bounds the streams that are answered at once: more than the core opens, which
+// may hear of an end before this device does. maxRefusals bounds those that are told why not.
+const (
+	maxStreams  = stream.PerDevice * 3 / 2
+	maxRefusals = 16
+)
 
 // command takes raw bytes from the link; it never blocks.
 func (a *Agent) command(raw []byte) {
@@ -37,7 +41,7 @@ func (a *Agent) command(raw []byte) {
 func (a *Agent) commands(ctx context.Context) error {
 	var running sync.WaitGroup
 	defer running.Wait()
-	free := make(chan struct{}, maxStreams)
+	free, refusing := make(chan struct{}, maxStreams), make(chan struct{}, maxRefusals)
 	for {
 		var raw []byte
 		select {
@@ -59,19 +63,42 @@ func (a *Agent) commands(ctx context.Context) error {
 		case free <- struct{}{}:
 		default:
 			a.cfg.Log.Warn("command refused: too many streams are open")
+			a.refuseSoon(ctx, &running, refusing, c, &api.Error{Code: api.Unavailable, Message: fmt.Sprintf("too many streams to this device are open (%d)", maxStreams), Remedy: "close some, or wait"})
 			continue
 		}
 		running.Add(1)
 		go func() {
 			defer running.Done()
 			defer func() { <-free }()
-			a.answer(ctx, c)
+			if err := a.answer(ctx, c); stream.Full(err) {
+				a.refuseSoon(ctx, &running, refusing, c, err)
+			}
 		}()
 	}
 }
 
+// refuseSoon tells the person, beside all else, why a command is not served.
+func (a *Agent) refuseSoon(ctx context.Context, running *sync.WaitGroup, refusing chan struct{}, c *stream.Command, why error) {
+	running.Add(1)
+	go func() {
+		defer running.Done()
+		ctx, cancel := context.WithTimeout(ctx, 30*time.Second) // the core waits no longer
+		defer cancel()
+		select {
+		case refusing <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+		defer func() { <-refusing }()
+		if err := stream.Refuse(ctx, a.cfg.Identity, a.cfg.Stream, c, why); err != nil {
+			a.cfg.Log.Info("refusal not delivered", "verb", c.Verb, "err", err)
+		}
+	}()
+}
+
 // answer serves one command from its stream's opening to its end.
-func (a *Agent) answer(ctx context.Context, c *stream.Command) {
+// An error is why it could not be opened.
+func (a *Agent) answer(ctx context.Context, c *stream.Command) error {
 	subject := strings.Trim(c.App+"/"+c.Service, "/")
 	note := func(what, message string) {
 		a.appendEvent(api.RecordAudit, api.Event{Time: a.cfg.Clock.Now().UnixMilli(), Name: string(c.Verb) + "." + what, Subject: subject, Message: message, Actor: c.Actor})
@@ -80,7 +107,7 @@ func (a *Agent) answer(ctx context.Context, c *stream.Command) {
 	if err != nil {
 		note("unanswered", err.Error())
 		a.cfg.Log.Warn("command not answered", "verb", c.Verb, "err", err)
-		return
+		return err
 	}
 	note("opened", describe(c))
 	began := time.Now()
@@ -95,6 +122,7 @@ func (a *Agent) answer(ctx context.Context, c *stream.Command) {
 		a.cfg.Log.Debug("stream broke off", "verb", c.Verb, "err", err)
 	}
 	note("closed", fmt.Sprintf("%s after %s", outcome, time.Since(began).Round(time.Millisecond)))
+	return nil
 }
 
 // describe is what the audit record says of a command.

@@ -128,7 +128,7 @@ type reach struct {
 	dev api.DeviceID
 }
 
-func newReach(t *testing.T) *reach {
+func newReach(t *testing.T, tune ...func(*stream.HubConfig)) *reach {
 	auth := newAuthority(t)
 	core := auth.identity(identity.RoleCore)
 	b := newBench(t)
@@ -148,8 +148,12 @@ func newReach(t *testing.T) *reach {
 		}
 	}()
 	r := &reach{bench: b, dev: b.id.ID()}
-	r.hub = stream.NewHub(stream.HubConfig{Identity: core, Signer: auth.signer, Log: slog.New(slog.DiscardHandler), Wait: 10 * time.Second,
-		Send: func(_ api.DeviceID, raw []byte) error { b.agent.command(raw); return nil }})
+	conf := stream.HubConfig{Identity: core, Signer: auth.signer, Log: slog.New(slog.DiscardHandler), Wait: 2 * time.Minute,
+		Send: func(_ api.DeviceID, raw []byte) error { b.agent.command(raw); return nil }}
+	for _, change := range tune {
+		change(&conf)
+	}
+	r.hub = stream.NewHub(conf)
 	l, err := tls.Listen("tcp", "127.0.0.1:0", core.ServerTLS())
 	if err != nil {
 		t.Fatal(err)
@@ -227,6 +231,44 @@ func TestForwardCarriesAConnection(t *testing.T) {
 	code, err := r.do(stream.Command{Verb: stream.Forward, App: "shop", Service: "web", Port: 80}, stream.Local{Stdin: bytes.NewReader(sent), Stdout: &out})
 	if code != 0 || err != nil || !bytes.Equal(out.Bytes(), sent) {
 		t.Fatalf("exit %d, %v, %d of %d bytes", code, err, out.Len(), len(sent))
+	}
+}
+
+// More connections than the core opens to a device are all carried at once; where the
+// device has no room for one, it says so itself.
+func TestForwardOfManyConnections(t *testing.T) {
+	r := newReach(t, func(c *stream.HubConfig) { c.PerDevice = 2 * maxStreams })
+	if maxStreams < stream.PerDevice {
+		t.Fatal("the core opens more than the device carries")
+	}
+	forward := stream.Command{Verb: stream.Forward, App: "shop", Service: "web", Port: 80}
+	opened := make(chan *stream.Conn, maxStreams)
+	for range maxStreams {
+		go func() {
+			conn, err := r.hub.Open(t.Context(), r.dev, forward)
+			if err != nil {
+				t.Error(err)
+			}
+			opened <- conn
+		}()
+	}
+	var open []*stream.Conn
+	for range maxStreams {
+		if conn := <-opened; conn != nil {
+			defer conn.Close()
+			open = append(open, conn)
+		}
+	}
+	for _, conn := range open {
+		if err := conn.Write(stream.Stdin, []byte("ping")); err != nil {
+			t.Fatal(err)
+		}
+		if f, err := conn.Read(); err != nil || string(f.Payload) != "ping" {
+			t.Fatalf("%q, %v", f.Payload, err)
+		}
+	}
+	if _, err := r.do(forward, stream.Local{Stdin: strings.NewReader(""), Stdout: io.Discard}); api.CodeOf(err) != api.Unavailable || !strings.Contains(err.Error(), "too many streams") {
+		t.Errorf("one more: %v", err)
 	}
 }
 

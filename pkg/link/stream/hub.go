@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -28,10 +29,11 @@ type HubConfig struct {
 	// Wait is how long a device may take to dial in. Default 10 s, at most MaxLife less
 	// Skew.
 	Wait time.Duration
-	// Max bounds the sessions that wait or run. Default 1,024.
-	Max int
-	Now func() time.Time // default time.Now
-	Log *slog.Logger
+	// Max bounds the sessions that wait or run, PerDevice those of one device. Defaults
+	// 1,024 and PerDevice.
+	Max, PerDevice int
+	Now            func() time.Time // default time.Now
+	Log            *slog.Logger
 }
 
 // Hub is the core's http.Handler for PathPrefix; Open waits for a device there.
@@ -40,7 +42,11 @@ type Hub struct {
 	mu   sync.Mutex
 	wait map[SessionID]*waiting
 	open int
+	busy map[api.DeviceID]int // open, by device
 }
+
+// PerDevice is how many streams the core opens to one device at once.
+const PerDevice = 64
 
 type waiting struct {
 	device api.DeviceID
@@ -59,10 +65,13 @@ func NewHub(conf HubConfig) *Hub {
 	if conf.Max == 0 {
 		conf.Max = 1024
 	}
+	if conf.PerDevice == 0 {
+		conf.PerDevice = PerDevice
+	}
 	if conf.Now == nil {
 		conf.Now = time.Now
 	}
-	return &Hub{conf: conf, wait: map[SessionID]*waiting{}}
+	return &Hub{conf: conf, wait: map[SessionID]*waiting{}, busy: map[api.DeviceID]int{}}
 }
 
 // Open sends c to dev and returns the stream that the device opens in answer. It
@@ -101,7 +110,7 @@ func (h *Hub) Open(ctx context.Context, dev api.DeviceID, c Command) (*Conn, err
 	defer timer.Stop()
 	select {
 	case conn := <-w.conn:
-		return NewConn(&hubConn{Conn: conn, done: sync.OnceFunc(h.release)}, Idle), nil
+		return NewConn(&hubConn{Conn: conn, done: sync.OnceFunc(func() { h.release(dev) })}, Idle), nil
 	case <-ctx.Done():
 		err = ctx.Err()
 	case <-timer.C:
@@ -119,7 +128,12 @@ type hubConn struct {
 
 func (c *hubConn) Close() error { defer c.done(); return c.Conn.Close() }
 
-func (h *Hub) release() { h.mu.Lock(); h.open--; h.mu.Unlock() }
+func (h *Hub) release(dev api.DeviceID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.open--
+	less(h.busy, dev)
+}
 
 func (h *Hub) expect(s SessionID, dev api.DeviceID) (*waiting, error) {
 	h.mu.Lock()
@@ -127,7 +141,11 @@ func (h *Hub) expect(s SessionID, dev api.DeviceID) (*waiting, error) {
 	if h.open >= h.conf.Max {
 		return nil, &api.Error{Code: api.Unavailable, Message: "too many streams are open", Remedy: "close some, or wait"}
 	}
+	if h.busy[dev] >= h.conf.PerDevice {
+		return nil, &api.Error{Code: api.Unavailable, Message: fmt.Sprintf("too many streams to this device are open (%d)", h.conf.PerDevice), Remedy: "close some, or wait"}
+	}
 	h.open++
+	h.busy[dev]++
 	w := &waiting{device: dev, conn: make(chan net.Conn, 1)}
 	h.wait[s] = w
 	return w, nil
@@ -138,6 +156,7 @@ func (h *Hub) forget(s SessionID, w *waiting) {
 	h.mu.Lock()
 	delete(h.wait, s)
 	h.open--
+	less(h.busy, w.device)
 	h.mu.Unlock()
 	select {
 	case conn := <-w.conn:
@@ -215,9 +234,30 @@ func (h *Hub) inner(ctx context.Context, outer net.Conn, want api.DeviceID) (net
 }
 
 // Answer is the device's end: it dials the parent for the command's session and
-// does TLS with the core inside. The caller ends the Conn with Finish.
+// does TLS with the core inside. The caller ends the Conn with Finish. Where relays had
+// no room for it (Full), Refuse tells the person.
 func Answer(ctx context.Context, id interface{ ClientTLS(peer string) *tls.Config }, parent Parent, c *Command) (*Conn, error) {
-	outer, err := dialParent(ctx, parent, c.Session)
+	return answer(ctx, id, parent, c, false)
+}
+
+// Refuse answers a command with why it is not served. Relays let it pass beside their
+// bounds. It is not to be repeated: a person who is not told hears of a timeout.
+func Refuse(ctx context.Context, id interface{ ClientTLS(peer string) *tls.Config }, parent Parent, c *Command, why error) error {
+	conn, err := answer(ctx, id, parent, c, true)
+	if err != nil {
+		return err
+	}
+	return conn.Finish(1, why, FinishGrace)
+}
+
+// Full tells whether err is the word of a relay or the core that it has no room.
+func Full(err error) bool {
+	var said *refused
+	return errors.As(err, &said) && api.CodeOf(err) == api.Unavailable
+}
+
+func answer(ctx context.Context, id interface{ ClientTLS(peer string) *tls.Config }, parent Parent, c *Command, refusal bool) (*Conn, error) {
+	outer, err := dialParent(ctx, parent, c.Session, route{c.Device, refusal})
 	if err != nil {
 		return nil, err
 	}

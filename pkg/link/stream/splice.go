@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -21,22 +22,54 @@ import (
 // it. It changes when the device attaches elsewhere; it fails while there is none.
 type Parent func() (base *url.URL, conf *tls.Config, err error)
 
+// Headers between a device, its relays and the core. Relays pass them on; who leaves them
+// out is counted as the child that dials.
+const (
+	headerDevice  = "Tributary-Device"  // the id of the device whose stream it is
+	headerRefusal = "Tributary-Refusal" // "1": it will only carry why there is none
+)
+
+// route is what a relay knows of a stream beside its session.
+type route struct {
+	device  api.DeviceID
+	refusal bool
+}
+
+func (r route) header() http.Header {
+	h := http.Header{headerDevice: {r.device.String()}}
+	if r.refusal {
+		h.Set(headerRefusal, "1")
+	}
+	return h
+}
+
+// routeOf reads a request's route; child is who dials.
+func routeOf(h http.Header, child api.DeviceID) route {
+	r := route{child, h.Get(headerRefusal) != ""}
+	if id, err := api.ParseDeviceID(h.Get(headerDevice)); err == nil {
+		r.device = id
+	}
+	return r
+}
+
 // dialParent opens the raw connection of one session at the parent.
-func dialParent(ctx context.Context, parent Parent, s SessionID) (net.Conn, error) {
+func dialParent(ctx context.Context, parent Parent, s SessionID, r route) (net.Conn, error) {
 	base, conf, err := parent()
 	if err != nil {
 		return nil, err
 	}
 	u := *base
 	u.Path = s.Path()
-	return Upgrade(ctx, &u, conf, nil, nil)
+	return Upgrade(ctx, &u, conf, r.header(), nil)
 }
 
 // SpliceConfig bounds a relay's splicing.
 type SpliceConfig struct {
 	Parent Parent
-	// Max bounds the streams at once, PerChild those of one child. Defaults 256 and 16.
-	Max, PerChild int
+	// Max bounds the streams at once, PerChild those of one child with all below it,
+	// PerDevice those of the device that the child names. Defaults 1,024, 512, and half as
+	// many again as the core opens to one device: a relay hears later that one has ended.
+	Max, PerChild, PerDevice int
 	// Idle ends a stream that carried nothing either way for so long. Default 2 × Idle.
 	Idle time.Duration
 	Log  *slog.Logger
@@ -49,20 +82,33 @@ type Splice struct {
 	mu    sync.Mutex
 	total int
 	child map[api.DeviceID]int
+	// by child, as a child must not fill another's bounds in the name of its devices
+	device  map[[2]api.DeviceID]int
+	refusal map[api.DeviceID]int
 }
+
+// maxRefusals bounds the refusals of one child under way. They are beside the other
+// bounds, and end with refusalLife.
+const (
+	maxRefusals = 32
+	refusalLife = 2 * handshakeLimit
+)
 
 // NewSplice makes the handler.
 func NewSplice(conf SpliceConfig) *Splice {
 	if conf.Max == 0 {
-		conf.Max = 256
+		conf.Max = 1024
 	}
 	if conf.PerChild == 0 {
-		conf.PerChild = 16
+		conf.PerChild = 512
+	}
+	if conf.PerDevice == 0 {
+		conf.PerDevice = PerDevice * 3 / 2
 	}
 	if conf.Idle == 0 {
 		conf.Idle = 2 * Idle
 	}
-	return &Splice{conf: conf, child: map[api.DeviceID]int{}}
+	return &Splice{conf: conf, child: map[api.DeviceID]int{}, device: map[[2]api.DeviceID]int{}, refusal: map[api.DeviceID]int{}}
 }
 
 // Active is the number of streams that are open.
@@ -72,37 +118,62 @@ func (s *Splice) Active() int {
 	return s.total
 }
 
-func (s *Splice) enter(id api.DeviceID) error {
+func (s *Splice) enter(child api.DeviceID, r route) error {
+	full := func(of string, bound int) error {
+		return &api.Error{Code: api.Unavailable, Message: fmt.Sprintf("too many streams are open through a relay (%s: %d)", of, bound), Remedy: "close some, or wait"}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.total >= s.conf.Max || s.child[id] >= s.conf.PerChild {
-		return &api.Error{Code: api.Unavailable, Message: "too many streams are open through this relay", Remedy: "close some, or wait"}
+	switch {
+	case r.refusal && s.refusal[child] >= maxRefusals:
+		return full("refusals", maxRefusals)
+	case r.refusal:
+		s.refusal[child]++
+		return nil
+	case s.device[[2]api.DeviceID{child, r.device}] >= s.conf.PerDevice:
+		return full("of this device", s.conf.PerDevice)
+	case s.child[child] >= s.conf.PerChild:
+		return full("of all devices behind "+child.String(), s.conf.PerChild)
+	case s.total >= s.conf.Max:
+		return full("in all", s.conf.Max)
 	}
 	s.total++
-	s.child[id]++
+	s.child[child]++
+	s.device[[2]api.DeviceID{child, r.device}]++
 	return nil
 }
 
-func (s *Splice) leave(id api.DeviceID) {
+func (s *Splice) leave(child api.DeviceID, r route) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if r.refusal {
+		less(s.refusal, child)
+		return
+	}
 	s.total--
-	if s.child[id]--; s.child[id] == 0 {
-		delete(s.child, id)
+	less(s.child, child)
+	less(s.device, [2]api.DeviceID{child, r.device})
+}
+
+func less[K comparable](m map[K]int, k K) {
+	if m[k]--; m[k] == 0 {
+		delete(m, k)
 	}
 }
 
 func (s *Splice) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	session, id, err := streamRequest(r)
+	to := routeOf(r.Header, id)
 	if err == nil {
-		err = s.enter(id)
+		err = s.enter(id, to)
 	}
 	if err != nil {
+		s.conf.Log.Info("stream refused", "child", id, "err", err)
 		WriteError(w, err)
 		return
 	}
-	defer s.leave(id)
-	up, err := dialParent(r.Context(), s.conf.Parent, session)
+	defer s.leave(id, to)
+	up, err := dialParent(r.Context(), s.conf.Parent, session, to)
 	if err != nil {
 		s.conf.Log.Info("stream not spliced", "child", id, "err", err)
 		WriteError(w, err)
@@ -115,6 +186,10 @@ func (s *Splice) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer down.Close()
+	if to.refusal {
+		timer := time.AfterFunc(refusalLife, func() { up.Close(); down.Close() })
+		defer timer.Stop()
+	}
 	fromChild, toChild, err := splice(down, up, s.conf.Idle)
 	s.conf.Log.Debug("stream ended", "child", id, "up", fromChild, "down", toChild, "err", err)
 }

@@ -88,10 +88,16 @@ func upgrade(ctx context.Context, conn net.Conn, u *url.URL, conf *tls.Config, h
 		return nil, err
 	}
 	if resp.StatusCode != http.StatusSwitchingProtocols {
-		return nil, refusal(resp)
+		return nil, &refused{refusal(resp)}
 	}
 	return buffered(conn, r), nil
 }
+
+// refused is an error that the far side told of in HTTP.
+type refused struct{ err error }
+
+func (r *refused) Error() string { return r.err.Error() }
+func (r *refused) Unwrap() error { return r.err }
 
 // refusal turns a reply that is no upgrade into the error it tells of.
 func refusal(resp *http.Response) error {
