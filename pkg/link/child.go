@@ -14,6 +14,7 @@ type child struct {
 	// up: there is a session; greeted: its hello came.
 	up, greeted bool
 	downSince   time.Time
+	heard       time.Time // its last frame that was taken in whole
 
 	// feed and cursor: everything of that up feed to that number is here.
 	feed     uint64
@@ -119,6 +120,8 @@ func (n *node) FromChild(now time.Time, id api.DeviceID, frame []byte) {
 			n.refuse(now, id, "message", m.r.err)
 		}
 	}
+	// Only now: a frame that tells who is gone is no sign that they were there.
+	c.heard = now
 }
 
 func (n *node) childMessage(now time.Time, c *child, m *message) {

@@ -106,7 +106,7 @@ func (k *Core) Forget(now time.Time, id api.DeviceID) {
 	}
 	for _, b := range k.below(id) {
 		b.orphan = b.id != id
-		k.tell(b, false)
+		k.tell(now, b, false)
 	}
 	if r.att.Parent == k.self {
 		k.eff.Kick = append(k.eff.Kick, id)
@@ -122,6 +122,28 @@ func (k *Core) Forget(now time.Time, id api.DeviceID) {
 func (k *Core) Reachable(id api.DeviceID) bool {
 	r := k.rows[id]
 	return r != nil && r.online
+}
+
+// Heard is when the core last had a sign that a device lives: a frame of its direct
+// child on the way to the device, which vouches for all below it that it does not name
+// absent. Of a device that is away it is what the last such frame was. It is zero when
+// there was none since the core started.
+func (k *Core) Heard(id api.DeviceID) time.Time {
+	for range MaxDepth {
+		r := k.rows[id]
+		if r == nil || r.att.Counter == 0 {
+			break
+		}
+		if r.att.Parent != k.self {
+			id = r.att.Parent
+			continue
+		}
+		if c := k.children[id]; c != nil {
+			return c.heard
+		}
+		break
+	}
+	return time.Time{}
 }
 
 func (k *Core) stateIn(now time.Time, r *row, s news) {
@@ -266,20 +288,24 @@ func (k *Core) attachIn(now time.Time, r *row) {
 }
 
 // presence tells who came and went with a row.
-func (k *Core) presence(_ time.Time, r *row) {
+func (k *Core) presence(now time.Time, r *row) {
 	if r.orphan {
-		k.tell(r, false)
+		k.tell(now, r, false)
 		return
 	}
 	for _, b := range k.below(r.id) {
-		k.tell(b, k.reaches(b.id))
+		k.tell(now, b, k.reaches(b.id))
 	}
 }
 
-func (k *Core) tell(r *row, online bool) {
+func (k *Core) tell(now time.Time, r *row, online bool) {
 	if r.online != online {
 		r.online = online
-		k.eff.Online = append(k.eff.Online, Presence{r.id, online})
+		p := Presence{Device: r.id, Online: online, Heard: now}
+		if !online {
+			p.Heard = k.Heard(r.id)
+		}
+		k.eff.Online = append(k.eff.Online, p)
 	}
 }
 

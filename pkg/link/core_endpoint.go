@@ -170,6 +170,14 @@ func (c *CoreEndpoint) Reachable(id api.DeviceID) bool {
 	return c.core.Reachable(id)
 }
 
+// Heard is when there was last a sign that a device lives (Core.Heard), and whether the
+// way to it is open.
+func (c *CoreEndpoint) Heard(id api.DeviceID) (at time.Time, reachable bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.core.Heard(id), c.core.Reachable(id)
+}
+
 // Warnings lists what is wrong with the link, by name.
 func (c *CoreEndpoint) Warnings() []api.Warning {
 	c.mu.Lock()

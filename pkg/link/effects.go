@@ -136,6 +136,8 @@ type Retained struct {
 type Presence struct {
 	Device api.DeviceID
 	Online bool
+	// Heard is the last sign that it lived: now of one that came, Core.Heard of one that went.
+	Heard time.Time
 }
 
 // Alarm is something wrong with what a device sent, or with what came in its name.

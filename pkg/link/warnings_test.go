@@ -22,6 +22,8 @@ type grove struct {
 	boxes []*growth
 	// alarms is what the core told of single devices.
 	alarms []link.Alarm
+	// away is when those were last heard of whom the core told that they went.
+	away map[api.DeviceID]time.Time
 }
 
 // growth is a box of a grove; a nil parent is the core.
@@ -35,7 +37,7 @@ type growth struct {
 
 func newGrove(t *testing.T) *grove {
 	t.Helper()
-	g := &grove{t: t, now: time.Unix(1_764_000_000, 0), keys: keyring(t), db: linksim.NewDatabase()}
+	g := &grove{t: t, now: time.Unix(1_764_000_000, 0), keys: keyring(t), db: linksim.NewDatabase(), away: map[api.DeviceID]time.Time{}}
 	var err error
 	if g.core, err = link.NewCore(g.now, link.CoreConfig{Epoch: 1, Store: g.db, Keys: g.keys.Core()}); err != nil {
 		t.Fatal(err)
@@ -103,6 +105,11 @@ func (g *grove) carry() (any bool) {
 		g.t.Fatal(err)
 	}
 	g.down(nil, eff.Down)
+	for _, p := range eff.Online {
+		if !p.Online {
+			g.away[p.Device] = p.Heard
+		}
+	}
 	if len(eff.Batches) > 0 {
 		results, err := g.db.AcceptBatches(eff.Batches)
 		if err != nil {
