@@ -224,6 +224,10 @@ func (r *nodeReader) document(n *yaml.Node) (Document, bool) {
 		r.take(err)
 		return Document{}, false
 	}
+	if env.APIVersion == "" { // the least of faults: told when there is no other
+		r.fault(n, "apiVersion", "the document has no apiVersion", "start it with apiVersion: "+Version)
+		return Document{}, false
+	}
 	return Document{Object: &o, Line: n.Line, Lines: r.seen}, true
 }
 

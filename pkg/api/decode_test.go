@@ -24,6 +24,7 @@ spec:
   settings:
     meterInterval: 90s
 ---
+apiVersion: tributary/v1
 kind: JoinToken
 metadata: {name: box}
 spec:
@@ -72,6 +73,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{"empty selector", head + "  selector: {}\n", 4, "spec.selector", "picks no device"},
 		{"bad operator", head + "  selector:\n    matchExpressions:\n    - key: a\n      operator: Equals\n", 7, "spec.selector.matchExpressions[0].operator", "In, NotIn"},
 		{"bad version", "apiVersion: v1\nkind: Site\nmetadata: {name: s}\n", 1, "apiVersion", "tributary/v1"},
+		{"no version", "kind: Site\nmetadata: {name: s}\n", 1, "apiVersion", "start it with apiVersion: tributary/v1"},
 		{"bad parent", "kind: Device\nmetadata: {name: d}\nspec:\n  parents:\n  - device: core\n    address: a:b:0:c\n", 6, "spec.parents[0].address", "host:port"},
 		{"bad digest", "kind: App\nmetadata: {name: a}\nspec:\n  artifact: web:latest\n", 4, "spec.artifact", "sha256:"},
 		{"no compose", "kind: App\nmetadata: {name: a}\nspec: {}\n", 3, "spec", "exactly one"},
@@ -81,7 +83,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{"file of the device's own", "kind: Config\nmetadata: {name: a}\nspec:\n  files:\n    ..data: x\n", 5, `spec.files["..data"]`, "does not begin with .."},
 		{"folder of the device's own", "kind: Secret\nmetadata: {name: a}\nspec:\n  data:\n    ..v1/x: x\n", 5, `spec.data["..v1/x"]`, "does not begin with .."},
 		{"file and folder", "kind: Config\nmetadata: {name: a}\nspec:\n  files:\n    conf.d: x\n    conf.d/a: x\n", 6, `spec.files["conf.d/a"]`, "rename one"},
-		{"second document", "kind: Site\nmetadata: {name: s}\n---\nkind: Site\nmetadata: {nam: s}\n", 5, "metadata.nam", "did you mean name?"},
+		{"second document", "apiVersion: tributary/v1\nkind: Site\nmetadata: {name: s}\n---\nkind: Site\nmetadata: {nam: s}\n", 6, "metadata.nam", "did you mean name?"},
 		{"broken yaml", "kind: Site\nmetadata: {name: s\n", 1, "", "not valid YAML"},
 		{"json", "{\n \"kind\": \"Site\",\n \"metadata\": {\"name\": \"s\"},\n \"spec\": {\"adress\": \"x\"}}", 4, "spec.adress", "did you mean address?"},
 		{"half a coordinate", "kind: Site\nmetadata: {name: s}\nspec: {latitude: 1}\n", 3, "spec", "both or neither"},
@@ -112,7 +114,7 @@ func TestDecodeReportsAllFaults(t *testing.T) {
 }
 
 func TestDecodeAliases(t *testing.T) {
-	in := "kind: Fleet\nmetadata:\n  name: f\n  labels: &l {a: b}\nspec:\n  selector:\n    matchLabels:\n      <<: *l\n      c: d\n"
+	in := "apiVersion: tributary/v1\nkind: Fleet\nmetadata:\n  name: f\n  labels: &l {a: b}\nspec:\n  selector:\n    matchLabels:\n      <<: *l\n      c: d\n"
 	objects, err := Decode([]byte(in))
 	if err != nil {
 		t.Fatal(err)
@@ -276,4 +278,11 @@ func FuzzDecode(f *testing.F) {
 			t.Fatalf("read back differently:\n%s\n%s\n%s", a, b, text)
 		}
 	})
+}
+
+// JSON has a negative zero, which is a number like any other.
+func TestNegativeZero(t *testing.T) {
+	if _, err := Decode([]byte("apiVersion: tributary/v1\nkind: Site\nmetadata: {name: s}\nspec: {latitude: -0, longitude: -0}\n")); err != nil {
+		t.Error(err)
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"reflect"
 	"sort"
+	"strconv"
 	"strings"
 	"time"
 
@@ -351,7 +352,11 @@ func (r *nodeReader) readScalar(n *yaml.Node, v reflect.Value, path string) {
 		v.SetUint(u)
 	case reflect.Float64:
 		var x float64
-		if !plain || tag != "!!int" && tag != "!!float" || n.Decode(&x) != nil || x-x != 0 {
+		err := n.Decode(&x)
+		if err != nil { // of -0 the YAML library makes nothing
+			x, err = strconv.ParseFloat(n.Value, 64)
+		}
+		if !plain || tag != "!!int" && tag != "!!float" || err != nil || x-x != 0 {
 			r.wrong(n, path, "a number", "write it in digits, without quotes or unit")
 			return
 		}

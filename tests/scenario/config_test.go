@@ -20,10 +20,10 @@ func configHotUpdate(ctx context.Context, t *testing.T, s *story.Story) {
 	pid, err := box.Task(ctx, "demo", "web")
 	must(t, err)
 	must(t, answered(ctx, s, "greeting: hello from the core", "secret: 11 characters"))
-	must(t, apply(ctx, s, "kind: Config\nmetadata: {name: greeting}\nspec: {files: {text: \"good evening\\n\"}}\n"))
+	must(t, apply(ctx, s, "apiVersion: tributary/v1\nkind: Config\nmetadata: {name: greeting}\nspec: {files: {text: \"good evening\\n\"}}\n"))
 	must(t, answered(ctx, s, "greeting: good evening"))
 	const pass = "mellon-5d0b1c77-speak-and-enter"
-	must(t, apply(ctx, s, "kind: Secret\nmetadata: {name: door}\nspec: {data: {pass: "+pass+"}}\n"))
+	must(t, apply(ctx, s, "apiVersion: tributary/v1\nkind: Secret\nmetadata: {name: door}\nspec: {data: {pass: "+pass+"}}\n"))
 	must(t, answered(ctx, s, fmt.Sprintf("secret: %d characters", len(pass))))
 	must(t, same(ctx, box, "demo", "web", pid))
 

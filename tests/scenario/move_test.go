@@ -51,7 +51,7 @@ func move(ctx context.Context, t *testing.T, s *story.Story) {
 	settled("access-2")
 	greet := func(text string) { // a change arrives over the new way
 		t.Helper()
-		must(t, apply(ctx, s, fmt.Sprintf("kind: Config\nmetadata: {name: greeting}\nspec: {files: {text: %q}}\n", text+"\n")))
+		must(t, apply(ctx, s, fmt.Sprintf("apiVersion: tributary/v1\nkind: Config\nmetadata: {name: greeting}\nspec: {files: {text: %q}}\n", text+"\n")))
 		must(t, answered(ctx, s, "greeting: "+text))
 	}
 	greet("by the second way")
