@@ -244,6 +244,19 @@ func TestFromApplyToManifestAndBack(t *testing.T) {
 	if e := r.call("POST", "/api/v1/apply", appDocs, nil); e == nil || e.Code != api.Invalid && e.Code != api.NotFound || !strings.Contains(e.Error(), "web:v1") {
 		t.Fatalf("an app whose image is missing: %v", e)
 	}
+	for _, repo := range []string{"nosuchtenant/new", "x"} {
+		req, _ := http.NewRequestWithContext(t.Context(), "POST", r.url+"/v2/"+repo+"/blobs/uploads/", nil)
+		req.SetBasicAuth("token", r.token)
+		resp, err := r.http.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		told, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != 404 || !bytes.Contains(told, []byte("; ")) {
+			t.Errorf("a push to %s: %d %s", repo, resp.StatusCode, told)
+		}
+	}
 	r.push("default/web:v1")
 	r.must("POST", "/api/v1/apply", appDocs, nil)
 	has := func(m *manifest.Manifest) bool { return len(m.AppNames()) == 1 }

@@ -224,10 +224,31 @@ func (c *core) authorizeArtifacts(r *http.Request, a registry.Access) error {
 		}
 		return &api.Error{Code: api.Forbidden, Message: "a device may only pull, and by digest"}
 	}
-	if err := c.server.Authorize(r, a.Action == registry.Push || a.Action == registry.Delete); err != nil || a.Action != registry.Delete {
+	if err := c.server.Authorize(r, a.Action == registry.Push || a.Action == registry.Delete); err != nil {
 		return err
 	}
-	return c.mayRemove(r.Context(), path.Base(r.URL.Path))
+	switch a.Action {
+	case registry.Push:
+		return c.mayPush(r.Context(), a.Tenant())
+	case registry.Delete:
+		return c.mayRemove(r.Context(), path.Base(r.URL.Path))
+	}
+	return nil
+}
+
+// mayPush refuses what nobody could use: an app names images of its own tenant alone.
+func (c *core) mayPush(ctx context.Context, tenant string) error {
+	switch tenant {
+	case api.DefaultTenant:
+		return nil
+	case "":
+		return &api.Error{Code: api.NotFound, Message: "a repository is named TENANT/NAME", Remedy: "push to " + api.DefaultTenant + "/NAME, or to NAME of another tenant"}
+	}
+	_, err := c.store.Get(ctx, api.Key{Tenant: api.DefaultTenant, Kind: api.KindTenant, Name: tenant})
+	if err != nil && api.CodeOf(err) == api.NotFound {
+		return &api.Error{Code: api.NotFound, Message: "there is no tenant " + tenant, Remedy: "mend the first part of the repository's name, or apply a Tenant " + tenant + " first"}
+	}
+	return err
 }
 
 func (c *core) openTree(ctx context.Context) (err error) {
@@ -264,9 +285,10 @@ func randomNumber() uint64 {
 
 // presence notes which devices came and went.
 func (c *core) presence(news []link.Presence) {
-	now := time.Now()
 	for _, p := range news {
-		c.intake.Seen(p.Device, now)
+		if !p.Heard.IsZero() {
+			c.intake.Seen(p.Device, p.Heard)
+		}
 		c.fleet.Reported(p.Device)
 	}
 }
@@ -282,7 +304,7 @@ func (c *core) openFleet(ctx context.Context) error {
 	c.fleet = fleet.New(fleet.Config{
 		Store: c.store, Epoch: c.epoch, SealKey: c.roster.SealKey,
 		Signer:  func() (*ecdsa.PrivateKey, []byte) { return c.ca.Signer() },
-		Publish: c.end.Publish, Reports: reports{c.intake, c.end.Reachable}, Now: time.Now, Log: c.log,
+		Publish: c.end.Publish, Reports: reports{c.intake, c.end.Heard}, Now: time.Now, Log: c.log,
 	})
 	return c.fleet.Load(ctx)
 }
@@ -292,10 +314,10 @@ func (c *core) openServer(context.Context) (err error) {
 	hub := stream.NewHub(stream.HubConfig{Identity: c.live, Signer: signer, Send: c.command, Log: c.log})
 	apps := &server.Apps{Store: c.store, Artifacts: c.registry}
 	cfg := server.Config{
-		Store: c.store, Tokens: c.store, Devices: c.roster, Ledger: ledger{c.intake, c.store, c.roster}, Streams: hub,
+		Store: c.store, Tokens: c.store, Devices: c.roster, Heard: c.end.Heard, Ledger: ledger{c.intake, c.store, c.roster}, Streams: hub,
 		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: c.admitToken},
 		Removal: map[string]server.Removal{api.KindDevice: func(_ context.Context, o *api.Object) error { return c.roster.MayDelete(o) },
-			api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindSecret: apps.MayRemove, api.KindTenant: apps.MayRemoveTenant},
+			api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindSecret: apps.MayRemove},
 		Routes: []server.Route{
 			{Pattern: "/v2/", Access: server.Open, Handler: c.registry,
 				Doc: "The OCI registry (distribution-spec 1.1): people by token as the password of Basic authentication, devices by certificate; repositories are TENANT/NAME."},
@@ -355,7 +377,19 @@ func (c *core) serve(ctx context.Context) error {
 	g.Go(func() error { return c.serveControl(ctx) })
 	c.log.Info("the core runs", "version", version, "https", c.https.Addr().String(), "mqtt", c.mqttAddress(), "epoch", c.epoch, "devices", c.roster.Len(),
 		"names", strings.Join(c.o.names, ","), "adminToken", c.o.data.adminToken(), "ca", c.o.data.ca()+"/root.crt")
-	return g.Wait()
+	err := g.Wait()
+	c.lastHeard()
+	return err
+}
+
+// lastHeard keeps when devices were last heard, which else is kept only as they come and
+// go: the next life of the core then tells it of those that do not come back.
+func (c *core) lastHeard() {
+	for _, id := range c.roster.AllActive() {
+		if at, reachable := c.end.Heard(id); reachable && !at.IsZero() {
+			c.intake.Seen(id, at)
+		}
+	}
 }
 
 // renew keeps the server certificate fresh.

@@ -69,8 +69,8 @@ func (k *keys) Sign(aad, payload []byte) ([]byte, error) {
 
 // reports tells fleet what intake knows and whom the link reaches.
 type reports struct {
-	intake    *intake.Store
-	reachable func(api.DeviceID) bool
+	intake *intake.Store
+	heard  func(api.DeviceID) (at time.Time, reachable bool)
 }
 
 // Reports implements fleet.Reports.
@@ -81,7 +81,11 @@ func (r reports) Reports(ctx context.Context, ids []api.DeviceID) (map[api.Devic
 	}
 	all := make(map[api.DeviceID]*fleet.Report, len(known))
 	for id, in := range known {
-		out := &fleet.Report{Entries: in.Entries, LastSeen: in.Seen, Online: r.reachable(id)}
+		out := &fleet.Report{Entries: in.Entries, LastSeen: in.Seen}
+		var heard time.Time
+		if heard, out.Online = r.heard(id); out.Online && heard.After(in.Seen) {
+			out.LastSeen = heard
+		}
 		switch {
 		case !in.Attached:
 		case in.Parent.IsZero():
@@ -137,12 +141,19 @@ func (l ledger) Records(ctx context.Context, id api.DeviceID, after uint64, limi
 }
 
 // Events implements server.Ledger.
-func (l ledger) Events(ctx context.Context, id api.DeviceID, limit int) ([]server.EventEntry, error) {
-	in, err := l.intake.Events(ctx, id, limit)
+func (l ledger) Events(ctx context.Context, scope server.EventScope, limit int) ([]server.EventEntry, error) {
+	var of []api.DeviceID
+	switch {
+	case !scope.Device.IsZero():
+		of = []api.DeviceID{scope.Device}
+	case scope.Tenant != "":
+		of = l.roster.OfTenant(scope.Tenant)
+	}
+	in, err := l.intake.Events(ctx, of, limit)
 	if err != nil {
 		return nil, err
 	}
-	own, err := l.store.Events(ctx, id, limit)
+	own, err := l.store.Events(ctx, of, limit)
 	if err != nil {
 		return nil, err
 	}

@@ -57,7 +57,7 @@ func attach(t *testing.T, id *identity.Identity, address string) *box {
 		Backoff: mqtt.Backoff{Min: 20 * time.Millisecond, Max: 100 * time.Millisecond}, Log: log})
 	b := &box{t: t, id: id}
 	b.end, err = link.NewEndpoint(link.EndpointConfig{
-		RelayConfig: link.RelayConfig{Config: link.Config{Rand: randomNumber, RecordDelay: 10 * time.Millisecond, Log: log}, Self: id.ID(), Cert: id.Cert[0].Raw,
+		RelayConfig: link.RelayConfig{Config: link.Config{Rand: randomNumber, Health: 500 * time.Millisecond, RecordDelay: 10 * time.Millisecond, Log: log}, Self: id.ID(), Cert: id.Cert[0].Raw,
 			Store: link.OpenBolt(db), Spool: records, Keys: link.KeysOf(live)},
 		Uplink: up,
 	})
@@ -178,6 +178,18 @@ func TestDeviceThroughTheLink(t *testing.T) {
 	b := attach(t, id, r.c.mqttAddress())
 	b.report("version", "test")
 	eventually(t, "the device is online", func() bool { s := r.device("box"); return s.Online && s.Tier == 1 && s.Version == "test" })
+
+	first := r.device("box").LastSeen
+	eventually(t, "SEEN goes on while nothing changes", func() bool {
+		s := r.device("box").LastSeen
+		return s != nil && first != nil && s.After(*first)
+	})
+	var list struct{ Items []server.EventEntry }
+	for tenant, want := range map[string]bool{"default": true, "*": true, "acme": false} {
+		if r.must("GET", "/api/v1/events?tenant="+tenant, "", &list); len(list.Items) > 0 != want {
+			t.Errorf("events of tenant %s: %+v", tenant, list.Items)
+		}
+	}
 
 	r.must("POST", "/api/v1/apply", configDocs, nil)
 	eventually(t, "the config reaches the device", func() bool {

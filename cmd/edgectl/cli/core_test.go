@@ -215,7 +215,7 @@ func (playedLedger) Records(_ context.Context, _ api.DeviceID, after uint64, lim
 	return list, nil
 }
 
-func (playedLedger) Events(context.Context, api.DeviceID, int) ([]server.EventEntry, error) {
+func (playedLedger) Events(context.Context, server.EventScope, int) ([]server.EventEntry, error) {
 	return []server.EventEntry{
 		{Device: deviceIDs["field-1"].String(), Name: "field-1", Seq: 2, Audit: true, Event: api.Event{Time: 1_700_000_001_000, Name: "exec.opened", Subject: "shop/web", Actor: "ann", Message: "\x1b[31mls"}},
 		{Device: deviceIDs["field-1"].String(), Name: "field-1", Seq: 1, Event: api.Event{Time: 1_700_000_000_000, Name: "app.started", Subject: "shop"}},

@@ -117,7 +117,7 @@ func (a *app) describeDevice(ctx context.Context, cl *client.Client, o *api.Obje
 		seen = a.age(st.LastSeen) + " ago, " + timeText(st.LastSeen)
 	}
 	a.fact("Seen", seen)
-	a.fact("Manifest", fmt.Sprintf("epoch %d, generation %d in force, %d wanted", st.Epoch, st.Applied, st.Desired))
+	a.fact("Manifest", fmt.Sprintf("epoch %d, generation %d applied, %d wanted", st.Epoch, st.Applied, st.Desired))
 	if h := st.Hardware; h != nil {
 		label := "Hardware"
 		if made := strings.Join(strings.Fields(strings.Join([]string{h.Vendor, h.Product, h.Serial}, " ")), " "); made != "" {
@@ -166,7 +166,7 @@ func (a *app) describeApps(apps []api.AppStatus) {
 }
 
 func (a *app) describeEvents(ctx context.Context, cl *client.Client, device string) error {
-	events, err := listEvents(ctx, cl, device, 10)
+	events, err := listEvents(ctx, cl, url.Values{"device": {device}, "limit": {"10"}})
 	if err != nil {
 		if api.CodeOf(err) == api.NotFound {
 			return nil
@@ -190,11 +190,7 @@ type eventEntry struct {
 	Event  api.Event `json:"event"`
 }
 
-func listEvents(ctx context.Context, cl *client.Client, device string, limit int) ([]eventEntry, error) {
-	q := url.Values{"limit": {fmt.Sprint(limit)}}
-	if device != "" {
-		q.Set("device", device)
-	}
+func listEvents(ctx context.Context, cl *client.Client, q url.Values) ([]eventEntry, error) {
 	var out struct {
 		Items []eventEntry `json:"items"`
 	}

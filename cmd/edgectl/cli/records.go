@@ -21,24 +21,30 @@ func outputFlag(c *cobra.Command, o *string, known string) {
 
 func (a *app) eventsCommand() *cobra.Command {
 	var limit int
-	var watch bool
+	var watch, tenants bool
 	var output string
 	c := &cobra.Command{
 		Use: "events [DEVICE]", Short: "Show what happened, the newest at the bottom", Args: cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.completeDevice,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			device := ""
+			q := url.Values{"limit": {strconv.Itoa(limit)}}
 			if len(args) == 1 {
-				device = args[0]
+				q.Set("device", args[0])
+			}
+			if tenants && len(args) == 1 {
+				return &api.Error{Code: api.Invalid, Message: "a device is of one tenant", Remedy: "leave out -A, or DEVICE"}
+			}
+			if tenants {
+				q.Set("tenant", "*")
 			}
 			cl, err := a.client()
 			if err != nil {
 				return err
 			}
 			if watch {
-				return a.watchEvents(cmd.Context(), cl, device, limit, output)
+				return a.watchEvents(cmd.Context(), cl, q, output)
 			}
-			events, err := listEvents(cmd.Context(), cl, device, limit)
+			events, err := listEvents(cmd.Context(), cl, q)
 			if err != nil {
 				return err
 			}
@@ -58,19 +64,20 @@ func (a *app) eventsCommand() *cobra.Command {
 	}
 	c.Flags().IntVar(&limit, "limit", 100, "the newest so many, at most 1000")
 	c.Flags().BoolVarP(&watch, "watch", "w", false, "go on with those that come")
+	c.Flags().BoolVarP(&tenants, "all-tenants", "A", false, "of every tenant")
 	outputFlag(c, &output, "table, json or yaml")
 	return c
 }
 
 // watchEvents shows events as they come, till interrupted. When the connection breaks it
 // is made again; what was shown is not shown again.
-func (a *app) watchEvents(ctx context.Context, cl *client.Client, device string, limit int, output string) error {
+func (a *app) watchEvents(ctx context.Context, cl *client.Client, q url.Values, output string) error {
 	if output != "table" && output != "json" {
 		return badOutput(output, "table, or json: one event a line")
 	}
 	shown := map[eventEntry]bool{}
 	for {
-		err := cl.WatchEvents(ctx, device, limit, func(raw []byte) error {
+		err := cl.WatchEvents(ctx, q, func(raw []byte) error {
 			var e eventEntry
 			if err := json.Unmarshal(raw, &e); err != nil || shown[e] {
 				return err

@@ -44,6 +44,10 @@ func New(c Context, version string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.Token = strings.TrimSpace(c.Token)
+	if strings.ContainsFunc(c.Token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return nil, &api.Error{Code: api.Invalid, Message: "the token holds a space, a line break or another character that no token has", Remedy: "give one token, whole, as `cored token create` printed it"}
+	}
 	conf := &tls.Config{MinVersion: tls.VersionTLS12}
 	if c.CA != "" {
 		conf.RootCAs = x509.NewCertPool()

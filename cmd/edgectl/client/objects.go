@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -241,14 +242,12 @@ func (c *Client) watchOnce(ctx context.Context, k *api.Kind, o ListOptions, from
 	})
 }
 
-// WatchEvents calls on with the newest events of a device (empty: of all), the oldest
+// WatchEvents calls on with the newest events of a query (device, tenant), the oldest
 // first, then with each that comes, until the stream ends (code Unavailable), ctx ends or
 // on fails.
-func (c *Client) WatchEvents(ctx context.Context, device string, limit int, on func(raw []byte) error) error {
-	q := url.Values{"watch": {"true"}, "limit": {strconv.Itoa(limit)}}
-	if device != "" {
-		q.Set("device", device)
-	}
+func (c *Client) WatchEvents(ctx context.Context, q url.Values, on func(raw []byte) error) error {
+	q = maps.Clone(q)
+	q.Set("watch", "true")
 	body, err := c.Open(ctx, http.MethodGet, "/api/v1/events", q, nil, "")
 	if err != nil {
 		return err

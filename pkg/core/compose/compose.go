@@ -10,6 +10,7 @@ package compose
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sort"
 	"strings"
@@ -199,9 +200,22 @@ func (c *compiler) pin(b *api.Bundle) {
 			c.add(at, pushRemedy(s.Image), "the image %q of service %s is not in the core's registry", s.Image, s.Name)
 			continue
 		}
+		if code := api.CodeOf(a.err); code == api.Invalid || code == api.TooLarge {
+			c.add(at, "push the image again: "+pushRemedy(s.Image), "the image %q of service %s cannot be read: %s", s.Image, s.Name, reason(a.err))
+			continue
+		}
 		// Not the file's fault: the whole request fails with the registry's own code.
 		c.fatal(&api.Error{Code: api.CodeOf(a.err), Field: at, Message: fmt.Sprintf("the registry did not answer for %q", s.Image), Remedy: "try again", Err: a.err})
 	}
+}
+
+// reason is what an error says, without its code.
+func reason(err error) string {
+	var e *api.Error
+	if errors.As(err, &e) {
+		return e.Message
+	}
+	return err.Error()
 }
 
 // pushRemedy tells how an image gets into the registry. Nobody can push to a digest.

@@ -36,6 +36,9 @@ func options() Options {
 			if strings.Contains(repo, "missing") {
 				return "", 0, api.Errorf(api.NotFound, "no such image")
 			}
+			if strings.Contains(repo, "garbled") {
+				return "", 0, api.Errorf(api.Invalid, "its config is not JSON")
+			}
 			if strings.Contains(repo, "broken") {
 				return "", 0, api.Errorf(api.Unavailable, "registry down")
 			}
@@ -440,4 +443,12 @@ func FuzzLoad(f *testing.F) {
 			t.Fatalf("not deterministic:\n%s\n%s", first, second)
 		}
 	})
+}
+
+// An image that was pushed broken will not get better by waiting.
+func TestGarbledImage(t *testing.T) {
+	_, _, err := Load(context.Background(), "services: {w: {image: garbled}}", options())
+	if api.CodeOf(err) != api.Invalid || !strings.Contains(err.Error(), "services.w.image") || !strings.Contains(err.Error(), "its config is not JSON") || !strings.Contains(err.Error(), "push the image again") {
+		t.Error(err)
+	}
 }

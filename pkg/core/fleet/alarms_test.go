@@ -25,7 +25,11 @@ func (c *core) status(name string) (s api.DeviceStatus) {
 
 func (c *core) events(id api.DeviceID) (names []string) {
 	c.t.Helper()
-	list, err := c.db.Events(c.t.Context(), id, 100)
+	of := []api.DeviceID{id}
+	if id.IsZero() {
+		of = nil
+	}
+	list, err := c.db.Events(c.t.Context(), of, 100)
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -358,9 +358,16 @@ func TestQueries(t *testing.T) {
 	if page, err := s.Records(ctx, b.id, 4, 1); err != nil || len(page) != 1 || page[0].Seq != 5 {
 		t.Errorf("page: %+v, %v", page, err)
 	}
-	evs, err := s.Events(ctx, api.DeviceID{}, 0)
+	evs, err := s.Events(ctx, nil, 0)
 	if err != nil || len(evs) != 2 || evs[0].Seq != 3 || evs[0].Kind != api.RecordAudit || evs[1].Event.Name != "app.started" || evs[1].Device != b.id {
 		t.Errorf("%+v, %v", evs, err)
+	}
+	for n, of := range map[int][]api.DeviceID{2: {b.id, {9}}, 0: {{9}}} {
+		for _, of := range [][]api.DeviceID{of, append(of, make([]api.DeviceID, 100)...)} {
+			if evs, err := s.Events(ctx, of, 0); err != nil || len(evs) != n {
+				t.Errorf("of %d: %+v, %v", len(of), evs, err)
+			}
+		}
 	}
 	u, err := s.Usage(ctx, b.id, time.UnixMilli(1000), time.UnixMilli(5000))
 	if err != nil || len(u.Totals) != 1 || u.Totals[0].CPUMicros != 8 || u.Acked != 6 {

@@ -3,6 +3,8 @@ package intake
 import (
 	"context"
 	"database/sql"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"time"
 
@@ -283,16 +285,33 @@ func fillEntry(ctx context.Context, tx *sql.Tx, dev int64, e *Entry) error {
 	return rows.Err()
 }
 
+// manyDevices is from how many on Events goes by time rather than by device.
+const manyDevices = 64
+
 // Events lists the newest events and audits in the order they came, newest first, of
-// one device, or of all for the zero id. A limit of 0 means 100.
-func (s *Store) Events(ctx context.Context, id api.DeviceID, limit int) (out []Entry, err error) {
+// some devices, or of all for nil. A limit of 0 means 100.
+//
+// The events of a few devices are found by the index; those of many by going back from
+// the newest, which soon meets enough of theirs (the + keeps SQLite from the index).
+func (s *Store) Events(ctx context.Context, of []api.DeviceID, limit int) (out []Entry, err error) {
 	if limit <= 0 {
 		limit = 100
 	}
 	err = s.view(ctx, func(tx *sql.Tx) error {
 		where, args := `1`, []any{}
-		if !id.IsZero() {
-			where, args = `device = ?`, []any{id[:]}
+		if of != nil {
+			hexes := make([]string, len(of))
+			for i, id := range of {
+				hexes[i] = hex.EncodeToString(id[:])
+			}
+			list, err := json.Marshal(hexes)
+			if err != nil {
+				return err
+			}
+			where, args = `dev IN (SELECT dev FROM devices WHERE device IN (SELECT unhex(value) FROM json_each(?)))`, []any{string(list)}
+			if len(of) > manyDevices {
+				where = "+" + where
+			}
 		}
 		rows, err := tx.QueryContext(ctx, `SELECT device, events.epoch, seq, last, audit, time, name, subject, message, actor
 			FROM events JOIN devices USING (dev) WHERE `+where+` ORDER BY id DESC LIMIT ?`, append(args, limit)...)

@@ -259,8 +259,15 @@ func deny(w http.ResponseWriter, err error) {
 	message := "you may not"
 	if errors.As(err, &told) {
 		message = told.Message
+		if told.Remedy != "" {
+			message += "; " + told.Remedy
+		}
 	}
-	oci.WriteError(w, api.CodeOf(err).HTTPStatus(), "DENIED", message)
+	code := "DENIED"
+	if api.CodeOf(err) == api.NotFound {
+		code = "NAME_UNKNOWN"
+	}
+	oci.WriteError(w, api.CodeOf(err).HTTPStatus(), code, message)
 }
 
 // Token reads the token that a person's client sent: a bearer token, or the password

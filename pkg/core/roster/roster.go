@@ -304,6 +304,19 @@ func (r *Roster) IDOf(key api.Key) (api.DeviceID, bool) {
 	return id, ok
 }
 
+// OfTenant lists the devices of a tenant, retired ones too; it is never nil.
+func (r *Roster) OfTenant(tenant string) []api.DeviceID {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	ids := []api.DeviceID{}
+	for id, b := range r.boxes {
+		if b.key.Tenant == tenant {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
 // Len counts the devices that ever enrolled and were not deleted.
 func (r *Roster) Len() int { r.mu.RLock(); defer r.mu.RUnlock(); return len(r.boxes) }
 

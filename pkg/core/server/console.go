@@ -13,7 +13,7 @@ import (
 // NewConsole makes the web console over the same store and ledger as the REST API.
 func NewConsole(cfg Config) (*web.Console, error) {
 	return web.New(web.Config{
-		Source: consoleSource{cfg.Store, cfg.Ledger},
+		Source: consoleSource{cfg.Store, cfg.Ledger, cfg.Heard},
 		Who: func(r *http.Request) (string, error) {
 			c, err := r.Cookie(SessionCookie)
 			if err != nil {
@@ -30,10 +30,14 @@ func NewConsole(cfg Config) (*web.Console, error) {
 type consoleSource struct {
 	store  store.Store
 	ledger Ledger
+	heard  Heard
 }
 
 func (c consoleSource) List(ctx context.Context, kind string) ([]*api.Object, error) {
 	items, _, _, err := c.store.List(ctx, store.Query{Kind: kind})
+	for i := range items {
+		items[i] = c.heard.show(items[i])
+	}
 	return items, err
 }
 
@@ -41,7 +45,7 @@ func (c consoleSource) Events(ctx context.Context, limit int) ([]web.Event, erro
 	if c.ledger == nil {
 		return nil, nil
 	}
-	entries, err := c.ledger.Events(ctx, api.DeviceID{}, limit)
+	entries, err := c.ledger.Events(ctx, EventScope{}, limit)
 	if err != nil {
 		return nil, err
 	}

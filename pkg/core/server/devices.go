@@ -40,7 +40,7 @@ func (s *Server) deviceRoutes() {
 			}
 			actor, _ := PrincipalOf(ctx)
 			s.cfg.Log.Info("device "+act.verb+"d", "device", key.String(), "actor", actor.Name)
-			return &objectOutput{Body: redact(obj)}, nil
+			return s.output(obj), nil
 		})
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"strconv"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -22,12 +24,21 @@ func public(err error) *api.Error {
 
 // wireError is an api.Error as huma wants one. It is the one place where errors
 // become HTTP in the REST API.
-type wireError struct{ e *api.Error }
+type wireError struct {
+	e *api.Error
+	// status is the HTTP status when it is not that of the error's code.
+	status int
+}
 
 func (e wireError) Error() string { return e.e.Error() }
 
 // GetStatus implements huma.StatusError.
-func (e wireError) GetStatus() int { return e.e.Code.HTTPStatus() }
+func (e wireError) GetStatus() int {
+	if e.status != 0 {
+		return e.status
+	}
+	return e.e.Code.HTTPStatus()
+}
 
 // MarshalJSON writes the bare api.Error.
 func (e wireError) MarshalJSON() ([]byte, error) { return json.Marshal(e.e) }
@@ -41,7 +52,7 @@ func (s *Server) fail(err error) error {
 	if api.CodeOf(err) == api.Internal {
 		s.cfg.Log.Error("request failed", "err", err)
 	}
-	return wireError{public(err)}
+	return wireError{e: public(err)}
 }
 
 // translate turns huma's own errors, about parameters and bodies, into api.Error.
@@ -52,12 +63,28 @@ func translate(_ huma.Context, _ string, v any) (any, error) {
 	}
 	e := &api.Error{Code: codeOfStatus(model.Status), Message: model.Detail}
 	for _, d := range model.Errors {
-		e.Causes = append(e.Causes, &api.Error{Code: e.Code, Field: d.Location, Message: d.Message})
+		e.Causes = append(e.Causes, &api.Error{Code: e.Code, Field: d.Location, Message: d.Message, Remedy: remedyOf(d.Location)})
+	}
+	if e.Remedy == "" && model.Status < 500 {
+		e.Remedy = remedyOf("body")
 	}
 	if len(e.Causes) == 1 {
 		e = e.Causes[0]
 	}
 	return e, nil
+}
+
+// remedyOf tells what to do about a part of a request that the description of the API does
+// not allow.
+func remedyOf(location string) string {
+	where, name, _ := strings.Cut(location, ".")
+	switch {
+	case where == "query" && name == "limit":
+		return "give a whole number from 1 to " + strconv.Itoa(maxPage) + ", or leave it out"
+	case where == "body":
+		return "send the object, or for " + applyPath + " a file of them, as the body; /openapi.json describes it"
+	}
+	return "see what it may be in /openapi.json"
 }
 
 func codeOfStatus(status int) api.Code {

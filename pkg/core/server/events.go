@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"slices"
@@ -40,18 +41,11 @@ func (s *Server) streamEvents(w http.ResponseWriter, r *http.Request) error {
 		}
 		limit = n
 	}
-	var id api.DeviceID
-	if name := q.Get("device"); name != "" {
-		tenant := q.Get("tenant")
-		if tenant == "" {
-			tenant = api.DefaultTenant
-		}
-		var err error
-		if id, err = s.deviceID(r.Context(), tenant, name); err != nil {
-			return err
-		}
+	of, err := s.eventScope(r.Context(), cmp.Or(q.Get("tenant"), api.DefaultTenant), q.Get("device"))
+	if err != nil {
+		return err
 	}
-	newest, err := s.cfg.Ledger.Events(r.Context(), id, maxPage)
+	newest, err := s.cfg.Ledger.Events(r.Context(), of, maxPage)
 	if err != nil {
 		return err
 	}
@@ -61,13 +55,13 @@ func (s *Server) streamEvents(w http.ResponseWriter, r *http.Request) error {
 	if !sendEvents(out, newest[:min(limit, len(newest))]) || out.Send("synced", 0, struct{}{}) != nil {
 		return nil
 	}
-	s.followEvents(r.Context(), out, id, newest)
+	s.followEvents(r.Context(), out, of, newest)
 	return nil
 }
 
 // followEvents looks for events that were not among the newest before, until the reader
 // leaves. More than a page of them between two looks are more than anybody reads.
-func (s *Server) followEvents(ctx context.Context, out *EventStream, id api.DeviceID, before []EventEntry) {
+func (s *Server) followEvents(ctx context.Context, out *EventStream, of EventScope, before []EventEntry) {
 	tick, beat := time.NewTicker(eventsPoll), time.NewTicker(heartbeat)
 	defer tick.Stop()
 	defer beat.Stop()
@@ -82,7 +76,7 @@ func (s *Server) followEvents(ctx context.Context, out *EventStream, id api.Devi
 			continue
 		case <-tick.C:
 		}
-		newest, err := s.cfg.Ledger.Events(ctx, id, maxPage)
+		newest, err := s.cfg.Ledger.Events(ctx, of, maxPage)
 		if err != nil {
 			_ = out.Send("error", 0, public(err))
 			return

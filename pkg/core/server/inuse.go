@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -35,33 +34,6 @@ func (a *Apps) MayRemove(ctx context.Context, o *api.Object) error {
 	}
 	return &api.Error{Code: api.Conflict, Message: o.Kind + " " + o.Metadata.Name + " is in use: " + strings.Join(users, ", ") + verb,
 		Remedy: "take it out of there first, or delete that first"}
-}
-
-// MayRemoveTenant is a Removal: it refuses to take away a tenant that owns anything, which
-// nobody could name any more.
-func (a *Apps) MayRemoveTenant(ctx context.Context, o *api.Object) error {
-	var owned []string
-	for _, kind := range api.Kinds {
-		objects, _, _, err := a.Store.List(ctx, store.Query{Tenant: o.Metadata.Name, Kind: kind.Name})
-		if err != nil {
-			return err
-		}
-		for _, one := range objects {
-			if one.Key() != o.Key() {
-				owned = append(owned, kind.Name+" "+one.Metadata.Name)
-			}
-		}
-	}
-	if len(owned) == 0 {
-		return nil
-	}
-	const shown = 10
-	list := strings.Join(owned[:min(shown, len(owned))], ", ")
-	if len(owned) > shown {
-		list += fmt.Sprintf(" and %d more", len(owned)-shown)
-	}
-	return &api.Error{Code: api.Conflict, Message: "Tenant " + o.Metadata.Name + " is not empty: it has " + list,
-		Remedy: "delete those first, with `--tenant " + o.Metadata.Name + "`"}
 }
 
 // namedBy lists the objects of a kind that a fleet or an app names.

@@ -86,9 +86,7 @@ func TestViewerAsks(t *testing.T) {
 
 // A tenant goes when it has nothing left.
 func TestTenantInUse(t *testing.T) {
-	c := start(t, func(cfg *server.Config) {
-		cfg.Removal = map[string]server.Removal{api.KindTenant: (&server.Apps{Store: cfg.Store}).MayRemoveTenant}
-	})
+	c := start(t, nil)
 	docs := `{"apiVersion":"tributary/v1","kind":"Tenant","metadata":{"name":"acme"}}`
 	for _, name := range []string{"hill", "valley"} {
 		docs += `{"apiVersion":"tributary/v1","kind":"Site","metadata":{"name":"` + name + `","tenant":"acme"}}`

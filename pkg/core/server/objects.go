@@ -50,14 +50,17 @@ type (
 	}
 	putInput struct {
 		ObjectPath
-		DryRun  bool   `query:"dryRun" doc:"Check and answer, write nothing."`
-		RawBody []byte `contentType:"application/json"`
+		IfMatch []string `header:"If-Match" doc:"Only when the object is at this revision (an ETag), or with * when it exists: 412 else."`
+		DryRun  bool     `query:"dryRun" doc:"Check and answer, write nothing."`
+		RawBody []byte   `contentType:"application/json"`
 	}
 	deleteInput struct {
 		ObjectPath
-		Revision int64 `query:"revision" minimum:"0" doc:"Delete only at this revision."`
+		IfMatch  []string `header:"If-Match" doc:"Only when the object is at this revision (an ETag), or with * when it exists: 412 else."`
+		Revision int64    `query:"revision" minimum:"0" doc:"Delete only at this revision."`
 	}
 	objectOutput struct {
+		ETag     string   `header:"ETag" doc:"The object's revision, in quotes: for If-Match."`
 		Warnings []string `header:"Warning"`
 		Body     *api.Object
 	}
@@ -65,6 +68,7 @@ type (
 	writtenOutput struct {
 		Status   int
 		Location string   `header:"Location" doc:"Where the object is; of one that was made."`
+		ETag     string   `header:"ETag" doc:"The object's revision, in quotes: for If-Match."`
 		Warnings []string `header:"Warning"`
 		Body     *api.Object
 	}
@@ -102,14 +106,17 @@ func (s *Server) kindRoutes(k *api.Kind) {
 		}
 		out := &listOutput{Body: objectList{Items: make([]*api.Object, len(items)), Next: next, Revision: rev}}
 		for i, o := range items {
-			out.Body.Items[i] = redact(o)
+			out.Body.Items[i] = s.show(o)
 		}
 		return out, nil
 	})
 
 	huma.Register(s.api, op("get", http.MethodGet, base+"/{name}", "Read one "+k.Name, http.StatusOK, schema), func(ctx context.Context, in *ObjectPath) (*objectOutput, error) {
 		obj, err := s.cfg.Store.Get(ctx, api.Key{Tenant: in.Tenant, Kind: k.Name, Name: in.Name})
-		return &objectOutput{Body: redact(obj)}, s.fail(err)
+		if err != nil {
+			return nil, s.fail(err)
+		}
+		return s.output(obj), nil
 	})
 
 	huma.Register(s.api, op("create", http.MethodPost, base, "Create a "+k.Name, http.StatusCreated, schema), func(ctx context.Context, in *createInput) (*writtenOutput, error) {
@@ -127,11 +134,19 @@ func (s *Server) kindRoutes(k *api.Kind) {
 		if err != nil {
 			return nil, s.fail(err)
 		}
-		return s.answer(k, in.DryRun)(s.write(ctx, obj, writeOptions{dryRun: in.DryRun}))
+		if err := s.match(ctx, in.IfMatch, obj.Key(), &obj.Metadata.Revision); err != nil {
+			return nil, err
+		}
+		out, err := s.answer(k, in.DryRun)(s.write(ctx, obj, writeOptions{dryRun: in.DryRun}))
+		return out, missed(in.IfMatch, err)
 	})
 
 	huma.Register(s.api, op("delete", http.MethodDelete, base+"/{name}", "Delete a "+k.Name, http.StatusNoContent, nil), func(ctx context.Context, in *deleteInput) (*struct{}, error) {
-		return nil, s.fail(s.remove(ctx, api.Key{Tenant: in.Tenant, Kind: k.Name, Name: in.Name}, in.Revision))
+		key := api.Key{Tenant: in.Tenant, Kind: k.Name, Name: in.Name}
+		if err := s.match(ctx, in.IfMatch, key, &in.Revision); err != nil {
+			return nil, err
+		}
+		return nil, missed(in.IfMatch, s.fail(s.remove(ctx, key, in.Revision)))
 	})
 
 	for path, ops := range map[string][]string{base: {http.MethodPost}, base + "/{name}": {http.MethodPut}} {
@@ -147,7 +162,7 @@ func (s *Server) answer(k *api.Kind, dryRun bool) func(*written, error) (*writte
 		if err != nil {
 			return nil, s.fail(err)
 		}
-		out := &writtenOutput{Status: http.StatusOK, Body: w.object, Warnings: w.warnings}
+		out := &writtenOutput{Status: http.StatusOK, ETag: etag(w.object), Body: s.cfg.Heard.show(w.object), Warnings: w.warnings}
 		if w.old != nil {
 			return out, nil
 		}

@@ -15,8 +15,27 @@ type Ledger interface {
 	Usage(ctx context.Context, device api.DeviceID) (*UsageReport, error)
 	// Records lists one device's records with a number above after, oldest first.
 	Records(ctx context.Context, device api.DeviceID, after uint64, limit int) ([]RecordEntry, error)
-	// Events lists the newest events and audits, newest first, of one device or (zero) of all.
-	Events(ctx context.Context, device api.DeviceID, limit int) ([]EventEntry, error)
+	// Events lists the newest events and audits, newest first.
+	Events(ctx context.Context, of EventScope, limit int) ([]EventEntry, error)
+}
+
+// EventScope says whose events: one device's, or with Device zero those of all devices
+// of a tenant, or with both zero everybody's.
+type EventScope struct {
+	Device api.DeviceID
+	Tenant string
+}
+
+// eventScope reads the scope of a request. A device that was deleted belongs to no tenant:
+// its events are with everybody's.
+func (s *Server) eventScope(ctx context.Context, tenant, device string) (of EventScope, err error) {
+	switch {
+	case device != "":
+		of.Device, err = s.deviceID(ctx, tenant, device)
+	case tenant != "*":
+		of.Tenant = tenant
+	}
+	return of, err
 }
 
 // UsageReport is what the ledger counted of one device.
@@ -128,14 +147,11 @@ func (s *Server) recordRoutes() {
 	events.Responses["200"].Content["text/event-stream"] = &huma.MediaType{Schema: &huma.Schema{OneOf: []*huma.Schema{s.schemaOf(new(EventEntry)), s.schemaOf(new(api.Error))},
 		Description: "With watch=true, server-sent events without end. event: an entry, oldest first; synced: all that was there has come; error: the stream ends. Whoever connects again gets the newest again."}}
 	huma.Register(s.api, events, func(ctx context.Context, in *eventQuery) (*eventsOutput, error) {
-		var id api.DeviceID
-		var err error
-		if in.Device != "" {
-			if id, err = s.deviceID(ctx, in.Tenant, in.Device); err != nil {
-				return nil, s.fail(err)
-			}
+		of, err := s.eventScope(ctx, in.Tenant, in.Device)
+		if err != nil {
+			return nil, s.fail(err)
 		}
-		items, err := s.cfg.Ledger.Events(ctx, id, in.Limit)
+		items, err := s.cfg.Ledger.Events(ctx, of, in.Limit)
 		if err != nil {
 			return nil, s.fail(err)
 		}

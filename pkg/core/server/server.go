@@ -40,6 +40,8 @@ type Config struct {
 	Removal map[string]Removal
 	// Devices acts on single devices; nil leaves those routes out.
 	Devices Devices
+	// Heard tells when devices were last seen, newer than their objects do; may be nil.
+	Heard Heard
 	// Ledger answers for records; nil leaves those routes out.
 	Ledger Ledger
 	// Streams opens logs, exec and the like; nil leaves those routes out.

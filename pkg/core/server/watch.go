@@ -106,7 +106,7 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, kind string) err
 	events := s.cfg.Store.Watch(ctx, store.WatchQuery{Kinds: []string{kind}, Tenant: tenant, From: from})
 	out := NewEventStream(w)
 	for _, o := range first {
-		if out.Send("changed", o.Metadata.Revision, redact(o)) != nil {
+		if out.Send("changed", o.Metadata.Revision, s.show(o)) != nil {
 			return nil
 		}
 	}
@@ -157,7 +157,7 @@ func (s *Server) follow(ctx context.Context, out *EventStream, events <-chan sto
 				e.Type = store.Deleted
 				fallthrough
 			default:
-				err = out.Send(string(e.Type), e.Revision, redact(e.Object))
+				err = out.Send(string(e.Type), e.Revision, s.show(e.Object))
 			}
 		}
 		if err != nil {

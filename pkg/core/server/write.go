@@ -75,7 +75,7 @@ func (s *Server) write(ctx context.Context, request *api.Object, o writeOptions)
 			return nil, err
 		}
 	}
-	out, err := s.cfg.Store.Put(ctx, obj, store.PutOptions{Create: o.create, Update: o.update, Status: d.Status, DryRun: o.dryRun})
+	out, err := s.cfg.Store.Put(ctx, obj, store.PutOptions{Create: o.create, Update: o.update, InTenant: true, Status: d.Status, DryRun: o.dryRun})
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +105,7 @@ func (s *Server) tenantExists(ctx context.Context, o *api.Object, with map[api.K
 	}
 	_, err := s.cfg.Store.Get(ctx, key)
 	if api.CodeOf(err) == api.NotFound && err != nil {
-		return &api.Error{Code: api.Invalid, Field: "metadata.tenant", Message: "there is no tenant " + name, Remedy: "mend the name, or apply a Tenant " + name + " first or along with it"}
+		return store.NoTenant(name)
 	}
 	return err
 }

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
@@ -30,8 +31,8 @@ type DeviceEvent struct {
 type Events interface {
 	// AppendEvents writes all or none.
 	AppendEvents(ctx context.Context, list []DeviceEvent) error
-	// Events lists the newest first, of one device, or of all for the zero id.
-	Events(ctx context.Context, device api.DeviceID, limit int) ([]DeviceEvent, error)
+	// Events lists the newest first, of some devices, or of all for nil.
+	Events(ctx context.Context, of []api.DeviceID, limit int) ([]DeviceEvent, error)
 	// LastPresence tells of each device that ever came or went which of the two was last.
 	LastPresence(ctx context.Context) (online map[api.DeviceID]bool, err error)
 	// DropEvents forgets those before a time.
@@ -60,11 +61,18 @@ func appendEvents(ctx context.Context, w *writer, list []DeviceEvent) error {
 	return nil
 }
 
+// manyDevices is from how many on Events goes back from the newest event rather than by
+// the index of devices.
+const manyDevices = 64
+
 // Events implements Events.
-func (s *SQLite) Events(ctx context.Context, device api.DeviceID, limit int) ([]DeviceEvent, error) {
+func (s *SQLite) Events(ctx context.Context, of []api.DeviceID, limit int) ([]DeviceEvent, error) {
 	where, args := "1", []any{}
-	if !device.IsZero() {
-		where, args = "device = ?", []any{device[:]}
+	if of != nil {
+		where, args = "device IN (SELECT unhex(value) FROM json_each(?))", []any{hexList(of)}
+		if len(of) > manyDevices {
+			where = "+" + where
+		}
 	}
 	rows, err := s.read.QueryContext(ctx, "SELECT id, device, label, time, name, subject, message, actor FROM events WHERE "+where+" ORDER BY id DESC LIMIT ?", append(args, limit)...)
 	if err != nil {
@@ -82,6 +90,18 @@ func (s *SQLite) Events(ctx context.Context, device api.DeviceID, limit int) ([]
 		out = append(out, e)
 	}
 	return out, rows.Err()
+}
+
+// hexList is ids as SQLite's json_each takes them.
+func hexList(ids []api.DeviceID) string {
+	b := []byte{'['}
+	for i, id := range ids {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = fmt.Appendf(b, `"%x"`, id[:])
+	}
+	return string(append(b, ']'))
 }
 
 // LastPresence implements Events. Of an aggregate with max SQLite takes the other columns

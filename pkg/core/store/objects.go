@@ -142,6 +142,11 @@ func (s *SQLite) Put(ctx context.Context, obj *api.Object, opts PutOptions) (out
 		if opts.DryRun {
 			return errDryRun
 		}
+		if old == nil && opts.InTenant {
+			if err := s.tenantThere(ctx, w, out.Metadata.Tenant); err != nil {
+				return err
+			}
+		}
 		return s.writeRow(ctx, w, out)
 	})
 	if err != nil {
@@ -257,6 +262,11 @@ func (s *SQLite) Delete(ctx context.Context, key api.Key, revision int64) error 
 		}
 		if revision != 0 && old.Metadata.Revision != revision {
 			return &api.Error{Code: api.Conflict, Field: "metadata.revision", Message: key.Kind + " " + key.Name + " was changed by somebody else since you read it", Remedy: "read it again"}
+		}
+		if key.Kind == api.KindTenant {
+			if err := tenantEmpty(ctx, w, key.Name); err != nil {
+				return err
+			}
 		}
 		w.changed(change{key: key, deleted: true})
 		_, err = w.ExecContext(ctx, "DELETE FROM objects WHERE kind = ? AND tenant = ? AND name = ?", key.Kind, key.Tenant, key.Name)

@@ -2,10 +2,12 @@ package store_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/store"
@@ -104,6 +106,35 @@ func BenchmarkPutStatuses(b *testing.B) {
 		}
 		if err := s.PutStatuses(b.Context(), m); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// A tenant and what is made in it meet in the store: one of the two is refused.
+func TestTenantsAndTheirs(t *testing.T) {
+	s, err := store.OpenSQLite(t.Context(), store.Config{Now: time.Now, NewUID: func() string { return "u" }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	acme := &api.Object{APIVersion: api.Version, Kind: api.KindTenant, Metadata: api.Meta{Tenant: api.DefaultTenant, Name: "acme"}}
+	hill := &api.Object{APIVersion: api.Version, Kind: api.KindSite, Metadata: api.Meta{Tenant: "acme", Name: "hill"}}
+	in := store.PutOptions{InTenant: true}
+	for range 50 {
+		if _, err := s.Put(t.Context(), acme, in); err != nil {
+			t.Fatal(err)
+		}
+		made, deleted := make(chan error), make(chan error)
+		go func() { _, err := s.Put(t.Context(), hill, in); made <- err }()
+		go func() { deleted <- s.Delete(t.Context(), acme.Key(), 0) }()
+		putErr, delErr := <-made, <-deleted
+		if (putErr == nil) == (delErr == nil) || putErr != nil && api.CodeOf(putErr) != api.Invalid || delErr != nil && api.CodeOf(delErr) != api.Conflict {
+			t.Fatalf("made: %v, deleted: %v", putErr, delErr)
+		}
+		if putErr == nil {
+			if err := errors.Join(s.Delete(t.Context(), hill.Key(), 0), s.Delete(t.Context(), acme.Key(), 0)); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 }

@@ -39,7 +39,8 @@ type Store interface {
 	PutProbed(ctx context.Context, list []Probed) error
 	// GetMany returns those of the objects that exist, as of one moment.
 	GetMany(ctx context.Context, keys []api.Key) (map[api.Key]*api.Object, error)
-	// Delete removes an object; revision 0 removes whatever is there.
+	// Delete removes an object; revision 0 removes whatever is there. A Tenant that owns
+	// anything stays (code Conflict): nobody could name its objects any more.
 	Delete(ctx context.Context, key api.Key, revision int64) error
 	// Watch tells of every change after a revision (0: from now on, -1: from the very
 	// first), oldest first, till
@@ -73,6 +74,8 @@ type PutOptions struct {
 	Create bool
 	// Update refuses to create one (code NotFound).
 	Update bool
+	// InTenant refuses to create an object of a tenant that does not exist (code Invalid).
+	InTenant bool
 	// Status, when not nil, is written with the spec in the same revision.
 	Status any
 	// DryRun does everything but the write. The object returned carries the revision
@@ -113,5 +116,12 @@ var errTooOld = &api.Error{Code: api.Gone, Message: "the revision to watch from 
 func IsTooOld(err error) bool { return err == errTooOld }
 
 func notFound(key api.Key) error {
+	if key.Kind == api.KindTenant {
+		e := &api.Error{Code: api.NotFound, Message: "there is no Tenant " + key.Name, Remedy: "see `edgectl get tenants`"}
+		if key.Name == api.DefaultTenant {
+			e.Message, e.Remedy = "the tenant "+key.Name+" is always there: no object stands for it", "name another; `edgectl get tenants` lists them"
+		}
+		return e
+	}
 	return &api.Error{Code: api.NotFound, Message: "there is no " + key.Kind + " " + key.Name + " in tenant " + key.Tenant, Remedy: "see `edgectl get " + strings.ToLower(key.Kind) + "s`"}
 }

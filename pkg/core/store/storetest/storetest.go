@@ -562,7 +562,7 @@ func Events(t *testing.T, s store.Events) {
 	if err := s.AppendEvents(ctx, []store.DeviceEvent{at(one, store.EventEnrolled, 1), at(one, store.EventOnline, 2), at(two, store.EventOnline, 3), at(one, store.EventOffline, 4)}); err != nil {
 		t.Fatal(err)
 	}
-	list, err := s.Events(ctx, one, 2)
+	list, err := s.Events(ctx, []api.DeviceID{one}, 2)
 	if err != nil || len(list) != 2 || list[0].Name != store.EventOffline || list[1].Name != store.EventOnline || list[0].ID <= list[1].ID {
 		t.Fatalf("%+v %v", list, err)
 	}
@@ -577,7 +577,19 @@ func Events(t *testing.T, s store.Events) {
 	if err := s.DropEvents(ctx, time.UnixMilli(3)); err != nil {
 		t.Fatal(err)
 	}
-	if list, err = s.Events(ctx, api.DeviceID{}, 10); err != nil || len(list) != 2 {
+	if list, err = s.Events(ctx, nil, 10); err != nil || len(list) != 2 {
 		t.Fatalf("%+v %v", list, err)
+	}
+	many := make([]api.DeviceID, 100)
+	for i := range many {
+		many[i] = api.DeviceID{byte(i + 2)} // all but the first
+	}
+	for _, of := range [][]api.DeviceID{many, {two}} {
+		if list, err = s.Events(ctx, of, 10); err != nil || len(list) != 1 || list[0].Device != two {
+			t.Errorf("of %d: %+v %v", len(of), list, err)
+		}
+	}
+	if list, err = s.Events(ctx, []api.DeviceID{}, 10); err != nil || len(list) != 0 {
+		t.Errorf("of none: %+v %v", list, err)
 	}
 }
