@@ -1,0 +1,238 @@
+// Package keys answers: who may say what boots?
+//
+// A checkout has its own set of keys in .cache/keys, made on first use and never committed: the platform key PK, the
+// key exchange key KEK, one or more db keys that sign what boots (the newest signs, all are trusted), and the key that
+// signs TPM policies for PCR 11. A project with hardware keeps its real set elsewhere and names that folder.
+package keys
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"os"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tributary.dev/tributary/pkg/disk/gpt"
+)
+
+const bits = 2048 // what all firmware takes (UEFI 2.10, 32.4.1 names RSA-2048)
+
+// Key signs, and carries its certificate. It signs with PKCS #1 v1.5, which needs no randomness.
+type Key struct {
+	Name string
+	cert *x509.Certificate
+	key  *rsa.PrivateKey
+}
+
+func (k *Key) Certificate() *x509.Certificate { return k.cert }
+func (k *Key) Public() crypto.PublicKey       { return k.key.Public() }
+
+// Sign implements crypto.Signer. The randomness is not used.
+func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return rsa.SignPKCS1v15(nil, k.key, opts.HashFunc(), digest)
+}
+
+// PublicPEM is the public key as systemd's tools want it.
+func (k *Key) PublicPEM() []byte {
+	der, err := x509.MarshalPKIXPublicKey(&k.key.PublicKey)
+	if err != nil {
+		return nil // an RSA key always has a form
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
+}
+
+// Set is the keys of one owner.
+type Set struct {
+	PK, KEK, PCR *Key
+	DB           []*Key // by age; the last one signs
+}
+
+// Signer is the db key that signs what is built now.
+func (s *Set) Signer() *Key { return s.DB[len(s.DB)-1] }
+
+// Certificates are those of all db keys.
+func (s *Set) Certificates() []*x509.Certificate {
+	var out []*x509.Certificate
+	for _, k := range s.DB {
+		out = append(out, k.cert)
+	}
+	return out
+}
+
+// Owner is the GUID that marks this set's entries in the firmware's lists.
+func (s *Set) Owner() gpt.GUID {
+	sum := sha256.Sum256(s.PK.cert.Raw)
+	return gpt.Named("signature owner", string(sum[:]))
+}
+
+// LoadOrCreate reads the set in a folder, and makes what is missing there. Files are NAME.key (0600) and NAME.crt, PEM.
+func LoadOrCreate(dir string) (*Set, error) {
+	unlock, err := lock(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	var s Set
+	for name, at := range map[string]**Key{"PK": &s.PK, "KEK": &s.KEK, "pcr": &s.PCR} {
+		if *at, err = loadOrCreate(dir, name); err != nil {
+			return nil, err
+		}
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "db-*.crt"))
+	if err != nil {
+		return nil, err
+	}
+	numbers := []int{}
+	for _, f := range files {
+		n, err := strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(filepath.Base(f), "db-"), ".crt"))
+		if err != nil {
+			return nil, fmt.Errorf("%s: want db-NUMBER.crt", f)
+		}
+		numbers = append(numbers, n)
+	}
+	if len(numbers) == 0 {
+		numbers = []int{1}
+	}
+	sort.Ints(numbers)
+	for _, n := range numbers {
+		k, err := loadOrCreate(dir, fmt.Sprintf("db-%d", n))
+		if err != nil {
+			return nil, err
+		}
+		s.DB = append(s.DB, k)
+	}
+	return &s, nil
+}
+
+// Rotate makes a further db key, which signs from now on. Boxes learn to trust it by an update signed with an older
+// one (Append gives the variable), and the oldest may go when no box needs it.
+func Rotate(dir string) (*Set, error) {
+	s, err := LoadOrCreate(dir)
+	if err != nil {
+		return nil, err
+	}
+	n, err := strconv.Atoi(strings.TrimPrefix(s.Signer().Name, "db-"))
+	if err != nil {
+		return nil, err
+	}
+	k, err := loadOrCreate(dir, fmt.Sprintf("db-%d", n+1))
+	if err != nil {
+		return nil, err
+	}
+	s.DB = append(s.DB, k)
+	return s, nil
+}
+
+func loadOrCreate(dir, name string) (*Key, error) {
+	k, err := load(dir, name)
+	if !errors.Is(err, os.ErrNotExist) {
+		return k, err
+	}
+	if k, err = create(name); err != nil {
+		return nil, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(k.key)
+	if err != nil {
+		return nil, err
+	}
+	// The key first: a certificate without its key is refused, a key without certificate is made anew.
+	if err := writeFile(filepath.Join(dir, name+".key"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})); err != nil {
+		return nil, err
+	}
+	return k, writeFile(filepath.Join(dir, name+".crt"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: k.cert.Raw}))
+}
+
+// lock keeps two builders in one checkout from making two sets.
+func lock(dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return func() { f.Close() }, nil
+}
+
+func writeFile(path string, b []byte) error {
+	tmp := path + ".new"
+	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+func load(dir, name string) (*Key, error) {
+	var parts [2][]byte
+	for i, ext := range []string{".key", ".crt"} {
+		b, err := os.ReadFile(filepath.Join(dir, name+ext))
+		if err != nil {
+			return nil, err
+		}
+		block, _ := pem.Decode(b)
+		if block == nil {
+			return nil, fmt.Errorf("%s%s in %s is not PEM", name, ext, dir)
+		}
+		parts[i] = block.Bytes
+	}
+	key, err := x509.ParsePKCS8PrivateKey(parts[0])
+	if err != nil {
+		return nil, fmt.Errorf("%s.key: %w", name, err)
+	}
+	cert, err := x509.ParseCertificate(parts[1])
+	if err != nil {
+		return nil, fmt.Errorf("%s.crt: %w", name, err)
+	}
+	private, ok := key.(*rsa.PrivateKey)
+	if !ok || !private.PublicKey.Equal(cert.PublicKey) {
+		return nil, fmt.Errorf("%s.key and %s.crt in %s do not belong together, or are not RSA", name, name, dir)
+	}
+	return &Key{Name: name, cert: cert, key: private}, nil
+}
+
+func create(name string) (*Key, error) {
+	key, err := rsa.GenerateKey(rand.Reader, bits)
+	if err != nil {
+		return nil, err
+	}
+	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
+	if err != nil {
+		return nil, err
+	}
+	// Firmware looks at no dates; a box's clock may stand anywhere.
+	t := &x509.Certificate{
+		SerialNumber: serial, Subject: pkix.Name{CommonName: "Tributary " + name},
+		NotBefore: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC), NotAfter: time.Date(2070, 1, 1, 0, 0, 0, 0, time.UTC),
+		IsCA: name == "PK" || name == "KEK", BasicConstraintsValid: true,
+		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, t, t, key.Public(), key)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := x509.ParseCertificate(bytes.Clone(der))
+	if err != nil {
+		return nil, err
+	}
+	return &Key{Name: name, cert: cert, key: key}, nil
+}

@@ -1,0 +1,174 @@
+package keys
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/sha256"
+	"encoding/binary"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+var day = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+func set(t testing.TB) *Set {
+	t.Helper()
+	s, err := LoadOrCreate(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestLoadOrCreate(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "keys")
+	s, err := LoadOrCreate(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := LoadOrCreate(dir)
+	if err != nil || again.Owner() != s.Owner() || !again.Signer().cert.Equal(s.Signer().cert) {
+		t.Fatalf("loaded another set: %v", err)
+	}
+	if i, err := os.Stat(filepath.Join(dir, "PK.key")); err != nil || i.Mode().Perm() != 0o600 {
+		t.Errorf("PK.key: %v %v", i.Mode(), err)
+	}
+	digest := sha256.Sum256([]byte("x"))
+	a, _ := s.PK.Sign(nil, digest[:], crypto.SHA256)
+	b, _ := again.PK.Sign(nil, digest[:], crypto.SHA256)
+	if len(a) == 0 || !bytes.Equal(a, b) {
+		t.Error("signatures differ")
+	}
+	r, err := Rotate(dir)
+	if err != nil || len(r.DB) != 2 || r.Signer().cert.Equal(s.Signer().cert) || !r.DB[0].cert.Equal(s.DB[0].cert) {
+		t.Fatalf("rotation: %+v %v", r, err)
+	}
+	if r, err = LoadOrCreate(dir); err != nil || r.Signer().Name != "db-2" {
+		t.Errorf("after rotation: %+v %v", r, err)
+	}
+	if err := os.Remove(filepath.Join(dir, "KEK.key")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "KEK.key"), []byte("no key"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := LoadOrCreate(dir); err == nil {
+		t.Error("a broken key was replaced in silence")
+	}
+}
+
+func TestLists(t *testing.T) {
+	s, vendor := set(t), set(t)
+	both := append(List(vendor.Owner(), vendor.Certificates()...), List(s.Owner(), s.Certificates()...)...)
+	certs, err := Lists(both)
+	if err != nil || len(certs) != 2 || !certs[0].Equal(vendor.Signer().cert) || !certs[1].Equal(s.Signer().cert) {
+		t.Fatalf("%d certificates: %v", len(certs), err)
+	}
+	vars, err := s.Enrolment(day, List(vendor.Owner(), vendor.Certificates()...), nil)
+	if err != nil || len(vars) != 3 || vars[2].Name != "PK" {
+		t.Fatal(vars, err)
+	}
+	if !bytes.HasSuffix(vars[0].Data, both) {
+		t.Error("db does not hold the vendor's and our certificate")
+	}
+	if binary.LittleEndian.Uint32(vars[0].File()) != 0x27 {
+		t.Error("attributes")
+	}
+}
+
+// TestOpenssl asks another implementation about the signature of a variable.
+func TestOpenssl(t *testing.T) {
+	if _, err := exec.LookPath("openssl"); err != nil {
+		t.Skip("needs openssl")
+	}
+	s, dir := set(t), t.TempDir()
+	v, err := s.Append(day, s.Signer())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := int(binary.LittleEndian.Uint32(v.Data[16:]))
+	sig, content := v.Data[40:16+n], v.Data[16+n:]
+	// The signed bytes: name, GUID, attributes, time, content (UEFI 2.10, 8.2.2).
+	signed := append([]byte("d\x00b\x00"), securityDB[:]...)
+	signed = append(signed, 0x67, 0, 0, 0)
+	signed = append(append(signed, v.Data[:16]...), content...)
+	// openssl wants the outer ContentInfo.
+	outer := append([]byte{0x06, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x07, 0x02, 0xa0, 0x82, byte(len(sig) >> 8), byte(len(sig))}, sig...)
+	outer = append([]byte{0x30, 0x82, byte(len(outer) >> 8), byte(len(outer))}, outer...)
+	for name, b := range map[string][]byte{"sig": outer, "signed": signed} {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func() ([]byte, error) {
+		cmd := exec.Command("openssl", "smime", "-verify", "-binary", "-noverify", "-inform", "DER", "-in", "sig", "-content", "signed", "-out", "out")
+		cmd.Dir = dir
+		return cmd.CombinedOutput()
+	}
+	if out, err := check(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	signed[len(signed)-1] ^= 1
+	if err := os.WriteFile(filepath.Join(dir, "signed"), signed, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := check(); err == nil {
+		t.Error("openssl takes a changed variable")
+	}
+}
+
+func TestOVMFVars(t *testing.T) {
+	for _, path := range []string{"/usr/share/OVMF/OVMF_VARS_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.ms.fd", "/usr/share/AAVMF/AAVMF_VARS.ms.fd"} {
+		template, err := os.ReadFile(path)
+		if err != nil {
+			t.Logf("needs %s (Debian: ovmf, qemu-efi-aarch64)", path)
+			continue
+		}
+		s := set(t)
+		before, _, err := VendorLists(template)
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		fd, err := s.OVMFVars(template, day)
+		if err != nil || len(fd) != len(template) {
+			t.Fatalf("%s: %v", path, err)
+		}
+		db, kek, err := VendorLists(fd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		certs, err := Lists(db)
+		if err != nil || !bytes.HasPrefix(db, before) || !certs[len(certs)-1].Equal(s.Signer().cert) || len(kek) == 0 {
+			t.Errorf("%s: db holds %d certificates: %v", path, len(certs), err)
+		}
+		t.Logf("%s: %d certificates in db", filepath.Base(path), len(certs))
+	}
+}
+
+func FuzzLists(f *testing.F) {
+	// Fuzzing's workers each come by here: making RSA keys in an instrumented program takes seconds.
+	s, err := LoadOrCreate(filepath.Join(os.TempDir(), "tributary-fuzz-keys"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(List(s.Owner(), s.Certificates()...))
+	f.Fuzz(func(t *testing.T, b []byte) { _, _ = Lists(b) })
+}
+
+func FuzzVariableStore(f *testing.F) {
+	small := make([]byte, 0x400)
+	copy(small[40:], "_FVH")
+	small[48] = 0x48
+	copy(small[0x48:], authenticatedStore[:])
+	binary.LittleEndian.PutUint32(small[0x48+16:], 0x300)
+	full := bytes.Clone(small)
+	if _, err := put(full, 0x48+storeHeader, 0x348, stored{name: "x", data: []byte("y"), stamp: make([]byte, 16)}); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(small)
+	f.Add(full)
+	f.Fuzz(func(t *testing.T, b []byte) { _, _, _ = read(b) })
+}
