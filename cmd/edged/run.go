@@ -34,8 +34,10 @@ import (
 
 // box is the process put together: rooms by name, in the order in which they are made.
 type box struct {
-	o   options
-	log *slog.Logger
+	o    options
+	log  *slog.Logger
+	errs io.Writer      // where the log goes
+	exit func(code int) // ends the process as it stands
 
 	state   *state.Store
 	clock   *state.Clock
@@ -67,7 +69,7 @@ func run(ctx context.Context, args []string, errs io.Writer) error {
 	if o.verbose {
 		level = slog.LevelDebug
 	}
-	b := &box{o: o, log: slog.New(slog.NewTextHandler(errs, &slog.HandlerOptions{Level: level})), settings: make(chan api.DeviceSettings, 1)}
+	b := &box{o: o, errs: errs, exit: os.Exit, log: slog.New(slog.NewTextHandler(errs, &slog.HandlerOptions{Level: level})), settings: make(chan api.DeviceSettings, 1)}
 	slog.SetDefault(b.log) // for libraries that log by themselves
 	tuneMemory(o)
 	return b.live(ctx)
@@ -129,7 +131,7 @@ func (b *box) runAll(ctx context.Context) error {
 		run  func(context.Context) error
 	}{
 		{"state", b.state.Run}, {"membership", b.member.Run}, {"link", b.link.Run},
-		{"apps", b.work.Run}, {"agent", b.agent.Load().Run}, {"settings", b.applySettings}, {"memory", b.trim},
+		{"apps", b.work.Run}, {"agent", b.agent.Load().Run}, {"settings", b.applySettings}, {"memory", b.trim}, {"watchdog", b.watch},
 	}
 	if b.serve != nil {
 		loops = append(loops, []struct {
