@@ -101,15 +101,22 @@ func validate(p Profile, lines map[string]int) error {
 }
 
 func (c *checker) rule(at string, r Rule) {
-	texts := [][]string{r.Vendor, r.Product, r.Board, r.Family, r.Chassis, r.DeviceTree, r.CPU}
-	for i, name := range []string{"vendor", "product", "board", "family", "chassis", "deviceTree", "cpu"} {
+	texts := [][]string{r.Vendor, r.Product, r.Board, r.Family, r.Firmware, r.DeviceTree, r.CPU}
+	for i, name := range []string{"vendor", "product", "board", "family", "firmware", "deviceTree", "cpu"} {
 		c.texts(at+"."+name, texts[i], 64, patternShape)
 		for j, s := range texts[i][:min(len(texts[i]), 64)] {
 			c.fault(strings.Trim(s, "* ") != "", fmt.Sprintf("%s.%s[%d]", at, name, j), "leave the condition out", "the pattern fits everything")
 			c.fault(strings.Count(s, "*") <= 8, fmt.Sprintf("%s.%s[%d]", at, name, j), "use fewer", "there are more than 8 stars")
 		}
 	}
-	c.texts(at+".pci", r.PCI, 16, pciShape)
+	c.texts(at+".pci", r.PCI, 64, pciShape)
+	c.texts(at+".withoutPCI", r.WithoutPCI, 64, pciShape)
+	for i, s := range r.Chassis {
+		c.oneOf(fmt.Sprintf("%s.chassis[%d]", at, i), s, "desktop", "laptop", "hand-held", "rack", "embedded")
+	}
+	for i, s := range r.Hypervisor {
+		c.oneOf(fmt.Sprintf("%s.hypervisor[%d]", at, i), s, hypervisorNames()...)
+	}
 	if r.Virtual != "" {
 		c.oneOf(at+".virtual", r.Virtual, "no", "yes", "any")
 	}
@@ -117,7 +124,7 @@ func (c *checker) rule(at string, r Rule) {
 	c.between(at+".maxMemory", r.MaxMemory, 0, 64<<20, "MiB")
 	c.fault(r.MaxMemory == 0 || r.MaxMemory >= r.MinMemory, at+".maxMemory", "turn them round", "the most is below the least")
 	c.between(at+".minCPUs", r.MinCPUs, 0, 8192, "CPUs")
-	c.between(at+".minNICs", r.MinNICs, 0, 256, "interfaces")
+	c.between(at+".minPorts", r.MinPorts, 0, 256, "ports")
 	c.between(at+".minGPUs", r.MinGPUs, 0, 64, "accelerators")
 	c.fault(r.conditions() > 0, at, "give a condition, or remove the rule", "the rule fits every box")
 }
@@ -156,6 +163,7 @@ func (c *checker) kernel(p Profile) {
 		c.fault(plain != "lockdown" || value == "integrity" || value == "confidentiality", at, "use lockdown=integrity", "%s would weaken the kernel's protections", arg)
 		c.fault(plain != "module.sig_enforce" || value == "" || value == "1", at, "leave it out, or use 1", "%s would let unsigned modules in", arg)
 		c.fault(!strings.HasSuffix(plain, "lockup_panic") || value == "1", at, "use 1", "%s would leave a box that hangs as it is", arg)
+		c.fault(plain != "nmi_watchdog" || strings.HasPrefix(value, "panic"), at, "use nmi_watchdog=panic,1", "%s would leave a box that hangs as it is", arg)
 		if plain == "panic" {
 			panics = true
 			c.fault(regexp.MustCompile(`^([1-9]|[1-9][0-9]|1[0-9][0-9]|-1)$`).MatchString(value), at, "use panic=10", "%s: a box that panics must restart within 199 seconds", arg)
