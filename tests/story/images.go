@@ -25,7 +25,7 @@ func (s *Story) PushImages(ctx context.Context) error {
 	}
 	for _, l := range layouts {
 		image := filepath.Dir(l)
-		if _, err := s.Lab.Edgectl(ctx, "", "app", "push", image, "default/"+filepath.Base(image)+":latest"); err != nil {
+		if _, err := s.tree().Edgectl(ctx, "", "app", "push", image, "default/"+filepath.Base(image)+":latest"); err != nil {
 			return err
 		}
 	}

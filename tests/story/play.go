@@ -1,6 +1,7 @@
 package story
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,14 +27,14 @@ func (s *Story) Play(ctx context.Context) error {
 
 // Raise starts the core and the boxes, and waits for them to enrol.
 func (s *Story) Raise(ctx context.Context) error {
-	s.Say("starting cored, then %d boxes, each with its own containerd and edged", len(s.Lab.Boxes))
-	if err := s.Lab.StartCore(ctx); err != nil {
+	s.Say("starting cored, then %d boxes, each with its own containerd and edged", len(s.tree().Names()))
+	if err := s.tree().StartCore(ctx); err != nil {
 		return err
 	}
-	if err := s.Lab.Join(ctx); err != nil {
+	if err := s.tree().Join(ctx); err != nil {
 		return err
 	}
-	if err := s.Lab.StartBoxes(ctx); err != nil {
+	if err := s.tree().StartBoxes(ctx); err != nil {
 		return err
 	}
 	if err := s.Enrolled(ctx); err != nil {
@@ -66,12 +67,14 @@ func (s *Story) Deploy(ctx context.Context) error {
 // CutAndRestart takes the aggregation relay's uplink away, cuts the power of a field
 // device, and changes the app meanwhile.
 func (s *Story) CutAndRestart(ctx context.Context) error {
-	victim := s.Lab.Boxes[s.Fields[1]]
-	if err := s.Lab.Boxes["agg-1"].Uplink.Cut(ctx); err != nil {
+	victim := s.tree().Box(s.Fields[1])
+	name := s.Fields[1]
+	cut := cmp.Or(s.Cut, "agg-1")
+	if err := s.tree().Box(cut).CutUplink(ctx); err != nil {
 		return err
 	}
-	s.Say("cut the uplink of agg-1: nobody below reaches the core")
-	_, before, err := victim.Recorded(ctx)
+	s.Say("cut the uplink of %s: nobody below reaches the core", cut)
+	before, err := s.recorded(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -79,14 +82,14 @@ func (s *Story) CutAndRestart(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.lost = map[string]map[string]float64{victim.Name: counted}
+	s.lost = map[string]map[string]float64{name: counted}
 	if err := victim.PowerCut(); err != nil {
 		return err
 	}
-	if _, err := victim.Command(ctx, "curl", "-sf", "--max-time", "2", AppURL); err == nil {
+	if _, err := victim.AskApp(ctx); err == nil {
 		return errors.New("the app still answers after a power cut")
 	}
-	s.Say("cut the power of %s: edged, containerd and the app are gone", victim.Name)
+	s.Say("cut the power of %s: edged, containerd and the app are gone", name)
 	if err := s.Apply(ctx, "v2.yaml"); err != nil {
 		return err
 	}
@@ -94,14 +97,14 @@ func (s *Story) CutAndRestart(ctx context.Context) error {
 	if err := victim.Start(ctx); err != nil {
 		return err
 	}
-	if err := s.Answers(ctx, victim.Name, "version 1"); err != nil {
+	if err := s.Answers(ctx, name, "version 1"); err != nil {
 		return err
 	}
-	s.Say("%s is back and runs version 1, with nobody above", victim.Name)
+	s.Say("%s is back and runs version 1, with nobody above", name)
 	for _, f := range s.Fields {
 		from := before
-		if f != victim.Name {
-			if _, from, err = s.Lab.Boxes[f].Recorded(ctx); err != nil {
+		if f != name {
+			if from, err = s.recorded(ctx, f); err != nil {
 				return err
 			}
 		}
@@ -115,7 +118,7 @@ func (s *Story) CutAndRestart(ctx context.Context) error {
 
 // Heal brings the link back and waits for the new version.
 func (s *Story) Heal(ctx context.Context) error {
-	if err := s.Lab.Boxes["agg-1"].Uplink.Heal(ctx); err != nil {
+	if err := s.tree().Box(cmp.Or(s.Cut, "agg-1")).HealUplink(ctx); err != nil {
 		return err
 	}
 	s.Say("the link is back")
@@ -125,7 +128,7 @@ func (s *Story) Heal(ctx context.Context) error {
 	if err := s.RunningEverywhere(ctx); err != nil {
 		return err
 	}
-	s.Say("all three run version 2")
+	s.Say("all run version 2")
 	return nil
 }
 
@@ -150,7 +153,7 @@ func (s *Story) Account(ctx context.Context) error {
 
 // show prints what edgectl prints.
 func (s *Story) show(ctx context.Context, args ...string) error {
-	out, err := s.Lab.Edgectl(ctx, "", args...)
+	out, err := s.tree().Edgectl(ctx, "", args...)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@
 package story
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,10 +21,17 @@ import (
 
 // Story is one play of the spine on a standing lab.
 type Story struct {
-	Lab *lab.Lab
+	// Lab is a tree in namespaces. A play needs less: Tree stands in its place when the
+	// boxes are something else.
+	Lab  *lab.Lab
+	Tree Tree
 	// Root is the top of the checkout.
 	Root string
 	Out  io.Writer
+	// App is the folder of the app's files, below Root; tests/demo/app if empty.
+	App string
+	// Cut names the box whose uplink is cut; agg-1 if empty.
+	Cut string
 	// Fields are the boxes that run the app.
 	Fields []string
 	// Wait bounds each wait.
@@ -62,7 +70,7 @@ func (s *Story) Devices(ctx context.Context) (map[string]Device, error) {
 	var list struct {
 		Items []Device `json:"items"`
 	}
-	if err := s.Lab.GetJSON(ctx, &list, "get", "devices"); err != nil {
+	if err := s.tree().GetJSON(ctx, &list, "get", "devices"); err != nil {
 		return nil, err
 	}
 	out := map[string]Device{}
@@ -79,7 +87,8 @@ func (s *Story) Enrolled(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		for name, box := range s.Lab.Boxes {
+		for _, name := range s.tree().Names() {
+			box := s.tree().Box(name)
 			d, ok := devices[name]
 			if !ok {
 				return fmt.Errorf("%s is not in the list", name)
@@ -93,12 +102,12 @@ func (s *Story) Enrolled(ctx context.Context) error {
 }
 
 // whole says what is still missing of an enrolled device.
-func whole(d Device, box *lab.Box, all map[string]Device) error {
+func whole(d Device, box Box, all map[string]Device) error {
 	st := d.Status
 	want := "core"
 	tier := 1
-	if box.Parent != "core" {
-		p := all[box.Parent]
+	if parent := box.ParentName(); parent != "core" {
+		p := all[parent]
 		want, tier = p.Status.ID.String(), p.Status.Tier+1
 	}
 	switch {
@@ -118,7 +127,7 @@ func whole(d Device, box *lab.Box, all map[string]Device) error {
 
 // Apply hands a file of the demo's app to the core.
 func (s *Story) Apply(ctx context.Context, file string) error {
-	_, err := s.Lab.Edgectl(ctx, "", "apply", "-f", filepath.Join(s.Root, "tests", "demo", "app", file))
+	_, err := s.tree().Edgectl(ctx, "", "apply", "-f", filepath.Join(s.Root, cmp.Or(s.App, "tests/demo/app"), file))
 	return err
 }
 
@@ -146,7 +155,7 @@ func (s *Story) RunningEverywhere(ctx context.Context) error {
 // Answers waits until the app on a box answers with the text.
 func (s *Story) Answers(ctx context.Context, box, text string) error {
 	return s.until(ctx, box+": the app answers "+text, func(ctx context.Context) error {
-		out, err := s.Lab.Boxes[box].Command(ctx, "curl", "-sf", "--max-time", "3", AppURL)
+		out, err := s.tree().Box(box).AskApp(ctx)
 		if err != nil {
 			return err
 		}
@@ -172,7 +181,7 @@ func (s *Story) Grown(ctx context.Context, box string, before uint64) (uint64, e
 	var last uint64
 	err := s.until(ctx, box+": usage records accumulate", func(ctx context.Context) error {
 		var err error
-		if _, last, err = s.Lab.Boxes[box].Recorded(ctx); err != nil {
+		if last, err = s.recorded(ctx, box); err != nil {
 			return err
 		}
 		if last <= before {
@@ -197,20 +206,20 @@ type Ledger struct {
 // Counted waits until the core has counted every record that the box had when asked,
 // and then holds the ledger against the box's own log, record for record.
 func (s *Story) Counted(ctx context.Context, box string) (map[string]lab.Totals, error) {
-	_, goal, err := s.Lab.Boxes[box].Recorded(ctx)
+	goal, err := s.recorded(ctx, box)
 	if err != nil {
 		return nil, err
 	}
 	var sums map[string]lab.Totals
 	err = s.until(ctx, box+": the ledger equals the device's own log", func(ctx context.Context) error {
 		var ledger Ledger
-		if err := s.Lab.GetJSON(ctx, &ledger, "usage", box); err != nil {
+		if err := s.tree().GetJSON(ctx, &ledger, "usage", box); err != nil {
 			return err
 		}
 		if ledger.Acked < goal {
 			return fmt.Errorf("the core counted up to record %d of %d", ledger.Acked, goal)
 		}
-		records, err := s.Lab.Boxes[box].Records(ctx)
+		records, err := s.tree().Box(box).Records(ctx)
 		if err != nil {
 			return err
 		}
@@ -277,17 +286,17 @@ func (s *Story) LinkTable(ctx context.Context) error {
 		fmt.Fprintf(s.Out, " %12s", strings.ToUpper(c))
 	}
 	fmt.Fprintf(s.Out, " %14s %14s\n", "WIRE DOWN", "WIRE UP")
-	for _, name := range slices.Sorted(maps.Keys(s.Lab.Boxes)) {
-		b := s.Lab.Boxes[name]
+	for _, name := range slices.Sorted(slices.Values(s.tree().Names())) {
+		b := s.tree().Box(name)
 		byClass, err := linkBytes(ctx, b)
 		if err != nil {
 			return err
 		}
-		down, up, err := b.Uplink.Bytes(ctx)
+		down, up, err := b.LinkBytes(ctx)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(s.Out, "  %-22s", b.Parent+" - "+name)
+		fmt.Fprintf(s.Out, "  %-22s", b.ParentName()+" - "+name)
 		for _, c := range Classes {
 			fmt.Fprintf(s.Out, " %12.0f", byClass[c]+s.lost[name][c])
 		}
@@ -297,7 +306,7 @@ func (s *Story) LinkTable(ctx context.Context) error {
 }
 
 // linkBytes reads what a box counted on its uplink since it started, by class.
-func linkBytes(ctx context.Context, b *lab.Box) (map[string]float64, error) {
+func linkBytes(ctx context.Context, b Box) (map[string]float64, error) {
 	text, err := b.Local(ctx, "/metrics")
 	if err != nil {
 		return nil, err
