@@ -46,8 +46,8 @@ var (
 	poolForm    = regexp.MustCompile(`^pool/[A-Za-z0-9+._~%/-]{1,400}\.deb$`)
 )
 
-// maxPackage bounds one .deb; the largest that images use, kernels and firmware, have 110 MB.
-const maxPackage = 1 << 30
+// maxPackage bounds one .deb; the largest that images use, kernels and firmware, have 110 MB, the archive's largest 1.4 GB.
+const maxPackage = 4 << 30
 
 func (p Package) check() error {
 	switch {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -287,7 +288,7 @@ func lockFrom(offers map[string][]Package, d *Declared, arches []string) (*Lock,
 	for _, arch := range arches {
 		u := newUniverse(offers[arch], []string{d.Suite, d.Suite + "-updates", d.Suite + "-security"})
 		for name, set := range d.Sets {
-			list, err := resolve(u, set, arch, d.Exclude)
+			list, err := resolve(u, set, arch, append(slices.Clone(d.Exclude), set.Exclude...))
 			if err != nil {
 				return nil, fmt.Errorf("set %s: %w", name, err)
 			}

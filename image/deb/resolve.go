@@ -13,7 +13,8 @@ type Set struct {
 	Packages []string `yaml:"packages,omitempty"` // for every architecture
 	AMD64    []string `yaml:"amd64,omitempty"`    // more for this one
 	ARM64    []string `yaml:"arm64,omitempty"`
-	Alone    bool     `yaml:"alone,omitempty"` // files only: the named packages' own dependencies are not wanted
+	Alone    bool     `yaml:"alone,omitempty"`   // files only: the named packages' own dependencies are not wanted
+	Exclude  []string `yaml:"exclude,omitempty"` // packages that no dependency brings into this set
 }
 
 // Names gives the packages declared for an architecture.
