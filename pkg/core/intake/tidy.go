@@ -34,18 +34,60 @@ func (s *Store) Tidy(ctx context.Context, r Retention) error {
 		ids = append(ids, id)
 	}
 	s.mu.Unlock()
+	untidy, err := s.read.PrepareContext(ctx, untidyQuery)
+	if err != nil {
+		return err
+	}
+	defer untidy.Close()
 	for _, id := range ids {
-		for more := true; more; {
+		// Most devices have nothing to tidy: they must not cost a transaction each, for
+		// which others wait.
+		more, err := s.untidy(ctx, untidy, r, id)
+		if err != nil {
+			return fmt.Errorf("look through the ledger of device %s: %w", id, err)
+		}
+		for more {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			var err error
 			if more, err = s.tidyDevice(ctx, r, id); err != nil {
 				return fmt.Errorf("tidy the ledger of device %s: %w", id, err)
 			}
 		}
 	}
 	return nil
+}
+
+// untidyQuery tells whether tidyDevice would find anything. Its parameters are the device,
+// the oldest event, the oldest interval, the kind of telemetry, a day, and the first day
+// that is not summed up.
+const untidyQuery = `SELECT EXISTS (SELECT 1 FROM events WHERE dev = ?1 AND audit = 0 AND time < ?2)
+	OR EXISTS (SELECT 1 FROM batches b JOIN devices d ON d.dev = b.dev WHERE b.dev = ?1 AND b.taken < ?3 AND (NOT (b.epoch = d.epoch AND b.last = d.acked)
+		OR EXISTS (SELECT 1 FROM others o WHERE o.dev = ?1 AND o.kind = ?4 AND o.poison IS NULL AND o.epoch = b.epoch AND o.seq >= b.first AND o.last <= b.last)))
+	OR EXISTS (SELECT 1 FROM usage WHERE dev = ?1 AND ended < ?6 GROUP BY epoch, ended / ?5 HAVING min(seq) < max(seq))`
+
+// untidy tells whether there is anything to do for a device, without a transaction that
+// writes.
+func (s *Store) untidy(ctx context.Context, query *sql.Stmt, r Retention, id api.DeviceID) (is bool, err error) {
+	s.mu.Lock()
+	var dev int64
+	if d := s.devices[id]; d != nil {
+		dev = d.dev
+	}
+	s.mu.Unlock()
+	if dev == 0 {
+		return false, nil
+	}
+	now := s.cfg.Now()
+	var events, intervals int64 // nothing is from before 1970
+	if r.Events > 0 {
+		events = now.Add(-r.Events).UnixMilli()
+	}
+	if r.Intervals > 0 {
+		intervals = now.Add(-r.Intervals).UnixMilli()
+	}
+	err = query.QueryRowContext(ctx, dev, events, intervals, int64(api.RecordTelemetry), dayMillis, intervals-intervals%dayMillis).Scan(&is)
+	return is, err
 }
 
 // tidyDevice does one step for one device, and tells whether there is more to do.

@@ -77,6 +77,61 @@ func TestTidyKeepsTotals(t *testing.T) {
 	})
 }
 
+// What has nothing to tidy is looked at, and nothing more: records come in meanwhile.
+func TestTidyLeavesTheTidyAlone(t *testing.T) {
+	now := time.UnixMilli(100 * dayMillis)
+	s := open(t, Config{Path: filepath.Join(t.TempDir(), "ledger.db"), Now: func() time.Time { return now }})
+	defer s.Close()
+	b := newBox(t, 1, newKey(t))
+	b.use(t, 1)
+	want(t, s, link.Accepted, 1, b.cut(t, 1, 1, false))
+	keep := Retention{Intervals: 24 * time.Hour, Events: 24 * time.Hour}
+	writes := func() bool {
+		conn, err := s.read.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		var before, after int
+		version := func(v *int) {
+			// It grows with each commit of another connection.
+			if err := conn.QueryRowContext(t.Context(), "PRAGMA data_version").Scan(v); err != nil {
+				t.Fatal(err)
+			}
+		}
+		version(&before)
+		if err := s.Tidy(t.Context(), keep); err != nil {
+			t.Fatal(err)
+		}
+		version(&after)
+		return before != after
+	}
+	if err := s.Tidy(t.Context(), keep); err != nil { // the usage of the test's boxes is of 1970
+		t.Fatal(err)
+	}
+	// Somebody else's lock on the file stands for a commit that takes its time.
+	other, err := s.read.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if _, err := other.ExecContext(t.Context(), "BEGIN IMMEDIATE"); err != nil {
+		t.Fatal(err)
+	}
+	if writes() { // fails as busy, when it would write
+		t.Error("wrote for nothing")
+	}
+	if _, err := other.ExecContext(t.Context(), "ROLLBACK"); err != nil {
+		t.Fatal(err)
+	}
+	b.append(api.RecordTelemetry, []byte{1})
+	want(t, s, link.Accepted, 2, b.cut(t, 2, 2, false))
+	now = now.Add(48 * time.Hour)
+	if !writes() {
+		t.Error("old telemetry stays")
+	}
+}
+
 // days are the totals by UTC day, as a bill would ask for them.
 func days(t testing_, s *Store, id api.DeviceID) map[int][]Total {
 	t.Helper()
