@@ -136,7 +136,7 @@ func (s *scan) probe() Probe {
 		p.CPUs = int64(populated)
 	}
 	p.Arch = archOf(s.dmi, s.cpus)
-	p.Hypervisor = hypervisorOf(s.dmi, DeviceTree{}, s.guest)
+	p.Hypervisor = HypervisorOf(s.dmi, DeviceTree{}, s.guest)
 	p.bound()
 	return p
 }

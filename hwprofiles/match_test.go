@@ -240,7 +240,7 @@ func TestHypervisor(t *testing.T) {
 		{DMI{Vendor: "HPE", Product: "ProLiant DL360 Gen10"}, false, ""},
 		{DMI{}, true, "other"}, {DMI{}, false, ""},
 	} {
-		if got := hypervisorOf(c.d, DeviceTree{}, c.flag); got != c.want {
+		if got := HypervisorOf(c.d, DeviceTree{}, c.flag); got != c.want {
 			t.Errorf("%+v, %v: %q, want %q", c.d, c.flag, got, c.want)
 		}
 	}

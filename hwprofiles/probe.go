@@ -118,7 +118,7 @@ func (p *Probe) bound() {
 
 // fillers are what makers leave in firmware fields that they did not fill.
 var fillers = []string{"none", "default string", "not specified", "not applicable", "not available", "not provided", "not present", "n/a", "na", "unknown",
-	"unknown product", "invalid", "empty", "oem", "o.e.m.", "o.e.m", "system manufacturer", "system product name", "system version", "system name",
+	"unknown product", "invalid", "empty", "oem", "o.e.m.", "o.e.m", "system manufacturer", "system product name", "system version", "system name", "system serial number", "base board serial number", "chassis serial number",
 	"base board manufacturer", "base board product name", "base board version", "product name", "type1family", "type1productconfigid",
 	"type2 - board vendor name1", "type2 - board product name1", "chassis manufacture", "chassis manufacturer", "undefined", "unspecified", "<out of spec>", "<bad index>", "other",
 	"standard", "reserved", "no enclosure", "dmi_sys", "xxxxxxxxxxx"}
@@ -146,7 +146,7 @@ func Clean(s string) string {
 	switch {
 	case slices.Contains(fillers, lower), strings.HasPrefix(lower, "to be filled by"):
 	case strings.Trim(lower, "0.-_*x ") == "":
-	case len(lower) > 4 && strings.HasPrefix("0123456789", lower):
+	case len(lower) > 4 && strings.Contains("01234567890", lower):
 	default:
 		return s
 	}
@@ -212,9 +212,9 @@ func hypervisorNames() []string {
 	return names
 }
 
-// hypervisorOf names the hypervisor that firmware and processor show; flag says that
+// HypervisorOf names the hypervisor that firmware and processor show; flag says that
 // the processor, or the firmware's own characteristics, call this a guest.
-func hypervisorOf(d DMI, t DeviceTree, flag bool) string {
+func HypervisorOf(d DMI, t DeviceTree, flag bool) string {
 	if strings.HasSuffix(strings.ToLower(d.Product), ".metal") || strings.Contains(strings.ToLower(d.Product), ".metal-") {
 		return "" // a whole server of a cloud
 	}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -55,6 +56,10 @@ type box struct {
 	agent   atomic.Pointer[agent.Agent]
 	waiting atomic.Pointer[api.Warning] // why the box has not enrolled yet
 
+	family struct { // its hardware profiles
+		once             sync.Once
+		running, fitting string
+	}
 	settings chan api.DeviceSettings
 	listen   struct{ mqtt, https net.Listener }
 }
@@ -218,7 +223,15 @@ func (b *box) listensOn() (out []net.Addr) {
 	return out
 }
 
-func (b *box) hardware() api.Hardware { return hardware.Probe(hardware.Host(b.o.data)) }
+func (b *box) hardware() api.Hardware {
+	h := hardware.Probe(hardware.Host(b.o.data))
+	// Neither the profiles nor the box change while this runs.
+	b.family.once.Do(func() { b.family.running, b.family.fitting = hardware.Profile(hardware.Host(b.o.data)) })
+	if h.Profile = b.family.running; b.family.fitting != h.Profile {
+		h.BetterProfile = b.family.fitting
+	}
+	return h
+}
 
 func (b *box) join(ctx context.Context) (err error) {
 	b.member, err = onboard.Join(ctx, onboard.Config{

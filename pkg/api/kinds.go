@@ -257,6 +257,11 @@ type Hardware struct {
 	OS          string `json:"os,omitempty" cbor:"10,keyasint,omitempty"`
 	NICs        []NIC  `json:"nics,omitempty" cbor:"11,keyasint,omitempty"`
 	Cgroup      int    `json:"cgroup,omitempty" cbor:"12,keyasint,omitempty"`
+	// Profile is the hardware profile of the image that runs, or of the family that the
+	// box was found to be of where no image of ours runs. BetterProfile is another that
+	// names the box more exactly than the image's.
+	Profile       string `json:"profile,omitempty" cbor:"13,keyasint,omitempty"`
+	BetterProfile string `json:"betterProfile,omitempty" cbor:"14,keyasint,omitempty"`
 }
 
 // NIC is one network interface.

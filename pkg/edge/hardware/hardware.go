@@ -1,4 +1,4 @@
-// Package hardware answers: which box is this?
+// Package hardware answers: which box is this, and of which family?
 //
 // It reads what the kernel tells under /proc, /sys and /etc (an fs.FS passed in, so
 // that a recording serves as well as the machine), and the network interfaces through
@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 
+	"tributary.dev/tributary/hwprofiles"
 	"tributary.dev/tributary/pkg/api"
 )
 
@@ -87,16 +88,10 @@ func (p prober) text(name string) string {
 	return strings.TrimSpace(string(b))
 }
 
-// fillers are what makers leave in firmware fields that they did not fill.
-var fillers = []string{"", "none", "default string", "to be filled by o.e.m.", "to be filled by o.e.m", "not specified",
-	"not applicable", "not available", "n/a", "na", "unknown", "invalid", "empty", "oem", "o.e.m.", "system manufacturer",
-	"system product name", "system serial number", "system version", "base board manufacturer", "base board serial number",
-	"undefined", "0", "00000000", "0123456789", "123456789", "1234567890", "xxxxxxxxxxx"}
-
 // name is the first of the files that says something.
 func (p prober) name(files ...string) string {
 	for _, f := range files {
-		if s := p.text(f); !slices.Contains(fillers, strings.ToLower(s)) {
+		if s := hwprofiles.Clean(p.text(f)); s != "" {
 			return s
 		}
 	}
@@ -197,7 +192,7 @@ func Labels(h api.Hardware) map[string]string {
 	out := map[string]string{}
 	for key, value := range map[string]string{
 		"arch": h.Arch, "vendor": h.Vendor, "product": h.Product, "os": h.OS,
-		"cpus": strconv.Itoa(h.CPUs), "memory-gib": strconv.FormatInt((h.MemoryBytes+1<<29)>>30, 10),
+		"profile": h.Profile, "cpus": strconv.Itoa(h.CPUs), "memory-gib": strconv.FormatInt((h.MemoryBytes+1<<29)>>30, 10),
 	} {
 		if v := labelValue(value); v != "" && v != "0" {
 			out[api.Reserved+key] = v

@@ -98,12 +98,17 @@ func FuzzProbe(f *testing.F) {
 	f.Add([]byte("\x00\x00\n:::\nMemTotal: -1 kB"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		root := fstest.MapFS{}
-		for _, name := range []string{"proc/cpuinfo", "proc/meminfo", "etc/os-release", "proc/self/mountinfo", "sys/class/dmi/id/sys_vendor", "proc/device-tree/model"} {
+		for _, name := range []string{"proc/cpuinfo", "proc/meminfo", "etc/os-release", "proc/self/mountinfo", "sys/class/dmi/id/sys_vendor", "proc/device-tree/model",
+			"proc/device-tree/compatible", "proc/cmdline", "sys/bus/pci/devices/0000:00:00.0/vendor", "sys/bus/pci/devices/0000:00:00.0/device"} {
 			root[name] = &fstest.MapFile{Data: b}
 		}
 		h := Probe(Source{Root: root})
 		if h.MemoryBytes < 0 || h.CPUs < 0 {
 			t.Fatalf("%+v", h)
+		}
+		h.Profile, _ = Profile(Source{Arch: "amd64", Root: root})
+		if h.Profile == "" {
+			t.Fatal("no profile")
 		}
 		Labels(h)
 	})
