@@ -4,6 +4,7 @@
 //
 //	go run ./tests/images -out .cache/images
 //
+// for the machine's own architecture, or for those that -arch names, as one index each;
 // and pushes them where -push names a registry and tenant. With -random it makes an
 // image of incompressible layers of that many bytes instead.
 package main
@@ -37,17 +38,18 @@ import (
 
 // options are the command's flags.
 type options struct {
-	out, only, push, token, ca string
-	plain                      bool
-	random                     int64
-	layers                     int
-	seed                       uint64
+	out, only, push, token, ca, arch string
+	plain                            bool
+	random                           int64
+	layers                           int
+	seed                             uint64
 }
 
 func main() {
 	var o options
 	flag.StringVar(&o.out, "out", ".cache/images", "folder; each image becomes an OCI layout below it")
 	flag.StringVar(&o.only, "only", "", "make these images alone (comma between; default all: "+strings.Join(names(), ",")+")")
+	flag.StringVar(&o.arch, "arch", "", "architectures, comma between (default: "+runtime.GOARCH+")")
 	flag.StringVar(&o.push, "push", "", "push to host:port/tenant, tagged latest")
 	flag.StringVar(&o.token, "token-file", "", "file with the token to push with")
 	flag.StringVar(&o.ca, "ca", "", "file with the registry's root certificate (PEM)")
@@ -78,7 +80,7 @@ func produce(ctx context.Context, o options) error {
 		if err != nil {
 			return err
 		}
-		if err := write(filepath.Join(o.out, "random"), img); err != nil {
+		if err := write(filepath.Join(o.out, "random"), []v1.Image{img}); err != nil {
 			return err
 		}
 	} else {
@@ -105,7 +107,6 @@ func fromDebian(ctx context.Context, o options) (made []string, err error) {
 	if len(chosen) == 0 {
 		return nil, fmt.Errorf("no image is called %s; there are %s", o.only, strings.Join(names(), ", "))
 	}
-	debs := debimage.Debs{Dir: filepath.Join(o.out, ".debs")}
 	// The closure is that of all recipes, so that the shared layer is the same
 	// whichever images are asked for.
 	var packages []string
@@ -114,15 +115,18 @@ func fromDebian(ctx context.Context, o options) (made []string, err error) {
 	}
 	packages = append(packages, "busybox-static")
 	slices.Sort(packages)
-	closure, err := debs.Closure(ctx, slices.Compact(packages))
-	if err != nil {
-		return nil, err
+	packages = slices.Compact(packages)
+	var sources []source
+	var all []debimage.Deb
+	for _, arch := range o.arches() {
+		s, err := offer(ctx, filepath.Join(o.out, ".debs"), arch, packages)
+		if err != nil {
+			return nil, err
+		}
+		sources = append(sources, s)
+		all = append(all, s.offered...)
 	}
-	offered, err := debs.Offered(ctx, closure)
-	if err != nil {
-		return nil, err
-	}
-	stamp := fingerprint(offered)
+	stamp := fingerprint(all)
 	fresh := slices.DeleteFunc(slices.Clone(chosen), func(r recipe) bool {
 		b, err := os.ReadFile(filepath.Join(o.out, r.name, ".stamp"))
 		return err == nil && string(b) == stamp
@@ -130,16 +134,11 @@ func fromDebian(ctx context.Context, o options) (made []string, err error) {
 	if len(fresh) == 0 {
 		return made, nil
 	}
-	if err := debs.Fetch(ctx, offered); err != nil {
-		return nil, err
-	}
-	tree, err := debs.Unpack(ctx, offered)
-	if err != nil {
-		return nil, err
-	}
-	images, err := build(tree)
-	if err != nil {
-		return nil, err
+	images := map[string][]v1.Image{}
+	for _, s := range sources {
+		if err := s.make(ctx, images); err != nil {
+			return nil, err
+		}
 	}
 	for _, r := range fresh {
 		dir := filepath.Join(o.out, r.name)
@@ -151,6 +150,53 @@ func fromDebian(ctx context.Context, o options) (made []string, err error) {
 		}
 	}
 	return made, nil
+}
+
+// arches are what the images are made for.
+func (o options) arches() []string {
+	if o.arch == "" {
+		return []string{runtime.GOARCH}
+	}
+	return strings.Split(o.arch, ",")
+}
+
+// source is the packages of one architecture.
+type source struct {
+	arch    string
+	debs    debimage.Debs
+	offered []debimage.Deb
+}
+
+func offer(ctx context.Context, dir, arch string, packages []string) (source, error) {
+	s := source{arch: arch, debs: debimage.Debs{Dir: dir}}
+	if arch != runtime.GOARCH {
+		s.debs.Arch = arch
+	}
+	if err := s.debs.Update(ctx); err != nil {
+		return s, err
+	}
+	closure, err := s.debs.Closure(ctx, packages)
+	if err != nil {
+		return s, err
+	}
+	s.offered, err = s.debs.Offered(ctx, closure)
+	return s, err
+}
+
+// make adds the architecture's image of each recipe.
+func (s source) make(ctx context.Context, images map[string][]v1.Image) error {
+	if err := s.debs.Fetch(ctx, s.offered); err != nil {
+		return err
+	}
+	tree, err := s.debs.Unpack(ctx, s.offered)
+	if err != nil {
+		return err
+	}
+	made, err := build(tree, s.arch)
+	for name, img := range made {
+		images[name] = append(images[name], img)
+	}
+	return err
 }
 
 // fingerprint names the packages and this program's recipes.
@@ -168,7 +214,7 @@ func fingerprint(offered []debimage.Deb) string {
 
 // build makes all images: a base layer with what two or more programs share, a layer
 // for each program, and its top layer.
-func build(tree debimage.Tree) (map[string]v1.Image, error) {
+func build(tree debimage.Tree, arch string) (map[string]v1.Image, error) {
 	var trees []debimage.Tree
 	list := recipes()
 	for _, r := range list {
@@ -218,15 +264,15 @@ func build(tree debimage.Tree) (map[string]v1.Image, error) {
 			}
 			layers = append(layers, layer)
 		}
-		if out[r.name], err = debimage.Image(runtime.GOARCH, r.config, layers...); err != nil {
+		if out[r.name], err = debimage.Image(arch, r.config, layers...); err != nil {
 			return nil, err
 		}
 	}
 	return out, nil
 }
 
-// write replaces an OCI layout.
-func write(dir string, img v1.Image) error {
+// write replaces an OCI layout; several images are one for each architecture.
+func write(dir string, images []v1.Image) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
@@ -237,9 +283,27 @@ func write(dir string, img v1.Image) error {
 	if err != nil {
 		return err
 	}
-	if err := p.AppendImage(img, layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": "latest"})); err != nil {
-		return err
+	for _, img := range images {
+		conf, err := img.ConfigFile()
+		if err != nil {
+			return err
+		}
+		options := []layout.Option{layout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": "latest"})}
+		if len(images) > 1 {
+			options = append(options, layout.WithPlatform(v1.Platform{OS: conf.OS, Architecture: conf.Architecture}))
+		}
+		if err := p.AppendImage(img, options...); err != nil {
+			return err
+		}
+		if err := tell(dir, conf.Architecture, img); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// tell prints an image's size and digest.
+func tell(dir, arch string, img v1.Image) error {
 	digest, err := img.Digest()
 	if err != nil {
 		return err
@@ -256,7 +320,7 @@ func write(dir string, img v1.Image) error {
 		}
 		total += n
 	}
-	fmt.Printf("%s  %d layers, %.1f MB, %s\n", dir, len(layers), float64(total)/1e6, digest)
+	fmt.Printf("%s  %s, %d layers, %.1f MB, %s\n", dir, arch, len(layers), float64(total)/1e6, digest)
 	return nil
 }
 

@@ -15,7 +15,7 @@ import (
 // PushImages makes the demo's images and pushes them to the core's registry with
 // edgectl, by the ordinary OCI protocol.
 func (s *Story) PushImages(ctx context.Context) error {
-	dir := filepath.Join(s.Root, ".cache", "images")
+	dir := filepath.Join(s.Root, ".cache", strings.Join(append([]string{"images"}, s.Arches...), "-"))
 	if err := s.makeImages(ctx, dir); err != nil {
 		return err
 	}
@@ -43,7 +43,7 @@ func (s *Story) makeImages(ctx context.Context, dir string) error {
 	if b, err := os.ReadFile(made); err == nil && string(b) == mark {
 		return nil
 	}
-	cmd := exec.CommandContext(ctx, "go", "run", "./tests/images", "-out", dir)
+	cmd := exec.CommandContext(ctx, "go", "run", "./tests/images", "-out", dir, "-arch", strings.Join(s.Arches, ","))
 	cmd.Dir = s.Root
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("making images: %w: %s", err, strings.TrimSpace(string(out)))

@@ -30,6 +30,8 @@ type Story struct {
 	Out  io.Writer
 	// App is the folder of the app's files, below Root; tests/demo/app if empty.
 	App string
+	// Arches are what the app's images are made for; empty: the machine's own alone.
+	Arches []string
 	// Cut names the box whose uplink is cut; agg-1 if empty.
 	Cut string
 	// Fields are the boxes that run the app.

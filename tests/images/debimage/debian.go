@@ -15,12 +15,62 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"time"
 )
 
 // Debs finds, downloads and unpacks packages with the machine's own apt.
 type Debs struct {
 	// Dir keeps downloaded packages.
 	Dir string
+	// Arch is another architecture than the machine's own; empty: the machine's own. Its
+	// indexes are kept in Dir, where Update fetches them: apt's own know the machine's alone.
+	Arch string
+}
+
+// options have apt work for the architecture.
+func (d Debs) options() []string {
+	if d.Arch == "" {
+		return nil
+	}
+	state := d.state()
+	return []string{"-o", "APT::Architecture=" + d.Arch, "-o", "APT::Architectures=" + d.Arch, "-o", "Dir::State=" + state, "-o", "Dir::Cache=" + state,
+		"-o", "Dir::State::status=" + filepath.Join(state, "status"), "-o", "APT::Sandbox::User=root"}
+}
+
+// state is where apt keeps what it knows of the architecture; apt takes other than whole
+// paths to begin at the root.
+func (d Debs) state() string {
+	dir, err := filepath.Abs(filepath.Join(d.Dir, "apt-"+d.Arch))
+	if err != nil {
+		return filepath.Join(d.Dir, "apt-"+d.Arch)
+	}
+	return dir
+}
+
+// Update fetches the indexes of another architecture, unless they were fetched within a day.
+// For the machine's own it does nothing: that is the machine's business.
+func (d Debs) Update(ctx context.Context) error {
+	if d.Arch == "" {
+		return nil
+	}
+	state := d.state()
+	status := filepath.Join(state, "status")
+	if info, err := os.Stat(status); err == nil && time.Since(info.ModTime()) < 24*time.Hour {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Join(state, "lists", "partial"), 0o755); err != nil {
+		return err
+	}
+	// apt wants its list of what is installed: nothing. Written empty, it is also the mark of
+	// a fetch that went well.
+	if err := os.WriteFile(status+".new", nil, 0o644); err != nil {
+		return err
+	}
+	args := append(d.options(), "-o", "Dir::State::status="+status+".new", "update", "-qq")
+	if _, err := run(ctx, "", "apt-get", args...); err != nil {
+		return err
+	}
+	return os.Rename(status+".new", status)
 }
 
 // Closure is the named packages and, of what they depend on, the libraries: the rest
@@ -32,7 +82,8 @@ func (d Debs) Closure(ctx context.Context, names []string) ([]string, error) {
 		seen[n] = true
 	}
 	for len(todo) > 0 {
-		args := append([]string{"depends", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks", "--no-replaces", "--no-enhances"}, todo...)
+		args := append(d.options(), "depends", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks", "--no-replaces", "--no-enhances")
+		args = append(args, todo...)
 		out, err := run(ctx, "", "apt-cache", args...)
 		if err != nil {
 			return nil, err
@@ -76,7 +127,8 @@ type Deb struct{ Package, File, SHA256 string }
 
 // Offered lists what apt would download for the packages, sorted. It needs no network.
 func (d Debs) Offered(ctx context.Context, names []string) ([]Deb, error) {
-	out, err := run(ctx, "", "apt-get", append([]string{"download", "--print-uris", "-qq"}, names...)...)
+	args := append(d.options(), "download", "--print-uris", "-qq")
+	out, err := run(ctx, "", "apt-get", append(args, names...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +160,8 @@ func (d Debs) Fetch(ctx context.Context, list []Deb) error {
 		}
 	}
 	if len(missing) > 0 {
-		args := append([]string{"download", "-qq", "-o", "APT::Sandbox::User=root"}, missing...)
+		args := append(d.options(), "download", "-qq", "-o", "APT::Sandbox::User=root")
+		args = append(args, missing...)
 		if _, err := run(ctx, d.Dir, "apt-get", args...); err != nil {
 			return err
 		}
