@@ -1,0 +1,78 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+)
+
+// NetworkSettings are the uplinks, the preferred first. Without any, each wired interface is
+// asked by DHCP.
+type NetworkSettings struct {
+	Uplinks []Uplink `json:"uplinks,omitempty"`
+	// Proxy is an HTTP proxy for what leaves the box over HTTPS.
+	Proxy string `json:"proxy,omitempty"`
+}
+
+// Uplink is one interface with its addresses.
+type Uplink struct {
+	Match UplinkMatch `json:"match,omitempty"`
+	// DHCP asks for an IPv4 address. It is the default when no address is given.
+	DHCP bool `json:"dhcp,omitempty"`
+	// Addresses are in CIDR form, IPv4 or IPv6.
+	Addresses []string `json:"addresses,omitempty"`
+	Gateway   string   `json:"gateway,omitempty"`
+	DNS       []string `json:"dns,omitempty"`
+	// VLAN is an 802.1Q number from 1 to 4094; 0 is untagged.
+	VLAN int64 `json:"vlan,omitempty"`
+	// Metric orders default routes, the smallest wins; 0 is by the place in the list.
+	Metric int64 `json:"metric,omitempty"`
+}
+
+// UplinkMatch picks interfaces; what is empty fits all.
+type UplinkMatch struct {
+	Name   string `json:"name,omitempty"`
+	MAC    string `json:"mac,omitempty"`
+	Driver string `json:"driver,omitempty"`
+}
+
+// Validate tells all faults; at stands before the names of the fields.
+func (n *NetworkSettings) Validate(at string) error {
+	var errs []error
+	bad := func(field, format string, args ...any) {
+		errs = append(errs, &Error{Code: Invalid, Field: at + field, Message: fmt.Sprintf(format, args...)})
+	}
+	if u, err := url.Parse(n.Proxy); n.Proxy != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
+		bad("proxy", "%.80q is no http://host:port", n.Proxy)
+	}
+	if len(n.Uplinks) > 16 {
+		bad("uplinks", "%d of them, more than 16", len(n.Uplinks))
+	}
+	for i, u := range n.Uplinks {
+		item := fmt.Sprintf("uplinks[%d].", i)
+		for _, a := range u.Addresses {
+			if p, err := netip.ParsePrefix(a); err != nil || !p.Addr().IsValid() {
+				bad(item+"addresses", "%.80q is no address with a prefix length, such as 10.0.0.2/24", a)
+			}
+		}
+		if _, err := netip.ParseAddr(u.Gateway); u.Gateway != "" && err != nil {
+			bad(item+"gateway", "%.80q is no address", u.Gateway)
+		}
+		for _, a := range u.DNS {
+			if _, err := netip.ParseAddr(a); err != nil {
+				bad(item+"dns", "%.80q is no address", a)
+			}
+		}
+		if len(u.Addresses) > 16 || len(u.DNS) > 8 {
+			bad(item+"addresses", "more than 16 addresses or 8 resolvers")
+		}
+		if u.VLAN < 0 || u.VLAN > 4094 {
+			bad(item+"vlan", "%d is not between 1 and 4094", u.VLAN)
+		}
+		if u.Metric < 0 || u.Metric > 1<<20 {
+			bad(item+"metric", "%d is not between 0 and 1048576", u.Metric)
+		}
+	}
+	return errors.Join(errs...)
+}

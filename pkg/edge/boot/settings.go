@@ -1,0 +1,155 @@
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// Settings are CONFIG's tributary.yaml: written by a person, or by whoever held the stick
+// or the disk, so nothing in it is trusted beyond "this is what the box may try".
+type Settings struct {
+	Join    JoinSettings         `json:"join,omitempty"`
+	Name    string               `json:"name,omitempty"`
+	Labels  map[string]string    `json:"labels,omitempty"`
+	Network *api.NetworkSettings `json:"network,omitempty"`
+}
+
+// JoinSettings say where a new box belongs.
+type JoinSettings struct {
+	Token string `json:"token,omitempty"`
+	// Parent is https://host:port, or host:mqtt-port,https-port as edged takes it.
+	Parent string `json:"parent,omitempty"`
+}
+
+// MaxSettings bounds tributary.yaml in bytes.
+const MaxSettings = 64 << 10
+
+// ParseSettings reads tributary.yaml. A file with one fault is refused as a whole: half a
+// network configuration is worse than DHCP.
+func ParseSettings(text []byte) (Settings, error) {
+	var s Settings
+	if len(text) > MaxSettings {
+		return s, &api.Error{Code: api.Invalid, Message: fmt.Sprintf("tributary.yaml has %d bytes, more than %d", len(text), MaxSettings)}
+	}
+	if _, err := api.DecodeFile(text, "tributary.yaml", &s); err != nil {
+		return Settings{}, err
+	}
+	if err := s.validate(); err != nil {
+		return Settings{}, err
+	}
+	return s, nil
+}
+
+func (s *Settings) validate() error {
+	var errs []error
+	bad := func(field, format string, args ...any) {
+		errs = append(errs, &api.Error{Code: api.Invalid, Field: field, Message: fmt.Sprintf(format, args...)})
+	}
+	if s.Name != "" && !validName(s.Name) {
+		bad("name", "%.80q is no host name: letters, digits and -, at most 63", s.Name)
+	}
+	if strings.ContainsAny(s.Join.Token, " \t\r\n\x00") || len(s.Join.Token) > 4096 {
+		bad("join.token", "is no join token")
+	}
+	if s.Join.Parent != "" {
+		if _, err := ParentFlag(s.Join.Parent); err != nil {
+			bad("join.parent", "%v", err)
+		}
+	}
+	if len(s.Labels) > 64 {
+		bad("labels", "%d of them, more than 64", len(s.Labels))
+	}
+	if s.Network != nil {
+		errs = append(errs, s.Network.Validate("network."))
+	}
+	return errors.Join(errs...)
+}
+
+func validName(s string) bool {
+	if len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
+		return false
+	}
+	for _, r := range s {
+		if !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-') {
+			return false
+		}
+	}
+	return true
+}
+
+// ParentFlag turns join.parent into edged's --parent: "https://host:port" is the HTTPS side
+// of a core or relay with MQTT at its usual port.
+func ParentFlag(text string) (string, error) {
+	if !strings.Contains(text, "://") {
+		if strings.ContainsAny(text, " \t\r\n\x00/") || len(text) > 300 {
+			return "", fmt.Errorf("%.80q is no https://host:port", text)
+		}
+		return text, nil
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.Path != "" && u.Path != "/" || u.User != nil || u.RawQuery != "" || len(text) > 300 || strings.ContainsAny(u.Host, " \t\r\n\x00,") {
+		return "", fmt.Errorf("%.80q is no https://host:port", text)
+	}
+	host := u.Hostname()
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	port := u.Port()
+	if port == "" {
+		port = "443"
+	}
+	return host + ":8883," + port, nil
+}
+
+// readConfig mounts CONFIG for as long as it takes to read it, read-only.
+func (b *booter) readConfig(context.Context) error {
+	if b.disk == nil {
+		return errNoDisk
+	}
+	node, _, err := b.disk.ByLabel("config")
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount(node, "/config", "vfat", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, "iocharset=ascii,umask=077"); err != nil {
+		return fmt.Errorf("%s: %w", node, err)
+	}
+	text, readErr := readSome("/config/tributary.yaml", MaxSettings+1)
+	if err := unix.Unmount("/config", 0); err != nil {
+		b.say("config: %v", err)
+	}
+	if errors.Is(readErr, os.ErrNotExist) {
+		return nil
+	}
+	s, err := Settings{}, readErr
+	if err == nil {
+		s, err = ParseSettings(text)
+	}
+	if err != nil {
+		b.warn(api.Warning{Name: "config-invalid", Severity: api.Degraded, Message: "tributary.yaml is not used: " + err.Error(), Remedy: "correct the file on the partition CONFIG and start the box anew"})
+		return err
+	}
+	b.facts.Settings = s
+	if s.Join.Token == "" {
+		return nil
+	}
+	b.facts.TokenFile = b.run("join-token")
+	return os.WriteFile(b.facts.TokenFile, []byte(s.Join.Token+"\n"), 0o600)
+}
+
+func readSome(path string, most int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, most))
+}

@@ -1,0 +1,326 @@
+package boot
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/disk/gpt"
+	"tributary.dev/tributary/pkg/edge/boot/blk"
+	"tributary.dev/tributary/pkg/identity/atomicfile"
+)
+
+const (
+	stateDir = "/state"
+	dataDir  = "/data"
+	dataKey  = stateDir + "/keys/data.key"
+	keySize  = 32
+)
+
+// findDisk takes the disk that the initramfs found. Without an initramfs of ours (a test
+// machine) it looks by itself.
+func (b *booter) findDisk(context.Context) (err error) {
+	hash, err := b.cmdline.RootHash()
+	if err != nil {
+		return err
+	}
+	if name, err := os.ReadFile(b.run("disk")); err == nil {
+		b.disk, err = blk.Read(strings.TrimSpace(string(name)), hash)
+		if err != nil {
+			return err
+		}
+	} else if b.disk, err = blk.Wait(hash, diskWait, b.feed); err != nil {
+		return err
+	}
+	b.report.Disk, b.report.Slot = b.disk.Name, b.disk.Slot()
+	return os.WriteFile(b.run("slot"), []byte(b.report.Slot+"\n"), 0o644)
+}
+
+// growData gives DATA, the last partition, the rest of the disk, and writes a table anew of
+// which one copy is torn. It changes nothing on a disk that is as it should be.
+func (b *booter) growData(context.Context) error {
+	if b.disk == nil {
+		return errNoDisk
+	}
+	number, _ := b.disk.Table.Find("data")
+	if number == 0 {
+		return errors.New("the disk has no partition \"data\"")
+	}
+	changed, err := b.disk.Table.Grow(b.disk.Size, number)
+	if err != nil {
+		return err
+	}
+	if !changed && b.disk.Copy == gpt.Primary {
+		return nil
+	}
+	f, err := os.OpenFile(b.disk.Node(), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := b.disk.Table.Write(f); err != nil {
+		return err
+	}
+	p := b.disk.Table.Partitions[number-1]
+	b.say("data grown to %d MiB", b.disk.Table.Size(p)>>20)
+	return resizePartition(f, number, b.disk.Table.Offset(p), b.disk.Table.Size(p))
+}
+
+// resizePartition tells the kernel about one partition: the whole table cannot be read
+// again while the root lies on the disk (linux/blkpg.h).
+func resizePartition(disk *os.File, number int, start, length int64) error {
+	const blkpgResize = 3
+	part := struct {
+		start, length int64
+		number        int32
+		names         [128]byte
+		_             [4]byte
+	}{start: start, length: length, number: int32(number)}
+	arg := struct {
+		op, flags, datalen int32
+		_                  int32
+		data               unsafe.Pointer
+	}{op: blkpgResize, datalen: int32(unsafe.Sizeof(part)), data: unsafe.Pointer(&part)}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, disk.Fd(), unix.BLKPG, uintptr(unsafe.Pointer(&arg))); errno != 0 {
+		return fmt.Errorf("growing partition %d in the kernel: %w", number, errno)
+	}
+	return nil
+}
+
+var errNoDisk = errors.New("the disk is not known")
+
+// openState opens STATE, or makes it on a box that has none yet.
+func (b *booter) openState(ctx context.Context) error {
+	if b.disk == nil {
+		return errNoDisk
+	}
+	node, _, err := b.disk.ByLabel("state")
+	if err != nil {
+		return err
+	}
+	made, err := b.volume(ctx, "state", node, func() ([]byte, error) { return b.stateKey(ctx, node) }, func() ([]byte, func() error, error) {
+		return b.newStateKey(ctx, node)
+	})
+	b.report.First = made
+	if err != nil {
+		return err
+	}
+	b.state = true
+	return os.MkdirAll(filepath.Dir(dataKey), 0o700)
+}
+
+// openData opens DATA by its key in STATE, or makes both.
+func (b *booter) openData(ctx context.Context) error {
+	if !b.state {
+		return errors.New("its key lies in STATE, which is not open")
+	}
+	node, _, err := b.disk.ByLabel("data")
+	if err != nil {
+		return err
+	}
+	_, err = b.volume(ctx, "data", node, func() ([]byte, error) { return os.ReadFile(dataKey) }, func() ([]byte, func() error, error) {
+		key := make([]byte, keySize)
+		if _, err := rand.Read(key); err != nil {
+			return nil, nil, err
+		}
+		// On the disk before anything is encrypted by it.
+		return key, func() error { return nil }, atomicfile.Write(dataKey, key, 0o600)
+	})
+	if err != nil {
+		return err
+	}
+	b.data = true
+	return errors.Join(os.MkdirAll(dataDir+"/edged", 0o700), os.MkdirAll(dataDir+"/containerd", 0o711))
+}
+
+// volume opens, or first makes, the LUKS2 volume with an ext4 on node, and mounts it at
+// /<name>. Each step of making may be cut and is then done again from the start, since the
+// header's label says "-new" until all is there.
+func (b *booter) volume(ctx context.Context, name, node string, key func() ([]byte, error), newKey func() (key []byte, keep func() error, err error)) (made bool, err error) {
+	label := "tributary-" + name
+	v, err := probeNode(node)
+	if err != nil {
+		return false, err
+	}
+	action, err := v.decide(label)
+	if err != nil {
+		b.warn(api.Warning{Name: name + "-foreign", Severity: api.Critical, Message: node + ": " + err.Error(), Remedy: "choose factory reset in the recovery shell, or install anew"})
+		return false, err
+	}
+	var secret []byte
+	if action == makeVolume {
+		keep := func() error { return nil }
+		if secret, keep, err = newKey(); err == nil {
+			err = b.luksFormat(ctx, node, label+newSuffix, secret)
+		}
+		if err == nil {
+			err = keep()
+		}
+	} else {
+		secret, err = key()
+	}
+	if err != nil {
+		return false, err
+	}
+	if err := b.luksOpen(ctx, node, name, secret); err != nil {
+		return false, err
+	}
+	clear(secret)
+	mapped := "/dev/mapper/" + name
+	if action == makeVolume {
+		if _, _, err := b.procs.run(ctx, nil, "mkfs.ext4", "-q", "-F", "-m", "0", "-L", label, "-E", "lazy_itable_init=1,lazy_journal_init=1", mapped); err != nil {
+			return false, err
+		}
+		if _, _, err := b.procs.run(ctx, nil, "cryptsetup", "config", "--label", label, node); err != nil {
+			return false, err
+		}
+	}
+	return action == makeVolume, b.mountFiles(ctx, name, mapped)
+}
+
+// mountFiles checks the file system where that is due, mounts it, and lets it grow into a
+// larger volume.
+func (b *booter) mountFiles(ctx context.Context, name, node string) error {
+	f, err := os.Open(node)
+	if err != nil {
+		return err
+	}
+	size, dirty, sizeErr := extSize(f)
+	whole, seekErr := f.Seek(0, 2)
+	f.Close()
+	if sizeErr != nil || dirty {
+		if err := b.check(ctx, name, node); err != nil {
+			return err
+		}
+	}
+	dir := "/" + name
+	if err := unix.Mount(node, dir, "ext4", unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOATIME, ""); err != nil {
+		return fmt.Errorf("%s: %w", dir, err)
+	}
+	if sizeErr == nil && seekErr == nil && whole-size >= 4<<20 {
+		if _, _, err := b.procs.run(ctx, nil, "resize2fs", node); err != nil {
+			b.say("%s does not grow: %v", dir, err) // it works at the old size
+		}
+	}
+	return nil
+}
+
+// check replays the journal and mends what it can. Exit status 1 and 2 of e2fsck mean
+// mended; 4 means that a person would be asked, and nobody is there.
+func (b *booter) check(ctx context.Context, name, node string) error {
+	_, code, err := b.procs.run(ctx, nil, "e2fsck", "-p", node)
+	if code >= 4 && code < 8 {
+		_, code, err = b.procs.run(ctx, nil, "e2fsck", "-y", node)
+		b.warn(api.Warning{Name: name + "-repaired", Severity: api.Degraded, Message: "the file system " + name + " was damaged and has been repaired; files may be lost", Remedy: "look at the disk's health; replace the disk if it happens again"})
+	}
+	if code >= 0 && code <= 3 {
+		return nil
+	}
+	return err
+}
+
+func probeNode(node string) (volume, error) {
+	f, err := os.Open(node)
+	if err != nil {
+		return volume{}, err
+	}
+	defer f.Close()
+	return probe(f)
+}
+
+// luksFormat encrypts a partition by a random key. PBKDF2 at its least: a key of 256 random
+// bits gains nothing from a slow derivation, and Argon2 takes memory that small boxes lack.
+func (b *booter) luksFormat(ctx context.Context, node, label string, key []byte) error {
+	_, _, err := b.procs.run(ctx, key, "cryptsetup", "luksFormat", "--batch-mode", "--type", "luks2", "--label", label,
+		"--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--cipher", "aes-xts-plain64", "--key-size", "512", "--hash", "sha256",
+		"--use-urandom", "--key-file", "-", "--keyfile-size", fmt.Sprint(len(key)), node)
+	return err
+}
+
+func (b *booter) luksOpen(ctx context.Context, node, name string, key []byte) error {
+	if _, err := os.Stat("/dev/mapper/" + name); err == nil {
+		return nil // open from a step that was done again
+	}
+	_, _, err := b.procs.run(ctx, key, "cryptsetup", "open", "--type", "luks2", "--key-file", "-", "--keyfile-size", fmt.Sprint(len(key)), node, name)
+	return err
+}
+
+// token is a LUKS2 token of ours: what a Sealer made of the volume's key.
+type token struct {
+	Type     string          `json:"type"`
+	Keyslots []string        `json:"keyslots"`
+	Sealed   json.RawMessage `json:"sealed"`
+}
+
+const tokenPrefix = "tributary-"
+
+// newStateKey makes STATE's key and what keeps it: a token in STATE's own header.
+func (b *booter) newStateKey(ctx context.Context, node string) (key []byte, keep func() error, err error) {
+	key = make([]byte, keySize)
+	if _, err := rand.Read(key); err != nil {
+		return nil, nil, err
+	}
+	var faults []error
+	for _, s := range b.sealers() {
+		sealed, err := s.Seal(ctx, slices.Clone(key))
+		if err != nil {
+			faults = append(faults, fmt.Errorf("%s: %w", s.Name(), err))
+			continue
+		}
+		t, err := json.Marshal(token{Type: tokenPrefix + s.Name(), Keyslots: []string{"0"}, Sealed: sealed})
+		if err != nil {
+			return nil, nil, err
+		}
+		b.warnUnsealed(s)
+		return key, func() error {
+			_, _, err := b.procs.run(ctx, t, "cryptsetup", "token", "import", "--json-file", "-", node)
+			return err
+		}, nil
+	}
+	return nil, nil, errors.Join(faults...)
+}
+
+// stateKey goes through the tokens of STATE's header until one yields the key.
+func (b *booter) stateKey(ctx context.Context, node string) ([]byte, error) {
+	var faults []error
+	for id := range 8 {
+		out, _, err := b.procs.run(ctx, nil, "cryptsetup", "token", "export", "--token-id", fmt.Sprint(id), node)
+		if err != nil {
+			continue // no such token
+		}
+		var t token
+		if err := json.Unmarshal([]byte(out), &t); err != nil || !strings.HasPrefix(t.Type, tokenPrefix) {
+			continue
+		}
+		for _, s := range b.sealers() {
+			if s.Name() != strings.TrimPrefix(t.Type, tokenPrefix) {
+				continue
+			}
+			key, err := s.Unseal(ctx, t.Sealed)
+			if err == nil {
+				b.warnUnsealed(s)
+				return key, nil
+			}
+			faults = append(faults, fmt.Errorf("%s: %w", s.Name(), err))
+		}
+	}
+	return nil, errors.Join(append(faults, errors.New("no token of STATE's header yields its key"))...)
+}
+
+func (b *booter) warnUnsealed(s Sealer) {
+	if s.Name() == (fileSealer{}).Name() {
+		b.warn(api.Warning{Name: "state-key-unsealed", Severity: api.Degraded,
+			Message: "the key of this box's encrypted state lies beside it on the disk: who takes the disk can read it",
+			Remedy:  "use a box with a TPM 2.0, switch its TPM on in the firmware, or accept it for this site"})
+	}
+}

@@ -1,0 +1,139 @@
+package uplink
+
+import (
+	"fmt"
+	"net/netip"
+	"path"
+	"sort"
+	"strings"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// Link is an interface as the planner sees it.
+type Link struct {
+	Name, MAC, Driver string
+	// Physical: it has a device behind it, so it is not one of the box's own bridges,
+	// tunnels or containers' ends.
+	Physical bool
+}
+
+// Assignment is one interface with what it is to do.
+type Assignment struct {
+	Link      string
+	VLAN      int
+	DHCP      bool
+	Addresses []netip.Prefix
+	Gateway   netip.Addr
+	DNS       []netip.Addr
+	Metric    int
+}
+
+// Name is the interface that carries the addresses.
+func (a Assignment) Name() string {
+	if a.VLAN == 0 {
+		return a.Link
+	}
+	name := fmt.Sprintf("%s.%d", a.Link, a.VLAN)
+	if len(name) > 15 { // IFNAMSIZ
+		name = fmt.Sprintf("vlan%d", a.VLAN)
+	}
+	return name
+}
+
+const firstMetric = 100
+
+// Plan says what each interface is to do. Without settings each wired one is asked by DHCP,
+// in the order of their names, which also orders their default routes. With settings an
+// interface follows the first uplink that fits it, for each VLAN once; those that fit none
+// are left alone.
+func Plan(links []Link, s *api.NetworkSettings) (out []Assignment) {
+	links = append([]Link(nil), links...)
+	sort.Slice(links, func(i, j int) bool { return natural(links[i].Name, links[j].Name) })
+	uplinks := []api.Uplink{{DHCP: true}}
+	if s != nil && len(s.Uplinks) > 0 {
+		uplinks = s.Uplinks
+	}
+	taken := map[string]bool{}
+	for i, u := range uplinks {
+		for _, l := range links {
+			a := Assignment{Link: l.Name, VLAN: int(u.VLAN), DHCP: u.DHCP || len(u.Addresses) == 0, Metric: int(u.Metric)}
+			if !l.Physical || !fits(u.Match, l) || taken[a.Name()] {
+				continue
+			}
+			taken[a.Name()] = true
+			if a.Metric == 0 {
+				a.Metric = firstMetric*(i+1) + len(out)
+			}
+			for _, text := range u.Addresses {
+				if p, err := netip.ParsePrefix(text); err == nil { // validated where it was read
+					a.Addresses = append(a.Addresses, p)
+				}
+			}
+			a.Gateway, _ = netip.ParseAddr(u.Gateway)
+			for _, text := range u.DNS {
+				if d, err := netip.ParseAddr(text); err == nil {
+					a.DNS = append(a.DNS, d)
+				}
+			}
+			out = append(out, a)
+			if len(u.Addresses) > 0 {
+				break // fixed addresses go to one interface
+			}
+		}
+	}
+	return out
+}
+
+func fits(m api.UplinkMatch, l Link) bool {
+	if m.Name != "" {
+		if ok, err := path.Match(m.Name, l.Name); err != nil || !ok {
+			return false
+		}
+	}
+	return (m.MAC == "" || strings.EqualFold(m.MAC, l.MAC)) && (m.Driver == "" || m.Driver == l.Driver)
+}
+
+// natural orders eth2 before eth10.
+func natural(a, b string) bool {
+	ta, tb := strings.TrimRight(a, "0123456789"), strings.TrimRight(b, "0123456789")
+	if ta != tb {
+		return ta < tb
+	}
+	na, nb := a[len(ta):], b[len(tb):]
+	if len(na) != len(nb) {
+		return len(na) < len(nb)
+	}
+	return na < nb
+}
+
+// resolvConf is what resolv.conf(5) reads: the resolvers of all uplinks, the preferred
+// uplink's first, no more than the three that resolvers heed.
+func resolvConf(list []resolvers) string {
+	sort.SliceStable(list, func(i, j int) bool { return list[i].metric < list[j].metric })
+	var out strings.Builder
+	seen, n := map[netip.Addr]bool{}, 0
+	var search []string
+	for _, r := range list {
+		for _, a := range r.servers {
+			if !seen[a] && n < 3 {
+				seen[a] = true
+				n++
+				fmt.Fprintf(&out, "nameserver %s\n", a)
+			}
+		}
+		if len(search) == 0 {
+			search = r.search
+		}
+	}
+	if len(search) > 0 {
+		fmt.Fprintf(&out, "search %s\n", strings.Join(search, " "))
+	}
+	return out.String()
+}
+
+type resolvers struct {
+	metric  int
+	servers []netip.Addr
+	search  []string
+}

@@ -1,0 +1,496 @@
+// Package uplink answers: which addresses does this box have on its way up? It gives each
+// uplink its fixed addresses or asks for some by DHCP (RFC 2131), keeps the lease, sets the
+// routes, and writes resolv.conf. IPv6 addresses without settings are the kernel's own work
+// (router advertisements).
+//
+// What to do with which interface is decided in Plan, and what a DHCP client says next in
+// client; both are plain functions of what they are told.
+package uplink
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// Config says how the uplinks are to be.
+type Config struct {
+	// Settings are nil for DHCP on every wired interface. They have been validated.
+	Settings *api.NetworkSettings
+	// Run is a folder of /run: resolv.conf and uplinks.json are written there.
+	Run string
+	// Sys is /sys.
+	Sys string
+	// Say is called for what a person wants to see.
+	Say func(format string, args ...any)
+	// Only limits it to these interfaces, for tests on a machine that lives.
+	Only []string
+}
+
+// Status is one uplink in uplinks.json.
+type Status struct {
+	Name    string   `json:"name"`
+	Up      bool     `json:"up"`
+	DHCP    bool     `json:"dhcp,omitempty"`
+	Address string   `json:"address,omitempty"`
+	Gateway string   `json:"gateway,omitempty"`
+	DNS     []string `json:"dns,omitempty"`
+	NTP     []string `json:"ntp,omitempty"`
+	// SZTP is DHCP option 143 as it came, for the onboarding.
+	SZTP []byte `json:"sztp,omitempty"`
+}
+
+type runner struct {
+	cfg  Config
+	mu   sync.Mutex
+	dns  map[string]resolvers
+	seen map[string]Status
+}
+
+// Run keeps the uplinks until ctx ends. Interfaces that appear later are taken in too.
+func Run(ctx context.Context, cfg Config) error {
+	r := &runner{cfg: cfg, dns: map[string]resolvers{}, seen: map[string]Status{}}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if lo, err := netlink.LinkByName("lo"); err == nil {
+		if err := netlink.LinkSetUp(lo); err != nil {
+			return fmt.Errorf("lo: %w", err)
+		}
+	}
+	if err := r.write(); err != nil {
+		return err
+	}
+	news := make(chan netlink.LinkUpdate, 64)
+	if err := netlink.LinkSubscribeWithOptions(news, ctx.Done(), netlink.LinkSubscribeOptions{ListExisting: true}); err != nil {
+		return err
+	}
+	tasks := map[string]*task{}
+	defer func() {
+		for _, t := range tasks {
+			t.stop()
+		}
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case u, ok := <-news:
+			if !ok {
+				return errors.New("the kernel's news of interfaces have ended")
+			}
+			r.follow(ctx, tasks, u)
+		}
+	}
+}
+
+// task is the care of one assignment.
+type task struct {
+	Assignment
+	carrier chan bool // latest only
+	cancel  context.CancelFunc
+	done    chan struct{}
+}
+
+func (t *task) stop() {
+	t.cancel()
+	<-t.done
+}
+
+// follow starts, stops and tells tasks by what the kernel reports.
+func (r *runner) follow(ctx context.Context, tasks map[string]*task, u netlink.LinkUpdate) {
+	name := u.Link.Attrs().Name
+	if u.Header.Type == unix.RTM_DELLINK {
+		if t := tasks[name]; t != nil {
+			t.stop()
+			delete(tasks, name)
+		}
+		return
+	}
+	for _, a := range Plan(r.links(), r.cfg.Settings) {
+		if tasks[a.Name()] == nil {
+			tasks[a.Name()] = r.start(ctx, a)
+		}
+	}
+	if t := tasks[name]; t != nil {
+		select {
+		case <-t.carrier:
+		default:
+		}
+		t.carrier <- u.IfInfomsg.Flags&unix.IFF_RUNNING != 0
+	}
+}
+
+func (r *runner) start(ctx context.Context, a Assignment) *task {
+	ctx, cancel := context.WithCancel(ctx)
+	t := &task{Assignment: a, carrier: make(chan bool, 1), cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(t.done)
+		for pause := time.Second; ctx.Err() == nil; pause = min(2*pause, time.Minute) {
+			err := r.guarded(ctx, t)
+			if ctx.Err() != nil {
+				return
+			}
+			r.cfg.Say("%s: %v; again in %v", a.Name(), err, pause)
+			select {
+			case <-ctx.Done():
+			case <-time.After(pause):
+			}
+		}
+	}()
+	return t
+}
+
+func (r *runner) guarded(ctx context.Context, t *task) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	return r.care(ctx, t)
+}
+
+// links lists the interfaces, with what sysfs tells about them.
+func (r *runner) links() (out []Link) {
+	list, err := netlink.LinkList()
+	if err != nil {
+		r.cfg.Say("interfaces: %v", err)
+		return nil
+	}
+	for _, l := range list {
+		a := l.Attrs()
+		if len(r.cfg.Only) > 0 && !contains(r.cfg.Only, a.Name) {
+			continue
+		}
+		k := Link{Name: a.Name, MAC: a.HardwareAddr.String(), Physical: len(r.cfg.Only) > 0}
+		dev := filepath.Join(r.cfg.Sys, "class/net", a.Name, "device")
+		if _, err := os.Stat(dev); err == nil && len(a.HardwareAddr) == 6 {
+			k.Physical = true
+		}
+		if target, err := os.Readlink(dev + "/driver"); err == nil {
+			k.Driver = filepath.Base(target)
+		}
+		out = append(out, k)
+	}
+	return out
+}
+
+func contains(list []string, s string) bool {
+	for _, v := range list {
+		if v == s {
+			return true
+		}
+	}
+	return false
+}
+
+// care brings one uplink up and keeps it so.
+func (r *runner) care(ctx context.Context, t *task) error {
+	parent, err := netlink.LinkByName(t.Link)
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetUp(parent); err != nil {
+		return err
+	}
+	link := parent
+	if t.VLAN > 0 {
+		if link, err = vlan(parent, t.Assignment); err != nil {
+			return err
+		}
+	}
+	// 2: router advertisements count even where the box forwards, as it does for its apps.
+	_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+t.Name()+"/accept_ra", []byte("2\n"), 0) // a kernel without IPv6
+	if len(t.Addresses) > 0 {
+		if err := r.fixed(link, t.Assignment); err != nil {
+			return err
+		}
+	}
+	if !t.DHCP {
+		<-ctx.Done()
+		return nil
+	}
+	return r.lease(ctx, t, link)
+}
+
+func vlan(parent netlink.Link, a Assignment) (netlink.Link, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.ParentIndex = a.Name(), parent.Attrs().Index
+	if err := netlink.LinkAdd(&netlink.Vlan{LinkAttrs: attrs, VlanId: a.VLAN}); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, fmt.Errorf("VLAN %d: %w", a.VLAN, err)
+	}
+	link, err := netlink.LinkByName(a.Name())
+	if err != nil {
+		return nil, err
+	}
+	return link, netlink.LinkSetUp(link)
+}
+
+func (r *runner) fixed(link netlink.Link, a Assignment) error {
+	for _, p := range a.Addresses {
+		if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: ipNet(p)}); err != nil {
+			return fmt.Errorf("address %s: %w", p, err)
+		}
+	}
+	s := Status{Name: a.Name(), Up: true, Address: a.Addresses[0].String()}
+	if a.Gateway.IsValid() {
+		s.Gateway = a.Gateway.String()
+		all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if a.Gateway.Is6() {
+			all = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+		if err := route(link, Route{all, a.Gateway}, a.Metric); err != nil {
+			return err
+		}
+	}
+	r.cfg.Say("%s: %s", a.Name(), a.Addresses[0])
+	return r.tell(s, resolvers{a.Metric, a.DNS, nil})
+}
+
+// lease lives through DHCP: a new client each time the cable comes in.
+func (r *runner) lease(ctx context.Context, t *task, link netlink.Link) error {
+	host, _ := os.Hostname() // none is fine
+	c := newClient(link.Attrs().HardwareAddr, host, random)
+	var in force
+	in.link, in.metric = link, t.Metric
+	defer in.drop()
+	up := link.Attrs().OperState == netlink.OperUp || link.Attrs().Flags&net.FlagRunning != 0
+	var w *wire
+	defer func() {
+		if w != nil {
+			w.close()
+		}
+	}()
+	e := effects{}
+	if up {
+		e = c.restart(time.Now())
+	}
+	for {
+		if e.lost {
+			in.drop()
+			r.cfg.Say("%s: the lease is gone", t.Name())
+			if err := r.tell(Status{Name: t.Name(), DHCP: true}, resolvers{metric: t.Metric}); err != nil {
+				return err
+			}
+		}
+		if e.got != nil {
+			if err := in.put(*e.got); err != nil {
+				return err
+			}
+			r.cfg.Say("%s: %s by DHCP from %s, for %v", t.Name(), e.got.Address, e.got.Server, e.got.End)
+			if err := r.tell(status(t.Name(), *e.got), resolvers{t.Metric, e.got.DNS, e.got.Search}); err != nil {
+				return err
+			}
+		}
+		if !e.listen && w != nil {
+			w.close()
+			w = nil
+		}
+		if e.listen && w == nil {
+			var err error
+			if w, err = openWire(link.Attrs().Index); err != nil {
+				return err
+			}
+		}
+		if e.send != nil && w != nil {
+			if err := w.send(e.send, from(c), e.to); err != nil {
+				r.cfg.Say("%s: %v", t.Name(), err)
+			}
+		}
+		var err error
+		if e, err = r.next(ctx, t, c, w, &up); err != nil || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+func from(c *client) netip.Addr {
+	if c.state == renewing || c.state == rebinding {
+		return c.lease.Address.Addr()
+	}
+	return netip.Addr{}
+}
+
+// next waits for a packet, the client's time, or the cable.
+func (r *runner) next(ctx context.Context, t *task, c *client, w *wire, up *bool) (effects, error) {
+	cabled := func(now bool) (effects, bool) {
+		was := *up
+		*up = now
+		// A cable that comes back may lead elsewhere; one that goes keeps the lease for now.
+		if now && !was {
+			return c.restart(time.Now()), true
+		}
+		return effects{}, false
+	}
+	for {
+		if w == nil || !*up {
+			var wake <-chan time.Time
+			if *up {
+				timer := time.NewTimer(time.Until(c.wake))
+				defer timer.Stop()
+				wake = timer.C
+			}
+			select {
+			case <-ctx.Done():
+				return effects{}, nil
+			case now := <-t.carrier:
+				if e, ok := cabled(now); ok {
+					return e, nil
+				}
+			case <-wake:
+				return c.tick(time.Now()), nil
+			}
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return effects{}, nil
+		case now := <-t.carrier:
+			if e, ok := cabled(now); ok {
+				return e, nil
+			}
+			continue
+		default:
+		}
+		until := time.Now().Add(250 * time.Millisecond) // then the cable and ctx are looked at
+		if c.wake.Before(until) {
+			until = c.wake
+		}
+		p, err := w.receive(until)
+		switch {
+		case err == nil:
+			return c.receive(time.Now(), p), nil
+		case !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, unix.ENETDOWN):
+			return effects{}, err
+		case !time.Now().Before(c.wake):
+			return c.tick(time.Now()), nil
+		}
+	}
+}
+
+// force is what a lease has put on an interface, so that it can be taken away again.
+type force struct {
+	link   netlink.Link
+	metric int
+	addr   netip.Prefix
+	routes []Route
+}
+
+func (f *force) put(l Lease) error {
+	if f.addr.IsValid() && f.addr != l.Address {
+		f.drop()
+	}
+	if l.MTU > 0 && l.MTU < f.link.Attrs().MTU {
+		if err := netlink.LinkSetMTU(f.link, l.MTU); err != nil {
+			return err
+		}
+	}
+	// The kernel takes it away by itself when nobody renews it, whatever becomes of us.
+	seconds := int(l.End / time.Second)
+	if err := netlink.AddrReplace(f.link, &netlink.Addr{IPNet: ipNet(l.Address), ValidLft: seconds, PreferedLft: seconds}); err != nil {
+		return fmt.Errorf("address %s: %w", l.Address, err)
+	}
+	f.addr = l.Address
+	for _, rt := range l.Routes {
+		if err := route(f.link, rt, f.metric); err != nil {
+			return err
+		}
+	}
+	f.routes = l.Routes
+	return nil
+}
+
+// drop takes address and routes away; what is gone already is no loss.
+func (f *force) drop() {
+	if f.addr.IsValid() {
+		_ = netlink.AddrDel(f.link, &netlink.Addr{IPNet: ipNet(f.addr)})
+	}
+	f.addr, f.routes = netip.Prefix{}, nil
+}
+
+func route(link netlink.Link, r Route, metric int) error {
+	nr := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: r.Via.AsSlice(), Priority: metric, Flags: int(netlink.FLAG_ONLINK)}
+	if r.To.Bits() > 0 {
+		nr.Dst = ipNet(r.To)
+	}
+	if err := netlink.RouteReplace(nr); err != nil {
+		return fmt.Errorf("route to %s by %s: %w", r.To, r.Via, err)
+	}
+	return nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func status(name string, l Lease) Status {
+	s := Status{Name: name, Up: true, DHCP: true, Address: l.Address.String(), SZTP: l.SZTP}
+	for _, rt := range l.Routes {
+		if rt.To.Bits() == 0 {
+			s.Gateway = rt.Via.String()
+		}
+	}
+	for _, a := range l.DNS {
+		s.DNS = append(s.DNS, a.String())
+	}
+	for _, a := range l.NTP {
+		s.NTP = append(s.NTP, a.String())
+	}
+	return s
+}
+
+// tell writes what others read.
+func (r *runner) tell(s Status, dns resolvers) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.seen[s.Name] = s
+	r.dns[s.Name] = dns
+	return r.write()
+}
+
+func (r *runner) write() error {
+	var list []resolvers
+	all := make([]Status, 0, len(r.seen))
+	for name, s := range r.seen {
+		list = append(list, r.dns[name])
+		all = append(all, s)
+	}
+	text, err := json.Marshal(all)
+	if err != nil {
+		return err
+	}
+	return errors.Join(replace(filepath.Join(r.cfg.Run, "resolv.conf"), resolvConf(list)), replace(filepath.Join(r.cfg.Run, "uplinks.json"), string(text)+"\n"))
+}
+
+func replace(path, text string) error {
+	if err := os.WriteFile(path+".new", []byte(text), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+func random() uint32 {
+	var b [4]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	return binary.NativeEndian.Uint32(b[:])
+}
+
+// Up reads uplinks.json: whether any uplink has an address.
+func Up(run string) bool {
+	text, err := os.ReadFile(filepath.Join(run, "uplinks.json"))
+	return err == nil && strings.Contains(string(text), `"up":true`)
+}
