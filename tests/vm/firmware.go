@@ -41,7 +41,7 @@ func (m *Machine) startTPM(ctx context.Context) error {
 	}
 	sock := m.path("tpm.sock")
 	var err error
-	m.tpm, err = startChild(exec.Command("swtpm", "socket", "--tpm2", "--terminate", "--tpmstate", "dir="+m.TPM, "--ctrl", "type=unixio,path="+sock))
+	m.tpm, err = StartProcess(exec.Command("swtpm", "socket", "--tpm2", "--terminate", "--tpmstate", "dir="+m.TPM, "--ctrl", "type=unixio,path="+sock))
 	if err != nil {
 		return err
 	}
@@ -53,7 +53,7 @@ func (m *Machine) startTPM(ctx context.Context) error {
 		}
 		select {
 		case <-m.tpm.done:
-			return fmt.Errorf("swtpm ended: %s", m.tpm.message())
+			return fmt.Errorf("swtpm ended: %s", m.tpm.Message())
 		case <-ctx.Done():
 			return fmt.Errorf("swtpm does not listen: %w", ctx.Err())
 		case <-time.After(10 * time.Millisecond):

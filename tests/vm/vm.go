@@ -100,8 +100,8 @@ type Machine struct {
 	Console *Console
 	monitor *monitor
 	stdin   io.WriteCloser
-	qemu    *child
-	tpm     *child
+	qemu    *Process
+	tpm     *Process
 	life    *time.Timer
 	ownDir  bool
 	closed  sync.Once
@@ -187,19 +187,19 @@ func (m *Machine) startQEMU(ctx context.Context) error {
 		return errors.Join(err, ours.Close(), serialLog.Close())
 	}
 	cmd.Stdout = m.Console
-	m.qemu, err = startChild(cmd)
+	m.qemu, err = StartProcess(cmd)
 	if err != nil {
 		return errors.Join(err, ours.Close(), serialLog.Close())
 	}
 	m.readers.Go(func() {
 		<-m.qemu.done
-		m.Console.end(m.qemu.message())
+		m.Console.end(m.qemu.Message())
 		_ = serialLog.Close()
 	})
-	m.life = time.AfterFunc(cmp.Or(m.Life, 10*time.Minute), m.qemu.kill)
+	m.life = time.AfterFunc(cmp.Or(m.Life, 10*time.Minute), m.qemu.Kill)
 	m.monitor, err = newMonitor(ctx, ours, &m.readers)
 	if err != nil {
-		return fmt.Errorf("%w (QEMU says: %s)", err, m.qemu.message())
+		return fmt.Errorf("%w (QEMU says: %s)", err, m.qemu.Message())
 	}
 	return nil
 }
@@ -249,7 +249,7 @@ func (m *Machine) Wait(ctx context.Context) error {
 
 // Kill ends the machine at once. What the guest has written to its disks stays, flushed or
 // not: this is a crash of the hypervisor. For a cut of power use Disk.Log.
-func (m *Machine) Kill() { m.qemu.kill() }
+func (m *Machine) Kill() { m.qemu.Kill() }
 
 // PowerButton asks the guest to end in order; Reset resets it.
 func (m *Machine) PowerButton(ctx context.Context) error {
@@ -293,7 +293,7 @@ func (m *Machine) Close() error {
 		if m.life != nil {
 			m.life.Stop()
 		}
-		m.qemu.kill()
+		m.qemu.Kill()
 		if m.monitor != nil {
 			_ = m.monitor.conn.Close()
 		}

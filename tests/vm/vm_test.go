@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"io"
 	"os/exec"
 	"regexp"
 	"runtime"
@@ -13,6 +12,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"tributary.dev/tributary/pkg/edge/boot/hostport"
 )
 
 // root is the top of the checkout, seen from this folder.
@@ -62,8 +63,8 @@ func send(t *testing.T, m *Machine, line string) {
 	}
 }
 
-// Two guests boot without firmware, talk through a switch that can be cut, answer on a
-// port of the host's, and end by themselves.
+// Two guests boot without firmware, talk through a switch that can be cut, answer their
+// host, and end by themselves.
 func TestGuests(t *testing.T) {
 	needQEMU(t, runtime.GOARCH)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -76,38 +77,30 @@ func TestGuests(t *testing.T) {
 	t.Cleanup(wires.Close)
 	guest := func(name, addr string) *Machine {
 		return start(t, ctx, Spec{Name: name, MemoryMiB: 256, Kernel: kernel.Image, Initrd: kernel.Initrd, NoReboot: true, Life: patience,
-			Cmdline: SerialCmdline(runtime.GOARCH) + " quiet guest.ip=" + addr + "/24", NICs: []NIC{{Switch: wires}}, Ports: []string{"echo"}})
+			Cmdline: SerialCmdline(runtime.GOARCH) + " quiet guest.ip=" + addr + "/24", NICs: []NIC{{Switch: wires}}, Ports: []string{hostport.Name}})
 	}
 	a, b := guest("a", "10.77.0.1"), guest("b", "10.77.0.2")
 	for _, m := range []*Machine{a, b} {
 		expect(t, ctx, m, "guest: ready")
 	}
-	send(t, a, "dial 10.77.0.2:7 hello")
+	send(t, a, "dial 10.77.0.2:7 hello 1m")
 	expect(t, ctx, a, "guest: got hello")
 	if down, up := wires.Bytes("b"); down == 0 || up == 0 {
 		t.Errorf("the switch counted %d bytes to b and %d from it", down, up)
 	}
 	wires.Cut("b")
-	send(t, a, "dial 10.77.0.2:7 anybody")
+	send(t, a, "dial 10.77.0.2:7 anybody 2s")
 	expect(t, ctx, a, "guest: error: dial")
 	wires.Heal("b")
-	send(t, a, "dial 10.77.0.2:7 again")
+	send(t, a, "dial 10.77.0.2:7 again 1m")
 	expect(t, ctx, a, "guest: got again")
 
-	send(t, b, "port echo")
-	expect(t, ctx, b, "guest: serving echo")
-	conn, err := b.Dial(ctx, "echo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
-	back := make([]byte, 4)
-	if _, err := io.WriteString(conn, "ping"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.ReadFull(conn, back); err != nil || string(back) != "ping" {
-		t.Fatalf("the port answered %q, %v", back, err)
+	send(t, b, "serve")
+	expect(t, ctx, b, "guest: serving")
+	for _, path := range []string{"/status", "/metrics"} {
+		if body, err := b.Get(ctx, hostport.Name, path); err != nil || string(body) != path {
+			t.Errorf("on its port it answers %q, %v", body, err)
+		}
 	}
 	send(t, b, "off")
 	if err := b.Wait(ctx); err != nil {

@@ -4,15 +4,18 @@
 //
 // It is the first process of a test's machine: it loads the modules it finds, gives its
 // first card the address of the kernel's command line (guest.ip=), says "guest: ready" and
-// obeys lines on the console: `dial ADDR TEXT`, `port NAME`, `say TEXT`, `off`, `reboot`.
+// obeys lines on the console: `dial ADDR TEXT PATIENCE`, `serve`, `say TEXT`, `off`, `reboot`.
 // It answers on TCP port 7 with what it is sent.
 package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,6 +23,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"tributary.dev/tributary/pkg/edge/boot/hostport"
 )
 
 func main() {
@@ -133,10 +138,14 @@ func obey(words []string) error {
 		return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	case words[0] == "reboot":
 		return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
-	case words[0] == "dial" && len(rest) == 2:
-		return dial(rest[0], rest[1])
-	case words[0] == "port" && len(rest) == 1:
-		return serve(rest[0])
+	case words[0] == "dial" && len(rest) == 3:
+		patience, err := time.ParseDuration(rest[2])
+		if err != nil {
+			return err
+		}
+		return dial(rest[0], rest[1], patience)
+	case words[0] == "serve":
+		return serve()
 	default:
 		return fmt.Errorf("what is %q?", words)
 	}
@@ -144,13 +153,13 @@ func obey(words []string) error {
 }
 
 // dial sends a text to a TCP port and says what comes back.
-func dial(addr, text string) error {
-	c, err := net.DialTimeout("tcp", addr, 5*time.Second)
+func dial(addr, text string, patience time.Duration) error {
+	c, err := net.DialTimeout("tcp", addr, patience)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(patience))
 	if _, err := io.WriteString(c, text+"\n"); err != nil {
 		return err
 	}
@@ -162,30 +171,21 @@ func dial(addr, text string) error {
 	return nil
 }
 
-// serve echoes what the virtio-serial port of the name is sent.
-func serve(name string) error {
-	dirs, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
-	for _, d := range dirs {
-		if b, err := os.ReadFile(d); err != nil || strings.TrimSpace(string(b)) != name {
-			continue
-		}
-		f, err := os.OpenFile("/dev/"+filepath.Base(filepath.Dir(d)), os.O_RDWR, 0)
-		if err != nil {
-			return err
-		}
-		go func() {
-			buf := make([]byte, 4096)
-			for {
-				n, err := f.Read(buf)
-				if err != nil || n == 0 { // nobody is connected
-					time.Sleep(20 * time.Millisecond)
-					continue
-				}
-				_, _ = f.Write(buf[:n])
-			}
-		}()
-		say("serving %s", name)
-		return nil
+// serve answers on the machine's port, as edged's local API does, with the path asked for.
+func serve() error {
+	const socket = "/local.sock"
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		return err
 	}
-	return fmt.Errorf("no port %s", name)
+	go func() {
+		_ = http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.URL.Path) }))
+	}()
+	go func() {
+		if err := hostport.Serve(context.Background(), socket, slog.Default()); err != nil {
+			say("error: %v", err)
+		}
+	}()
+	say("serving")
+	return nil
 }

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// child is a process that cannot outlive this one.
-type child struct {
+// Process is one that cannot outlive this one.
+type Process struct {
 	cmd  *exec.Cmd
 	done chan struct{}
 	// err is how it ended; read it after done.
@@ -21,11 +21,14 @@ type child struct {
 	stderr tail
 }
 
-// startChild starts the command. The kernel ends a child when the thread that made it
-// ends, so one thread stays with the child for its whole life.
-func startChild(cmd *exec.Cmd) (*child, error) {
-	c := &child{cmd: cmd, done: make(chan struct{})}
-	cmd.Stderr = &c.stderr
+// StartProcess starts the command; what it writes to standard error is kept for Message,
+// unless the command has a place for it. The kernel ends a child when the thread that made
+// it ends, so one thread stays with the child for its whole life.
+func StartProcess(cmd *exec.Cmd) (*Process, error) {
+	c := &Process{cmd: cmd, done: make(chan struct{})}
+	if cmd.Stderr == nil {
+		cmd.Stderr = &c.stderr
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	started := make(chan error)
 	go func() {
@@ -44,8 +47,11 @@ func startChild(cmd *exec.Cmd) (*child, error) {
 	return c, nil
 }
 
-// kill ends the process and waits for its end. A nil child has ended.
-func (c *child) kill() {
+// Done is closed when the process has ended.
+func (c *Process) Done() <-chan struct{} { return c.done }
+
+// Kill ends the process at once and waits for its end. A nil Process has ended.
+func (c *Process) Kill() {
 	if c == nil {
 		return
 	}
@@ -53,17 +59,25 @@ func (c *child) kill() {
 	<-c.done
 }
 
-// end waits for the process to end by itself, and kills it after the grace.
-func (c *child) end(grace time.Duration) {
-	select {
-	case <-c.done:
-	case <-time.After(grace):
-		c.kill()
+// Stop asks the process to end, and kills it after the grace.
+func (c *Process) Stop(grace time.Duration) {
+	if c != nil {
+		_ = c.cmd.Process.Signal(syscall.SIGTERM)
+		c.end(grace)
 	}
 }
 
-// message is what the process said of itself.
-func (c *child) message() string {
+// end waits for the process to end by itself, and kills it after the grace.
+func (c *Process) end(grace time.Duration) {
+	select {
+	case <-c.done:
+	case <-time.After(grace):
+		c.Kill()
+	}
+}
+
+// Message is what the process said of itself.
+func (c *Process) Message() string {
 	text := c.stderr.String()
 	select {
 	case <-c.done:
