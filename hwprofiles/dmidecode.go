@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -16,7 +17,12 @@ const maxDMI = 2 << 20
 // LooksLikeDMIDecode tells the text of dmidecode from a recorded probe.
 func LooksLikeDMIDecode(b []byte) bool {
 	head := b[:min(len(b), 64<<10)]
-	return bytes.HasPrefix(head, []byte("# dmidecode")) || bytes.Contains(head, []byte("\nHandle 0x")) || bytes.HasPrefix(head, []byte("Handle 0x"))
+	for _, mark := range []string{"# dmidecode", "Handle 0x"} {
+		if bytes.HasPrefix(head, []byte(mark)) || bytes.Contains(head, []byte("\n"+mark)) {
+			return true
+		}
+	}
+	return false
 }
 
 // section is one structure as dmidecode prints it: a title, then "key: value" lines
@@ -39,8 +45,13 @@ func ParseDMIDecode(b []byte) (Probe, error) {
 		s.line(strings.TrimRight(line, "\r\n"))
 	}
 	s.close()
+	if bytes.Contains(b, []byte("No SMBIOS nor DMI entry point found")) {
+		// A PC has one; what has none is a board with a device tree, which dmidecode does
+		// not read.
+		return Probe{Arch: "arm64"}, nil
+	}
 	if !s.any {
-		return Probe{}, &api.Error{Code: api.Invalid, Message: "this holds no structure of dmidecode", Remedy: "give the output of `dmidecode`, or a recorded probe"}
+		return Probe{}, &api.Error{Code: api.Invalid, Message: "this holds no structure of dmidecode", Remedy: "give the output of `dmidecode`, run as root, or a recorded probe"}
 	}
 	return s.probe(), nil
 }
@@ -135,7 +146,7 @@ func (s *scan) probe() Probe {
 	if p.CPUs == 0 {
 		p.CPUs = int64(populated)
 	}
-	p.Arch = archOf(s.dmi, s.cpus)
+	p.Arch = archOf(s.dmi, s.cpus, p.MemoryMiB)
 	p.Hypervisor = HypervisorOf(s.dmi, DeviceTree{}, s.guest)
 	p.bound()
 	return p
@@ -176,14 +187,13 @@ var (
 	arm32      = []string{"armv7", "armv6", "cortex-a15", "cortex-a9", "bcm2835", "i.mx6", "i.mx7", "am335"}
 	otherArchs = []struct{ word, arch string }{{"risc-v", "riscv64"}, {"riscv", "riscv64"}, {"sifive", "riscv64"}, {"loongson", "loong64"}, {"loongarch", "loong64"}, {"mips", "mips64le"}, {"power8", "ppc64le"}, {"power9", "ppc64le"}, {"power10", "ppc64le"}}
 	x86Makers  = []string{"intel", "genuineintel", "amd", "authenticamd", "advanced micro devices", "zhaoxin", "hygon", "centaur", "via", "hisilicon x86"}
-	x86Old     = []string{"80386", "80486", "pentium", "pentium pro", "pentium ii", "pentium iii", "pentium m", "pentium mmx", "celeron m", "k5", "k6", "k6-2", "k6-3", "athlon xp", "duron", "geode", "am5x86", "core solo", "core duo", "c7", "c3", "quark"}
 )
 
 // archOf guesses the architecture from the processors, else from the firmware: U-Boot
 // gives next to nothing, and stands on ARM nearly always.
-func archOf(d DMI, cpus []section) string {
+func archOf(d DMI, cpus []section, memory int64) string {
 	var text strings.Builder
-	wide, told := false, false
+	wide, narrow := false, false
 	for _, c := range cpus {
 		if strings.HasPrefix(c.values["Status"], "Unpopulated") && c.values["Manufacturer"] == "Unknown" {
 			continue
@@ -193,12 +203,12 @@ func archOf(d DMI, cpus []section) string {
 		}
 		for _, f := range c.flags {
 			wide = wide || f == "64-bit capable"
-			told = told || f == "Multi-Core" || f == "Hardware Thread" || f == "Execute Protection" || f == "Enhanced Virtualization" || f == "Power/Performance Control"
 		}
 		sig := c.values["Signature"]
 		if strings.Contains(sig, "Implementor ") || strings.Contains(sig, "JEP-106") {
 			text.WriteString("arm\n")
 		}
+		narrow = narrow || narrowX86(sig, c.values["Version"])
 	}
 	all := text.String()
 	words := strings.FieldsFunc(all, func(r rune) bool { return r == '\n' })
@@ -231,15 +241,8 @@ func archOf(d DMI, cpus []section) string {
 	}
 	switch {
 	case isX86:
-		if wide {
-			return "amd64"
-		}
-		for _, w := range words {
-			for _, old := range x86Old {
-				if w == old && !told {
-					return "386"
-				}
-			}
+		if narrow && !wide && memory <= 4096 { // some firmware cuts the signature short
+			return "386"
 		}
 		return "amd64"
 	case has(arm32):
@@ -253,4 +256,26 @@ func archOf(d DMI, cpus []section) string {
 	}
 	// Nearly everything that has SMBIOS and says nothing of the kind is a PC.
 	return "amd64"
+}
+
+var x86Signature = regexp.MustCompile(`^(?:Type \d+, )?Family (\d{1,3}), Model (\d{1,3})`)
+
+// narrowX86 knows processors of 32 bits by their signature: those before Intel's Core 2
+// and AMD's K8, and the first Atoms. The family's name is often wrong.
+func narrowX86(signature, version string) bool {
+	m := x86Signature.FindStringSubmatch(signature)
+	if m == nil {
+		return false
+	}
+	family, model := number(m[1]), number(m[2])
+	amd := !strings.HasPrefix(signature, "Type")
+	switch {
+	case family < 6:
+		return family >= 3 // an empty socket says 0
+	case family == 6 && amd:
+		return true
+	case family == 6:
+		return model < 15 || model == 28 && (strings.Contains(version, " N2") || strings.Contains(version, " Z5"))
+	}
+	return false
 }

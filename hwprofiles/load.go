@@ -117,3 +117,32 @@ func inFile(name string, err error) error {
 }
 
 func quote(s string) string { return `"` + s[:min(len(s), 60)] + `"` }
+
+// With lays the files of a folder over the embedded profiles: a new one is tried with
+// them before it is built in, and may stand on them.
+func With(dir fs.FS) fs.FS { return overlay{dir, embedded} }
+
+// overlay opens the first of the files of a name, and lists all names.
+type overlay [2]fs.FS
+
+func (o overlay) Open(name string) (fs.File, error) {
+	f, err := o[0].Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return o[1].Open(name)
+	}
+	return f, err
+}
+
+// Glob implements fs.GlobFS.
+func (o overlay) Glob(pattern string) ([]string, error) {
+	var all []string
+	for _, dir := range o {
+		names, err := fs.Glob(dir, pattern)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, names...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all), nil
+}

@@ -15,7 +15,7 @@ type Rule struct {
 	Board    []string `json:"board,omitempty"`    // DMI board name
 	Family   []string `json:"family,omitempty"`   // DMI product family
 	Firmware []string `json:"firmware,omitempty"` // maker of BIOS or UEFI
-	Chassis  []string `json:"chassis,omitempty"`  // rack, embedded, desktop, laptop, hand-held
+	Chassis  []string `json:"chassis,omitempty"`  // rack, embedded, desktop, all-in-one, laptop, hand-held
 	// DeviceTree is any of the root node's compatible strings, or the model.
 	DeviceTree []string `json:"deviceTree,omitempty"`
 	// PCI is vendor:device in hexadecimal, or vendor:*; one of the list must be there.
@@ -92,6 +92,7 @@ type verdict struct {
 	met      []string
 	unmet    []string
 	fallback bool
+	foreign  bool // of another architecture
 }
 
 // Match chooses the profile that names the box most exactly. It never fails: a box that
@@ -122,7 +123,7 @@ func Match(p Probe, profiles []Profile) Result {
 // came nearest.
 func judge(p Probe, f *Profile) verdict {
 	if p.Arch != f.Arch {
-		return verdict{profile: f, unmet: []string{"it is for " + f.Arch + ", and this box is " + cmp.Or(p.Arch, "of an unknown architecture")}}
+		return verdict{profile: f, foreign: p.Arch != f.Arch, unmet: []string{"it is for " + f.Arch + ", and this box is " + cmp.Or(p.Arch, "of an unknown architecture")}}
 	}
 	if len(f.Match) == 0 {
 		if f.Name == "generic-"+f.Arch {
@@ -165,7 +166,7 @@ func compare(a, b verdict) int {
 		return n
 	}
 	if !a.fits { // the nearest miss: what fewest conditions speak against
-		return cmp.Or(cmp.Compare(len(a.unmet), len(b.unmet)), cmp.Compare(b.rank, a.rank), cmp.Compare(b.count, a.count), cmp.Compare(a.profile.Name, b.profile.Name))
+		return cmp.Or(cmp.Compare(truth(a.foreign), truth(b.foreign)), cmp.Compare(len(a.unmet), len(b.unmet)), cmp.Compare(b.rank, a.rank), cmp.Compare(b.count, a.count), cmp.Compare(a.profile.Name, b.profile.Name))
 	}
 	if n := cmp.Or(cmp.Compare(truth(a.fallback), truth(b.fallback)), cmp.Compare(b.rank, a.rank)); n != 0 {
 		return n
@@ -233,7 +234,11 @@ func (r Rule) against(p Probe) (out []condition) {
 	text(ByMaker, "the family", r.Family, p.DMI.Family)
 	text(ByMaker, "the firmware", r.Firmware, p.DMI.Firmware)
 	text(ByShape, "the chassis", r.Chassis, p.DMI.Chassis)
-	text(ByShape, "the hypervisor", r.Hypervisor, p.Hypervisor)
+	if len(r.Hypervisor) > 0 && p.Hypervisor == "" {
+		out = append(out, condition{ByShape, false, 0, "it is no virtual machine"})
+	} else {
+		text(ByShape, "the hypervisor", r.Hypervisor, p.Hypervisor)
+	}
 	least := func(what string, have, want int64, unit string) {
 		if want > 0 {
 			out = append(out, condition{ByShape, have >= want, 0, amount(what, have, want, "at least", unit)})
@@ -249,21 +254,24 @@ func (r Rule) against(p Probe) (out []condition) {
 	return out
 }
 
+// virtual holds what is asked of being a guest. A rule that names hypervisors has
+// said it by that.
 func (r Rule) virtual(p Probe, out *[]condition) {
 	guest := p.Hypervisor != ""
-	switch r.Virtual {
-	case "any":
-	case "yes":
-		c := condition{ByShape, guest, 0, "it is a guest of " + p.Hypervisor}
+	as := "it is a guest of " + p.Hypervisor
+	if p.Hypervisor == "other" {
+		as = "it is a guest of an unknown hypervisor"
+	}
+	switch {
+	case r.Virtual == "any", len(r.Hypervisor) > 0:
+	case r.Virtual == "yes":
 		if !guest {
-			c.text = "it is no virtual machine"
+			as = "it is no virtual machine"
 		}
-		*out = append(*out, c)
-	default:
+		*out = append(*out, condition{ByShape, guest, 0, as})
+	case guest:
 		// Being real hardware is asked silently: it makes no rule more exact.
-		if guest && len(r.Hypervisor) == 0 {
-			*out = append(*out, condition{ByArch, false, 0, "it is a guest of " + p.Hypervisor + ", not real hardware"})
-		}
+		*out = append(*out, condition{ByArch, false, 0, as + ", not real hardware"})
 	}
 }
 

@@ -160,11 +160,19 @@ var chassisWords = []struct {
 	types []int
 	names []string
 }{
-	{"desktop", []int{3, 4, 6, 7, 13, 15, 16, 24}, []string{"desktop", "low profile desktop", "mini tower", "tower", "all in one", "space-saving", "lunch box", "sealed-case pc"}},
+	{"desktop", []int{3, 4, 6, 7, 15, 16, 24}, []string{"desktop", "low profile desktop", "mini tower", "tower", "space-saving", "lunch box", "sealed-case pc"}},
 	{"laptop", []int{8, 9, 10, 12, 14, 31, 32}, []string{"portable", "laptop", "notebook", "docking station", "sub notebook", "convertible", "detachable"}},
+	{"all-in-one", []int{13}, []string{"all in one"}}, // a PC behind a screen
 	{"hand-held", []int{11, 30}, []string{"hand held", "tablet"}},
 	{"rack", []int{17, 18, 23, 25, 26, 28, 29}, []string{"main server chassis", "expansion chassis", "rack mount chassis", "multi-system", "compactpci", "blade", "blade enclosing", "blade enclosure"}},
 	{"embedded", []int{33, 34, 35, 36}, []string{"iot gateway", "embedded pc", "mini pc", "stick pc"}},
+}
+
+func chassisNames() (names []string) {
+	for _, c := range chassisWords {
+		names = append(names, c.word)
+	}
+	return names
 }
 
 // Chassis folds a chassis type, as a name of dmidecode or a number of sysfs, into a
@@ -199,7 +207,7 @@ var hypervisors = []struct {
 	{"xen", []string{"Xen"}, []string{"HVM domU*"}, []string{"Xen"}},
 	{"bhyve", []string{"*BHYVE*"}, []string{"BHYVE*"}, []string{"BHYVE*"}},
 	{"apple", nil, []string{"Apple Virtualization*"}, nil},
-	{"kvm", []string{"DigitalOcean", "OpenStack*", "Red Hat*KVM*", "oVirt*", "KubeVirt*", "Vultr", "Linode", "Akamai*", "Hetzner", "Scaleway", "Alibaba Cloud*", "UpCloud", "Nutanix*AHV*", "Exoscale"},
+	{"kvm", []string{"DigitalOcean", "OpenStack*", "Red Hat*KVM*", "oVirt*", "KubeVirt*", "Vultr", "Linode", "Akamai*", "Alibaba Cloud*", "UpCloud", "Nutanix*AHV*", "Exoscale"},
 		[]string{"KVM*", "OpenStack*", "RHEV*", "oVirt*", "KubeVirt*", "Alibaba Cloud ECS*", "Droplet", "vServer", "AHV", "*OracleCloud*"}, nil},
 	{"qemu", []string{"QEMU*"}, []string{"Standard PC (*", "QEMU*", "Bochs*"}, []string{"SeaBIOS*", "Bochs*"}},
 }
@@ -304,7 +312,9 @@ func (p Probe) Describe() string {
 	if n := p.accelerators(); n > 0 {
 		parts = append(parts, plural(n, "accelerator"))
 	}
-	if p.Hypervisor != "" {
+	if p.Hypervisor == "other" {
+		parts = append(parts, "a virtual machine")
+	} else if p.Hypervisor != "" {
 		parts = append(parts, "guest of "+p.Hypervisor)
 	}
 	return strings.Join(parts, ", ")

@@ -36,13 +36,13 @@ type Profile struct {
 	// Extensions are verity extensions of the Release, such as GPU drivers.
 	Extensions []string   `json:"extensions,omitempty"`
 	Partitions Partitions `json:"partitions"`
-	CPU        CPU        `json:"cpu"`
+	CPU        CPU        `json:"cpu,omitzero"`
 	NICs       []NIC      `json:"nics,omitempty"`
-	GPU        GPU        `json:"gpu"`
+	GPU        GPU        `json:"gpu,omitzero"`
 	Watchdog   Watchdog   `json:"watchdog"`
 	// Consoles are where the recovery shell shows; the first is the kernel's main one.
 	Consoles         []Console        `json:"consoles"`
-	GPIO             GPIO             `json:"gpio"`
+	GPIO             GPIO             `json:"gpio,omitzero"`
 	Relay            Relay            `json:"relay"`
 	Power            Power            `json:"power"`
 	PhysicalPresence PhysicalPresence `json:"physicalPresence"`

@@ -112,7 +112,7 @@ func (c *checker) rule(at string, r Rule) {
 	c.texts(at+".pci", r.PCI, 64, pciShape)
 	c.texts(at+".withoutPCI", r.WithoutPCI, 64, pciShape)
 	for i, s := range r.Chassis {
-		c.oneOf(fmt.Sprintf("%s.chassis[%d]", at, i), s, "desktop", "laptop", "hand-held", "rack", "embedded")
+		c.oneOf(fmt.Sprintf("%s.chassis[%d]", at, i), s, chassisNames()...)
 	}
 	for i, s := range r.Hypervisor {
 		c.oneOf(fmt.Sprintf("%s.hypervisor[%d]", at, i), s, hypervisorNames()...)
