@@ -32,6 +32,8 @@ type Story struct {
 	App string
 	// Arches are what the app's images are made for; empty: the machine's own alone.
 	Arches []string
+	// Bear lists health warnings that boxes have by nature, such as that they lack a TPM.
+	Bear []string
 	// Cut names the box whose uplink is cut; agg-1 if empty.
 	Cut string
 	// Fields are the boxes that run the app.
@@ -95,6 +97,7 @@ func (s *Story) Enrolled(ctx context.Context) error {
 			if !ok {
 				return fmt.Errorf("%s is not in the list", name)
 			}
+			d.Status.Health = slices.DeleteFunc(d.Status.Health, func(w api.Warning) bool { return slices.Contains(s.Bear, w.Name) })
 			if err := whole(d, box, devices); err != nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}

@@ -1,0 +1,230 @@
+package machines
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"tributary.dev/tributary/pkg/edge/boot/hostport"
+	"tributary.dev/tributary/tests/lab"
+	"tributary.dev/tributary/tests/vm"
+)
+
+// diskSize is larger than what is flashed: DATA grows into the rest on the first boot.
+const diskSize = 4 << 30
+
+// Box is one machine with its disk and cables.
+type Box struct {
+	BoxSpec
+	tree *Tree
+	// number tells children of one relay apart: 10.77.0.<number>.
+	number  int
+	appPort int
+	// wire carries the uplink of a box under the core; children hang on their relay's wires.
+	wire    *wire
+	below   *vm.Switch
+	above   *vm.Switch
+	machine *vm.Machine
+	asking  sync.Mutex
+}
+
+func (t *Tree) add(i int, spec BoxSpec, appPort int) error {
+	b := &Box{BoxSpec: spec, tree: t, number: i + 1, appPort: appPort}
+	t.boxes[spec.Name] = b
+	if spec.Relay {
+		b.below = vm.NewSwitch()
+	}
+	if spec.Parent == "core" {
+		var err error
+		b.wire, err = newWire(loopback(t.https), loopback(t.mqtt))
+		return err
+	}
+	parent, ok := t.boxes[spec.Parent]
+	if !ok || parent.below == nil {
+		return fmt.Errorf("box %s: its parent %s is no relay before it", spec.Name, spec.Parent)
+	}
+	b.above = parent.below
+	return os.MkdirAll(filepath.Join(t.Dir, spec.Name), 0o755)
+}
+
+func (b *Box) path(name string) string { return filepath.Join(b.tree.Dir, b.Name, name) }
+
+// Disk is the file of the box's disk; it outlives the machine.
+func (b *Box) Disk() string { return b.path("disk.raw") }
+
+func (b *Box) flash(token string) error {
+	if err := os.MkdirAll(b.path(""), 0o755); err != nil {
+		return err
+	}
+	if err := vm.CopyDisk(filepath.Join(b.tree.Images, Profiles[archOf(b.BoxSpec)], "disk.raw"), b.Disk(), diskSize); err != nil {
+		return err
+	}
+	return vm.WriteConfig(b.Disk(), b.config(token))
+}
+
+// config is what a person writes on the partition CONFIG of a box that joins by token. A
+// relay's first card leads up, its second to its children; a child's first leads up.
+func (b *Box) config(token string) string {
+	var s strings.Builder
+	parent := fmt.Sprintf("10.77.0.%d", 1)
+	up := fmt.Sprintf("{match: {mac: %q}, addresses: [10.77.0.%d/24]}", b.mac(0), b.number)
+	if b.wire != nil {
+		parent = fmt.Sprintf("10.0.2.2:%d,%d", b.wire.mqtt.port, b.wire.https.port)
+		up = fmt.Sprintf("{match: {mac: %q}, dhcp: true}", b.mac(0))
+	} else if p := b.tree.boxes[b.Parent]; p != nil {
+		parent = fmt.Sprintf("10.77.0.%d:8883,8443", p.number)
+	}
+	fmt.Fprintf(&s, "name: %s\njoin: {token: %q, parent: %q}\n", b.Name, token, parent)
+	fmt.Fprintf(&s, "network:\n  uplinks:\n    - %s\n", up)
+	second := fmt.Sprintf("{match: {mac: %q}, addresses: [10.0.2.15/24], metric: 900}", b.mac(1)) // where the host asks for the app
+	if b.Relay {
+		second = fmt.Sprintf("{match: {mac: %q}, addresses: [10.77.0.%d/24], metric: 900}", b.mac(1), b.number)
+	}
+	fmt.Fprintf(&s, "    - %s\n", second)
+	return s.String()
+}
+
+func (b *Box) mac(card int) string { return vm.MAC(b.Name, card) }
+
+// cards are the machine's, in the order of config.
+func (b *Box) cards() []vm.NIC {
+	up := vm.NIC{Switch: b.above}
+	if b.wire != nil {
+		up = vm.NIC{}
+	}
+	second := vm.NIC{Alone: true, Forward: map[int]int{b.appPort: 8080}}
+	if b.Relay {
+		second = vm.NIC{Switch: b.below}
+	}
+	return []vm.NIC{up, second}
+}
+
+// ParentName is the parent's name, or "core".
+func (b *Box) ParentName() string { return b.Parent }
+
+// Start powers the box up; it does not wait for what the box does then.
+func (b *Box) Start(ctx context.Context) error {
+	arch, memory := archOf(b.BoxSpec), b.MemoryMiB
+	accel := b.tree.Accel
+	if b.Arch != "" && b.Arch != archOf(BoxSpec{}) {
+		accel = ""
+	}
+	if memory == 0 {
+		memory = 768
+	}
+	m, err := vm.Start(ctx, vm.Spec{Name: b.Name, Arch: arch, Accel: accel, MemoryMiB: memory, CPUs: 1, Disks: []vm.Disk{{Path: b.Disk()}},
+		Vars: b.path("vars.fd"), NICs: b.cards(), Ports: []string{hostport.Name}, Watchdog: true, Life: time.Hour})
+	if err != nil {
+		return err
+	}
+	b.machine = m
+	return nil
+}
+
+// PowerCut ends the machine at once.
+func (b *Box) PowerCut() error {
+	if b.machine == nil {
+		return nil
+	}
+	err := errors.Join(b.keepLog(), b.machine.Close())
+	b.machine = nil
+	return err
+}
+
+// keepLog adds what the serial line said to the box's log.
+func (b *Box) keepLog() error {
+	f, err := os.OpenFile(b.path("serial.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(f, b.machine.Console.String())
+	return errors.Join(err, f.Close())
+}
+
+func (b *Box) close() error {
+	err := b.PowerCut()
+	if b.below != nil {
+		b.below.Close()
+	}
+	if b.wire != nil {
+		b.wire.close()
+	}
+	return err
+}
+
+// CutUplink silences the uplink; HealUplink ends that.
+func (b *Box) CutUplink(context.Context) error  { b.cut(true); return nil }
+func (b *Box) HealUplink(context.Context) error { b.cut(false); return nil }
+
+func (b *Box) cut(cut bool) {
+	switch {
+	case b.wire != nil:
+		b.wire.cut(cut)
+	case cut:
+		b.above.Cut(b.Name)
+	default:
+		b.above.Heal(b.Name)
+	}
+}
+
+// LinkBytes is what the uplink carried. Below a relay these are Ethernet frames; at the core
+// it is what TCP carried, since the emulated network has no cable to count on.
+func (b *Box) LinkBytes(context.Context) (down, up uint64, err error) {
+	if b.wire != nil {
+		down, up = b.wire.bytes()
+		return down, up, nil
+	}
+	down, up = b.above.Bytes(b.Name)
+	return down, up, nil
+}
+
+// AskApp gets the demo's app.
+func (b *Box) AskApp(ctx context.Context) (string, error) {
+	return get(ctx, "http://"+loopback(b.appPort)+"/")
+}
+
+// Local asks edged's local API.
+func (b *Box) Local(ctx context.Context, path string) ([]byte, error) {
+	if b.machine == nil {
+		return nil, errors.New(b.Name + " has no power")
+	}
+	b.asking.Lock()
+	defer b.asking.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	return b.machine.Get(ctx, hostport.Name, path)
+}
+
+// Records reads the box's own log.
+func (b *Box) Records(ctx context.Context) ([]lab.Record, error) {
+	text, err := b.Local(ctx, "/records")
+	if err != nil {
+		return nil, err
+	}
+	var records []lab.Record
+	dec := json.NewDecoder(strings.NewReader(string(text)))
+	for dec.More() {
+		var r lab.Record
+		if err := dec.Decode(&r); err != nil {
+			return nil, fmt.Errorf("%s: records: %w", b.Name, err)
+		}
+		records = append(records, r)
+	}
+	return records, nil
+}
+
+func readAll(res *http.Response) (string, error) {
+	body, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	if err == nil && res.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %.200s", res.Status, body)
+	}
+	return string(body), err
+}

@@ -1,0 +1,278 @@
+// Package machines answers: how does a tree of boxes stand on one computer, as real machines?
+//
+// The core is a process on the host's loopback. Each box is a QEMU machine that boots the
+// image that `make image` built, from a disk of its own, and joins by what stands on its
+// partition CONFIG. A box under the core reaches it through a wire (wire.go), where bytes
+// are counted and cables cut; boxes under a relay hang on a switch with it. Nobody reaches
+// anybody else.
+package machines
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"tributary.dev/tributary/tests/lab"
+	"tributary.dev/tributary/tests/story"
+	"tributary.dev/tributary/tests/vm"
+)
+
+// Spec tells what tree to build. Boxes come after their parents.
+type Spec struct {
+	// Bin holds cored and edgectl; Images holds <profile>/disk.raw.
+	Bin, Images string
+	// Dir is where disks, logs and the core's data are kept.
+	Dir       string
+	Boxes     []BoxSpec
+	CoredArgs []string
+	// Accel is what vm.Probe says of the host's own architecture.
+	Accel string
+	// Say prints progress; nil says nothing.
+	Say func(format string, args ...any)
+}
+
+// BoxSpec is one box. A relay serves its own children on one switch.
+type BoxSpec struct {
+	Name, Parent, Role string
+	// Arch is the host's if empty.
+	Arch  string
+	Relay bool
+	// MemoryMiB is 768 if zero.
+	MemoryMiB int
+}
+
+// Profiles are the images that a machine of an architecture boots.
+var Profiles = map[string]string{"amd64": "vm", "arm64": "vm-arm64"}
+
+// Small is the tree of the demo: a relay and under it two field boxes, the second of the
+// other architecture.
+func Small() []BoxSpec {
+	return []BoxSpec{
+		{Name: "relay-1", Parent: "core", Role: "access", Relay: true},
+		{Name: "field-1", Parent: "relay-1", Role: "field"},
+		{Name: "field-2", Parent: "relay-1", Role: "field", Arch: Other()},
+	}
+}
+
+// Other is the architecture that the host does not have.
+func Other() string {
+	if runtime.GOARCH == "arm64" {
+		return "amd64"
+	}
+	return "arm64"
+}
+
+// Tree is a standing tree. It is a story.Tree.
+type Tree struct {
+	Spec
+	cored       *vm.Process
+	https, mqtt int
+	boxes       map[string]*Box
+}
+
+var _ story.Tree = (*Tree)(nil)
+
+// Missing names the profiles whose images are not built.
+func Missing(spec Spec) (list []string) {
+	for _, b := range spec.Boxes {
+		profile := Profiles[archOf(b)]
+		if _, err := os.Stat(filepath.Join(spec.Images, profile, "disk.raw")); err != nil && !slices.Contains(list, profile) {
+			list = append(list, profile)
+		}
+	}
+	return list
+}
+
+func archOf(b BoxSpec) string {
+	if b.Arch == "" {
+		return runtime.GOARCH
+	}
+	return b.Arch
+}
+
+// New makes folders and cables; nothing runs yet.
+func New(spec Spec) (*Tree, error) {
+	if missing := Missing(spec); len(missing) > 0 {
+		return nil, fmt.Errorf("no image of %s below %s: run make image PROFILE=%s", strings.Join(missing, ", "), spec.Images, missing[0])
+	}
+	if err := os.MkdirAll(spec.Dir, 0o755); err != nil {
+		return nil, err
+	}
+	if spec.Say == nil {
+		spec.Say = func(string, ...any) {}
+	}
+	t := &Tree{Spec: spec, boxes: map[string]*Box{}}
+	ports, err := freePorts(2 + 2*len(spec.Boxes))
+	if err != nil {
+		return nil, err
+	}
+	t.https, t.mqtt = ports[0], ports[1]
+	for i, b := range spec.Boxes {
+		if err := t.add(i, b, ports[2+i]); err != nil {
+			return nil, errors.Join(err, t.Close())
+		}
+	}
+	return t, nil
+}
+
+// freePorts finds ports of the loopback that nobody listens on. All are held until all are
+// found, so that they differ.
+func freePorts(n int) (ports []int, err error) {
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close()
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	}
+	return ports, nil
+}
+
+func (t *Tree) coreDir() string { return filepath.Join(t.Dir, "core") }
+
+// StartCore starts cored on the loopback and waits until it answers.
+func (t *Tree) StartCore(ctx context.Context) error {
+	if err := os.MkdirAll(t.coreDir(), 0o700); err != nil {
+		return err
+	}
+	logFile := filepath.Join(t.Dir, "cored.log")
+	log, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	// 10.0.2.2 is the host, seen from a machine.
+	args := []string{"run", "--data", t.coreDir(), "--listen-https", loopback(t.https), "--listen-mqtt", loopback(t.mqtt), "--names", "localhost,127.0.0.1,10.0.2.2"}
+	cmd := exec.Command(filepath.Join(t.Bin, "cored"), append(args, t.CoredArgs...)...)
+	cmd.Stdout, cmd.Stderr = log, log
+	if t.cored, err = vm.StartProcess(cmd); err != nil {
+		return err
+	}
+	return lab.Until(ctx, "cored answers", time.Minute, func(ctx context.Context) error {
+		select {
+		case <-t.cored.Done():
+			return errors.New("cored ended; see " + logFile)
+		default:
+		}
+		_, err := t.Edgectl(ctx, "", "get", "devices")
+		return err
+	})
+}
+
+func loopback(port int) string { return "127.0.0.1:" + strconv.Itoa(port) }
+
+// EdgectlEnv is the environment by which edgectl finds the core.
+func (t *Tree) EdgectlEnv() ([]string, error) {
+	token, err := os.ReadFile(filepath.Join(t.coreDir(), "admin.token"))
+	if err != nil {
+		return nil, err
+	}
+	return []string{"EDGECTL_SERVER=https://" + loopback(t.https), "EDGECTL_TOKEN=" + strings.TrimSpace(string(token)),
+		"EDGECTL_CA=" + filepath.Join(t.coreDir(), "ca", "root.crt"), "HOME=" + t.Dir}, nil
+}
+
+// Edgectl runs edgectl with stdin, and returns its output.
+func (t *Tree) Edgectl(ctx context.Context, stdin string, args ...string) (string, error) {
+	env, err := t.EdgectlEnv()
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.CommandContext(ctx, filepath.Join(t.Bin, "edgectl"), args...)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Stdin = strings.NewReader(stdin)
+	var out, errOut strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("edgectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(errOut.String()))
+	}
+	return out.String(), nil
+}
+
+// GetJSON reads `edgectl … -o json` into v.
+func (t *Tree) GetJSON(ctx context.Context, v any, args ...string) error {
+	out, err := t.Edgectl(ctx, "", append(args, "-o", "json")...)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal([]byte(out), v)
+}
+
+// Join makes each box's disk: the image, with a join token and its network on CONFIG.
+func (t *Tree) Join(ctx context.Context) error {
+	for _, spec := range t.Boxes {
+		b := t.boxes[spec.Name]
+		token, err := t.Edgectl(ctx, "", "token", "create", spec.Name, "--auto-approve", "--labels", "role="+spec.Role, "--quiet")
+		if err != nil {
+			return err
+		}
+		if err := b.flash(strings.TrimSpace(token)); err != nil {
+			return fmt.Errorf("%s: %w", spec.Name, err)
+		}
+	}
+	return nil
+}
+
+// StartBoxes powers all boxes up at once.
+func (t *Tree) StartBoxes(ctx context.Context) error {
+	for _, spec := range t.Boxes {
+		if err := t.boxes[spec.Name].Start(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Names lists the boxes, parents first.
+func (t *Tree) Names() (list []string) {
+	for _, b := range t.Boxes {
+		list = append(list, b.Name)
+	}
+	return list
+}
+
+// Box finds one by name.
+func (t *Tree) Box(name string) story.Box { return t.boxes[name] }
+
+// Machine is what a box is now; nil without power.
+func (t *Tree) Machine(name string) *vm.Machine { return t.boxes[name].machine }
+
+// Close takes everything down. Disks and logs stay in Dir.
+func (t *Tree) Close() error {
+	var errs []error
+	for _, spec := range slices.Backward(t.Boxes) {
+		if b := t.boxes[spec.Name]; b != nil {
+			errs = append(errs, b.close())
+		}
+	}
+	t.cored.Stop(10 * time.Second)
+	return errors.Join(errs...)
+}
+
+// get asks a host port for the demo's app.
+func get(ctx context.Context, url string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	res, err := client.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	return readAll(res)
+}
