@@ -26,7 +26,7 @@ build: ## build cored, edged, edgectl, the log helper and the CNI plugins into b
 	$(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/cni/ $(CNI)/main/bridge $(CNI)/main/loopback $(CNI)/ipam/host-local $(CNI)/meta/portmap $(CNI)/meta/firewall
 
 .PHONY: demo
-demo: deps build ## bring up a tree of six real boxes on this machine and play the story (KEEP=1 leaves it up)
+demo: deps build ## bring up a tree of boxes on this machine and play the story (KEEP=1 leaves it up; DEMO=vm boots machines)
 	$(GO) run ./tests/demo
 
 .PHONY: test
@@ -36,6 +36,10 @@ test: deps build ## every test, the real containerd and namespace scenarios incl
 .PHONY: check
 check: ## format, vet, linters, import rule, package docs, short race tests
 	tests/run-checks
+
+.PHONY: vmtest
+vmtest: deps build ## scenarios on machines that boot the image, the long ones too
+	TRIBUTARY_VMTEST=1 $(GO) test -p 1 -count=1 -timeout 90m ./tests/vm/... ./tests/machines/... -v
 
 .PHONY: bench
 bench: deps build ## one JSON line a figure; BENCH=name runs one

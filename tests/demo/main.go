@@ -1,10 +1,13 @@
 // Command demo answers: what does Tributary do, seen with one's own eyes on one machine?
 //
-// It brings up cored, two relays and three field devices as real processes in network
-// namespaces, plays the story and takes everything down. KEEP=1 leaves the tree up.
+// It brings up cored and a tree of boxes under it, plays the story and takes everything
+// down. DEMO=ns makes two relays and three field devices of processes in network
+// namespaces; DEMO=vm boots one relay and two field devices as machines, from the images
+// that make image builds. KEEP=1 leaves the tree up.
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -22,17 +25,25 @@ import (
 
 func main() {
 	keep := flag.Bool("keep", os.Getenv("KEEP") == "1", "leave the tree up at the end")
+	form := flag.String("form", cmp.Or(os.Getenv("DEMO"), "ns"), "ns: boxes in namespaces; vm: boxes are machines")
 	dir := flag.String("dir", "", "folder for the boxes' disks and logs (default: a new one in the system's temporary folder)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := demo(ctx, *dir, *keep); err != nil {
+	forms := map[string]func(context.Context, string, bool) error{"ns": namespaces, "vm": onMachines}
+	play, ok := forms[*form]
+	if !ok {
+		fmt.Fprintf(os.Stderr, "demo: no form %q: ns, vm\n", *form)
+		os.Exit(2)
+	}
+	if err := play(ctx, *dir, *keep); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
 }
 
-func demo(ctx context.Context, dir string, keep bool) (err error) {
+// namespaces plays on boxes that are processes in network namespaces.
+func namespaces(ctx context.Context, dir string, keep bool) (err error) {
 	root, err := os.Getwd()
 	if err != nil {
 		return err
@@ -54,7 +65,8 @@ func demo(ctx context.Context, dir string, keep bool) (err error) {
 	s := &story.Story{Lab: l, Root: root, Out: os.Stdout, Fields: []string{"field-1", "field-2", "field-3"}, Wait: 90 * time.Second}
 	defer func() {
 		if keep && ctx.Err() == nil {
-			err = errors.Join(err, waitForUser(ctx, s))
+			env, envErr := l.EdgectlEnv()
+			err = errors.Join(err, envErr, waitForUser(ctx, filepath.Join(l.Dir, "shell"), shellScript(root, l.Bin, l.CoreDir(), env, l.CorePrefix())))
 		}
 		if err = errors.Join(err, l.Close()); err == nil && ours && !keep {
 			err = os.RemoveAll(dir)
@@ -70,14 +82,9 @@ func demo(ctx context.Context, dir string, keep bool) (err error) {
 }
 
 // waitForUser leaves the tree up and says how to reach it, until a signal.
-func waitForUser(ctx context.Context, s *story.Story) error {
-	env, err := s.Lab.EdgectlEnv()
-	if err != nil {
-		return err
-	}
-	path := filepath.Join(s.Lab.Dir, "shell")
+func waitForUser(ctx context.Context, path, script string) error {
 	// Only the owner may read it: it holds the administrator's token.
-	if err := os.WriteFile(path, []byte(shellScript(s.Root, s.Lab.Bin, s.Lab.CoreDir(), env, s.Lab.CorePrefix())), 0o700); err != nil {
+	if err := os.WriteFile(path, []byte(script), 0o700); err != nil {
 		return err
 	}
 	fmt.Printf("\nThe tree is up. This opens a shell in the core's network, with edgectl in the path and logged in; run it in another terminal:\n\n  %s\n\nCtrl-C here takes the tree down.\n", path)

@@ -83,6 +83,9 @@ func (b *Box) config(token string) string {
 		parent = fmt.Sprintf("10.77.0.%d:8883,8443", p.number)
 	}
 	fmt.Fprintf(&s, "name: %s\njoin: {token: %q, parent: %q}\n", b.Name, token, parent)
+	if b.Relay {
+		fmt.Fprintln(&s, "relay: true")
+	}
 	fmt.Fprintf(&s, "network:\n  uplinks:\n    - %s\n", up)
 	second := fmt.Sprintf("{match: {mac: %q}, addresses: [10.0.2.15/24], metric: 900}", b.mac(1)) // where the host asks for the app
 	if b.Relay {

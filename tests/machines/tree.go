@@ -140,11 +140,12 @@ func freePorts(n int) (ports []int, err error) {
 	return ports, nil
 }
 
-func (t *Tree) coreDir() string { return filepath.Join(t.Dir, "core") }
+// CoreDir is cored's folder.
+func (t *Tree) CoreDir() string { return filepath.Join(t.Dir, "core") }
 
 // StartCore starts cored on the loopback and waits until it answers.
 func (t *Tree) StartCore(ctx context.Context) error {
-	if err := os.MkdirAll(t.coreDir(), 0o700); err != nil {
+	if err := os.MkdirAll(t.CoreDir(), 0o700); err != nil {
 		return err
 	}
 	logFile := filepath.Join(t.Dir, "cored.log")
@@ -154,7 +155,7 @@ func (t *Tree) StartCore(ctx context.Context) error {
 	}
 	defer log.Close()
 	// 10.0.2.2 is the host, seen from a machine.
-	args := []string{"run", "--data", t.coreDir(), "--listen-https", loopback(t.https), "--listen-mqtt", loopback(t.mqtt), "--names", "localhost,127.0.0.1,10.0.2.2"}
+	args := []string{"run", "--data", t.CoreDir(), "--listen-https", loopback(t.https), "--listen-mqtt", loopback(t.mqtt), "--names", "localhost,127.0.0.1,10.0.2.2"}
 	cmd := exec.Command(filepath.Join(t.Bin, "cored"), append(args, t.CoredArgs...)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if t.cored, err = vm.StartProcess(cmd); err != nil {
@@ -175,12 +176,12 @@ func loopback(port int) string { return "127.0.0.1:" + strconv.Itoa(port) }
 
 // EdgectlEnv is the environment by which edgectl finds the core.
 func (t *Tree) EdgectlEnv() ([]string, error) {
-	token, err := os.ReadFile(filepath.Join(t.coreDir(), "admin.token"))
+	token, err := os.ReadFile(filepath.Join(t.CoreDir(), "admin.token"))
 	if err != nil {
 		return nil, err
 	}
 	return []string{"EDGECTL_SERVER=https://" + loopback(t.https), "EDGECTL_TOKEN=" + strings.TrimSpace(string(token)),
-		"EDGECTL_CA=" + filepath.Join(t.coreDir(), "ca", "root.crt"), "HOME=" + t.Dir}, nil
+		"EDGECTL_CA=" + filepath.Join(t.CoreDir(), "ca", "root.crt"), "HOME=" + t.Dir}, nil
 }
 
 // Edgectl runs edgectl with stdin, and returns its output.
