@@ -179,7 +179,7 @@ func seedDevices(ctx context.Context, db *store.SQLite) error {
 		}
 		o := &api.Object{APIVersion: api.Version, Kind: api.KindDevice, Metadata: api.Meta{Tenant: api.DefaultTenant, Name: name, Labels: labels}, Spec: spec}
 		st.ID, st.Tier, st.Parent, st.LastSeen, st.Version = deviceIDs[name], tier, parent, &seen, "1.2.3"
-		st.Hardware = &api.Hardware{Arch: "amd64", CPUs: 4, MemoryBytes: 8 << 30, Vendor: "ACME", Product: "Box 9"}
+		st.Hardware = &api.Hardware{Arch: "amd64", CPUs: 4, MemoryBytes: 8 << 30, Vendor: "ACME", Product: "Box 9", Profile: "generic-amd64", BetterProfile: "field-amd64"}
 		if _, err := db.Put(ctx, o, store.PutOptions{Create: true}); err != nil {
 			return err
 		}

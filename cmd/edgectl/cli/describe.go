@@ -126,6 +126,13 @@ func (a *app) describeDevice(ctx context.Context, cl *client.Client, o *api.Obje
 		}
 		a.fact(label, fmt.Sprintf("%s, %d × %s, %s memory, %s disk", h.Arch, h.CPUs, orDash(h.CPUModel), bytesText(uint64(max(h.MemoryBytes, 0))), bytesText(uint64(max(h.DiskBytes, 0)))))
 		a.fact("", fmt.Sprintf("%s, kernel %s, cgroup v%d", orDash(h.OS), orDash(h.Kernel), h.Cgroup))
+		if h.Profile != "" {
+			profile := "profile " + h.Profile
+			if h.BetterProfile != "" {
+				profile += "; " + h.BetterProfile + " names this box more exactly"
+			}
+			a.fact("", profile)
+		}
 		for _, n := range h.NICs {
 			speed := ""
 			if n.Speed > 0 {

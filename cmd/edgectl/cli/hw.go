@@ -1,0 +1,188 @@
+package cli
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"tributary.dev/tributary/hwprofiles"
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/hardware"
+)
+
+// maxProbeFile bounds a recorded probe, or the text of dmidecode.
+const maxProbeFile = 2 << 20
+
+func (a *app) hwCommand() *cobra.Command {
+	c := &cobra.Command{Use: "hw", Short: "Hardware profiles, and which of them fits a box"}
+	c.AddCommand(a.hwProbeCommand(), a.hwProfilesCommand())
+	return c
+}
+
+type hwOptions struct {
+	from, profiles, output string
+	record                 bool
+}
+
+func (o *hwOptions) dir() fs.FS {
+	if o.profiles == "" {
+		return hwprofiles.With(os.DirFS("/nonexistent"))
+	}
+	return hwprofiles.With(os.DirFS(o.profiles))
+}
+
+func (a *app) hwProbeCommand() *cobra.Command {
+	var o hwOptions
+	c := &cobra.Command{
+		Use: "probe", Short: "Find the hardware profile of this machine, and say why", Args: cobra.NoArgs,
+		Long: `Find the hardware profile of this machine, and say why it is this one and not another.
+It needs no core, and runs on any Linux machine. --from reads a recorded probe, or the
+text that dmidecode prints, instead of the machine; --record prints a probe that can be
+recorded: it holds no serial numbers, names or addresses.`,
+		Example: "  edgectl hw probe\n  edgectl hw probe --record > hwprofiles/testdata/probes/acme-box-9.yaml\n  dmidecode | edgectl hw probe --from -\n  edgectl hw probe --from probe.yaml --profiles my-boards/",
+		RunE:    func(*cobra.Command, []string) error { return a.hwProbe(o) },
+	}
+	f := c.Flags()
+	f.StringVar(&o.from, "from", "", "read a recorded probe or the output of dmidecode; - is standard input")
+	f.BoolVar(&o.record, "record", false, "print what was found, to be recorded, and not the profile")
+	f.StringVar(&o.profiles, "profiles", "", "a folder with further profiles, to try them")
+	f.StringVarP(&o.output, "output", "o", "table", "table, json, yaml or name")
+	return c
+}
+
+func (a *app) hwProbe(o hwOptions) error {
+	box, err := a.readBox(o.from)
+	if err != nil {
+		return err
+	}
+	if o.record {
+		b, err := box.Record()
+		if err != nil {
+			return err
+		}
+		_, err = a.Out.Write(b)
+		return err
+	}
+	all, err := hwprofiles.AllFrom(o.dir())
+	if err != nil {
+		return err
+	}
+	r := hwprofiles.Match(box, all)
+	switch o.output {
+	case "table":
+	case "json", "yaml":
+		return a.printValue(struct {
+			hwprofiles.Result
+			Probe hwprofiles.Probe `json:"probe"`
+		}{r, box}, o.output)
+	case "name":
+		if r.Profile == "" {
+			return &api.Error{Code: api.NotFound, Message: r.Why, Remedy: "there are images for amd64 and arm64"}
+		}
+		fmt.Fprintln(a.Out, r.Profile)
+		return nil
+	default:
+		return badOutput(o.output, "table, json, yaml or name")
+	}
+	a.fact("Box", box.Describe())
+	a.fact("Profile", strings.TrimSpace(cmp.Or(r.Profile, "-")+"  "+r.Title))
+	a.fact("Why", r.Why)
+	t := &table{header: []string{"OTHERS", "FIT", "WHY NOT"}}
+	for _, x := range r.Others {
+		fit := "no"
+		if x.Fits {
+			fit = "yes"
+		}
+		t.rows = append(t.rows, []string{x.Profile, fit, x.Why})
+	}
+	fmt.Fprintln(a.Out)
+	t.write(a.Out, true)
+	return nil
+}
+
+// readBox probes this machine, or reads a file.
+func (a *app) readBox(from string) (hwprofiles.Probe, error) {
+	var in io.Reader
+	switch from {
+	case "":
+		return hardware.Box(hardware.Host("/")), nil
+	case "-":
+		in = a.In
+	default:
+		f, err := os.Open(from)
+		if err != nil {
+			return hwprofiles.Probe{}, &api.Error{Code: api.Invalid, Field: "--from", Message: "the file cannot be read", Remedy: "give the output of `edgectl hw probe --record`, or of dmidecode", Err: err}
+		}
+		defer f.Close()
+		in = f
+	}
+	b, err := io.ReadAll(io.LimitReader(in, maxProbeFile+1))
+	if err != nil {
+		return hwprofiles.Probe{}, &api.Error{Code: api.Invalid, Field: "--from", Message: "the file cannot be read", Err: err}
+	}
+	return hwprofiles.ReadProbe(b)
+}
+
+func (a *app) hwProfilesCommand() *cobra.Command {
+	var o hwOptions
+	c := &cobra.Command{
+		Use: "profiles [NAME]", Short: "List the hardware profiles, or show one in full", Args: cobra.MaximumNArgs(1),
+		Long: `List the hardware profiles that this edgectl knows, or show one with all that it takes
+from its base. With --profiles, the files of a folder are read and checked too.`,
+		RunE: func(_ *cobra.Command, args []string) error { return a.hwProfiles(o, args) },
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return hwprofiles.Names(), cobra.ShellCompDirectiveNoFileComp
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&o.profiles, "profiles", "", "a folder with further profiles")
+	f.StringVarP(&o.output, "output", "o", "table", "table, json, yaml or name")
+	return c
+}
+
+func (a *app) hwProfiles(o hwOptions, args []string) error {
+	if len(args) == 1 {
+		p, err := hwprofiles.LoadFrom(o.dir(), args[0])
+		if err != nil {
+			return err
+		}
+		if o.output == "table" {
+			o.output = "yaml"
+		}
+		if o.output == "name" {
+			fmt.Fprintln(a.Out, p.Name)
+			return nil
+		}
+		return a.printValue(p, o.output)
+	}
+	all, err := hwprofiles.AllFrom(o.dir())
+	if err != nil {
+		return err
+	}
+	t := &table{header: []string{"NAME", "ARCH", "KERNEL", "DISK FROM", "RULES", "TITLE"}}
+	switch o.output {
+	case "json", "yaml":
+		return a.printValue(all, o.output)
+	case "name":
+		for _, p := range all {
+			fmt.Fprintln(a.Out, p.Name)
+		}
+		return nil
+	case "table":
+	default:
+		return badOutput(o.output, "table, json, yaml or name")
+	}
+	for _, p := range all {
+		t.rows = append(t.rows, []string{p.Name, p.Arch, p.Kernel.Flavour, bytesText(uint64(p.Partitions.Total()) << 20), fmt.Sprint(len(p.Match)), p.Title})
+	}
+	t.write(a.Out, true)
+	return nil
+}
