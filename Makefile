@@ -59,7 +59,7 @@ fuzz: ## every fuzz target for FUZZTIME=30s
 
 .PHONY: fmt
 fmt: ## format all Go files
-	gofmt -w cmd pkg tests
+	gofmt -w cmd hwprofiles image pkg tests
 
 .PHONY: clean
 clean: ## remove what was built

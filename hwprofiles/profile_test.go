@@ -2,6 +2,9 @@ package hwprofiles
 
 import (
 	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -33,6 +36,64 @@ func TestEveryProfileLoads(t *testing.T) {
 	}
 	if _, err := Load("../go"); api.CodeOf(err) != api.Invalid {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestClassesExist: each class that a profile names is a list of the image builder.
+func TestClassesExist(t *testing.T) {
+	for _, p := range all(t) {
+		for dir, classes := range map[string][]string{"modules": p.Modules, "modules/initramfs": p.Initramfs, "firmware": p.Firmware} {
+			for _, c := range classes {
+				if _, err := os.Stat(filepath.Join("../rootfs", dir, c+".list")); err != nil {
+					t.Errorf("%s names the class %s: %v", p.Name, c, err)
+				}
+			}
+		}
+	}
+}
+
+// TestTheExampleOfTheDocs: docs/hardware.md adds a board by a profile and a probe; that
+// works as it stands there, and every field is explained.
+func TestTheExampleOfTheDocs(t *testing.T) {
+	b, err := os.ReadFile("../docs/hardware.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := map[string]string{}
+	for _, m := range regexp.MustCompile("(?s)```yaml\n# ([^\n]+)\n(.*?)```").FindAllStringSubmatch(string(b), -1) {
+		blocks[m[1]] = m[2]
+	}
+	profiles, err := AllFrom(With(fstest.MapFS{"acme-box-9.yaml": {Data: []byte(blocks["hwprofiles/acme-box-9.yaml"])}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	box, err := ReadProbe([]byte(blocks["hwprofiles/testdata/probes/acme-box-9.yaml"]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := Match(box, profiles); r.Profile != "acme-box-9" || box.Expect != r.Profile {
+		t.Errorf("%+v", r)
+	}
+	if r := Match(box, all(t)); r.Profile != "field-amd64" {
+		t.Errorf("without its file the box is %s", r.Profile)
+	}
+	for _, v := range []any{Profile{}, Rule{}, Kernel{}, Partitions{}, CPU{}, NIC{}, GPU{}, Watchdog{}, Console{}, GPIO{}, Relay{}, Power{}, PhysicalPresence{}} {
+		for f := range fields(reflect.TypeOf(v)) {
+			if !strings.Contains(string(b), "`"+f+"`") && f != "name" {
+				t.Errorf("docs/hardware.md does not explain %s of %T", f, v)
+			}
+		}
+	}
+}
+
+// fields yields the names of a struct's fields in a file.
+func fields(t reflect.Type) func(func(string) bool) {
+	return func(yield func(string) bool) {
+		for i := range t.NumField() {
+			if name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ","); !yield(name) {
+				return
+			}
+		}
 	}
 }
 
