@@ -4,13 +4,14 @@
 //
 // It is the first process of a test's machine: it loads the modules it finds, gives its
 // first card the address of the kernel's command line (guest.ip=), says "guest: ready" and
-// obeys lines on the console: `dial ADDR TEXT PATIENCE`, `serve`, `say TEXT`, `off`, `reboot`.
+// obeys lines on the console: `dial ADDR TEXT PATIENCE`, `scan ADDR`, `serve`, `say TEXT`, `off`, `reboot`.
 // It answers on TCP port 7 with what it is sent.
 package main
 
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -18,7 +19,10 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -144,6 +148,8 @@ func obey(words []string) error {
 			return err
 		}
 		return dial(rest[0], rest[1], patience)
+	case words[0] == "scan" && len(rest) == 1:
+		scan(rest[0])
 	case words[0] == "serve":
 		return serve()
 	default:
@@ -169,6 +175,40 @@ func dial(addr, text string, patience time.Duration) error {
 	}
 	say("got %s", strings.TrimSpace(line))
 	return nil
+}
+
+// scan tries every TCP port of an address; four seconds are two repetitions by the kernel
+// where nothing comes back.
+func scan(addr string) {
+	var mu sync.Mutex
+	var open []int
+	closed := 0
+	next := make(chan int)
+	var wg sync.WaitGroup
+	for range 512 {
+		wg.Go(func() {
+			for port := range next {
+				c, err := net.DialTimeout("tcp", net.JoinHostPort(addr, strconv.Itoa(port)), 4*time.Second)
+				if err == nil {
+					_ = c.Close()
+				}
+				mu.Lock()
+				if err == nil {
+					open = append(open, port)
+				} else if errors.Is(err, unix.ECONNREFUSED) {
+					closed++
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	for port := 1; port <= 65535; port++ {
+		next <- port
+	}
+	close(next)
+	wg.Wait()
+	slices.Sort(open)
+	say("scanned 65535 ports, closed %d, open: %v", closed, open)
 }
 
 // serve answers on the machine's port, as edged's local API does, with the path asked for.

@@ -1,0 +1,264 @@
+package machines
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"tributary.dev/tributary/image/keys"
+	"tributary.dev/tributary/pkg/edge/boot/hostport"
+	"tributary.dev/tributary/tests/lab"
+	"tributary.dev/tributary/tests/story"
+	"tributary.dev/tributary/tests/vm"
+)
+
+// root is the top of the checkout, seen from this folder.
+const root = "../.."
+
+// patience is what a boot gets that takes a quarter of a minute when nothing else runs.
+const patience = 5 * time.Minute
+
+// up is what process 1 says when its list is through.
+const up = `up after [0-9.]+ s`
+
+// needImage skips unless the long scenarios are asked for and the image is built.
+func needImage(t *testing.T, arch string) (disk string) {
+	t.Helper()
+	if os.Getenv("TRIBUTARY_VMTEST") == "" {
+		t.Skip("needs minutes: run make vmtest")
+	}
+	disk, err := filepath.Abs(filepath.Join(root, "build", Profiles[arch], "disk.raw"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(disk); err != nil {
+		t.Skipf("needs %s: run make image PROFILE=%s", disk, Profiles[arch])
+	}
+	return disk
+}
+
+// power boots a machine and ends it with the test.
+func power(t *testing.T, ctx context.Context, spec vm.Spec) *vm.Machine {
+	t.Helper()
+	m, err := vm.Start(ctx, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the serial line of %s:\n%s", m.Name, m.Console.Tail(150))
+		}
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
+
+func expect(t *testing.T, ctx context.Context, m *vm.Machine, pattern string) {
+	t.Helper()
+	if _, err := m.Expect(ctx, pattern); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// flashed is a machine with a disk of its own, firmware that holds our keys, and a TPM.
+func flashed(t *testing.T, arch, config string) vm.Spec {
+	t.Helper()
+	image, dir := needImage(t, arch), t.TempDir()
+	spec := vm.Spec{Name: "box", Arch: arch, MemoryMiB: 768, Disks: []vm.Disk{{Path: filepath.Join(dir, "disk.raw")}}, Vars: filepath.Join(dir, "vars.fd"),
+		TPM: filepath.Join(dir, "tpm"), Watchdog: true, Ports: []string{hostport.Name}, Life: 2 * patience}
+	if err := vm.CopyDisk(image, spec.Disks[0].Path, diskSize); err != nil {
+		t.Fatal(err)
+	}
+	if config != "" {
+		if err := vm.WriteConfig(spec.Disks[0].Path, config); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if arch == "amd64" {
+		spec.SecureBoot = true
+		enrol(t, spec.Vars)
+	}
+	return spec
+}
+
+// enrol makes a variable store with the keys of this checkout, and Secure Boot on.
+func enrol(t *testing.T, path string) {
+	t.Helper()
+	set, err := keys.LoadOrCreate(filepath.Join(root, ".cache", "keys"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	empty, err := os.ReadFile("/usr/share/OVMF/OVMF_VARS_4M.fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	vars, err := set.OVMFVars(empty, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, vars, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// failures are the steps of a boot that went wrong.
+func failures(m *vm.Machine) []string {
+	return regexp.MustCompile(`(?m)^.*FAILED: .*$`).FindAllString(m.Console.String(), -1)
+}
+
+// A flashed disk boots with Secure Boot and a TPM; nobody gets in by its serial line, and
+// no port is open, seen from another machine on its network.
+func TestFirstBoot(t *testing.T) {
+	spec := flashed(t, "amd64", "name: box\nnetwork: {uplinks: [{addresses: [10.77.0.1/24]}]}\n")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	wires := vm.NewSwitch()
+	t.Cleanup(wires.Close)
+	spec.NICs = []vm.NIC{{Switch: wires}}
+	m := power(t, ctx, spec)
+	expect(t, ctx, m, up)
+	if bad := failures(m); len(bad) > 0 {
+		t.Errorf("steps that failed:\n%s", strings.Join(bad, "\n"))
+	}
+	for _, line := range []string{"", "root", "root", "admin", "id", "uname -a", ""} {
+		if err := m.Send(line + "\r\n"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kernel, err := vm.TestKernel(ctx, root, runtime.GOARCH)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := power(t, ctx, vm.Spec{Name: "other", MemoryMiB: 256, Kernel: kernel.Image, Initrd: kernel.Initrd, NICs: []vm.NIC{{Switch: wires}}, Life: 2 * patience,
+		Cmdline: vm.SerialCmdline(runtime.GOARCH) + " quiet guest.ip=10.77.0.2/24"})
+	expect(t, ctx, other, "guest: ready")
+	if err := other.Send("scan 10.77.0.1\n"); err != nil {
+		t.Fatal(err)
+	}
+	found, err := other.Expect(ctx, `guest: scanned (\d+) ports, closed (\d+), open: \[([^\]]*)\]`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Log(found[0])
+	if found[3] != "" {
+		t.Errorf("a box that is no relay has open ports: %s", found[3])
+	}
+	if strings.Contains(m.Console.String(), "uid=0") || strings.Contains(m.Console.String(), "GNU/Linux") {
+		t.Error("the serial line gave a shell")
+	}
+}
+
+// A box that is switched off in order, and one whose power goes in the middle of its first
+// boot, come up again.
+func TestBootsAgain(t *testing.T) {
+	for _, at := range []string{`\bgrow\b`, `\bstate\b +\d`, `\bdata\b +\d`, up} {
+		t.Run(regexp.MustCompile(`[^a-z]`).ReplaceAllString(at, ""), func(t *testing.T) {
+			spec := flashed(t, runtime.GOARCH, "name: box\n")
+			ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+			defer cancel()
+			first := power(t, ctx, spec)
+			expect(t, ctx, first, at)
+			if at == up {
+				if err := first.PowerButton(ctx); err != nil {
+					t.Fatal(err)
+				}
+				if err := first.Wait(ctx); err != nil {
+					t.Fatalf("the power button: %v", err)
+				}
+			}
+			if err := first.Close(); err != nil {
+				t.Fatal(err)
+			}
+			second := power(t, ctx, spec)
+			expect(t, ctx, second, up)
+			if bad := failures(second); len(bad) > 0 {
+				t.Errorf("steps that failed:\n%s", strings.Join(bad, "\n"))
+			}
+		})
+	}
+}
+
+func TestOtherArchitectureBoots(t *testing.T) {
+	spec := flashed(t, Other(), "name: box\n")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	m := power(t, ctx, spec)
+	expect(t, ctx, m, up)
+	if bad := failures(m); len(bad) > 0 {
+		t.Errorf("steps that failed:\n%s", strings.Join(bad, "\n"))
+	}
+}
+
+// A box that joined by token has the same identity after its power was cut.
+func TestKeepsIdentity(t *testing.T) {
+	needImage(t, runtime.GOARCH)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
+	defer cancel()
+	bin, err := filepath.Abs(filepath.Join(root, "bin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree, err := New(Spec{Bin: bin, Images: filepath.Join(root, "build"), Dir: t.TempDir(), Boxes: []BoxSpec{{Name: "box", Parent: "core", Role: "field"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() && tree.Machine("box") != nil {
+			t.Logf("the box's serial line:\n%s", tree.Machine("box").Console.Tail(150))
+		}
+		if err := tree.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	s := &story.Story{Tree: tree, Root: root, Out: os.Stderr, Wait: patience, Bear: []string{"state-key-unsealed"}}
+	if err := s.Raise(ctx); err != nil {
+		t.Fatal(err)
+	}
+	before, err := s.Devices(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tree.Box("box").PowerCut(); err != nil {
+		t.Fatal(err)
+	}
+	if err := tree.Box("box").Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tree.Machine("box").Expect(ctx, up); err != nil {
+		t.Fatal(err)
+	}
+	err = lab.Until(ctx, "the box answers its host", patience, func(ctx context.Context) error {
+		text, err := tree.Box("box").Local(ctx, "/status")
+		if err != nil {
+			return err
+		}
+		var status struct {
+			ID        string `json:"id"`
+			Connected bool   `json:"connected"`
+		}
+		if err := json.Unmarshal(text, &status); err != nil {
+			return err
+		}
+		if want := before["box"].Status.ID.String(); status.ID != want {
+			t.Fatalf("its id was %s, and is %s", want, status.ID)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Enrolled(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := s.Devices(ctx); err != nil || len(after) != 1 {
+		t.Errorf("the core knows %d boxes now: %v", len(after), err)
+	}
+}
