@@ -153,7 +153,7 @@ func TestEveryMachineGetsAProfile(t *testing.T) {
 		}
 		loud := p
 		for _, s := range []*string{&loud.DMI.Vendor, &loud.DMI.Product, &loud.CPU} {
-			if u := strings.ToUpper(*s); len(u) == len(*s) && strings.ToLower(u) == strings.ToLower(*s) {
+			if u := strings.ToUpper(*s); len(u) == len(*s) && strings.EqualFold(u, *s) {
 				*s = u
 			}
 		}

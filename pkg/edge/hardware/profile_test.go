@@ -6,6 +6,7 @@ import (
 	"testing/fstest"
 
 	"tributary.dev/tributary/hwprofiles"
+	"tributary.dev/tributary/pkg/api"
 )
 
 func TestBoxOfAServer(t *testing.T) {
@@ -36,6 +37,10 @@ func TestBoxOfAServer(t *testing.T) {
 	root["proc/cpuinfo"] = file("model name: x\nprocessor: 0\nprocessor: 1\nprocessor: 2\nprocessor: 3\nprocessor: 4\nprocessor: 5\nprocessor: 6\nprocessor: 7\n")
 	if running, fitting := Profile(s); running != "generic-amd64" || fitting != "access-amd64" {
 		t.Errorf("%s, %s", running, fitting)
+	}
+	h := Probe(s)
+	if h.Profile, h.BetterProfile = Profile(s); Labels(h)[api.Reserved+"profile"] != "generic-amd64" {
+		t.Errorf("%v", Labels(h))
 	}
 	delete(root, "proc/cmdline")
 	if running, fitting := Profile(s); running != "access-amd64" || fitting != "access-amd64" {
