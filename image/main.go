@@ -1,0 +1,225 @@
+// Image answers: what is typed to make a system for boxes?
+//
+//	go run ./image build --profile generic-amd64    all forms of a system, in build/generic-amd64
+//	go run ./image keys                             the signing keys of this checkout
+//	go run ./image lock                             choose package versions anew
+//	go run ./image verify build/generic-amd64       read the results again
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"tributary.dev/tributary/hwprofiles"
+	"tributary.dev/tributary/image/build"
+	"tributary.dev/tributary/image/deb"
+	"tributary.dev/tributary/image/keys"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey || a.Key == slog.LevelKey {
+			return slog.Attr{}
+		}
+		return a
+	}}))
+	if err := root(log).ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "image:", err)
+		os.Exit(1)
+	}
+}
+
+func root(log *slog.Logger) *cobra.Command {
+	c := &cobra.Command{Use: "image", Short: "make systems for boxes", SilenceUsage: true, SilenceErrors: true}
+	checkout := c.PersistentFlags().String("root", ".", "the checkout")
+	c.AddCommand(buildCommand(log, checkout), keysCommand(checkout), lockCommand(log, checkout), verifyCommand(checkout))
+	return c
+}
+
+func buildCommand(log *slog.Logger, checkout *string) *cobra.Command {
+	var profile, arch, settings, when string
+	c := build.Config{Log: log}
+	cmd := &cobra.Command{Use: "build", Short: "build raw disk, installer, netboot image", Args: cobra.NoArgs}
+	f := cmd.Flags()
+	f.StringVar(&profile, "profile", "", "hardware profile: "+strings.Join(hwprofiles.Names(), ", "))
+	f.StringVar(&arch, "arch", "", "the profile's variant for this architecture (amd64, arm64)")
+	f.StringVar(&c.Out, "out", "", "folder for the results (build/PROFILE)")
+	f.StringVar(&c.Version, "version", "", "version of the release (what git describes)")
+	f.Uint64Var(&c.Counter, "counter", 1, "security floor: a box that has confirmed it takes no release with a lower one")
+	f.StringVar(&when, "time", "", "time of the release, seconds since 1970 (the last commit's)")
+	f.StringVar(&c.Preload, "preload", "", "folder of apps, certificates and settings that the image carries")
+	f.StringVar(&settings, "settings", "", "tributary.yaml to lay on CONFIG")
+	f.StringVar(&c.Keys, "keys", "", "folder of the signing keys (.cache/keys)")
+	f.StringVar(&c.Lock, "lock", "", "file of package versions (rootfs/packages.lock)")
+	f.StringSliceVar(&c.Cmdline, "cmdline", nil, "a further word for the kernel; may be repeated")
+	f.BoolVar(&c.Quick, "quick", false, "the raw disk alone, for tests")
+	_ = cmd.MarkFlagRequired("profile")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
+		c.Root = *checkout
+		if c.Profile, err = load(profile, arch); err != nil {
+			return err
+		}
+		if c.Out == "" {
+			c.Out = filepath.Join(c.Root, "build", c.Profile.Name)
+		}
+		if c.Version == "" {
+			if c.Version, err = git(cmd.Context(), c.Root, "describe", "--tags", "--always", "--dirty"); err != nil {
+				return fmt.Errorf("no version: give --version: %w", err)
+			}
+		}
+		if c.Time, err = releaseTime(cmd.Context(), c.Root, when); err != nil {
+			return err
+		}
+		if settings != "" {
+			if c.Settings, err = os.ReadFile(settings); err != nil {
+				return err
+			}
+		}
+		start := time.Now()
+		m, err := build.Build(cmd.Context(), c)
+		if err != nil {
+			return err
+		}
+		report(cmd, c, m, time.Since(start))
+		return nil
+	}
+	return cmd
+}
+
+func report(cmd *cobra.Command, c build.Config, m *build.Manifest, took time.Duration) {
+	out := cmd.OutOrStdout()
+	fmt.Fprintf(out, "%s %s for %s, kernel %s, in %.0f s: %s\n", m.Profile, m.Version, m.Arch, m.Kernel, took.Seconds(), c.Out)
+	for _, name := range []string{build.RawFile, build.ZstdFile, build.RootFile, build.UKIFile, build.InstallerFile, build.NetbootFile} {
+		if o, ok := m.Files[name]; ok {
+			fmt.Fprintf(out, "  %-16s %7.1f MB  %s\n", name, float64(o.Size)/1e6, o.SHA256[:16])
+		}
+	}
+	fmt.Fprintf(out, "  root hash %s\n  PCR 11    %s\n", m.RootHash, m.PCR11)
+}
+
+func load(profile, arch string) (hwprofiles.Profile, error) {
+	p, err := hwprofiles.Load(profile)
+	if err != nil || arch == "" || p.Arch == arch {
+		return p, err
+	}
+	name := strings.TrimSuffix(strings.TrimSuffix(profile, "-amd64"), "-arm64") + "-" + arch
+	p, err = hwprofiles.Load(name)
+	if err == nil && p.Arch != arch {
+		err = fmt.Errorf("profile %s is for %s", name, p.Arch)
+	}
+	return p, err
+}
+
+func releaseTime(ctx context.Context, root, when string) (time.Time, error) {
+	if when == "" {
+		when = os.Getenv("SOURCE_DATE_EPOCH")
+	}
+	if when == "" {
+		var err error
+		if when, err = git(ctx, root, "log", "-1", "--format=%ct"); err != nil {
+			return time.Time{}, fmt.Errorf("no time: give --time: %w", err)
+		}
+	}
+	n, err := strconv.ParseInt(when, 10, 64)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("time %q: want seconds since 1970", when)
+	}
+	return time.Unix(n, 0).UTC(), nil
+}
+
+func git(ctx context.Context, root string, args ...string) (string, error) {
+	out, err := exec.CommandContext(ctx, "git", append([]string{"-C", root}, args...)...).Output()
+	return strings.TrimSpace(string(out)), err
+}
+
+func keysCommand(checkout *string) *cobra.Command {
+	var dir, export string
+	var rotate bool
+	cmd := &cobra.Command{Use: "keys", Short: "show, make or rotate the signing keys", Args: cobra.NoArgs}
+	cmd.Flags().StringVar(&dir, "dir", "", "folder of the keys (.cache/keys)")
+	cmd.Flags().BoolVar(&rotate, "rotate", false, "make a further db key, which signs from now on")
+	cmd.Flags().StringVar(&export, "export", "", "write NAME.auth there, for a firmware's own key menu")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if dir == "" {
+			dir = filepath.Join(*checkout, ".cache", "keys")
+		}
+		get := keys.LoadOrCreate
+		if rotate {
+			get = keys.Rotate
+		}
+		s, err := get(dir)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "owner %s\n", s.Owner())
+		for _, k := range append([]*keys.Key{s.PK, s.KEK, s.PCR}, s.DB...) {
+			fmt.Fprintf(cmd.OutOrStdout(), "%-5s %s\n", k.Name, filepath.Join(dir, k.Name+".crt"))
+		}
+		if export == "" {
+			return nil
+		}
+		vars, err := s.Enrolment(time.Now(), nil, nil)
+		if err != nil {
+			return err
+		}
+		if err := os.MkdirAll(export, 0o755); err != nil {
+			return err
+		}
+		for _, v := range vars {
+			if err := os.WriteFile(filepath.Join(export, v.Name+".auth"), v.Data, 0o644); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return cmd
+}
+
+func lockCommand(log *slog.Logger, checkout *string) *cobra.Command {
+	var out string
+	cmd := &cobra.Command{Use: "lock", Short: "choose package versions anew from this machine's mirror", Args: cobra.NoArgs}
+	cmd.Flags().StringVar(&out, "out", "", "file to write (rootfs/packages.lock)")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if out == "" {
+			out = filepath.Join(*checkout, "rootfs", "packages.lock")
+		}
+		_, err := deb.Relock(cmd.Context(), *checkout, out, log)
+		return err
+	}
+	return cmd
+}
+
+func verifyCommand(checkout *string) *cobra.Command {
+	var dir string
+	cmd := &cobra.Command{Use: "verify DIR", Short: "compare all that the results of a build say of each other", Args: cobra.ExactArgs(1)}
+	cmd.Flags().StringVar(&dir, "keys", "", "folder of the keys (.cache/keys)")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if dir == "" {
+			dir = filepath.Join(*checkout, ".cache", "keys")
+		}
+		s, err := keys.LoadOrCreate(dir)
+		if err != nil {
+			return err
+		}
+		m, err := build.Verify(args[0], s.Certificates()...)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "%s %s for %s: whole, signed by us\n", m.Profile, m.Version, m.Arch)
+		return nil
+	}
+	return cmd
+}
