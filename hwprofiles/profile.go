@@ -177,10 +177,13 @@ type PhysicalPresence struct {
 }
 
 // Cmdline is what the profile puts on the kernel's command line: its arguments, then
-// those that follow from isolation, huge pages and consoles. The last console named is
+// those that follow from the watchdog, isolation, huge pages and consoles. The last console named is
 // the kernel's main one.
 func (p Profile) Cmdline() []string {
 	out := append([]string{}, p.Kernel.Args...)
+	if w := p.Watchdog.Timeout; w > 0 {
+		out = append(out, "tributary.watchdog="+strconv.FormatInt(w, 10)) // for the initramfs and process 1
+	}
 	if c := p.CPU; c.Isolate != "" {
 		out = append(out, "isolcpus=managed_irq,domain,"+c.Isolate, "nohz_full="+c.Isolate, "rcu_nocbs="+c.Isolate)
 		if c.Housekeeping != "" {
