@@ -29,6 +29,10 @@ build: ## build cored, edged, edgectl, the log helper and the CNI plugins into b
 demo: deps build ## bring up a tree of boxes on this machine and play the story (KEEP=1 leaves it up; DEMO=vm boots machines)
 	$(GO) run ./tests/demo
 
+.PHONY: image
+image: ## build a system for boxes in build/PROFILE (PROFILE=generic-amd64; PRELOAD=dir, OUT=dir, RELEASE=version, COUNTER=n)
+	$(GO) run ./image build --profile $(or $(PROFILE),generic-amd64) $(if $(OUT),--out $(OUT)) $(if $(PRELOAD),--preload $(PRELOAD)) $(if $(RELEASE),--version $(RELEASE)) $(if $(COUNTER),--counter $(COUNTER))
+
 .PHONY: test
 test: deps build ## every test, the real containerd and namespace scenarios included
 	tests/run-tests
