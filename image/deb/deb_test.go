@@ -3,7 +3,6 @@ package deb
 import (
 	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
@@ -14,9 +13,9 @@ import (
 	"testing"
 	"testing/fstest"
 
-	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
 	"pgregory.net/rapid"
+
+	"tributary.dev/tributary/image/deb/debtest"
 )
 
 func TestCompare(t *testing.T) {
@@ -168,75 +167,12 @@ func TestResolveIsClosedAndStable(t *testing.T) {
 	})
 }
 
-// member is one file of a made-up package.
-type member struct {
-	name, body, link string
-	kind             byte
-	mode             int64
-}
-
-// makeDeb builds a package as dpkg-deb does: ar with a control and a data archive, packed as ext says.
-func makeDeb(t testing.TB, ext string, members ...member) []byte {
-	t.Helper()
-	var data bytes.Buffer
-	var packer io.WriteCloser
-	var err error
-	switch ext {
-	case ".xz":
-		packer, err = xz.NewWriter(&data)
-	case ".zst":
-		packer, err = zstd.NewWriter(&data)
-	case ".gz":
-		packer = gzip.NewWriter(&data)
-	default:
-		packer = struct {
-			io.Writer
-			io.Closer
-		}{&data, io.NopCloser(nil)}
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	out := tar.NewWriter(packer)
-	for _, m := range members {
-		if m.mode == 0 {
-			m.mode = 0o644
-		}
-		if m.kind == 0 {
-			m.kind = tar.TypeReg
-		}
-		if err := out.WriteHeader(&tar.Header{Name: m.name, Typeflag: m.kind, Linkname: m.link, Mode: m.mode, Size: int64(len(m.body))}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.WriteString(out, m.body); err != nil {
-			t.Fatal(err)
-		}
-	}
-	out.Close()
-	if ext != "" {
-		packer.Close()
-	}
-	var ar bytes.Buffer
-	ar.WriteString(arMagic)
-	for _, part := range []struct {
-		name string
-		body []byte
-	}{{"debian-binary", []byte("2.0\n")}, {"control.tar.xz", []byte("odd")}, {"data.tar" + ext, data.Bytes()}} {
-		fmt.Fprintf(&ar, "%-16s%-12d%-6d%-6d%-8o%-10d`\n", part.name, 0, 0, 0, 0o100644, len(part.body))
-		ar.Write(part.body)
-		if len(part.body)%2 == 1 {
-			ar.WriteByte('\n')
-		}
-	}
-	return ar.Bytes()
-}
-
 func TestWalk(t *testing.T) {
-	members := []member{{name: "./", kind: tar.TypeDir, mode: 0o755}, {name: "./bin/", kind: tar.TypeDir, mode: 0o755},
-		{name: "./bin/a", body: "hello", mode: 0o4755}, {name: "./bin/b", kind: tar.TypeSymlink, link: "a"}, {name: "./bin/c", kind: tar.TypeLink, link: "./bin/a"}}
+	members := []debtest.Member{{Name: "./", Kind: tar.TypeDir, Mode: 0o755}, {Name: "./bin/", Kind: tar.TypeDir, Mode: 0o755},
+		{Name: "./bin/a", Body: "hello", Mode: 0o4755}, {Name: "./bin/b", Kind: tar.TypeSymlink, Link: "a"}, {Name: "./bin/c", Kind: tar.TypeLink, Link: "./bin/a"}}
 	for _, ext := range []string{".xz", ".zst", ".gz", ""} {
 		var got []string
-		err := WalkReader(bytes.NewReader(makeDeb(t, ext, members...)), func(e Entry, body io.Reader) error {
+		err := WalkReader(bytes.NewReader(debtest.Make(ext, members...)), func(e Entry, body io.Reader) error {
 			text := ""
 			if body != nil {
 				b, err := io.ReadAll(body)
@@ -253,8 +189,8 @@ func TestWalk(t *testing.T) {
 			t.Errorf("%q: %v\n got %q\nwant %q", ext, err, got, want)
 		}
 	}
-	for _, bad := range []member{{name: "../x"}, {name: "a/../../x"}, {name: "x", kind: tar.TypeChar}, {name: "x", kind: tar.TypeLink, link: "../y"}} {
-		err := WalkReader(bytes.NewReader(makeDeb(t, ".gz", bad)), func(Entry, io.Reader) error { return nil })
+	for _, bad := range []debtest.Member{{Name: "../x"}, {Name: "a/../../x"}, {Name: "x", Kind: tar.TypeChar}, {Name: "x", Kind: tar.TypeLink, Link: "../y"}} {
+		err := WalkReader(bytes.NewReader(debtest.Make(".gz", bad)), func(Entry, io.Reader) error { return nil })
 		if !errors.Is(err, ErrFormat) {
 			t.Errorf("%+v was let in: %v", bad, err)
 		}
@@ -323,7 +259,7 @@ func FuzzSources(f *testing.F) {
 
 func FuzzWalk(f *testing.F) {
 	for _, ext := range []string{".xz", ".zst", ".gz", ""} {
-		f.Add(makeDeb(f, ext, member{name: "./a", body: "x"}, member{name: "b", kind: tar.TypeSymlink, link: "a"}))
+		f.Add(debtest.Make(ext, debtest.Member{Name: "./a", Body: "x"}, debtest.Member{Name: "b", Kind: tar.TypeSymlink, Link: "a"}))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		budget := int64(64 << 20)

@@ -20,7 +20,8 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp"
 	"github.com/ProtonMail/go-crypto/openpgp/clearsign"
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
-	"github.com/ulikunitz/xz"
+
+	"tributary.dev/tributary/image/deb/debtest"
 )
 
 // mirror is a made-up Debian archive that this machine's own apt is set upon.
@@ -72,16 +73,10 @@ func (m *mirror) publish(signer *openpgp.Entity) Mirror {
 		sums := ""
 		for _, arch := range []string{"amd64", "arm64"} {
 			plain := []byte(m.index[suite+"/"+arch])
-			var packed bytes.Buffer
-			x, err := xz.NewWriter(&packed)
-			if err != nil {
-				m.t.Fatal(err)
-			}
-			x.Write(plain)
-			x.Close()
+			packed := debtest.XZ(plain)
 			name := "main/binary-" + arch + "/Packages"
-			m.write("dists/"+suite+"/"+name+".xz", packed.Bytes())
-			sums += fmt.Sprintf(" %x %d %s\n %x %d %s.xz\n", sha256.Sum256(plain), len(plain), name, sha256.Sum256(packed.Bytes()), packed.Len(), name)
+			m.write("dists/"+suite+"/"+name+".xz", packed)
+			sums += fmt.Sprintf(" %x %d %s\n %x %d %s.xz\n", sha256.Sum256(plain), len(plain), name, sha256.Sum256(packed), len(packed), name)
 		}
 		var signed bytes.Buffer
 		w, err := clearsign.Encode(&signed, signer.PrivateKey, nil)
@@ -105,9 +100,9 @@ func (m *mirror) publish(signer *openpgp.Entity) Mirror {
 
 func fill(m *mirror) {
 	for _, arch := range []string{"amd64", "arm64"} {
-		m.add("made", arch, "tool", "1.0-1", "lib (>= 2), doc", makeDeb(m.t, ".xz", member{name: "./usr/bin/tool", body: arch}))
-		m.add("made", arch, "lib", "2", "", makeDeb(m.t, ".zst", member{name: "./lib/l.so", body: arch}))
-		m.add("made-backports", arch, "lib", "3", "", makeDeb(m.t, ".gz", member{name: "./lib/l.so", body: "3" + arch}))
+		m.add("made", arch, "tool", "1.0-1", "lib (>= 2), doc", debtest.Make(".xz", debtest.Member{Name: "./usr/bin/tool", Body: arch}))
+		m.add("made", arch, "lib", "2", "", debtest.Make(".zst", debtest.Member{Name: "./lib/l.so", Body: arch}))
+		m.add("made-backports", arch, "lib", "3", "", debtest.Make(".gz", debtest.Member{Name: "./lib/l.so", Body: "3" + arch}))
 	}
 }
 
