@@ -63,7 +63,7 @@ func readList() ([]kmod.Entry, error) {
 // initramfs keeps all modules in one folder.
 func isWatchdog(file string) bool {
 	name := kmod.Name(file)
-	return strings.Contains(file, "/watchdog/") || strings.HasSuffix(name, "_wdt") || name == "i6300esb" || name == "softdog" || name == "ipmi_watchdog"
+	return strings.Contains(file, "/watchdog/") || strings.HasSuffix(name, "_wdt") || name == "watchdog" || name == "i6300esb" || name == "softdog" || name == "ipmi_watchdog"
 }
 
 // insert goes on when a module does not load: the hardware for it may not be here.

@@ -19,6 +19,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/agent"
+	"tributary.dev/tributary/pkg/edge/boot"
 	"tributary.dev/tributary/pkg/edge/hardware"
 	"tributary.dev/tributary/pkg/edge/meter"
 	"tributary.dev/tributary/pkg/edge/onboard"
@@ -317,7 +318,7 @@ func (b *box) makeWorkload(ctx context.Context) error {
 }
 
 func (b *box) makeAgent(context.Context) error {
-	warnings := []func() []api.Warning{b.member.Warnings, b.spool.Warnings}
+	warnings := []func() []api.Warning{b.member.Warnings, b.spool.Warnings, func() []api.Warning { return boot.Warnings(boot.Dir) }}
 	if b.cache != nil {
 		warnings = append(warnings, b.cache.Warnings)
 	}

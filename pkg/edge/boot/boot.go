@@ -9,6 +9,7 @@ package boot
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -52,7 +53,9 @@ type Facts struct {
 	Cmdline  cmdline.Line
 	// TokenFile holds the join token of CONFIG, or is empty.
 	TokenFile string
-	Data      string // folder for what must outlive a reboot
+	// Parent is join.parent of CONFIG, now or when it was last there.
+	Parent string
+	Data   string // folder for what must outlive a reboot
 }
 
 type booter struct {
@@ -127,6 +130,7 @@ func (b *booter) list() []step {
 		{"machine-id", logOn, b.machineID},
 		{"data", logOn, b.openData},
 		{"config", logOn, b.readConfig},
+		{"parent", logOn, b.keepParent},
 		{"hostname", logOn, b.hostname},
 		{"zram", logOn, b.zram},
 		{"network", logOn, b.network},
@@ -197,7 +201,13 @@ func (b *booter) readCmdline(context.Context) error {
 	b.cmdline = cmdline.Parse(string(text))
 	b.facts.Cmdline = b.cmdline
 	b.report.Version, b.report.Profile = b.cfg.Version, b.cmdline["tributary.profile"]
+	if text, err := os.ReadFile(b.run("initrd.json")); err == nil {
+		_ = json.Unmarshal(text, &b.report.Initrd) // for people alone
+	}
 	if b.out.verbose = b.cmdline.Has("tributary.debug"); b.out.verbose {
+		for _, s := range b.report.Initrd {
+			b.out.print(s.line())
+		}
 		b.say("edged %s, %s", b.cfg.Version, strings.TrimSpace(string(text)))
 	}
 	return os.WriteFile(b.run("profile"), []byte(b.report.Profile+"\n"), 0o644)

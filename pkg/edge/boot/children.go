@@ -94,6 +94,9 @@ func (b *booter) startChildren(ctx context.Context) error {
 		errs = append(errs, errors.New("DATA is not open"))
 	}
 	for _, tty := range b.ttys() {
+		if b.cfg.Console == nil {
+			break
+		}
 		if argv := b.cfg.Console(tty); argv != nil {
 			b.keep(ctx, &child{name: "console-" + tty, argv: argv, tty: tty, oom: -800, grace: 2 * time.Second})
 		}
@@ -118,11 +121,13 @@ func (b *booter) ttys() (out []string) {
 }
 
 // containerdConfig is written anew at each boot, so that a slot brings its own. The sandbox
-// and CRI parts are not built in; state that a reboot clears is in /run.
-const containerdConfig = `version = 3
+// and CRI parts are not built in; state that a reboot clears is in /run. Programs that
+// containerd would install belong under /opt, which is read-only here: that part is off.
+const containerdConfig = `version = 4
 root = "/data/containerd"
 state = "/run/containerd"
 oom_score = -999
+disabled_plugins = ["io.containerd.internal.v1.opt"]
 
 [grpc]
   address = "/run/containerd/containerd.sock"

@@ -16,7 +16,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"tributary.dev/tributary/pkg/edge/boot/kmod"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
 )
 
@@ -40,7 +39,6 @@ func (b *booter) mounts(context.Context) error {
 		{"mqueue", "/dev/mqueue", "mqueue", tight, "", logOn},
 		{"cgroup2", "/sys/fs/cgroup", "cgroup2", tight, "nsdelegate,memory_recursiveprot", must},
 		{"securityfs", "/sys/kernel/security", "securityfs", tight, "", logOn},
-		{"bpf", "/sys/fs/bpf", "bpf", tight, "mode=0700", logOn},
 		{"pstore", "/sys/fs/pstore", "pstore", tight, "", logOn},
 		{"efivarfs", "/sys/firmware/efi/efivars", "efivarfs", tight, "", logOn},
 	} {
@@ -108,35 +106,6 @@ func (b *booter) cgroups(context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// needed are loaded by name: file systems and ciphers are asked for by no device.
-var needed = []string{"dm-crypt", "xts", "ext4", "overlay", "vfat", "nls_cp437", "nls_ascii", "bridge", "veth", "br_netfilter", "nf_tables", "af_packet"}
-
-// loadModules gives each device its driver, and loads what is needed by name.
-func (b *booter) loadModules(context.Context) (err error) {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return err
-	}
-	dir := "/lib/modules/" + unix.ByteSliceToString(u.Release[:])
-	if b.modules, err = kmod.Open(dir); errors.Is(err, os.ErrNotExist) {
-		b.say("no modules in %s: all is built in", dir)
-		return nil
-	} else if err != nil {
-		return err
-	}
-	err = b.modules.Load(needed...)
-	n, plugErr := b.modules.ColdPlug("/sys", nil)
-	// A bus driver brings new devices to light (virtio behind PCI, USB behind its host).
-	if n > 0 {
-		_, again := b.modules.ColdPlug("/sys", nil)
-		plugErr = errors.Join(plugErr, again)
-	}
-	if b.dog == nil {
-		b.retryWatchdog()
-	}
-	return errors.Join(err, plugErr)
 }
 
 // raiseClock keeps time from going back: it is never before the build, nor before what was

@@ -12,14 +12,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/identity/atomicfile"
 )
 
 // Settings are CONFIG's tributary.yaml: written by a person, or by whoever held the stick
 // or the disk, so nothing in it is trusted beyond "this is what the box may try".
 type Settings struct {
-	Join    JoinSettings         `json:"join,omitempty"`
-	Name    string               `json:"name,omitempty"`
-	Labels  map[string]string    `json:"labels,omitempty"`
+	Join   JoinSettings      `json:"join,omitempty"`
+	Name   string            `json:"name,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
+	// Relay: the box serves children.
+	Relay   bool                 `json:"relay,omitempty"`
 	Network *api.NetworkSettings `json:"network,omitempty"`
 }
 
@@ -119,6 +122,9 @@ func (b *booter) readConfig(context.Context) error {
 	if err != nil {
 		return err
 	}
+	if b.modules != nil {
+		_ = b.modules.Load("vfat", "nls_cp437", "nls_ascii") // the mount tells
+	}
 	if err := unix.Mount(node, "/config", "vfat", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, "iocharset=ascii,umask=077"); err != nil {
 		return fmt.Errorf("%s: %w", node, err)
 	}
@@ -143,6 +149,28 @@ func (b *booter) readConfig(context.Context) error {
 	}
 	b.facts.TokenFile = b.run("join-token")
 	return os.WriteFile(b.facts.TokenFile, []byte(s.Join.Token+"\n"), 0o600)
+}
+
+// keepParent remembers where the box attaches, for the day on which CONFIG is empty or
+// torn: what has enrolled goes on without it.
+func (b *booter) keepParent(context.Context) error {
+	const kept = stateDir + "/parent"
+	b.facts.Parent = b.facts.Settings.Join.Parent
+	if !b.state {
+		return nil
+	}
+	old, err := readSome(kept, 1<<10)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if b.facts.Parent == "" {
+		b.facts.Parent = strings.TrimSpace(string(old))
+		return nil
+	}
+	if text := b.facts.Parent + "\n"; text != string(old) {
+		return atomicfile.Write(kept, []byte(text), 0o600)
+	}
+	return nil
 }
 
 func readSome(path string, most int64) ([]byte, error) {

@@ -27,12 +27,14 @@ type step struct {
 
 // Report is /run/tributary/boot.json: how this boot went.
 type Report struct {
-	Version string       `json:"version"`
-	Slot    string       `json:"slot,omitempty"`
-	Profile string       `json:"profile,omitempty"`
-	Disk    string       `json:"disk,omitempty"`
-	First   bool         `json:"first,omitempty"` // STATE was made in this boot
-	Steps   []StepReport `json:"steps"`
+	Version string `json:"version"`
+	Slot    string `json:"slot,omitempty"`
+	Profile string `json:"profile,omitempty"`
+	Disk    string `json:"disk,omitempty"`
+	First   bool   `json:"first,omitempty"` // STATE was made in this boot
+	// Initrd are the steps before this list, in the initramfs.
+	Initrd []StepReport `json:"initrd,omitempty"`
+	Steps  []StepReport `json:"steps"`
 	// Done: the list is through, however its steps went.
 	Done bool `json:"done"`
 }

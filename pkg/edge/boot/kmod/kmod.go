@@ -5,6 +5,7 @@ package kmod
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -12,7 +13,10 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"sort"
 	"strings"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -70,7 +74,11 @@ type Tree struct {
 	dir   string
 	files map[string]string   // name → path inside dir
 	needs map[string][]string // name → names, in the order in which to load them
-	done  map[string]bool
+	// mu is held while a module loads: whoever wants the same one then finds it there.
+	mu   sync.Mutex
+	done map[string]bool
+	// Took, when set, hears how long each module took to load.
+	Took func(name string, took time.Duration)
 }
 
 // Open reads modules.dep of a folder.
@@ -128,6 +136,8 @@ func (t *Tree) Load(names ...string) error {
 }
 
 func (t *Tree) load(name, params string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if t.done[name] {
 		return nil
 	}
@@ -140,7 +150,12 @@ func (t *Tree) load(name, params string) error {
 		return fmt.Errorf("module %s: not in %s", name, t.dir)
 	}
 	t.done[name] = true // a failure is not tried again: the device would be asked in vain
-	return Insert(filepath.Join(t.dir, file), params)
+	at := time.Now()
+	err := Insert(filepath.Join(t.dir, file), params)
+	if t.Took != nil {
+		t.Took(name, time.Since(at))
+	}
+	return err
 }
 
 func (t *Tree) builtin(name string) bool {
@@ -169,7 +184,7 @@ func (t *Tree) ColdPlug(sys string, deny func(name string) bool) (loaded int, er
 	wanted, err := match(aliases, modaliases(sys))
 	errs := []error{err}
 	for _, name := range wanted {
-		if t.done[name] || deny != nil && deny(name) {
+		if t.has(name) || deny != nil && deny(name) {
 			continue
 		}
 		if err := t.Load(name); err != nil && !errors.Is(err, unix.ENODEV) {
@@ -179,6 +194,40 @@ func (t *Tree) ColdPlug(sys string, deny func(name string) bool) (loaded int, er
 		loaded++
 	}
 	return loaded, errors.Join(errs...)
+}
+
+func (t *Tree) has(name string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.done[name]
+}
+
+// LoadAlias loads all that answer to an alias, as the kernel asks modprobe(8): by the
+// module's own name, or by a pattern of modules.alias such as crypto-aes.
+func (t *Tree) LoadAlias(alias string) error {
+	if _, ok := t.files[Name(alias)]; ok {
+		return t.Load(alias)
+	}
+	f, err := os.Open(filepath.Join(t.dir, "modules.alias"))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	names, err := match(f, []string{alias})
+	if err != nil {
+		return err
+	}
+	if len(names) == 0 {
+		return fmt.Errorf("module %s: not in %s", alias, t.dir)
+	}
+	var errs []error
+	for _, name := range names {
+		// One driver of several may be for another processor.
+		if err := t.Load(name); err != nil && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // modaliases lists what the devices below /sys/devices say they are, each once.
@@ -199,25 +248,35 @@ func modaliases(sys string) (out []string) {
 }
 
 // match reads modules.alias ("alias pattern module") and returns the modules of which a
-// pattern fits a device, each once, in the file's order.
+// pattern fits a device, each once, in the file's order. There are tens of thousands of
+// patterns: what stands before the first wildcard sorts nearly all of them out.
 func match(aliases io.Reader, devices []string) (out []string, err error) {
 	seen := map[string]bool{}
+	sort.Strings(devices)
 	s := bufio.NewScanner(aliases)
 	s.Buffer(nil, maxLine)
 	for s.Scan() {
-		f := strings.Fields(s.Text())
-		if len(f) != 3 || f[0] != "alias" || seen[f[2]] {
+		line, ok := bytes.CutPrefix(s.Bytes(), []byte("alias "))
+		at := bytes.LastIndexByte(line, ' ')
+		if !ok || at < 0 {
 			continue
 		}
-		bus, _, _ := strings.Cut(f[1], ":")
-		for _, d := range devices {
-			if !strings.HasPrefix(d, bus+":") {
-				continue
-			}
-			if ok, err := path.Match(f[1], d); err == nil && ok {
-				seen[f[2]] = true
-				out = append(out, Name(f[2]))
+		pattern, module := line[:at], line[at+1:]
+		literal := pattern
+		if i := bytes.IndexAny(pattern, "*?[\\"); i >= 0 {
+			literal = pattern[:i]
+		}
+		first := sort.Search(len(devices), func(i int) bool { return devices[i] >= string(literal) })
+		for _, d := range devices[first:] {
+			if !strings.HasPrefix(d, string(literal)) {
 				break
+			}
+			if seen[string(module)] {
+				break
+			}
+			if ok, err := path.Match(string(pattern), d); err == nil && ok {
+				seen[string(module)] = true
+				out = append(out, Name(string(module)))
 			}
 		}
 	}

@@ -1,0 +1,63 @@
+// Edged-boot answers: what is process 1 of the appliance? It is edged's boot and
+// supervision as a program of its own, a quarter of the size of the agent's: it lies in
+// memory for as long as the box runs, it is read before anything else from a disk that is
+// verified block by block, and none of the agent's libraries can hurt it.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/boot"
+	"tributary.dev/tributary/pkg/edge/uplink"
+)
+
+// version is set by the build (-ldflags "-X main.version=…").
+var version = "dev"
+
+// settled is when what starting needed can be given back.
+const settled = time.Minute
+
+func main() {
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "edged-boot: the initramfs starts this as the first process of the appliance; it is of no use elsewhere")
+		os.Exit(2)
+	}
+	debug.SetGCPercent(25)
+	runtime.GOMAXPROCS(min(2, runtime.NumCPU()))
+	time.AfterFunc(settled, debug.FreeOSMemory)
+	boot.Run(boot.Config{
+		Version: version,
+		Network: func(ctx context.Context, s *api.NetworkSettings, say func(string, ...any)) error {
+			return uplink.Run(ctx, uplink.Config{Settings: s, Run: boot.Dir, Sys: "/sys", Say: say})
+		},
+		Agent: agentArgs,
+	})
+}
+
+// agentArgs is the command line of the agent on the appliance.
+func agentArgs(f boot.Facts) (argv []string, why string) {
+	if f.Parent == "" {
+		return nil, "this box knows no parent to attach to"
+	}
+	parent, err := boot.ParentFlag(f.Parent)
+	if err != nil {
+		return nil, err.Error()
+	}
+	argv = []string{"/usr/bin/edged", "run", "--data", f.Data, "--run", "/run/edged", "--parent", parent}
+	if f.TokenFile != "" {
+		argv = append(argv, "--join-token-file", f.TokenFile)
+	}
+	if f.Settings.Name != "" {
+		argv = append(argv, "--name", f.Settings.Name)
+	}
+	if f.Settings.Relay {
+		argv = append(argv, "--relay")
+	}
+	return argv, ""
+}
