@@ -1,0 +1,172 @@
+package voucher
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"strings"
+)
+
+// Conveyed is what an owner tells a new device: exactly one of the two (RFC 8572
+// section 6).
+type Conveyed struct {
+	Redirect   *Redirect
+	Onboarding *Onboarding
+}
+
+// Redirect names other bootstrap servers, best first.
+type Redirect struct {
+	Servers []Server `json:"bootstrap-server"`
+}
+
+// Server is a bootstrap server. TrustAnchor is CMS like an owner certificate; a server
+// without one, or named by somebody who is not trusted, is not trusted either.
+type Server struct {
+	Address     string `json:"address"`
+	Port        uint16 `json:"port,omitempty"` // 443 when it is 0
+	TrustAnchor []byte `json:"trust-anchor,omitempty"`
+}
+
+// Onboarding says how a device begins.
+type Onboarding struct {
+	BootImage *BootImage `json:"boot-image,omitempty"`
+	Handling  string     `json:"configuration-handling,omitempty"` // merge or replace
+	// Scripts are read so that a device can say that it runs none.
+	PreScript  []byte `json:"pre-configuration-script,omitempty"`
+	Config     []byte `json:"configuration,omitempty"`
+	PostScript []byte `json:"post-configuration-script,omitempty"`
+}
+
+// BootImage is the system that the device shall run before it goes on.
+type BootImage struct {
+	Name         string   `json:"os-name,omitempty"`
+	Version      string   `json:"os-version,omitempty"`
+	URIs         []string `json:"download-uri,omitempty"`
+	Verification []Hash   `json:"image-verification,omitempty"`
+}
+
+// Hash is of an image; Value is hexadecimal with colons between the bytes.
+type Hash struct {
+	Algorithm string `json:"hash-algorithm"` // ietf-sztp-conveyed-info:sha-256
+	Value     string `json:"hash-value"`
+}
+
+const (
+	redirectMember   = "ietf-sztp-conveyed-info:redirect-information"
+	onboardingMember = "ietf-sztp-conveyed-info:onboarding-information"
+	maxServers       = 16
+)
+
+// Check finds what conveyed information may not say.
+func (c *Conveyed) Check() error {
+	switch {
+	case (c.Redirect == nil) == (c.Onboarding == nil):
+		return errors.New("conveyed information: it is not one of redirect and onboarding")
+	case c.Redirect != nil:
+		if n := len(c.Redirect.Servers); n == 0 || n > maxServers {
+			return fmt.Errorf("conveyed information: %d bootstrap servers; 1 to %d are allowed", n, maxServers)
+		}
+		for _, s := range c.Redirect.Servers {
+			if _, err := s.URL(); err != nil {
+				return fmt.Errorf("conveyed information: %w", err)
+			}
+		}
+	case c.Onboarding.Handling != "" && c.Onboarding.Handling != "merge" && c.Onboarding.Handling != "replace":
+		return fmt.Errorf("conveyed information: configuration-handling %.40q is neither merge nor replace", c.Onboarding.Handling)
+	}
+	return nil
+}
+
+// URL is the server's root, such as https://10.0.0.1:8444.
+func (s Server) URL() (string, error) {
+	host := s.Address
+	if a, err := netip.ParseAddr(host); err == nil && a.Is6() {
+		host = "[" + host + "]"
+	} else if err != nil && (host == "" || len(host) > 253 || strings.ContainsFunc(host, notHost)) {
+		return "", fmt.Errorf("%.80q is no address of a bootstrap server", s.Address)
+	}
+	port := s.Port
+	if port == 0 {
+		port = 443
+	}
+	u := fmt.Sprintf("https://%s:%d", host, port)
+	_, err := url.Parse(u)
+	return u, err
+}
+
+func notHost(r rune) bool {
+	return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '.')
+}
+
+func (c *Conveyed) encode() ([]byte, error) {
+	if err := c.Check(); err != nil {
+		return nil, err
+	}
+	if c.Redirect != nil {
+		return json.Marshal(map[string]any{redirectMember: c.Redirect})
+	}
+	return json.Marshal(map[string]any{onboardingMember: c.Onboarding})
+}
+
+// SignConveyed makes the CMS form, signed by the key of the owner's certificate.
+func SignConveyed(c *Conveyed, key crypto.Signer, chain []*x509.Certificate) ([]byte, error) {
+	b, err := c.encode()
+	if err != nil {
+		return nil, err
+	}
+	return signCMS(OIDConveyedJSON, b, key, chain)
+}
+
+// OpenConveyed verifies that conveyed information is signed by the key of the owner's
+// certificate (OpenOwnerCertificate) and reads it.
+func OpenConveyed(raw []byte, owner *x509.Certificate) (*Conveyed, error) {
+	s, err := parseCMS(raw, MaxConveyed, OIDConveyedJSON)
+	if err != nil {
+		return nil, fmt.Errorf("conveyed information: %w", err)
+	}
+	if !bytes.Equal(s.signer.RawSubjectPublicKeyInfo, owner.RawSubjectPublicKeyInfo) {
+		return nil, errors.New("conveyed information: it is not signed by the owner's certificate")
+	}
+	if err := s.verify(); err != nil {
+		return nil, fmt.Errorf("conveyed information: %w", err)
+	}
+	return decodeConveyed(s.content)
+}
+
+// PeekConveyed reads conveyed information without any verification. A device takes no
+// more from it than where else to ask (RFC 8572 section 5.4: an untrusted redirect).
+func PeekConveyed(raw []byte) (*Conveyed, error) {
+	p7, err := parseCMS(raw, MaxConveyed, OIDConveyedJSON)
+	if err != nil {
+		return nil, fmt.Errorf("conveyed information: %w", err)
+	}
+	return decodeConveyed(p7.content)
+}
+
+func decodeConveyed(content []byte) (*Conveyed, error) {
+	var w map[string]json.RawMessage
+	if err := strictJSON(content, &w); err != nil {
+		return nil, fmt.Errorf("conveyed information: %w", err)
+	}
+	if len(w) != 1 {
+		return nil, fmt.Errorf("conveyed information: %d members; it has one", len(w))
+	}
+	c := &Conveyed{}
+	var err error
+	if body, ok := w[redirectMember]; ok {
+		c.Redirect = &Redirect{}
+		err = strictJSON(body, c.Redirect)
+	} else if body, ok := w[onboardingMember]; ok {
+		c.Onboarding = &Onboarding{}
+		err = strictJSON(body, c.Onboarding)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("conveyed information: %w", err)
+	}
+	return c, c.Check()
+}

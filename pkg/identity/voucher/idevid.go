@@ -1,0 +1,89 @@
+package voucher
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"math/big"
+	"time"
+
+	"tributary.dev/tributary/pkg/identity"
+)
+
+// forEver is the end of an IDevID certificate (IEEE 802.1AR section 8.7, RFC 5280 section
+// 4.1.2.5: there is no good time for it to end).
+var forEver = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+
+// SelfIDevID is the birth certificate of a device that no manufacturer certified: by its
+// own key, with its id for a serial number.
+func SelfIDevID(key *ecdsa.PrivateKey) ([]*x509.Certificate, error) {
+	c, err := idevid(&key.PublicKey, identity.KeyID(&key.PublicKey).String(), nil, key)
+	return []*x509.Certificate{c}, err
+}
+
+// IssueIDevID certifies the key of a device for a serial number, by a manufacturer.
+func IssueIDevID(pub *ecdsa.PublicKey, serial string, key *ecdsa.PrivateKey, chain []*x509.Certificate) ([]*x509.Certificate, error) {
+	if err := CheckSerial(serial); err != nil {
+		return nil, err
+	}
+	c, err := idevid(pub, serial, chain[0], key)
+	return append([]*x509.Certificate{c}, chain...), err
+}
+
+func idevid(pub *ecdsa.PublicKey, serial string, issuer *x509.Certificate, key *ecdsa.PrivateKey) (*x509.Certificate, error) {
+	tmpl := &x509.Certificate{
+		Subject: pkix.Name{SerialNumber: serial}, NotBefore: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC), NotAfter: forEver,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	if issuer == nil {
+		tmpl.SerialNumber, issuer = big.NewInt(1), tmpl
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, issuer, pub, key)
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
+}
+
+// Serial reads whom an IDevID certificate speaks for. A manufacturer of those given
+// vouches for any serial number; a device without one vouches for its own id alone.
+// Possession of the key is the TLS handshake's matter.
+func Serial(chain, manufacturers []*x509.Certificate) (string, error) {
+	if len(chain) == 0 || len(chain) > maxCerts {
+		return "", errors.New("the device shows no certificate of its birth (IDevID)")
+	}
+	leaf := chain[0]
+	serial := leaf.Subject.SerialNumber
+	if err := CheckSerial(serial); err != nil {
+		return "", fmt.Errorf("the device's certificate: %w", err)
+	}
+	pub, ok := leaf.PublicKey.(*ecdsa.PublicKey)
+	if ok && bytes.Equal(leaf.RawIssuer, leaf.RawSubject) {
+		if identity.KeyID(pub).String() != serial {
+			return "", fmt.Errorf("the device names itself %s, and nobody certified that", serial)
+		}
+		return serial, nil
+	}
+	if !ok {
+		return "", errors.New("the device's key is not of a NIST curve")
+	}
+	at := leaf.NotBefore // births are not undone by time, nor by a wrong clock
+	for _, c := range chain[1:] {
+		if c.NotBefore.After(at) {
+			at = c.NotBefore
+		}
+	}
+	for _, c := range manufacturers {
+		if c.NotBefore.After(at) {
+			at = c.NotBefore
+		}
+	}
+	if err := chains(leaf, chain[1:], manufacturers, at); err != nil {
+		return "", fmt.Errorf("the certificate of %s is not by a manufacturer that is known here: %w", serial, err)
+	}
+	return serial, nil
+}
