@@ -332,13 +332,15 @@ func (b *builder) buildDisk(context.Context) (err error) {
 	return os.WriteFile(b.out(MapFile), b.image.Map.Encode(), 0o644)
 }
 
-func (b *builder) compress(context.Context) error { return disk.Compress(b.out(ZstdFile), b.image) }
+func (b *builder) compress(context.Context) error {
+	sum, err := disk.Compress(b.out(ZstdFile), b.image)
+	b.done.Files[RawFile] = Output{Size: b.image.Size, SHA256: hex.EncodeToString(sum[:])}
+	return err
+}
 
 func (b *builder) writeManifest(context.Context) error {
-	for _, name := range []string{RawFile, ZstdFile, MapFile, RootFile, VerityFile, UKIFile, ManagerFile, InstallerFile, NetbootFile} {
-		if b.Quick && name == RawFile {
-			continue // gigabytes of zeros: its map has the sums
-		}
+	// The raw disk's sum is known from compressing it; a quick build leaves it to the block map.
+	for _, name := range []string{ZstdFile, MapFile, RootFile, VerityFile, UKIFile, ManagerFile, InstallerFile, NetbootFile} {
 		o, err := sum(b.out(name))
 		if errors.Is(err, os.ErrNotExist) {
 			continue

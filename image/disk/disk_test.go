@@ -125,8 +125,12 @@ func TestCompress(t *testing.T) {
 	var size int
 	for i := range sums {
 		path := filepath.Join(dir, "disk.raw.zst")
-		if err := Compress(path, im); err != nil {
+		sum, err := Compress(path, im)
+		if err != nil {
 			t.Fatal(err)
+		}
+		if raw, _ := os.ReadFile(im.Path); sha256.Sum256(raw) != sum {
+			t.Error("the sum is another image's")
 		}
 		b, _ := os.ReadFile(path)
 		sums[i], size = sha256.Sum256(b), len(b)

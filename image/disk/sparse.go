@@ -3,7 +3,10 @@ package disk
 import (
 	"bufio"
 	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
+	"hash"
 	"io"
 	"os"
 	"slices"
@@ -52,52 +55,115 @@ func (s *sparse) blocks() []int64 {
 // box that installs has that much memory to spare.
 const window = 64 << 20
 
-// Compress writes the image as one zstd stream. The same image gives the same bytes.
-func Compress(dst string, im *Image) error {
+// longGap is how many zeros in a row are worth frames of their own.
+const longGap = 16 << 20
+
+// Compress writes the image as zstd frames, one after the other as RFC 8878 allows, and answers the SHA-256 of the
+// image itself. Long stretches of zeros are frames made by hand: nothing need look at gigabytes of them. The same image
+// gives the same bytes.
+func Compress(dst string, im *Image) (sum [32]byte, err error) {
 	in, err := os.Open(im.Path)
 	if err != nil {
-		return err
+		return sum, err
 	}
 	defer in.Close()
 	out, err := os.Create(dst)
 	if err != nil {
-		return err
+		return sum, err
 	}
 	defer out.Close()
-	buffered := bufio.NewWriterSize(out, 1<<20)
-	w, err := zstd.NewWriter(buffered, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithWindowSize(window), zstd.WithEncoderConcurrency(2))
-	if err != nil {
+	w := &frames{out: bufio.NewWriterSize(out, 1<<20), sum: sha256.New()}
+	if w.z, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithWindowSize(window), zstd.WithEncoderConcurrency(2)); err != nil {
+		return sum, err
+	}
+	if err := im.stream(w, in); err != nil {
+		return sum, err
+	}
+	if err := errors.Join(w.end(), w.out.Flush(), out.Close()); err != nil {
+		return sum, err
+	}
+	return [32]byte(w.sum.Sum(nil)), nil
+}
+
+// frames is a compressed file in the making.
+type frames struct {
+	out  *bufio.Writer
+	z    *zstd.Encoder
+	sum  hash.Hash
+	open bool // a frame was begun
+}
+
+func (f *frames) Write(b []byte) (int, error) {
+	if !f.open {
+		f.z.Reset(f.out)
+		f.open = true
+	}
+	f.sum.Write(b)
+	return f.z.Write(b)
+}
+
+func (f *frames) end() error {
+	if !f.open {
+		return nil
+	}
+	f.open = false
+	return f.z.Close()
+}
+
+var megabyte [1 << 20]byte
+
+// zeros adds n zero bytes.
+func (f *frames) zeros(n int64) error {
+	for left := n; left > 0; left -= min(left, int64(len(megabyte))) {
+		part := megabyte[:min(left, int64(len(megabyte)))]
+		if n < longGap {
+			if _, err := f.Write(part); err != nil {
+				return err
+			}
+			continue
+		}
+		f.sum.Write(part)
+	}
+	if n < longGap {
+		return nil
+	}
+	if err := f.end(); err != nil {
 		return err
 	}
-	if err := errors.Join(im.stream(w, in), w.Close(), buffered.Flush()); err != nil {
-		return err
+	_, err := f.out.Write(zeroFrame(n))
+	return err
+}
+
+// zeroFrame is one frame of n zeros: run-length blocks of 128 KiB (RFC 8878, 3.1.1.2.2), four bytes each.
+func zeroFrame(n int64) []byte {
+	const run = 128 << 10
+	le := binary.LittleEndian
+	b := le.AppendUint32(nil, 0xfd2fb528)
+	b = append(b, 0xc0, 7<<3) // content size in 8 bytes; a window of 128 KiB
+	b = le.AppendUint64(b, uint64(n))
+	for n > 0 {
+		k := min(n, run)
+		n -= k
+		head := uint32(k)<<3 | 1<<1
+		if n == 0 {
+			head |= 1
+		}
+		b = append(b, byte(head), byte(head>>8), byte(head>>16), 0)
 	}
-	return out.Close()
+	return b
 }
 
 // stream gives the whole image, reading only what it holds.
-func (im *Image) stream(w io.Writer, in io.ReaderAt) error {
+func (im *Image) stream(w *frames, in io.ReaderAt) error {
 	at := int64(0)
-	zeros := make([]byte, 1<<20)
-	skip := func(to int64) error {
-		for at < to {
-			n := min(to-at, int64(len(zeros)))
-			if _, err := w.Write(zeros[:n]); err != nil {
-				return err
-			}
-			at += n
-		}
-		return nil
-	}
 	for _, r := range im.Map.Ranges {
-		if err := skip(r.Offset()); err != nil {
+		if err := w.zeros(r.Offset() - at); err != nil {
 			return err
 		}
-		n, err := io.Copy(w, io.NewSectionReader(in, r.Offset(), im.Map.Size(r)))
-		if err != nil {
+		if _, err := io.Copy(w, io.NewSectionReader(in, r.Offset(), im.Map.Size(r))); err != nil {
 			return err
 		}
-		at += n
+		at = r.Offset() + im.Map.Size(r)
 	}
-	return skip(im.Size)
+	return w.zeros(im.Size - at)
 }
