@@ -106,8 +106,11 @@ func Match(p Probe, profiles []Profile) Result {
 	}
 	slices.SortFunc(verdicts, compare)
 	if len(verdicts) == 0 || !verdicts[0].fits {
-		arch := cmp.Or(p.Arch, "unknown")
-		return Result{Why: "there is no profile for the architecture " + arch, Others: others(verdicts, nil)}
+		why := "there is no profile for the architecture " + p.Arch
+		if p.Arch == "" {
+			why = "its architecture is not known"
+		}
+		return Result{Why: why, Others: others(verdicts, nil)}
 	}
 	best := verdicts[0]
 	r := Result{Profile: best.profile.Name, Title: best.profile.Title, Rank: best.rank, Met: best.met, Others: others(verdicts[1:], &best)}

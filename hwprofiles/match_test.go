@@ -286,7 +286,7 @@ func TestDMIDecode(t *testing.T) {
 			t.Errorf("%s with \\r\\n: %v %+v", name, err, again)
 		}
 	}
-	for _, text := range []string{"", "# dmidecode 3.3\n", "# dmidecode 3.3\n/dev/mem: Permission denied\n"} {
+	for _, text := range []string{"", "# dmidecode 3.3\n", "18:00.0 Ethernet controller: nameless\n", "# dmidecode 3.3\n/dev/mem: Permission denied\n"} {
 		if p, err := ParseDMIDecode([]byte(text)); err == nil {
 			t.Errorf("%q gave %+v", text, p)
 		}
@@ -316,6 +316,7 @@ func FuzzReadProbe(f *testing.F) {
 	f.Add([]byte("# dmidecode 3.3\n\nHandle 0x0001, DMI type 1, 27 bytes\nSystem Information\n\tManufacturer: Acme\n\tFeatures:\n\t\tx\n"))
 	f.Add([]byte("arch: arm64\ndeviceTree: {compatible: [\"fsl,imx8mm\"]}\npci: [\"8086:0d5c 1200\"]\n"))
 	f.Add([]byte("Handle 0x\nMemory Device\n\tSize: 9223372036854775807 TB\n\nHandle 0x\nProcessor Information\n\tThread Count: -1\n"))
+	f.Add([]byte("18:00.0 Ethernet controller [0200]: Intel E810-C [8086:1593] (rev 02)\n18:00.1 0200: 8086:1593\n"))
 	profiles := all(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		p, err := ReadProbe(b)

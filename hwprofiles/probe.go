@@ -65,10 +65,14 @@ func ParseProbe(b []byte) (Probe, error) {
 	return p, nil
 }
 
-// ReadProbe reads either form: the text that dmidecode prints, or a recorded probe.
+// ReadProbe reads what there is of a box: a recorded probe, or the text that dmidecode
+// or lspci -nn prints.
 func ReadProbe(b []byte) (Probe, error) {
-	if LooksLikeDMIDecode(b) {
+	switch {
+	case LooksLikeDMIDecode(b):
 		return ParseDMIDecode(b)
+	case LooksLikeLsPCI(b):
+		return ParseLsPCI(b)
 	}
 	return ParseProbe(b)
 }

@@ -25,8 +25,9 @@ func (a *app) hwCommand() *cobra.Command {
 }
 
 type hwOptions struct {
-	from, profiles, output string
-	record                 bool
+	from             []string
+	profiles, output string
+	record           bool
 }
 
 func (o *hwOptions) dir() fs.FS {
@@ -42,13 +43,13 @@ func (a *app) hwProbeCommand() *cobra.Command {
 		Use: "probe", Short: "Find the hardware profile of this machine, and say why", Args: cobra.NoArgs,
 		Long: `Find the hardware profile of this machine, and say why it is this one and not another.
 It needs no core, and runs on any Linux machine. --from reads a recorded probe, or the
-text that dmidecode prints, instead of the machine; --record prints a probe that can be
+text that dmidecode or lspci -nn prints, instead of the machine; --record prints a probe that can be
 recorded: it holds no serial numbers, names or addresses.`,
-		Example: "  edgectl hw probe\n  edgectl hw probe --record > hwprofiles/testdata/probes/acme-box-9.yaml\n  dmidecode | edgectl hw probe --from -\n  edgectl hw probe --from probe.yaml --profiles my-boards/",
+		Example: "  edgectl hw probe\n  edgectl hw probe --record > hwprofiles/testdata/probes/acme-box-9.yaml\n  dmidecode | edgectl hw probe --from -\n  edgectl hw probe --from dmidecode.txt --from lspci.txt\n  edgectl hw probe --from probe.yaml --profiles my-boards/",
 		RunE:    func(*cobra.Command, []string) error { return a.hwProbe(o) },
 	}
 	f := c.Flags()
-	f.StringVar(&o.from, "from", "", "read a recorded probe or the output of dmidecode; - is standard input")
+	f.StringArrayVar(&o.from, "from", nil, "read a recorded probe, or the output of dmidecode or lspci -nn; again for more of the same box; - is standard input")
 	f.BoolVar(&o.record, "record", false, "print what was found, to be recorded, and not the profile")
 	f.StringVar(&o.profiles, "profiles", "", "a folder with further profiles, to try them")
 	f.StringVarP(&o.output, "output", "o", "table", "table, json, yaml or name")
@@ -105,27 +106,40 @@ func (a *app) hwProbe(o hwOptions) error {
 	return nil
 }
 
-// readBox probes this machine, or reads a file.
-func (a *app) readBox(from string) (hwprofiles.Probe, error) {
-	var in io.Reader
-	switch from {
-	case "":
+// readBox probes this machine, or reads files that tell of one.
+func (a *app) readBox(from []string) (box hwprofiles.Probe, err error) {
+	if len(from) == 0 {
 		return hardware.Box(hardware.Host("/")), nil
-	case "-":
-		in = a.In
-	default:
-		f, err := os.Open(from)
+	}
+	for _, name := range from {
+		b, err := a.readProbeFile(name)
 		if err != nil {
-			return hwprofiles.Probe{}, &api.Error{Code: api.Invalid, Field: "--from", Message: "the file cannot be read", Remedy: "give the output of `edgectl hw probe --record`, or of dmidecode", Err: err}
+			return box, err
+		}
+		part, err := hwprofiles.ReadProbe(b)
+		if err != nil {
+			return box, err
+		}
+		box.Add(part)
+	}
+	return box, nil
+}
+
+func (a *app) readProbeFile(name string) ([]byte, error) {
+	in := a.In
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, &api.Error{Code: api.Invalid, Field: "--from", Message: "the file cannot be read", Remedy: "give the output of `edgectl hw probe --record`, of dmidecode or of lspci -nn", Err: err}
 		}
 		defer f.Close()
 		in = f
 	}
 	b, err := io.ReadAll(io.LimitReader(in, maxProbeFile+1))
 	if err != nil {
-		return hwprofiles.Probe{}, &api.Error{Code: api.Invalid, Field: "--from", Message: "the file cannot be read", Err: err}
+		return nil, &api.Error{Code: api.Invalid, Field: "--from", Message: "the file cannot be read", Err: err}
 	}
-	return hwprofiles.ReadProbe(b)
+	return b, nil
 }
 
 func (a *app) hwProfilesCommand() *cobra.Command {

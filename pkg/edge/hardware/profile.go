@@ -72,7 +72,7 @@ func (p prober) pci() (out []string) {
 	for _, e := range entries[:min(len(entries), maxPCI)] {
 		dir := "sys/bus/pci/devices/" + e.Name() + "/"
 		vendor, device, class := hex(dir, "vendor", 4), hex(dir, "device", 4), hex(dir, "class", 4)
-		if vendor == "" || device == "" || strings.HasPrefix(class, "06") || strings.HasPrefix(class, "08") {
+		if vendor == "" || device == "" || !hwprofiles.Telling(class) {
 			continue
 		}
 		out = append(out, strings.TrimSpace(vendor+":"+device+" "+class))
