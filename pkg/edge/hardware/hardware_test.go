@@ -9,6 +9,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"tributary.dev/tributary/hwprofiles"
 	"tributary.dev/tributary/pkg/api"
 )
 
@@ -96,6 +97,10 @@ func TestLabelValuesAreValid(t *testing.T) {
 func FuzzProbe(f *testing.F) {
 	f.Add([]byte("processor : 0\nMemTotal: 1 kB\nPRETTY_NAME=x\n1 - cgroup c rw\n"))
 	f.Add([]byte("\x00\x00\n:::\nMemTotal: -1 kB"))
+	all, err := hwprofiles.All()
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		root := fstest.MapFS{}
 		for _, name := range []string{"proc/cpuinfo", "proc/meminfo", "etc/os-release", "proc/self/mountinfo", "sys/class/dmi/id/sys_vendor", "proc/device-tree/model",
@@ -106,8 +111,7 @@ func FuzzProbe(f *testing.F) {
 		if h.MemoryBytes < 0 || h.CPUs < 0 {
 			t.Fatalf("%+v", h)
 		}
-		h.Profile, _ = Profile(Source{Arch: "amd64", Root: root})
-		if h.Profile == "" {
+		if h.Profile = hwprofiles.Match(Box(Source{Arch: "amd64", Root: root}), all).Profile; h.Profile == "" {
 			t.Fatal("no profile")
 		}
 		Labels(h)
