@@ -37,6 +37,7 @@ var rules = []rule{
 	{"pkg/link", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
 	{"pkg/report", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
 	{"pkg/oci", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
+	{"pkg/efi", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
 	{"pkg/disk", []string{"pkg/", "hwprofiles"}, []string{"pkg/disk"}, "the formats of disks serve builder, initramfs and update alike, and stand on nothing"},
 	{"pkg/", []string{"cmd/", "image/", "tests/"}, nil, "nobody imports programs, the image builder or tests"},
 	{"cmd/", []string{"cmd/", "tests/"}, []string{"cmd/"}, "programs do not import tests"},
