@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -258,12 +257,12 @@ func archOf(d DMI, cpus []section, memory int64) string {
 	return "amd64"
 }
 
-var x86Signature = regexp.MustCompile(`^(?:Type \d+, )?Family (\d{1,3}), Model (\d{1,3})`)
+var x86Signature = compiled(`^(?:Type \d+, )?Family (\d{1,3}), Model (\d{1,3})`)
 
 // narrowX86 knows processors of 32 bits by their signature: those before Intel's Core 2
 // and AMD's K8, and the first Atoms. The family's name is often wrong.
 func narrowX86(signature, version string) bool {
-	m := x86Signature.FindStringSubmatch(signature)
+	m := x86Signature().FindStringSubmatch(signature)
 	if m == nil {
 		return false
 	}

@@ -3,7 +3,6 @@ package hwprofiles
 import (
 	"bytes"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -13,16 +12,16 @@ import (
 // A device in the text of lspci -n ("00:1f.6 0200: 8086:15bc") or lspci -nn
 // ("00:1f.6 Ethernet controller [0200]: Intel … [8086:15bc] (rev 10)").
 var (
-	pciSlot  = regexp.MustCompile(`^(?:[0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7] `)
-	pciBare  = regexp.MustCompile(`^\S+ ([0-9a-f]{4}): ([0-9a-f]{4}:[0-9a-f]{4})\b`)
-	pciClass = regexp.MustCompile(`\[([0-9a-f]{4})\]: `)
-	pciID    = regexp.MustCompile(`\[([0-9a-f]{4}:[0-9a-f]{4})\]`)
+	pciSlot  = compiled(`^(?:[0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7] `)
+	pciBare  = compiled(`^\S+ ([0-9a-f]{4}): ([0-9a-f]{4}:[0-9a-f]{4})\b`)
+	pciClass = compiled(`\[([0-9a-f]{4})\]: `)
+	pciID    = compiled(`\[([0-9a-f]{4}:[0-9a-f]{4})\]`)
 )
 
 // LooksLikeLsPCI tells the text of lspci by its first line that is not empty.
 func LooksLikeLsPCI(b []byte) bool {
 	line, _, _ := bytes.Cut(bytes.TrimLeft(b, "\r\n"), []byte("\n"))
-	return pciSlot.Match(line)
+	return pciSlot().Match(line)
 }
 
 // ParseLsPCI takes from what lspci(8) prints with -n or -nn the devices and the ports.
@@ -32,15 +31,15 @@ func ParseLsPCI(b []byte) (Probe, error) {
 	}
 	var p Probe
 	for line := range strings.Lines(string(b)) {
-		if !pciSlot.MatchString(line) {
+		if !pciSlot().MatchString(line) {
 			continue // details of the device above
 		}
 		class, id := "", ""
-		if m := pciBare.FindStringSubmatch(line); m != nil {
+		if m := pciBare().FindStringSubmatch(line); m != nil {
 			class, id = m[1], m[2]
-		} else if at := pciClass.FindStringSubmatchIndex(line); at != nil {
+		} else if at := pciClass().FindStringSubmatchIndex(line); at != nil {
 			class = line[at[2]:at[3]]
-			if m := pciID.FindStringSubmatch(line[at[1]:]); m != nil {
+			if m := pciID().FindStringSubmatch(line[at[1]:]); m != nil {
 				id = m[1]
 			}
 		}

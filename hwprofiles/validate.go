@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 
 	"tributary.dev/tributary/pkg/api"
 )
@@ -36,29 +38,35 @@ func (c *checker) between(field string, value, least, most int64, unit string) {
 }
 
 // list checks that each entry is short and fits shape.
-func (c *checker) texts(field string, list []string, most int, shape *regexp.Regexp) {
+func (c *checker) texts(field string, list []string, most int, shape func() *regexp.Regexp) {
 	c.fault(len(list) <= most, field, "shorten the list", "there are %d entries; the most is %d", len(list), most)
 	for i, s := range list[:min(len(list), most)] {
 		at := fmt.Sprintf("%s[%d]", field, i)
-		c.fault(len(s) <= 128 && shape.MatchString(s), at, "it must look like "+shape.String(), "%s does not fit", quote(s))
+		c.fault(len(s) <= 128 && shape().MatchString(s), at, "it must look like "+shape().String(), "%s does not fit", quote(s))
 		c.fault(!slices.Contains(list[:i], s), at, "remove one", "%s is given twice", quote(s))
 	}
 }
 
+// compiled puts a regular expression off until it is needed: they take milliseconds,
+// and every program that imports this would pay at its start.
+func compiled(text string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(text) })
+}
+
 var (
-	classShape   = regexp.MustCompile(`^[a-z0-9][a-z0-9-]*$`)
-	moduleShape  = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_-]*$`)
-	ttyShape     = regexp.MustCompile(`^(tty[0-9]{1,2}|tty(S|AMA|USB|AML|FIQ|mxc|LP|THS|TCU|PS|SC|MSM)[0-9]{1,2}|hvc[0-9]{1,2})$`)
-	cpusShape    = regexp.MustCompile(`^[0-9]{1,4}(-([0-9]{1,4}|N))?(,[0-9]{1,4}(-([0-9]{1,4}|N))?){0,15}$`)
-	gpioShape    = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.:-]*$`)
-	patternShape = regexp.MustCompile(`^[ -~]+$`)
-	pciShape     = regexp.MustCompile(`^[0-9a-f]{4}:([0-9a-f]{4}|\*)$`)
+	classShape   = compiled(`^[a-z0-9][a-z0-9-]*$`)
+	moduleShape  = compiled(`^[a-zA-Z0-9][a-zA-Z0-9_-]*$`)
+	ttyShape     = compiled(`^(tty[0-9]{1,2}|tty(S|AMA|USB|AML|FIQ|mxc|LP|THS|TCU|PS|SC|MSM)[0-9]{1,2}|hvc[0-9]{1,2})$`)
+	cpusShape    = compiled(`^[0-9]{1,4}(-([0-9]{1,4}|N))?(,[0-9]{1,4}(-([0-9]{1,4}|N))?){0,15}$`)
+	gpioShape    = compiled(`^[a-zA-Z0-9][a-zA-Z0-9_.:-]*$`)
+	patternShape = compiled(`^[ -~]+$`)
+	pciShape     = compiled(`^[0-9a-f]{4}:([0-9a-f]{4}|\*)$`)
 )
 
 // validate names every fault of a whole profile (bases applied).
 func validate(p Profile, lines map[string]int) error {
 	c := &checker{lines: lines}
-	c.fault(p.Title != "" && len(p.Title) <= 100 && patternShape.MatchString(p.Title), "title", "say in one line what family this is", "a title of 1 to 100 plain characters is wanted")
+	c.fault(p.Title != "" && len(p.Title) <= 100 && patternShape().MatchString(p.Title), "title", "say in one line what family this is", "a title of 1 to 100 plain characters is wanted")
 	c.oneOf("arch", p.Arch, "amd64", "arm64")
 	c.fault(len(p.Match) <= 64, "match", "use patterns", "there are %d rules; the most is 64", len(p.Match))
 	for i, r := range p.Match[:min(len(p.Match), 64)] {
@@ -82,8 +90,8 @@ func validate(p Profile, lines map[string]int) error {
 	c.fault(len(p.Consoles) > 0 && len(p.Consoles) <= 8, "consoles", "name 1 to 8", "there are %d consoles", len(p.Consoles))
 	for i, t := range p.Consoles {
 		at := fmt.Sprintf("consoles[%d]", i)
-		c.fault(ttyShape.MatchString(t.TTY), at+".tty", "name it as under /dev: ttyS0, ttyAMA0, tty0, hvc0", "%s is no terminal", quote(t.TTY))
-		c.fault(t.Screen == "" || ttyShape.MatchString(t.Screen), at+".screen", "name it as under /dev: tty1", "%s is no terminal", quote(t.Screen))
+		c.fault(ttyShape().MatchString(t.TTY), at+".tty", "name it as under /dev: ttyS0, ttyAMA0, tty0, hvc0", "%s is no terminal", quote(t.TTY))
+		c.fault(t.Screen == "" || ttyShape().MatchString(t.Screen), at+".screen", "name it as under /dev: tty1", "%s is no terminal", quote(t.Screen))
 		c.fault(t.Baud == 0 || slices.Contains([]int64{9600, 19200, 38400, 57600, 115200, 230400, 460800, 921600, 1500000}, t.Baud), at+".baud", "use 115200, or what the line is set to", "%d is no usual speed", t.Baud)
 	}
 	c.between("relay.maxChildren", p.Relay.MaxChildren, 0, 100_000, "devices")
@@ -129,7 +137,7 @@ func (c *checker) rule(at string, r Rule) {
 	c.fault(r.conditions() > 0, at, "give a condition, or remove the rule", "the rule fits every box")
 }
 
-var argShape = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_.-]*(=[a-zA-Z0-9_.,:;/@+*%-]+)?$`)
+var argShape = compiled(`^[a-zA-Z][a-zA-Z0-9_.-]*(=[a-zA-Z0-9_.,:;/@+*%-]+)?$`)
 
 // foreign are arguments that a profile must not give, and why.
 var foreign = []struct{ keys, why string }{
@@ -152,7 +160,7 @@ func (c *checker) kernel(p Profile) {
 	var panics bool
 	for i, arg := range p.Kernel.Args {
 		at := fmt.Sprintf("kernel.args[%d]", i)
-		c.fault(len(arg) <= 200 && argShape.MatchString(arg), at, "one argument an entry, without blanks and quotes", "%s is no kernel argument", quote(arg))
+		c.fault(len(arg) <= 200 && argShape().MatchString(arg), at, "one argument an entry, without blanks and quotes", "%s is no kernel argument", quote(arg))
 		key, value, _ := strings.Cut(arg, "=")
 		// The kernel takes - and _ as the same.
 		plain := strings.ReplaceAll(key, "-", "_")
@@ -166,7 +174,8 @@ func (c *checker) kernel(p Profile) {
 		c.fault(plain != "nmi_watchdog" || strings.HasPrefix(value, "panic"), at, "use nmi_watchdog=panic,1", "%s would leave a box that hangs as it is", arg)
 		if plain == "panic" {
 			panics = true
-			c.fault(regexp.MustCompile(`^([1-9]|[1-9][0-9]|1[0-9][0-9]|-1)$`).MatchString(value), at, "use panic=10", "%s: a box that panics must restart within 199 seconds", arg)
+			n, err := strconv.Atoi(value)
+			c.fault(err == nil && n >= -1 && n != 0 && n < 200, at, "use panic=10", "%s: a box that panics must restart within 199 seconds", arg)
 		}
 	}
 	c.fault(panics, "kernel.args", "add panic=10", "a box that panics would stay so")
@@ -189,8 +198,8 @@ func (c *checker) partitions(p Partitions) {
 }
 
 func (c *checker) cpu(p CPU) {
-	c.fault(p.Isolate == "" || cpusShape.MatchString(p.Isolate), "cpu.isolate", "write a list such as 2-N", "%s is no list of CPUs", quote(p.Isolate))
-	c.fault(p.Housekeeping == "" || cpusShape.MatchString(p.Housekeeping), "cpu.housekeeping", "write a list such as 0-1", "%s is no list of CPUs", quote(p.Housekeeping))
+	c.fault(p.Isolate == "" || cpusShape().MatchString(p.Isolate), "cpu.isolate", "write a list such as 2-N", "%s is no list of CPUs", quote(p.Isolate))
+	c.fault(p.Housekeeping == "" || cpusShape().MatchString(p.Housekeeping), "cpu.housekeeping", "write a list such as 0-1", "%s is no list of CPUs", quote(p.Housekeeping))
 	c.fault((p.Isolate == "") == (p.Housekeeping == ""), "cpu", "give both", "isolate and housekeeping belong together")
 	c.fault(!slices.Contains(strings.FieldsFunc(p.Isolate, func(r rune) bool { return r == ',' }), "0") && !strings.HasPrefix(p.Isolate, "0-"), "cpu.isolate", "start from 1 or 2", "CPU 0 can't be isolated: the kernel's own work is there")
 	c.fault(len(p.HugePages) <= 2, "cpu.hugePages", "one entry a size", "there are %d entries", len(p.HugePages))
@@ -219,7 +228,7 @@ func (c *checker) devices(p Profile) {
 		c.oneOf("gpu.slicing", p.GPU.Slicing, "none", "time", "mig")
 	}
 	for _, g := range []struct{ at, line string }{{"gpio.statusLED", p.GPIO.StatusLED}, {"gpio.resetButton", p.GPIO.ResetButton}} {
-		c.fault(g.line == "" || len(g.line) <= 64 && gpioShape.MatchString(g.line), g.at, "write chip:line, or the line's name", "%s is no GPIO line", quote(g.line))
+		c.fault(g.line == "" || len(g.line) <= 64 && gpioShape().MatchString(g.line), g.at, "write chip:line, or the line's name", "%s is no GPIO line", quote(g.line))
 	}
 }
 
