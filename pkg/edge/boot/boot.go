@@ -51,7 +51,7 @@ type Config struct {
 type Facts struct {
 	Settings Settings
 	Cmdline  cmdline.Line
-	// TokenFile holds the join token of CONFIG, or is empty.
+	// TokenFile is where the join token lies, when there is one.
 	TokenFile string
 	// Parent is join.parent of CONFIG, now or when it was last there.
 	Parent string

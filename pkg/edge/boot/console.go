@@ -55,6 +55,12 @@ func (c *consoles) print(text string) {
 	}
 }
 
+// Write takes whole lines, of a slog handler.
+func (c *consoles) Write(line []byte) (int, error) {
+	c.print(string(line))
+	return len(line), nil
+}
+
 func (c *consoles) hush(quiet bool) {
 	c.mu.Lock()
 	c.quiet = quiet

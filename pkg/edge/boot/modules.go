@@ -3,12 +3,14 @@ package boot
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"tributary.dev/tributary/pkg/edge/boot/hostport"
 	"tributary.dev/tributary/pkg/edge/boot/kmod"
 )
 
@@ -53,6 +55,10 @@ func (b *booter) loadModules(ctx context.Context) (err error) {
 	go func() {
 		if err := guarded(ctx, b.plug); err != nil {
 			b.say("drivers: %v", err)
+		}
+		if hostport.Find("/sys", "/dev") != "" {
+			log := slog.New(slog.NewTextHandler(b.out, nil))
+			b.forever(ctx, "host port", func(ctx context.Context) error { return hostport.Serve(ctx, agentSocket, log) })
 		}
 	}()
 	return nil

@@ -115,6 +115,7 @@ func ParentFlag(text string) (string, error) {
 
 // readConfig mounts CONFIG for as long as it takes to read it, read-only.
 func (b *booter) readConfig(context.Context) error {
+	b.facts.TokenFile = b.run("join-token") // the agent watches it: the token may come later
 	if b.disk == nil {
 		return errNoDisk
 	}
@@ -147,7 +148,6 @@ func (b *booter) readConfig(context.Context) error {
 	if s.Join.Token == "" {
 		return nil
 	}
-	b.facts.TokenFile = b.run("join-token")
 	return os.WriteFile(b.facts.TokenFile, []byte(s.Join.Token+"\n"), 0o600)
 }
 
