@@ -1,0 +1,367 @@
+package recovery
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/identity/atomicfile"
+)
+
+// Appliance is the Box on a real box.
+type Appliance struct {
+	Sources
+	// Reset destroys what the box keeps, keys first. It is called when the box is about to
+	// start anew. Nil where there is none.
+	Reset func(ctx context.Context, say func(string)) error
+	// Rollback makes the other slot the next to start. Nil where there is none.
+	Rollback func(ctx context.Context, say func(string)) error
+}
+
+// Facts implements Box.
+func (a *Appliance) Facts(ctx context.Context) Facts { return a.Gather(ctx) }
+
+// Do implements Box.
+func (a *Appliance) Do(ctx context.Context, id string, fields map[string]string, say func(string)) error {
+	switch id {
+	case "reboot", "poweroff":
+		return a.leave(ctx, id, "a person at the console", say)
+	case "network-test":
+		return a.testNetwork(ctx, fields["host"], say)
+	case "network-set":
+		return a.setNetwork(fields, say)
+	case "network-revert":
+		return a.wish(Wanted{Revert: true})
+	case "app-log":
+		return a.appLog(ctx, fields["service"], say)
+	case "box-log":
+		return a.boxLog(fields["log"], say)
+	case "time-set":
+		return setTime(fields["time"], a.built(), say)
+	case "support-bundle":
+		return a.support(ctx, fields["to"], say)
+	case "rollback":
+		if a.Rollback == nil {
+			return errors.New("this box has no slots that the console could change")
+		}
+		if err := a.Rollback(ctx, say); err != nil {
+			return err
+		}
+		return a.leave(ctx, "reboot", "a person at the console chose the other slot", say)
+	case "factory-reset":
+		if a.Reset == nil {
+			return errors.New("this box has no partitions of its own to reset")
+		}
+		if err := a.Reset(ctx, say); err != nil {
+			return err
+		}
+		return a.leave(ctx, "reboot", "factory reset", say)
+	}
+	return fmt.Errorf("%q is not known here", id)
+}
+
+// leave asks process 1 to end the box.
+func (a *Appliance) leave(ctx context.Context, do, why string, say func(string)) error {
+	var answer struct {
+		Error string `json:"error"`
+	}
+	if err := askInit(ctx, a.path(a.Init), map[string]string{"do": do, "reason": why}, &answer); err != nil {
+		return fmt.Errorf("process 1 cannot be asked: %s; switch the power off and on", reason(err))
+	}
+	if answer.Error != "" {
+		return errors.New(answer.Error)
+	}
+	say("The box goes down in good order.")
+	return nil
+}
+
+// Wanted is what the console asks of whoever keeps the uplinks, in network-wish.json.
+type Wanted struct {
+	Settings *api.NetworkSettings `json:"settings,omitempty"`
+	// Revert takes the settings on trial back.
+	Revert bool   `json:"revert,omitempty"`
+	By     string `json:"by,omitempty"`
+}
+
+func (a *Appliance) wish(w Wanted) error {
+	w.By = "a person at the console"
+	text, err := json.Marshal(w)
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(a.path(a.Run, "network-wish.json"), text, 0o600)
+}
+
+func (a *Appliance) setNetwork(fields map[string]string, say func(string)) error {
+	s, err := networkSettings(fields)
+	if err != nil {
+		return err
+	}
+	if err := a.wish(Wanted{Settings: &s}); err != nil {
+		return err
+	}
+	say("The settings are on trial. Watch this page: they are kept once the parent has been reached with them for a while.")
+	return nil
+}
+
+// networkSettings reads the answers of the form.
+func networkSettings(fields map[string]string) (api.NetworkSettings, error) {
+	u := api.Uplink{Match: api.UplinkMatch{Name: fields["link"]}, DHCP: fields["mode"] != "fixed"}
+	if u.Match.Name == "" || strings.ContainsAny(u.Match.Name, "/ \t") {
+		return api.NetworkSettings{}, errors.New("name the network card")
+	}
+	if !u.DHCP {
+		u.Addresses, u.Gateway = strings.Fields(fields["address"]), fields["gateway"]
+		if len(u.Addresses) == 0 {
+			return api.NetworkSettings{}, errors.New("a fixed address is wanted, with its prefix length, such as 10.0.0.2/24")
+		}
+		for _, text := range u.Addresses {
+			if p, err := netip.ParsePrefix(text); err == nil && u.Gateway != "" {
+				if g, err := netip.ParseAddr(u.Gateway); err == nil && !p.Contains(g) && p.Addr().Is4() == g.Is4() {
+					return api.NetworkSettings{}, fmt.Errorf("the gateway %s is not in %s", g, p.Masked())
+				}
+			}
+		}
+	}
+	u.DNS = strings.Fields(fields["dns"])
+	if v := fields["vlan"]; v != "" {
+		n, err := strconv.ParseInt(v, 10, 32)
+		if err != nil {
+			return api.NetworkSettings{}, fmt.Errorf("%q is no VLAN", clean(v))
+		}
+		u.VLAN = n
+	}
+	s := api.NetworkSettings{Uplinks: []api.Uplink{u}, Proxy: fields["proxy"]}
+	return s, s.Validate("")
+}
+
+// testNetwork goes the way of a connection and says where it ends.
+func (a *Appliance) testNetwork(ctx context.Context, target string, say func(string)) error {
+	f := a.Gather(ctx)
+	up := 0
+	for _, l := range f.Links {
+		say(fmt.Sprintf("card %s: %s %s", l.Name, l.State, strings.Join(l.Addresses, " ")))
+		if l.State == "up" {
+			up++
+		}
+	}
+	if up == 0 {
+		return errors.New("no network card has a link: check cable and switch")
+	}
+	if target == "" {
+		return errors.New("no host is known to try")
+	}
+	host, port, err := hostPort(target)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	addrs := []string{host}
+	if _, err := netip.ParseAddr(host); err != nil {
+		if addrs, err = net.DefaultResolver.LookupHost(ctx, host); err != nil {
+			return fmt.Errorf("the name %s is not found: check the resolvers (%s)", host, strings.Join(f.Resolvers, " "))
+		}
+		say("name " + host + ": " + strings.Join(addrs, " "))
+	}
+	for _, addr := range addrs {
+		began := time.Now()
+		conn, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", net.JoinHostPort(addr, port))
+		if err != nil {
+			say(fmt.Sprintf("%s port %s: %s", addr, port, reasonOfDial(err)))
+			continue
+		}
+		say(fmt.Sprintf("%s port %s: reached in %d ms from %s", addr, port, time.Since(began).Milliseconds(), conn.LocalAddr()))
+		conn.Close()
+		return nil
+	}
+	return fmt.Errorf("%s is not reached: check address, gateway, VLAN and firewall", target)
+}
+
+func reasonOfDial(err error) string {
+	switch {
+	case errors.Is(err, unix.ECONNREFUSED):
+		return "refused: the machine is there, the service is not"
+	case errors.Is(err, unix.ENETUNREACH):
+		return "no route: is there a gateway?"
+	case errors.Is(err, unix.EHOSTUNREACH):
+		return "nobody answers at the gateway or in the segment"
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
+		return "no answer"
+	}
+	return clean(err.Error())
+}
+
+// hostPort reads https://host:port, host:port, host:mqtt,https and host.
+func hostPort(text string) (host, port string, err error) {
+	if strings.Contains(text, "://") {
+		u, err := url.Parse(text)
+		if err != nil || u.Hostname() == "" {
+			return "", "", fmt.Errorf("%q is no address", clean(text))
+		}
+		if port = u.Port(); port == "" {
+			port = "443"
+		}
+		return u.Hostname(), port, nil
+	}
+	text, _, _ = strings.Cut(text, ",")
+	if host, port, err = net.SplitHostPort(text); err == nil {
+		return host, port, nil
+	}
+	return strings.Trim(text, "[]"), "8883", nil
+}
+
+const logLines = 200
+
+// appLog asks the agent for the end of a service's log.
+func (a *Appliance) appLog(ctx context.Context, service string, say func(string)) error {
+	app, name, _ := strings.Cut(service, "/")
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	resp, err := a.get(ctx, "/logs?"+url.Values{"app": {app}, "service": {name}, "tail": {strconv.Itoa(logLines)}}.Encode())
+	if err != nil {
+		return errors.New(reason(err))
+	}
+	defer resp.Body.Close()
+	return sayLines(io.LimitReader(resp.Body, maxAnswer), say)
+}
+
+func sayLines(r io.Reader, say func(string)) error {
+	lines := bufio.NewScanner(r)
+	lines.Buffer(make([]byte, 0, 4<<10), maxFile)
+	for lines.Scan() {
+		say(lines.Text())
+	}
+	return lines.Err()
+}
+
+// boxLog shows the end of one of process 1's logs, or of the kernel's.
+func (a *Appliance) boxLog(name string, say func(string)) error {
+	var text []byte
+	var err error
+	switch name {
+	case "agent", "containerd":
+		text, err = readEnd(a.path(a.Run, "log", name+".log"), 64<<10)
+	case "kernel":
+		buf := make([]byte, 64<<10)
+		var n int
+		if n, err = unix.Klogctl(unix.SYSLOG_ACTION_READ_ALL, buf); err == nil {
+			text = buf[:n]
+		}
+	default:
+		return fmt.Errorf("%q is no log", clean(name))
+	}
+	if err != nil {
+		return fmt.Errorf("the log %s", reason(err))
+	}
+	lines := strings.Split(strings.TrimRight(string(text), "\n"), "\n")
+	for _, l := range lines[max(0, len(lines)-logLines):] {
+		say(l)
+	}
+	return nil
+}
+
+func readEnd(path string, most int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if end, err := f.Seek(0, io.SeekEnd); err != nil {
+		return nil, err
+	} else if _, err := f.Seek(max(0, end-most), io.SeekStart); err != nil {
+		return nil, err
+	}
+	return io.ReadAll(io.LimitReader(f, most))
+}
+
+// built is before which the clock cannot be.
+func (a *Appliance) built() time.Time {
+	n, err := strconv.ParseInt(a.word("usr/lib/tributary/build-time"), 10, 64)
+	if err != nil {
+		return time.Time{}
+	}
+	return time.Unix(n, 0)
+}
+
+func setTime(text string, floor time.Time, say func(string)) error {
+	t, err := time.ParseInLocation("2006-01-02 15:04", text, time.UTC)
+	if err != nil {
+		return errors.New("write the time as 2026-01-31 12:00, in UTC")
+	}
+	if t.Before(floor) {
+		return fmt.Errorf("that is before this system was built (%s)", clock(floor))
+	}
+	tv := unix.NsecToTimeval(t.UnixNano())
+	if err := unix.Settimeofday(&tv); err != nil {
+		return err
+	}
+	say("The clock is set. What the core has signed decides whether it is trusted.")
+	return nil
+}
+
+func (a *Appliance) support(ctx context.Context, to string, say func(string)) error {
+	name := "tributary-support-" + a.Now().UTC().Format("20060102-150405") + ".tar.gz"
+	dir := to
+	if strings.HasPrefix(to, "/dev/") {
+		stick, err := mountStick(to, a.path(a.Run, "stick"))
+		if err != nil {
+			return err
+		}
+		defer stick()
+		dir = a.path(a.Run, "stick")
+	} else if dir = a.path(to); !filepath.IsAbs(to) {
+		return errors.New("name a USB partition (/dev/...) or a folder that begins with /")
+	} else if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	say("Gathering...")
+	path := filepath.Join(dir, name)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	err = a.Bundle(ctx, f)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		_ = os.Remove(path) // half a bundle misleads
+		return err
+	}
+	say("Written: " + name + " on " + to)
+	return nil
+}
+
+// mountStick mounts a removable partition until the function that it returns is called.
+func mountStick(node, dir string) (func(), error) {
+	if strings.Contains(node, "..") {
+		return nil, errors.New("that is no partition")
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	var err error
+	for _, kind := range []string{"vfat", "exfat", "ext4"} {
+		if err = unix.Mount(node, dir, kind, unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, ""); err == nil {
+			return func() {
+				_ = unix.Unmount(dir, 0) // what was written has been synced
+			}, nil
+		}
+	}
+	return nil, fmt.Errorf("%s cannot be mounted: %w", node, err)
+}

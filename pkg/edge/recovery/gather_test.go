@@ -1,0 +1,282 @@
+package recovery
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// stand is a box's files below a folder, with sockets that answer.
+func stand(t *testing.T) *Appliance {
+	t.Helper()
+	root, err := os.MkdirTemp("", "box") // a socket's path is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(root) })
+	s := Usual()
+	s.Root = root
+	s.Now = func() time.Time { return time.Date(2026, 11, 22, 22, 0, 0, 0, time.UTC) }
+	a := &Appliance{Sources: s}
+	for _, dir := range []string{"/run/tributary/log", "/run/edged", "/state", "/etc", "/proc"} {
+		if err := os.MkdirAll(a.path(dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return a
+}
+
+func (a *Appliance) put(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(a.path(path), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (a *Appliance) listen(t *testing.T, path string) net.Listener {
+	t.Helper()
+	l, err := net.Listen("unix", a.path(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+func TestGatherWell(t *testing.T) {
+	a := stand(t)
+	a.put(t, "/run/tributary/boot.json", `{"version":"1.4.0","slot":"a","profile":"vm","done":true,"steps":[{"name":"mounts","at":0.1,"took":0.2}]}`)
+	a.put(t, "/run/tributary/warnings.json", `[{"name":"no-watchdog","severity":"degraded","message":"m","since":1}]`)
+	a.put(t, "/run/tributary/uplinks.json", `[{"name":"eth0","up":true,"address":"10.0.0.2/24"}]`)
+	a.put(t, "/etc/os-release", "NAME=x\nPRETTY_NAME=\"Tributary 1.4.0\"\n")
+	a.put(t, "/proc/uptime", "12.5 3\n")
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"device":"aebagbafaydqq","name":"field-1","online":true,"apps":[]}`)
+	})
+	mux.HandleFunc("GET /logs", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "%s\nsecond\n", r.URL.RawQuery) })
+	srv := &http.Server{Handler: mux}
+	go func() { _ = srv.Serve(a.listen(t, "/run/edged/edged.sock")) }()
+	t.Cleanup(func() { srv.Close() })
+	asked := make(chan string, 8)
+	go answerInit(a.listen(t, "/run/tributary/init.sock"), asked)
+
+	f := a.Facts(t.Context())
+	if len(f.Missing) != 0 || f.Agent == nil || f.Agent.Name != "field-1" || f.Boot.Slot != "a" || len(f.Warnings) != 1 || f.System != "Tributary 1.4.0" || f.Uptime != 12500*time.Millisecond || len(f.Children) != 1 || f.Profile != "vm" {
+		t.Errorf("%+v", f)
+	}
+	<-asked
+	var said textBuffer
+	if err := a.Do(t.Context(), "app-log", map[string]string{"service": "shop/web"}, said.say); err != nil || !strings.Contains(string(said), "app=shop&service=web") || !strings.Contains(string(said), "second") {
+		t.Errorf("%s %v", said, err)
+	}
+	if err := a.Do(t.Context(), "reboot", nil, said.say); err != nil {
+		t.Error(err)
+	}
+	if got := <-asked; !strings.Contains(got, `"do":"reboot"`) || !strings.Contains(got, "a person at the console") {
+		t.Errorf("process 1 was asked %s", got)
+	}
+}
+
+func answerInit(l net.Listener, asked chan<- string) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		b := make([]byte, 1024)
+		n, _ := c.Read(b)
+		asked <- string(b[:n])
+		fmt.Fprintln(c, `{"children":[{"name":"agent","pid":7}]}`)
+		c.Close()
+	}
+}
+
+// TestGatherBroken: torn files, an agent that hangs, a process 1 that does not run.
+func TestGatherBroken(t *testing.T) {
+	a := stand(t)
+	for _, f := range []string{"/run/tributary/boot.json", "/run/tributary/warnings.json", "/run/tributary/uplinks.json", "/state/update.json"} {
+		a.put(t, f, `{"version":"1.4`)
+	}
+	a.listen(t, "/run/edged/edged.sock") // takes connections and says nothing
+	dead := a.listen(t, "/run/tributary/init.sock")
+	dead.(*net.UnixListener).SetUnlinkOnClose(false)
+	dead.Close()
+	f := a.Facts(t.Context())
+	why := map[string]string{}
+	for _, m := range f.Missing {
+		why[m.What] = m.Why
+	}
+	for what, want := range map[string]string{"agent": "does not answer", "process 1": "does not run", "boot report": "torn", "updates": "torn", "uplinks": "torn", "warnings of boot": "torn"} {
+		if !strings.Contains(why[what], want) {
+			t.Errorf("%s: %q, not %q", what, why[what], want)
+		}
+	}
+	if len(Pages(f)) < 10 {
+		t.Error("pages are missing")
+	}
+	if err := a.Do(t.Context(), "reboot", nil, func(string) {}); err == nil || !strings.Contains(err.Error(), "power") {
+		t.Errorf("no way out is told: %v", err)
+	}
+}
+
+func TestNetworkWish(t *testing.T) {
+	a := stand(t)
+	ok := map[string]string{"link": "eth0", "mode": "fixed", "address": "10.0.0.2/24", "gateway": "10.0.0.1", "dns": "10.0.0.1 10.0.0.3", "vlan": "7", "proxy": "http://p:3128"}
+	if err := a.Do(t.Context(), "network-set", ok, func(string) {}); err != nil {
+		t.Fatal(err)
+	}
+	var w Wanted
+	if err := readJSON(a.path("/run/tributary/network-wish.json"), &w); err != nil || w.Settings == nil || w.Settings.Uplinks[0].VLAN != 7 || len(w.Settings.Uplinks[0].DNS) != 2 {
+		t.Errorf("%+v %v", w, err)
+	}
+	for name, change := range map[string][2]string{"gateway": {"gateway", "10.9.0.1"}, "vlan": {"vlan", "5000"}, "vlan text": {"vlan", "x"}, "address": {"address", "10.0.0.2"}, "none": {"address", ""}, "proxy": {"proxy", "p:1"}, "card": {"link", "../x"}} {
+		fields := map[string]string{}
+		for k, v := range ok {
+			fields[k] = v
+		}
+		fields[change[0]] = change[1]
+		if err := a.Do(t.Context(), "network-set", fields, func(string) {}); err == nil {
+			t.Errorf("%s: taken", name)
+		}
+	}
+}
+
+func TestBundleHoldsNoSecrets(t *testing.T) {
+	a := stand(t)
+	secretTexts := []string{"tj1.abc.topsecretword.AAAA", "hunter2", "MHcCAQEEIIrYSSNQFaA2", "abcdefghijklmnop", "swordfish"}
+	a.put(t, "/run/tributary/log/agent.log", "token tj1.abc.topsecretword.AAAA was read\nproxy http://joe:hunter2@proxy:3128\nAuthorization: Bearer abcdefghijklmnop\nmqtt password=swordfish ok\n")
+	a.put(t, "/run/tributary/warnings.json", `[{"name":"x","message":"-----BEGIN EC PRIVATE KEY-----\nMHcCAQEEIIrYSSNQFaA2\n-----END EC PRIVATE KEY-----"}]`)
+	var out bytes.Buffer
+	if err := a.Bundle(t.Context(), &out); err != nil {
+		t.Fatal(err)
+	}
+	zip, err := gzip.NewReader(&out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]bool{}
+	for r := tar.NewReader(zip); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		names[h.Name] = true
+		text, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range secretTexts {
+			if bytes.Contains(text, []byte(s)) {
+				t.Errorf("%s holds %q", h.Name, s)
+			}
+		}
+		if strings.HasSuffix(h.Name, "facts.json") {
+			if err := json.Unmarshal(text, new(map[string]any)); err != nil {
+				t.Errorf("facts.json: %v", err)
+			}
+		}
+	}
+	for _, want := range []string{"facts.json", "log/agent.log", "run/boot.json.missing", "agent/usage.missing", "log/kernel.txt"} {
+		if !names["tributary-support/"+want] {
+			t.Errorf("%s is not there: %v", want, names)
+		}
+	}
+	var said textBuffer
+	if err := a.Do(t.Context(), "support-bundle", map[string]string{"to": "/data/support"}, said.say); err != nil {
+		t.Fatal(err)
+	}
+	files, _ := filepath.Glob(a.path("/data/support/*.tar.gz"))
+	if len(files) != 1 {
+		t.Errorf("%v", files)
+	}
+}
+
+func TestHostPort(t *testing.T) {
+	for text, want := range map[string][2]string{"https://core:8443": {"core", "8443"}, "https://core": {"core", "443"}, "core": {"core", "8883"}, "core:1,2": {"core", "1"}, "[::1]:8883": {"::1", "8883"}, "[fd00::1]": {"fd00::1", "8883"}} {
+		h, p, err := hostPort(text)
+		if err != nil || h != want[0] || p != want[1] {
+			t.Errorf("%s: %s %s %v", text, h, p, err)
+		}
+	}
+}
+
+func TestTestNetworkTells(t *testing.T) {
+	a := stand(t)
+	err := a.Do(t.Context(), "network-test", map[string]string{"host": "127.0.0.1:1"}, func(string) {})
+	if err == nil || !strings.Contains(err.Error(), "cable") {
+		t.Errorf("a box without a card: %v", err)
+	}
+	dir := a.path("/sys/class/net/eth0")
+	if err := os.MkdirAll(filepath.Join(dir, "device"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	a.put(t, "/sys/class/net/eth0/operstate", "up\n")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said textBuffer
+	if err := a.Do(t.Context(), "network-test", map[string]string{"host": l.Addr().String()}, said.say); err != nil || !strings.Contains(string(said), "reached in") {
+		t.Errorf("%s %v", said, err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	said = nil
+	if err := a.Do(t.Context(), "network-test", map[string]string{"host": addr}, said.say); err == nil || !strings.Contains(string(said), "refused") {
+		t.Errorf("%s %v", said, err)
+	}
+}
+
+// TestDrawn runs the real program on a terminal that is a pair of pipes.
+func TestDrawn(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	inR, inW := io.Pipe()
+	outR, outW := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- RunScreen(ctx, DrawConfig{In: inR, Out: outW, Width: 80, Height: 24, Colours: true}, &testBox{facts: wellBox()})
+		outW.Close()
+	}()
+	seen := make(chan string, 1)
+	go func() {
+		var all strings.Builder
+		b := make([]byte, 4096)
+		typed := false
+		for {
+			n, err := outR.Read(b)
+			all.Write(b[:n])
+			if !typed && strings.Contains(all.String(), "Field 100") {
+				typed = true
+				go func() { _, _ = io.WriteString(inW, "q") }()
+			}
+			if err != nil {
+				seen <- all.String()
+				return
+			}
+		}
+	}()
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	text := <-seen
+	if !strings.Contains(text, "\x1b[?1049h") || !strings.Contains(text, "\x1b[?1049l") {
+		t.Errorf("the terminal's own screen is not kept apart: %q", text)
+	}
+}

@@ -1,0 +1,424 @@
+package recovery
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// Pages says what the console shows of these facts, and what can be done about them.
+func Pages(f Facts) []Page {
+	return []Page{boxPage(f), healthPage(f), networkPage(f), linkPage(f), slotsPage(f), appsPage(f), diskPage(f), timePage(f), pairingPage(f), supportPage(f), powerPage(f)}
+}
+
+// Banner is the line above all pages.
+func Banner(f Facts) Line {
+	name := f.Hostname
+	if f.Agent != nil && f.Agent.Name != "" {
+		name = f.Agent.Name
+	}
+	words, mark := verdict(f)
+	return Line{Label: cmp.Or(name, "(no name)"), Text: words, Mark: mark}
+}
+
+// verdict is the health of the box in a few words.
+func verdict(f Facts) (string, Mark) {
+	critical, degraded := 0, 0
+	for _, w := range warnings(f) {
+		switch w.Severity {
+		case api.Critical:
+			critical++
+		case api.Degraded:
+			degraded++
+		}
+	}
+	switch {
+	case critical > 0:
+		return fmt.Sprintf("CRITICAL (%d)", critical), Bad
+	case degraded > 0:
+		return fmt.Sprintf("degraded (%d)", degraded), Attention
+	}
+	return "healthy", Good
+}
+
+// warnings are all that is known to be wrong: what boot and the agent say, each name once,
+// and what the console itself finds missing. The worst come first.
+func warnings(f Facts) []api.Warning {
+	list := slices.Clone(f.Warnings)
+	seen := map[string]bool{}
+	for _, w := range list {
+		seen[w.Name] = true
+	}
+	if f.Agent != nil {
+		for _, w := range f.Agent.Warnings {
+			if !seen[w.Name] {
+				list = append(list, w)
+			}
+		}
+	}
+	if f.Agent == nil {
+		list = append(list, api.Warning{Name: "agent-silent", Severity: api.Critical, Message: "edged does not answer: the box runs no new orders and reports nothing", Remedy: "look at the agent's log (page apps); start the box anew, or go back to the other slot"})
+	}
+	rank := map[api.Severity]int{api.Critical: 0, api.Degraded: 1}
+	slices.SortStableFunc(list, func(a, b api.Warning) int {
+		ra, ok := rank[a.Severity]
+		if !ok {
+			ra = 2
+		}
+		rb, ok := rank[b.Severity]
+		if !ok {
+			rb = 2
+		}
+		return ra - rb
+	})
+	return list
+}
+
+func heading(text string) Line { return Line{Text: text, Mark: Heading} }
+
+// orNot shows what is known, and says so when nothing is.
+func orNot(text string) string { return cmp.Or(text, "not known") }
+
+func boxPage(f Facts) Page {
+	p := Page{Name: "box", Title: "What this box is"}
+	add := func(label, text string) { p.Lines = append(p.Lines, Line{Label: label, Text: orNot(text)}) }
+	device, tenant, role := "", "", ""
+	if f.Agent != nil {
+		device, tenant, role = f.Agent.Device.String(), f.Agent.Tenant, "device"
+		if f.Agent.Relay {
+			role = "relay"
+		}
+		if f.Agent.Device == (api.DeviceID{}) {
+			device = "not enrolled yet"
+		}
+	}
+	add("Name", Banner(f).Label)
+	add("Device id", device)
+	add("Role", role)
+	if tenant != "" {
+		add("Tenant", tenant)
+	}
+	add("Hardware", f.Machine)
+	add("Serial", f.Serial)
+	add("Profile", f.Profile)
+	add("System", f.System)
+	add("Slot", strings.ToUpper(f.Slot))
+	add("Kernel", f.Kernel)
+	add("CPUs", fmt.Sprintf("%d, load %s", f.CPUs, orNot(f.Load)))
+	add("Memory", amount(f.Memory))
+	add("Up for", f.Uptime.Round(time.Second).String())
+	return p
+}
+
+func healthPage(f Facts) Page {
+	p := Page{Name: "health", Title: "Health"}
+	list := warnings(f)
+	if len(list) == 0 {
+		p.Lines = append(p.Lines, Line{Text: "No warnings.", Mark: Good})
+	}
+	for _, w := range list {
+		mark := Attention
+		switch w.Severity {
+		case api.Critical:
+			mark = Bad
+		case api.Info:
+			mark = Plain
+		}
+		p.Lines = append(p.Lines, Line{Label: string(w.Severity), Text: w.Name + ": " + w.Message, Mark: mark})
+		p.Lines = append(p.Lines, Line{Label: "  what to do", Text: cmp.Or(w.Remedy, "see the manual's page on warnings, under this name")})
+	}
+	if f.Boot != nil {
+		for _, s := range f.Boot.Steps {
+			if s.Error != "" {
+				p.Lines = append(p.Lines, Line{Label: "boot step", Text: s.Name + " failed: " + s.Error, Mark: Attention})
+			}
+		}
+		if !f.Boot.Done {
+			p.Lines = append(p.Lines, Line{Label: "boot", Text: "is not through its list", Mark: Attention})
+		}
+	}
+	for _, m := range f.Missing {
+		p.Lines = append(p.Lines, Line{Label: "not known", Text: m.What + ": " + m.Why, Mark: Attention})
+	}
+	if len(f.Children) > 0 {
+		p.Lines = append(p.Lines, heading("Programs"))
+		for _, c := range f.Children {
+			text, mark := fmt.Sprintf("runs, process %d, %d restarts", c.PID, c.Restarts), Plain
+			if c.PID == 0 {
+				text, mark = "does not run: "+orNot(c.LastEnd), Bad
+			} else if c.LastEnd != "" {
+				text += ", ended last by " + c.LastEnd
+			}
+			p.Lines = append(p.Lines, Line{Label: c.Name, Text: text, Mark: mark})
+		}
+	}
+	return p
+}
+
+func networkPage(f Facts) Page {
+	p := Page{Name: "network", Title: "Network"}
+	if f.Trial != nil {
+		switch f.Trial.Phase {
+		case "trial":
+			p.Lines = append(p.Lines, Line{Label: "On trial", Text: "new settings; they are taken back at " + clock(f.Trial.Until) + " unless the parent is reached", Mark: Attention})
+		case "reverted":
+			p.Lines = append(p.Lines, Line{Label: "Taken back", Text: f.Trial.Reason, Mark: Attention})
+		}
+	}
+	up := map[string]bool{}
+	for _, u := range f.Uplinks {
+		up[u.Name] = true
+		text, mark := cmp.Or(u.Address, "no address"), Plain
+		how := "fixed"
+		if u.DHCP {
+			how = "DHCP"
+		}
+		if !u.Up {
+			mark = Bad
+		}
+		if u.Gateway != "" {
+			text += " by " + u.Gateway
+		}
+		p.Lines = append(p.Lines, Line{Label: u.Name, Text: how + ", " + text, Mark: mark})
+	}
+	for _, l := range f.Links {
+		text := l.State
+		if l.Speed != "" {
+			text += ", " + l.Speed
+		}
+		if len(l.Addresses) > 0 && !up[l.Name] {
+			text += ", " + strings.Join(l.Addresses, " ")
+		}
+		mark := Plain
+		if l.State != "up" {
+			mark = Attention
+		}
+		p.Lines = append(p.Lines, Line{Label: l.Name, Text: text + ", " + l.MAC, Mark: mark})
+	}
+	if len(f.Links) == 0 {
+		p.Lines = append(p.Lines, Line{Text: "No network card is seen.", Mark: Bad})
+	}
+	p.Lines = append(p.Lines, Line{Label: "Resolvers", Text: cmp.Or(strings.Join(f.Resolvers, " "), "none")})
+	p.Deeds = []Deed{{ID: "network-test", Title: "Test the network", Fields: []Field{{Name: "host", Question: "host to reach, with its port", Default: f.Parent}}}, networkDeed(f)}
+	if f.Trial != nil && f.Trial.Phase == "trial" {
+		p.Deeds = append(p.Deeds, Deed{ID: "network-revert", Title: "Take the new settings back now"})
+	}
+	return p
+}
+
+func networkDeed(f Facts) Deed {
+	first := ""
+	for _, l := range f.Links {
+		if first == "" || l.State == "up" {
+			first = l.Name
+			if l.State == "up" {
+				break
+			}
+		}
+	}
+	return Deed{ID: "network-set", Title: "Change address, VLAN or proxy", Fields: []Field{
+		{Name: "link", Question: "network card", Default: first},
+		{Name: "mode", Question: "dhcp or fixed", Default: "dhcp", Choices: []string{"dhcp", "fixed"}},
+		{Name: "address", Question: "address with prefix length, when fixed (10.0.0.2/24)"},
+		{Name: "gateway", Question: "gateway, when fixed"},
+		{Name: "dns", Question: "resolvers, separated by spaces"},
+		{Name: "vlan", Question: "VLAN, 1 to 4094, or 0 for none", Default: "0"},
+		{Name: "proxy", Question: "proxy, http://host:port, or nothing"},
+	}, Confirm: "try", Warning: "The new settings are on trial: if the parent is not reached for five minutes, the last that worked come back by themselves."}
+}
+
+func linkPage(f Facts) Page {
+	p := Page{Name: "parent", Title: "Parents and link"}
+	if f.Agent == nil {
+		p.Lines = append(p.Lines, Line{Text: "The agent does not answer, so the link is not known.", Mark: Bad})
+	} else {
+		state, mark := "not connected", Bad
+		if f.Agent.Online {
+			state, mark = "connected to "+f.Agent.Parent, Good
+		}
+		p.Lines = append(p.Lines, Line{Label: "Link", Text: state, Mark: mark},
+			Line{Label: "Manifest", Text: fmt.Sprintf("%d.%d wanted, %d in force", f.Agent.Epoch, f.Agent.Desired, f.Agent.Applied)})
+	}
+	p.Lines = append(p.Lines, Line{Label: "Told to join", Text: orNot(f.Parent)})
+	return p
+}
+
+func slotsPage(f Facts) Page {
+	p := Page{Name: "slots", Title: "Slots and history"}
+	p.Lines = append(p.Lines, Line{Label: "Running", Text: "slot " + orNot(strings.ToUpper(f.Slot)) + ", " + orNot(f.System)})
+	if f.Update == nil {
+		p.Lines = append(p.Lines, Line{Text: "No update has been kept on this box.", Mark: Plain})
+	} else {
+		for _, slot := range []string{"a", "b"} {
+			r, ok := f.Update.Slots[slot]
+			text := "empty"
+			if ok {
+				text = cmp.Or(r.Version, "as flashed")
+			}
+			if slot == f.Update.Good {
+				text += ", starts first"
+			}
+			p.Lines = append(p.Lines, Line{Label: "Slot " + strings.ToUpper(slot), Text: text})
+		}
+		phase := cmp.Or(f.Update.Phase, "idle")
+		if f.Update.Target != nil {
+			phase += " to " + f.Update.Target.Version
+		}
+		p.Lines = append(p.Lines, Line{Label: "Update", Text: phase})
+		if f.Update.Verdict != nil {
+			p.Lines = append(p.Lines, Line{Label: "Left because", Text: f.Update.Verdict.Reason, Mark: Attention})
+		}
+		for _, r := range f.Update.Refused {
+			p.Lines = append(p.Lines, Line{Label: "Refused", Text: r.Version + ": " + r.Reason, Mark: Attention})
+		}
+		if n := len(f.Update.History); n > 0 {
+			p.Lines = append(p.Lines, heading("History"))
+			for _, h := range slices.Backward(f.Update.History) {
+				p.Lines = append(p.Lines, Line{Label: clock(h.Time), Text: strings.TrimSpace(h.Version + " " + h.What)})
+			}
+		}
+	}
+	p.Deeds = []Deed{{ID: "rollback", Title: "Start the other slot", Confirm: "rollback", Warning: "The box starts anew from its other slot. Apps stop meanwhile."}}
+	return p
+}
+
+func appsPage(f Facts) Page {
+	p := Page{Name: "apps", Title: "Apps and logs"}
+	var names []string
+	switch {
+	case f.Agent == nil:
+		p.Lines = append(p.Lines, Line{Text: "The agent does not answer, so apps are not known.", Mark: Bad})
+	case len(f.Agent.Apps) == 0:
+		p.Lines = append(p.Lines, Line{Text: "This box has no apps."})
+	default:
+		for _, app := range f.Agent.Apps {
+			p.Lines = append(p.Lines, Line{Label: app.Name, Text: strings.TrimSpace(string(app.State) + " " + app.Message), Mark: stateMark(app.State)})
+			for _, s := range app.Services {
+				names = append(names, app.Name+"/"+s.Name)
+				text := string(s.State)
+				if s.Restarts > 0 {
+					text += fmt.Sprintf(", %d restarts", s.Restarts)
+				}
+				p.Lines = append(p.Lines, Line{Label: "  " + s.Name, Text: strings.TrimSpace(text + " " + s.Message), Mark: stateMark(s.State)})
+			}
+		}
+	}
+	first := ""
+	if len(names) > 0 {
+		first = names[0]
+		p.Deeds = append(p.Deeds, Deed{ID: "app-log", Title: "Read an app's log", Fields: []Field{{Name: "service", Question: "APP/SERVICE", Default: first}}})
+	}
+	p.Deeds = append(p.Deeds, Deed{ID: "box-log", Title: "Read a log of the box", Fields: []Field{{Name: "log", Question: "agent, containerd or kernel", Default: "agent", Choices: []string{"agent", "containerd", "kernel"}}}})
+	return p
+}
+
+func stateMark(s api.AppState) Mark {
+	switch s {
+	case api.Running:
+		return Good
+	case api.Failed:
+		return Bad
+	}
+	return Attention
+}
+
+func diskPage(f Facts) Page {
+	p := Page{Name: "disk", Title: "Disk"}
+	if f.Boot != nil && f.Boot.Disk != "" {
+		p.Lines = append(p.Lines, Line{Label: "Disk", Text: f.Boot.Disk})
+	}
+	for _, v := range f.Volumes {
+		mark := Plain
+		if v.Total > 0 && v.Used*100/v.Total >= 90 && !v.ReadOnly {
+			mark = Bad
+		}
+		text := amount(v.Amount)
+		if v.ReadOnly {
+			text += ", read only"
+		}
+		p.Lines = append(p.Lines, Line{Label: v.Name, Text: text, Mark: mark})
+	}
+	for _, s := range f.Sticks {
+		p.Lines = append(p.Lines, Line{Label: "USB " + s.Node, Text: strings.TrimSpace(fmt.Sprintf("%s %s %s", size(s.Bytes), s.Label, s.Model))})
+	}
+	if len(p.Lines) == 0 {
+		p.Lines = append(p.Lines, Line{Text: "No disk is known.", Mark: Bad})
+	}
+	return p
+}
+
+func timePage(f Facts) Page {
+	p := Page{Name: "time", Title: "Time"}
+	p.Lines = []Line{{Label: "This box", Text: f.Now.UTC().Format("2006-01-02 15:04:05") + " UTC"}, {Label: "Up for", Text: f.Uptime.Round(time.Second).String()}}
+	p.Deeds = []Deed{{ID: "time-set", Title: "Set the clock", Fields: []Field{{Name: "time", Question: "UTC, as 2026-01-31 12:00", Default: f.Now.UTC().Format("2006-01-02 15:04")}}, Confirm: "set", Warning: "The clock never goes back before what the box has seen signed."}}
+	return p
+}
+
+func pairingPage(f Facts) Page {
+	p := Page{Name: "pairing", Title: "Pairing"}
+	id := "not known: the agent does not answer"
+	if f.Agent != nil {
+		id = f.Agent.Device.String()
+		if f.Agent.Device == (api.DeviceID{}) {
+			id = "not enrolled yet"
+		}
+	}
+	p.Lines = append(p.Lines, Line{Label: "Device id", Text: id}, Line{Label: "Serial", Text: orNot(f.Serial)})
+	if f.Pairing != "" {
+		p.Lines = append(p.Lines, Line{Label: "Pairing code", Text: f.Pairing, Mark: Good})
+	} else {
+		p.Lines = append(p.Lines, Line{Text: "No pairing code is shown: the box has its owner, or has not asked for one yet."})
+	}
+	return p
+}
+
+func supportPage(f Facts) Page {
+	p := Page{Name: "support", Title: "Support"}
+	p.Lines = []Line{{Text: "A support bundle holds status, logs, boot report and network state. It holds no key, token or secret."}}
+	if len(f.Sticks) == 0 {
+		p.Lines = append(p.Lines, Line{Text: "No USB stick is seen; plug one in for a bundle that can be carried away.", Mark: Attention})
+	}
+	node := ""
+	for _, s := range f.Sticks {
+		p.Lines = append(p.Lines, Line{Label: s.Node, Text: strings.TrimSpace(fmt.Sprintf("%s %s %s", size(s.Bytes), s.Label, s.Model))})
+		node = cmp.Or(node, s.Node)
+	}
+	p.Deeds = []Deed{{ID: "support-bundle", Title: "Write a support bundle", Fields: []Field{{Name: "to", Question: "USB partition, or a folder of this box", Default: cmp.Or(node, "/data/support")}}}}
+	return p
+}
+
+func powerPage(f Facts) Page {
+	return Page{Name: "power", Title: "Start anew, switch off, reset",
+		Lines: []Line{
+			{Label: "Up for", Text: f.Uptime.Round(time.Second).String()},
+			{Label: "Reset", Text: "destroys this box's keys first, then all that it keeps; it goes on after a power cut. It then wants to be enrolled anew.", Mark: Attention},
+		},
+		Deeds: []Deed{
+			{ID: "reboot", Title: "Start the box anew", Confirm: "reboot"},
+			{ID: "poweroff", Title: "Switch the box off", Confirm: "off", Warning: "Somebody has to come to switch it on again."},
+			{ID: "factory-reset", Title: "Factory reset", Confirm: "erase " + Banner(f).Label, Warning: "ALL apps, volumes, records and keys of this box are destroyed. There is no way back."},
+		}}
+}
+
+func amount(a Amount) string {
+	if a.Total <= 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s of %s (%d %%)", size(a.Used), size(a.Total), a.Used*100/a.Total)
+}
+
+func size(n int64) string {
+	switch {
+	case n >= 10<<30:
+		return fmt.Sprintf("%d GiB", n>>30)
+	case n >= 10<<20:
+		return fmt.Sprintf("%d MiB", n>>20)
+	}
+	return fmt.Sprintf("%d KiB", n>>10)
+}
+
+func clock(t time.Time) string { return t.UTC().Format("2006-01-02 15:04") }
