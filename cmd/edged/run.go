@@ -58,8 +58,9 @@ type box struct {
 	waiting atomic.Pointer[api.Warning] // why the box has not enrolled yet
 
 	family struct { // its hardware profiles
-		once             sync.Once
-		running, fitting string
+		once    sync.Once
+		running string
+		fitting atomic.Pointer[string]
 	}
 	settings chan api.DeviceSettings
 	listen   struct{ mqtt, https net.Listener }
@@ -226,12 +227,29 @@ func (b *box) listensOn() (out []net.Addr) {
 
 func (b *box) hardware() api.Hardware {
 	h := hardware.Probe(hardware.Host(b.o.data))
-	// Neither the profiles nor the box change while this runs.
-	b.family.once.Do(func() { b.family.running, b.family.fitting = hardware.Profile(hardware.Host(b.o.data)) })
-	if h.Profile = b.family.running; b.family.fitting != h.Profile {
-		h.BetterProfile = b.family.fitting
+	b.family.once.Do(b.findFamily)
+	h.Profile = b.family.running
+	if p := b.family.fitting.Load(); p != nil && *p != h.Profile {
+		h.BetterProfile = *p
 	}
 	return h
+}
+
+// findFamily names the box's hardware profile once: neither the profiles nor the box
+// change while this runs. Where an image says its own, the one that fits is looked for
+// when the rush of the start is over.
+func (b *box) findFamily() {
+	box := hardware.Host(b.o.data)
+	find := func() {
+		name := hardware.Fitting(box)
+		b.family.fitting.Store(&name)
+	}
+	if b.family.running = hardware.Running(box); b.family.running != "" {
+		time.AfterFunc(2*time.Minute, find)
+		return
+	}
+	find()
+	b.family.running = *b.family.fitting.Load()
 }
 
 func (b *box) join(ctx context.Context) (err error) {

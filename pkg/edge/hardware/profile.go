@@ -81,18 +81,23 @@ func (p prober) pci() (out []string) {
 	return out
 }
 
-// Profile names the hardware profile of the image that runs, from the signed kernel
-// command line, and the profile that fits the box best. Where no image of ours runs,
-// both are the latter; where no profile is for the architecture, it is empty.
-func Profile(s Source) (running, fitting string) {
-	if all, err := hwprofiles.All(); err == nil {
-		fitting = hwprofiles.Match(Box(s), all).Profile
-	}
-	p := prober{s.Root}
-	for _, word := range strings.Fields(p.text("proc/cmdline")) {
-		if name, ok := strings.CutPrefix(word, "tributary.profile="); ok {
-			running = name
+// Running names the hardware profile of the image that runs, from the signed kernel
+// command line; empty where no image of ours runs.
+func Running(s Source) (name string) {
+	for _, word := range strings.Fields(prober{s.Root}.text("proc/cmdline")) {
+		if v, ok := strings.CutPrefix(word, "tributary.profile="); ok {
+			name = v
 		}
 	}
-	return cmp.Or(running, fitting), fitting
+	return name
+}
+
+// Fitting names the profile that fits the box best; empty where none is for its
+// architecture. It reads all profiles, which takes some 15 ms.
+func Fitting(s Source) string {
+	all, err := hwprofiles.All()
+	if err != nil {
+		return ""
+	}
+	return hwprofiles.Match(Box(s), all).Profile
 }

@@ -35,16 +35,16 @@ func TestBoxOfAServer(t *testing.T) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
 	root["proc/cpuinfo"] = file("model name: x\nprocessor: 0\nprocessor: 1\nprocessor: 2\nprocessor: 3\nprocessor: 4\nprocessor: 5\nprocessor: 6\nprocessor: 7\n")
-	if running, fitting := Profile(s); running != "generic-amd64" || fitting != "access-amd64" {
+	if running, fitting := Running(s), Fitting(s); running != "generic-amd64" || fitting != "access-amd64" {
 		t.Errorf("%s, %s", running, fitting)
 	}
 	h := Probe(s)
-	if h.Profile, h.BetterProfile = Profile(s); Labels(h)[api.Reserved+"profile"] != "generic-amd64" {
+	if h.Profile = Running(s); Labels(h)[api.Reserved+"profile"] != "generic-amd64" {
 		t.Errorf("%v", Labels(h))
 	}
 	delete(root, "proc/cmdline")
-	if running, fitting := Profile(s); running != "access-amd64" || fitting != "access-amd64" {
-		t.Errorf("%s, %s", running, fitting)
+	if running := Running(s); running != "" {
+		t.Errorf("%s", running)
 	}
 }
 
@@ -56,8 +56,8 @@ func TestBoxOfABoardAndOfGuests(t *testing.T) {
 		"generic-arm64": {Arch: "arm64", Root: fstest.MapFS{}},
 		"":              {Arch: "riscv64", Root: fstest.MapFS{}},
 	} {
-		if running, fitting := Profile(s); running != want || fitting != want {
-			t.Errorf("%s, %s; want %s", running, fitting, want)
+		if got := Fitting(s); got != want {
+			t.Errorf("%s; want %s", got, want)
 		}
 	}
 	dom0 := Source{Arch: "amd64", Root: fstest.MapFS{"sys/hypervisor/type": file("xen\n"), "proc/xen/capabilities": file("control_d\n"), "proc/cpuinfo": file("processor: 0\nflags: hypervisor\n")}}
