@@ -32,6 +32,8 @@ const (
 
 var programs = []program{
 	{name: "edged", pkg: ours + "edged", tags: noTrace},
+	{name: "edged-boot", pkg: ours + "edged-boot"},
+	{name: "edged-console", pkg: ours + "edged-console"},
 	{name: "edged-log", pkg: ours + "edged-log"},
 	{name: "edged-shim", pkg: ours + "edged-shim"},
 	{name: "edged-init", pkg: ours + "edged-init"},
