@@ -70,6 +70,7 @@ func (r *rise) up() error {
 		{"command line", r.readCmdline},
 		{"watchdog", r.watchdog},
 		{"modules", r.modules},
+		{"installer", r.install},
 		{"disk", r.findDisk},
 		{"verity", r.openVerity},
 		{"root", r.mountRoot},
@@ -115,6 +116,9 @@ func (r *rise) readCmdline() (err error) {
 	}
 	r.cmdline = cmdline.Parse(string(b))
 	r.dog.timeout = r.cmdline.Seconds("tributary.watchdog", 60*time.Second, 10*time.Minute)
+	if r.cmdline.Has("tributary.install") {
+		return nil // the installer has no root
+	}
 	r.hash, err = r.cmdline.RootHash()
 	return err
 }

@@ -199,38 +199,82 @@ func entryName(e []byte, long []uint16, sum byte) string {
 // Entries lists files and folders in the order of the disk.
 func (v *Volume) Entries() []Entry { return slices.Clone(v.entries) }
 
-// ReadFile gives a file's bytes, at most limit of them; capitals do not matter.
-func (v *Volume) ReadFile(path string, limit int64) ([]byte, error) {
+func (v *Volume) find(path string) (Entry, error) {
 	for _, e := range v.entries {
-		if e.Dir || !strings.EqualFold(e.Path, path) {
-			continue
+		if !e.Dir && strings.EqualFold(e.Path, path) {
+			return e, nil
 		}
-		if e.Size > limit {
-			return nil, fmt.Errorf("%s has %d bytes: at most %d are read", path, e.Size, limit)
-		}
-		return v.read(e)
 	}
-	return nil, fmt.Errorf("no file %s in the volume", path)
+	return Entry{}, fmt.Errorf("no file %s in the volume", path)
 }
 
-func (v *Volume) read(e Entry) ([]byte, error) {
-	if e.Size == 0 {
-		return nil, nil
-	}
-	clusters, err := v.chain(e.first, int64(v.clustersOf(e.Size)))
+// ReadFile gives a file's bytes, at most limit of them; capitals do not matter.
+func (v *Volume) ReadFile(path string, limit int64) ([]byte, error) {
+	f, err := v.OpenFile(path)
 	if err != nil {
 		return nil, err
 	}
-	if int64(len(clusters))*v.cluster() < e.Size {
+	if f.Size() > limit {
+		return nil, fmt.Errorf("%s has %d bytes: at most %d are read", path, f.Size(), limit)
+	}
+	out := make([]byte, f.Size())
+	return out, readAll(f, out, 0)
+}
+
+// OpenFile opens a file for reading here and there; capitals do not matter.
+func (v *Volume) OpenFile(path string) (Content, error) {
+	e, err := v.find(path)
+	if err != nil {
+		return nil, err
+	}
+	f := &file{v: v, size: e.Size}
+	if e.Size == 0 {
+		return f, nil
+	}
+	if f.clusters, err = v.chain(e.first, int64(v.clustersOf(e.Size))); err != nil {
+		return nil, err
+	}
+	if int64(len(f.clusters))*v.cluster() < e.Size {
 		return nil, damaged("%s: its chain is too short", e.Path)
 	}
-	out := make([]byte, int64(len(clusters))*v.cluster())
-	for i, c := range clusters {
-		if err := readAll(v.r, out[int64(i)*v.cluster():int64(i+1)*v.cluster()], v.offset(c)); err != nil {
-			return nil, err
-		}
+	return f, nil
+}
+
+// file is an opened file of a volume.
+type file struct {
+	v        *Volume
+	size     int64
+	clusters []uint32
+}
+
+func (f *file) Size() int64 { return f.size }
+
+// ReadAt implements io.ReaderAt. Clusters that lie side by side are read at once.
+func (f *file) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, errors.New("before the file's start")
 	}
-	return out[:e.Size], nil
+	if off >= f.size {
+		return 0, io.EOF
+	}
+	want := p[:min(int64(len(p)), f.size-off)]
+	for n := 0; n < len(want); {
+		at := off + int64(n)
+		i, within := int(at/f.v.cluster()), at%f.v.cluster()
+		run := i + 1
+		for run < len(f.clusters) && f.clusters[run] == f.clusters[run-1]+1 {
+			run++
+		}
+		k := min(int64(len(want)-n), int64(run-i)*f.v.cluster()-within)
+		if err := readAll(f.v.r, want[n:n+int(k)], f.v.offset(f.clusters[i])+within); err != nil {
+			return n, err
+		}
+		n += int(k)
+	}
+	if len(want) < len(p) {
+		return len(want), io.EOF
+	}
+	return len(want), nil
 }
 
 // Check says whether the volume is consistent: both tables equal, every chain as long as its file, no cluster in two.

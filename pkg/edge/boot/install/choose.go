@@ -1,12 +1,14 @@
 package install
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"tributary.dev/tributary/pkg/disk/flash"
 	"tributary.dev/tributary/pkg/disk/gpt"
@@ -127,8 +129,9 @@ func (c Config) choose(disks []Disk) (Disk, error) {
 	case Refuse:
 		return d, ErrNoDisk
 	case Stay:
-		c.Person.Printf("%s\nIt stays as it is. To replace it and all its data, press w within a minute.\n", d)
-		if !c.pressed('w', minute) {
+		stay := cmp.Or(c.Stay, time.Minute)
+		c.Person.Printf("%s\nIt stays as it is. To replace it and all its data, press w within %v.\n", d, stay)
+		if !c.pressed('w', stay) {
 			return d, ErrInstalled
 		}
 	}

@@ -16,8 +16,6 @@ import (
 	"tributary.dev/tributary/pkg/disk/gpt"
 )
 
-const minute = time.Minute
-
 // key waits for a key and keeps the watchdog fed meanwhile.
 func (c Config) key(most time.Duration) (byte, bool) {
 	for until := time.Now().Add(most); time.Now().Before(until); {
@@ -96,12 +94,11 @@ func (d *device) Drop() error {
 	return unix.IoctlSetInt(int(d.Fd()), blkFlsBuf, 0)
 }
 
-// reread tells the kernel of the new table.
-func (d *device) reread() error {
-	if !d.block {
-		return nil
+// reread tells the kernel of the new table. If it does not listen, the box's next start does.
+func (d *device) reread() {
+	if d.block {
+		_ = unix.IoctlSetInt(int(d.Fd()), blkRRPart, 0)
 	}
-	return unix.IoctlSetInt(int(d.Fd()), blkRRPart, 0)
 }
 
 // progress draws a bar that a serial line bears: a new one on each tenth only.

@@ -60,6 +60,7 @@ type Config struct {
 	Person  Person
 	EFI     efi.Variables // nil: boot entries are left alone
 	Pet     func()        // tells the watchdog that all is well
+	Stay    time.Duration // how long a system that is there waits for a person to replace it; a minute if zero
 }
 
 var (
@@ -244,8 +245,7 @@ func (c Config) write(ctx context.Context, src *source, d Disk) error {
 	bar := &progress{person: c.Person, pet: c.Pet}
 	err = flash.Write(ctx, dev, dev.size, z, src.m, "data", bar.show)
 	if err == nil {
-		bar.person.Printf("\n")
-		err = dev.reread()
+		dev.reread()
 	}
 	return errors.Join(err, dev.Close())
 }
