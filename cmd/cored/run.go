@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -44,6 +45,8 @@ type options struct {
 	keepUnbacked bool
 	retention    intake.Retention
 	deviceLife   time.Duration
+	bootstrap    string // where boxes ask whose they are; empty: nowhere
+	makers       string // file of manufacturers' certificates
 	logLevel     slog.Level
 	logJSON      bool
 }
@@ -68,6 +71,8 @@ func runCommand() *cobra.Command {
 	f.DurationVar(&o.retention.Intervals, "keep-intervals", 90*24*time.Hour, "how long each interval of usage is kept by itself; older ones are summed by day, exactly (0: for ever)")
 	f.DurationVar(&o.retention.Events, "keep-events", 400*24*time.Hour, "how long events are kept; audits stay (0: for ever)")
 	f.DurationVar(&o.deviceLife, "device-cert-life", ca.DeviceLife, "how long the certificate of a device lives; it renews when two thirds have passed")
+	f.StringVar(&o.bootstrap, "listen-bootstrap", "", "address at which new boxes find their owner (RFC 8572, RFC 7030), such as :8444; empty: none")
+	f.StringVar(&o.makers, "manufacturers", "", "PEM file of the manufacturers whose devices are known by serial number (default: manufacturers.pem in the data folder, if it is there)")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.BoolVar(&o.logJSON, "log-json", false, "log JSON lines instead of text")
 	return cmd
@@ -93,6 +98,9 @@ type core struct {
 	fleet    *fleet.Loop
 	server   *server.Server
 	https    net.Listener
+
+	bootstrap net.Listener        // nil where boxes do not ask
+	makers    []*x509.Certificate // manufacturers
 
 	closers []func() error
 }
@@ -135,6 +143,7 @@ func (c *core) open(ctx context.Context) error {
 		{"the tree of devices", c.openTree},
 		{"the fleets", c.openFleet},
 		{"the server", c.openServer},
+		{"the bootstrap server", c.openBootstrap},
 	} {
 		if err := step.do(ctx); err != nil {
 			return fmt.Errorf("open %s: %w", step.what, err)
@@ -315,7 +324,7 @@ func (c *core) openServer(context.Context) (err error) {
 	apps := &server.Apps{Store: c.store, Artifacts: c.registry}
 	cfg := server.Config{
 		Store: c.store, Tokens: c.store, Devices: c.roster, Heard: c.end.Heard, Ledger: ledger{c.intake, c.store, c.roster}, Streams: hub,
-		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: c.admitToken},
+		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: c.admitToken, api.KindExpectedDevice: c.admitExpected},
 		Removal: map[string]server.Removal{api.KindDevice: func(_ context.Context, o *api.Object) error { return c.roster.MayDelete(o) },
 			api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindSecret: apps.MayRemove},
 		Routes: []server.Route{
@@ -375,6 +384,7 @@ func (c *core) serve(ctx context.Context) error {
 	g.Go(func() error { return c.order(ctx) })
 	g.Go(func() error { return c.serveHTTPS(ctx) })
 	g.Go(func() error { return c.serveControl(ctx) })
+	g.Go(func() error { return c.serveBootstrap(ctx) })
 	c.log.Info("the core runs", "version", version, "https", c.https.Addr().String(), "mqtt", c.mqttAddress(), "epoch", c.epoch, "devices", c.roster.Len(),
 		"names", strings.Join(c.o.names, ","), "adminToken", c.o.data.adminToken(), "ca", c.o.data.ca()+"/root.crt")
 	err := g.Wait()

@@ -209,6 +209,8 @@ func drawObject(t *rapid.T) *Object {
 	case KindJoinToken:
 		at := time.Unix(rapid.Int64Range(0, 4e9).Draw(t, "expires"), 0).UTC()
 		spec = &JoinTokenSpec{Uses: rapid.IntRange(0, 1e6).Draw(t, "uses"), Expires: &at}
+	case KindExpectedDevice:
+		spec = &ExpectedDeviceSpec{Serial: "TB-1", Site: "hall"}
 	}
 	// Text of JSON is UTF-8: what is not becomes the replacement character.
 	raw, _ := json.Marshal(spec)

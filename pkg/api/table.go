@@ -37,6 +37,8 @@ var Kinds = []Kind{
 		NewSpec: func() any { return new(DeviceSpec) }, NewStatus: func() any { return new(DeviceStatus) }, validate: typed(validateDevice)},
 	{Name: KindJoinToken, Plural: "jointokens", Short: []string{"token", "tokens", "jt"}, Doc: "Lets boxes enrol.",
 		NewSpec: func() any { return new(JoinTokenSpec) }, NewStatus: func() any { return new(JoinTokenStatus) }, validate: typed(validateJoinToken)},
+	{Name: KindExpectedDevice, Plural: "expecteddevices", Short: []string{"expected", "ed"}, Doc: "A box that is to find its owner by itself.",
+		NewSpec: func() any { return new(ExpectedDeviceSpec) }, NewStatus: func() any { return new(ExpectedDeviceStatus) }, validate: typed(validateExpectedDevice)},
 }
 
 func typed[T any](check func(*T, *findings)) func(any, *findings) {

@@ -32,6 +32,8 @@ type EnrolConfig struct {
 	Labels    map[string]string
 	Relay     bool
 	Addresses []string
+	// IDevID is the box's birth certificate, where it comes by ExpectedToken.
+	IDevID []*x509.Certificate
 	// HTTP is nil for a client of its own. Whom it connects to does not matter: what is
 	// sent and believed is sealed and certified end to end.
 	HTTP *http.Client
@@ -53,7 +55,7 @@ func Enrol(ctx context.Context, cfg EnrolConfig) (*Identity, *EnrolReply, error)
 	}
 	return c.run(ctx, cfg.Token.RootFP[:], PathEnrol, cfg.Key, cfg.Seal, EnrolRequest{
 		TokenID: cfg.Token.ID, Secret: cfg.Token.Secret, CSR: csr, Name: cfg.Name, Hardware: cfg.Hardware,
-		Labels: cfg.Labels, Relay: cfg.Relay, Addresses: cfg.Addresses,
+		Labels: cfg.Labels, Relay: cfg.Relay, Addresses: cfg.Addresses, IDevID: ders(cfg.IDevID),
 	})
 }
 

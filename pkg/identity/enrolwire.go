@@ -48,7 +48,14 @@ type EnrolRequest struct {
 	Labels    map[string]string `cbor:"6,keyasint,omitempty"`
 	Relay     bool              `cbor:"7,keyasint,omitempty"`
 	Addresses []string          `cbor:"8,keyasint,omitempty"`
+	// IDevID is the birth certificate of the device key, DER, leaf first, of a box that
+	// comes by ExpectedToken and has one by a manufacturer.
+	IDevID [][]byte `cbor:"9,keyasint,omitempty"`
 }
+
+// ExpectedToken stands for the id of a join token with a box that the core expects: its
+// own key lets it in.
+const ExpectedToken = "expected"
 
 // RenewRequest asks for a new certificate of the same device key (the simple
 // re-enrolment of RFC 7030 section 4.2.2). The request's own signature proves the key;

@@ -47,7 +47,8 @@ type Application struct {
 	Labels             map[string]string
 	Relay              bool
 	Addresses          []string
-	Remote             string // who asked last: the box, or the relay next to the core
+	IDevID             [][]byte // see identity.EnrolRequest
+	Remote             string   // who asked last: the box, or the relay next to the core
 }
 
 // Grant is the registrar's yes.
@@ -129,7 +130,7 @@ func (h *handler) enrol(w http.ResponseWriter, r *http.Request, body []byte) {
 			return nil, err
 		}
 		a.TokenID, a.Secret, a.Name, a.Hardware = req.TokenID, req.Secret, req.Name, req.Hardware
-		a.Labels, a.Relay, a.Addresses = req.Labels, req.Relay, req.Addresses
+		a.Labels, a.Relay, a.Addresses, a.IDevID = req.Labels, req.Relay, req.Addresses, req.IDevID
 		g, err := h.reg.Enrol(r.Context(), a)
 		if err != nil {
 			return nil, err

@@ -59,12 +59,24 @@ func (r *Roster) MintToken(old, o *api.Object) (status any, token func(uid strin
 // Enrol lets a box in: it checks the token, uses it up, and creates the device. A box
 // that this token let in before is welcome again and uses nothing up.
 func (r *Roster) Enrol(ctx context.Context, a Applicant) (Grant, error) {
+	return r.enrol(ctx, a, func() (*api.Object, error) { return r.token(ctx, a.TokenID) }, decide, "join token")
+}
+
+// EnrolExpected lets a box in that proved to be the one of an ExpectedDevice, which find
+// reads; it comes approved.
+func (r *Roster) EnrolExpected(ctx context.Context, a Applicant, find func() (*api.Object, error)) (Grant, error) {
+	return r.enrol(ctx, a, find, decideExpected, "expectation")
+}
+
+type decision func(Applicant, *api.Object, presence, time.Time) (*plan, error)
+
+func (r *Roster) enrol(ctx context.Context, a Applicant, find func() (*api.Object, error), decide decision, by string) (Grant, error) {
 	// One at a time: the store writes one at a time in any case, and of many that read the
 	// same token all but the first would do their work in vain, again and again.
 	r.entrance.Lock()
 	defer r.entrance.Unlock()
 	for try := 0; ; try++ {
-		token, err := r.token(ctx, a.TokenID)
+		token, err := find()
 		if err != nil {
 			return Grant{}, err
 		}
@@ -77,7 +89,7 @@ func (r *Roster) Enrol(ctx context.Context, a Applicant) (Grant, error) {
 			return Grant{}, err
 		}
 		if plan.write.Object != nil {
-			event := r.event(ctx, a.Device, plan.grant.Name, store.EventEnrolled, "by join token "+token.Metadata.Name+" to tenant "+plan.grant.Tenant)
+			event := r.event(ctx, a.Device, plan.grant.Name, store.EventEnrolled, "by "+by+" "+token.Metadata.Name+" to tenant "+plan.grant.Tenant)
 			plan.write.Event = &event
 		}
 		err = r.cfg.Store.Enrol(ctx, plan.write)

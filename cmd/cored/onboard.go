@@ -1,0 +1,232 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/ca"
+	"tributary.dev/tributary/pkg/core/onboard"
+	"tributary.dev/tributary/pkg/core/server"
+	"tributary.dev/tributary/pkg/core/store"
+	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/identity/voucher"
+)
+
+// The events of boxes on their way in.
+const (
+	eventWaiting  = "device.waiting"  // it asks whose it is, and is not expected
+	eventProgress = "device.progress" // its subject is the kind of report
+)
+
+// manufacturers reads the certificates of those whose births count, from a PEM file; by
+// default one in the data folder, which need not be there.
+func (o *options) manufacturers() ([]*x509.Certificate, error) {
+	path, must := o.makers, true
+	if path == "" {
+		path, must = o.data.path("manufacturers.pem"), false
+	}
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) && !must {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	certs, err := identity.ParseCerts(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return certs, nil
+}
+
+// openBootstrap opens the port at which boxes ask whose they are.
+func (c *core) openBootstrap(context.Context) (err error) {
+	if c.makers, err = c.o.manufacturers(); err != nil || c.o.bootstrap == "" {
+		return err
+	}
+	c.bootstrap, err = net.Listen("tcp", c.o.bootstrap)
+	return err
+}
+
+// whereToAttach is what boxes are told: this core, by the first of its names that
+// another machine can use.
+func (c *core) whereToAttach() []api.ParentRef {
+	host := c.o.names[0]
+	for _, n := range c.o.names {
+		if ip := net.ParseIP(n); n != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			host = n
+			break
+		}
+	}
+	_, mqtt, err := net.SplitHostPort(c.mqttAddress())
+	if err != nil {
+		mqtt = "8883"
+	}
+	_, https, _ := net.SplitHostPort(c.https.Addr().String()) // a listener's address always has a port
+	port, _ := strconv.Atoi(https)
+	return []api.ParentRef{{Device: identity.CoreName, Address: net.JoinHostPort(host, mqtt), HTTPSPort: port}}
+}
+
+// serveBootstrap answers boxes on their way in (RFC 8572, RFC 7030).
+func (c *core) serveBootstrap(ctx context.Context) error {
+	if c.bootstrap == nil {
+		return nil
+	}
+	handler := onboard.New(onboard.Config{
+		Find: c.expected, Note: c.noteProgress, Waiting: c.noteWaiting, Owner: c.owner, Makers: c.makers, Parents: c.whereToAttach(),
+		EST: est{c}, Now: time.Now, Log: c.log,
+	})
+	srv := &http.Server{Handler: handler, BaseContext: func(net.Listener) context.Context { return ctx },
+		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute,
+		MaxHeaderBytes: 32 << 10, ErrorLog: slog.NewLogLogger(c.log.Handler(), slog.LevelDebug)}
+	conf := c.live.ServerTLSOptional()
+	// Boxes show the certificate of their birth, whose chain the handler judges.
+	conf.ClientAuth, conf.VerifyConnection, conf.MinVersion = tls.RequireAnyClientCert, nil, tls.VersionTLS12
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(tls.NewListener(c.bootstrap, conf)) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return errors.Join(srv.Close(), ctx.Err())
+	}
+}
+
+func (c *core) owner() onboard.Owner {
+	key, _ := c.ca.Signer()
+	trust := c.ca.Trust()
+	return onboard.Owner{Key: key, Chain: trust.Signers[:1], Root: trust.Root}
+}
+
+// expected finds the ExpectedDevice of a serial number, in whatever tenant.
+func (c *core) expected(ctx context.Context, serial string) (*api.Object, error) {
+	list, _, _, err := c.store.List(ctx, store.Query{Kind: api.KindExpectedDevice})
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range list {
+		var spec api.ExpectedDeviceSpec
+		if err := json.Unmarshal(o.Spec, &spec); err != nil {
+			return nil, err
+		}
+		if spec.Serial == serial {
+			return o, nil
+		}
+	}
+	return nil, nil
+}
+
+// admitExpected refuses what would lead no box here, and a second claim to a box.
+func (c *core) admitExpected(ctx context.Context, ch server.Change) (server.Decision, error) {
+	var spec api.ExpectedDeviceSpec
+	if err := json.Unmarshal(ch.New.Spec, &spec); err != nil {
+		return server.Decision{}, err
+	}
+	if err := onboard.CheckExpected(&spec, c.ca.Trust().Root); err != nil {
+		return server.Decision{}, err
+	}
+	other, err := c.expected(ctx, spec.Serial)
+	if err == nil && other != nil && other.Key() != ch.New.Key() {
+		err = &api.Error{Code: api.Conflict, Field: "spec.serial", Message: "the device " + spec.Serial + " is expected already, as another object", Remedy: "change or delete that one"}
+	}
+	return server.Decision{}, err
+}
+
+// noteProgress keeps what a box reports: in its expectation, and as an event.
+func (c *core) noteProgress(ctx context.Context, o *api.Object, id api.DeviceID, p voucher.Progress) error {
+	var st api.ExpectedDeviceStatus
+	if len(o.Status) > 0 {
+		if err := json.Unmarshal(o.Status, &st); err != nil {
+			return err
+		}
+	}
+	st.Progress, st.Message, st.At = p.Type, p.Message, time.Now().Unix()
+	if err := c.store.PutStatus(ctx, o.Key(), st); err != nil {
+		return err
+	}
+	c.log.Info("a box on its way in", "device", id, "expected", o.Metadata.Name, "progress", p.Type, "message", p.Message)
+	return c.store.AppendEvents(ctx, []store.DeviceEvent{{Device: id, Label: o.Metadata.Name,
+		Event: api.Event{Time: time.Now().UnixMilli(), Name: eventProgress, Subject: p.Type, Message: p.Message}}})
+}
+
+func (c *core) noteWaiting(ctx context.Context, id api.DeviceID, serial string) {
+	c.log.Info("a box asks whose it is and is not expected", "device", id, "serial", serial,
+		"remedy", "edgectl device expect "+serial+" --code CODE, as the box shows it, or --voucher FILE")
+	err := c.store.AppendEvents(ctx, []store.DeviceEvent{{Device: id, Label: serial,
+		Event: api.Event{Time: time.Now().UnixMilli(), Name: eventWaiting, Message: "the box " + serial + " asks whose it is and is not expected"}}})
+	if err != nil {
+		c.log.Warn("an event is lost", "err", err)
+	}
+}
+
+// enrolExpected lets a box in by its own key.
+func (c *core) enrolExpected(ctx context.Context, a ca.Application) (ca.Grant, error) {
+	serial, err := onboard.Proved(a.IDevID, a.Device, c.makers)
+	if err != nil {
+		return ca.Grant{}, err
+	}
+	g, err := c.roster.EnrolExpected(ctx, applicant(a), func() (*api.Object, error) { return c.expected(ctx, serial) })
+	return ca.Grant(g), err
+}
+
+// est is the certificate authority as EST sees it.
+type est struct{ c *core }
+
+// CACerts implements onboard.Enroller.
+func (e est) CACerts() []*x509.Certificate {
+	t := e.c.ca.Trust()
+	return append([]*x509.Certificate{t.Root}, t.Issuers...)
+}
+
+// Enrol implements onboard.Enroller.
+func (e est) Enrol(ctx context.Context, csr []byte, idevid []*x509.Certificate) ([]*x509.Certificate, error) {
+	var ders [][]byte
+	for _, cert := range idevid {
+		ders = append(ders, cert.Raw)
+	}
+	return e.issue(csr, func(a ca.Application) (ca.Grant, error) {
+		a.TokenID, a.IDevID = identity.ExpectedToken, ders
+		return registrar{e.c}.Enrol(ctx, a)
+	})
+}
+
+// Renew implements onboard.Enroller.
+func (e est) Renew(ctx context.Context, csr []byte, old *x509.Certificate) ([]*x509.Certificate, error) {
+	_, role, err := e.c.ca.Trust().VerifyChain([]*x509.Certificate{old}, x509.ExtKeyUsageClientAuth, time.Now())
+	if err != nil && !errors.Is(err, identity.ErrExpired) || role != identity.RoleDevice {
+		return nil, &api.Error{Code: api.Forbidden, Message: "the certificate shown is not a device's of this core", Err: err}
+	}
+	return e.issue(csr, func(a ca.Application) (ca.Grant, error) { return registrar{e.c}.Renew(ctx, a) })
+}
+
+func (e est) issue(csr []byte, grant func(ca.Application) (ca.Grant, error)) ([]*x509.Certificate, error) {
+	key, seal, err := identity.ParseCSR(csr)
+	if err != nil {
+		return nil, &api.Error{Code: api.Invalid, Message: err.Error()}
+	}
+	pub, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		return nil, err
+	}
+	sealPub, err := x509.MarshalPKIXPublicKey(seal)
+	if err != nil {
+		return nil, err
+	}
+	g, err := grant(ca.Application{Device: api.NewDeviceID(pub), PublicKey: pub, SealKey: sealPub})
+	if err != nil {
+		return nil, err
+	}
+	return e.c.ca.IssueDevice(key, seal, g.Tenant)
+}

@@ -1,0 +1,335 @@
+// Package onboard answers: what does the core tell a box that asks whose it is?
+//
+// It is the bootstrap server of RFC 8572: two operations of RESTCONF (RFC 8040) over
+// TLS, in which the box shows the certificate of its birth (IDevID). A box that is
+// expected is told where to attach, signed by the owner's certificate, with the voucher
+// of its manufacturer or the proof that a person read its pairing code. Nothing in the
+// answer is secret, and nobody needs to trust this server for it. The same port serves
+// EST (RFC 7030) to those who speak that.
+package onboard
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/xml"
+	"errors"
+	"io"
+	"log/slog"
+	"mime"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/identity/voucher"
+)
+
+// Owner is by whom the core signs what it tells boxes.
+type Owner struct {
+	Key crypto.Signer
+	// Chain has the owner certificate of Key first, Root left out.
+	Chain []*x509.Certificate
+	Root  *x509.Certificate
+}
+
+// Config is what a Server is given; everything is needed.
+type Config struct {
+	// Find reads the ExpectedDevice of a serial number; nil without error when there is none.
+	Find func(ctx context.Context, serial string) (*api.Object, error)
+	// Note keeps a report of an expected box.
+	Note func(ctx context.Context, expected *api.Object, id api.DeviceID, p voucher.Progress) error
+	// Waiting is told once of a box that is not expected.
+	Waiting func(ctx context.Context, id api.DeviceID, serial string)
+	Owner   func() Owner
+	// Makers are the manufacturers whose birth certificates count.
+	Makers []*x509.Certificate
+	// Parents is where boxes attach, best first.
+	Parents []api.ParentRef
+	EST     Enroller
+	Now     func() time.Time
+	Log     *slog.Logger
+}
+
+// Server is the handler of the bootstrap port, whose TLS must require a client
+// certificate of anyone (tls.RequireAnyClientCert).
+type Server struct {
+	cfg Config
+	mux *http.ServeMux
+
+	mu      sync.Mutex
+	waiting map[api.DeviceID]bool
+}
+
+// maxWaiting bounds the boxes that are told of in one life of the core.
+const maxWaiting = 256
+
+// New makes a server.
+func New(cfg Config) *Server {
+	s := &Server{cfg: cfg, mux: http.NewServeMux(), waiting: map[api.DeviceID]bool{}}
+	s.mux.HandleFunc(voucher.PathData, s.operation(s.data))
+	s.mux.HandleFunc(voucher.PathProgress, s.operation(s.progress))
+	s.mux.HandleFunc("GET /.well-known/host-meta", hostMeta)
+	s.estRoutes()
+	s.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		fail(w, http.StatusNotFound, "invalid-value", "there is no "+r.URL.Path)
+	})
+	return s
+}
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
+
+// hostMeta tells where RESTCONF begins (RFC 8040 section 3.1).
+func hostMeta(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/xrd+xml")
+	_, _ = io.WriteString(w, xml.Header+`<XRD xmlns="http://docs.oasis-open.org/ns/xri/xrd-1.0"><Link rel="restconf" href="/restconf"/></XRD>`+"\n")
+}
+
+// caller is a box whose key the handshake proved.
+type caller struct {
+	serial string
+	id     api.DeviceID
+	chain  []*x509.Certificate
+}
+
+func (s *Server) caller(r *http.Request) (caller, error) {
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return caller{}, errors.New("the box shows no certificate of its birth (IDevID)")
+	}
+	chain := r.TLS.PeerCertificates
+	serial, err := voucher.Serial(chain, s.cfg.Makers)
+	if err != nil {
+		return caller{}, err
+	}
+	return caller{serial, api.NewDeviceID(chain[0].RawSubjectPublicKeyInfo), chain}, nil
+}
+
+// refusal is an error as RFC 8040 section 7 has it.
+type refusal struct {
+	status       int
+	tag, message string
+}
+
+func (e *refusal) Error() string { return e.message }
+
+// operation does for all operations what RESTCONF asks of them.
+func (s *Server) operation(do func(context.Context, caller, []byte) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		if r.Method != http.MethodPost {
+			w.Header().Set("Allow", "POST")
+			fail(w, http.StatusMethodNotAllowed, "operation-not-supported", "an operation is called by POST")
+			return
+		}
+		if !accepts(r.Header.Get("Accept")) {
+			fail(w, http.StatusNotAcceptable, "invalid-value", "answers are "+voucher.MediaType)
+			return
+		}
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, voucher.MaxRequest))
+		if err != nil {
+			fail(w, http.StatusRequestEntityTooLarge, "too-big", "the request cannot be read, or is too long")
+			return
+		}
+		if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); len(body) > 0 && (err != nil || kind != voucher.MediaType) {
+			fail(w, http.StatusUnsupportedMediaType, "operation-not-supported", "requests are "+voucher.MediaType)
+			return
+		}
+		c, err := s.caller(r)
+		if err != nil {
+			s.cfg.Log.Info("a box was turned away", "remote", r.RemoteAddr, "err", err)
+			fail(w, http.StatusForbidden, "access-denied", err.Error())
+			return
+		}
+		out, err := do(r.Context(), c, body)
+		var no *refusal
+		switch {
+		case errors.As(err, &no):
+			fail(w, no.status, no.tag, no.message)
+		case err != nil:
+			s.cfg.Log.Error("a box could not be answered", "serial", c.serial, "remote", r.RemoteAddr, "err", err)
+			fail(w, http.StatusInternalServerError, "operation-failed", "the core could not answer; its log tells why")
+		case out == nil:
+			w.WriteHeader(http.StatusNoContent)
+		default:
+			b, err := voucher.Output(out)
+			if err != nil {
+				fail(w, http.StatusInternalServerError, "operation-failed", "the answer could not be written")
+				return
+			}
+			w.Header().Set("Content-Type", voucher.MediaType)
+			_, _ = w.Write(b)
+		}
+	}
+}
+
+// accepts tells whether an Accept header lets our only media type through.
+func accepts(header string) bool {
+	if header == "" {
+		return true
+	}
+	for _, part := range strings.Split(header, ",") {
+		kind, params, err := mime.ParseMediaType(part)
+		if err == nil && params["q"] != "0" && (kind == voucher.MediaType || kind == "*/*" || kind == "application/*") {
+			return true
+		}
+	}
+	return false
+}
+
+func fail(w http.ResponseWriter, status int, tag, message string) {
+	kind := "application"
+	if status == http.StatusMethodNotAllowed || status == http.StatusNotAcceptable || status == http.StatusUnsupportedMediaType {
+		kind = "protocol"
+	}
+	w.Header().Set("Content-Type", voucher.MediaType)
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(map[string]any{"ietf-restconf:errors": map[string]any{
+		"error": []map[string]string{{"error-type": kind, "error-tag": tag, "error-message": message}}}})
+}
+
+// expected finds the ExpectedDevice of a caller.
+func (s *Server) expected(ctx context.Context, c caller) (*api.Object, *api.ExpectedDeviceSpec, error) {
+	o, err := s.cfg.Find(ctx, c.serial)
+	if err != nil {
+		return nil, nil, err
+	}
+	if o == nil {
+		s.tell(ctx, c)
+		return nil, nil, &refusal{http.StatusNotFound, "invalid-value", "the device " + c.serial + " is not expected here"}
+	}
+	var spec api.ExpectedDeviceSpec
+	return o, &spec, json.Unmarshal(o.Spec, &spec)
+}
+
+func (s *Server) tell(ctx context.Context, c caller) {
+	s.mu.Lock()
+	known := s.waiting[c.id] || len(s.waiting) >= maxWaiting
+	if !known {
+		s.waiting[c.id] = true
+	}
+	s.mu.Unlock()
+	if !known {
+		s.cfg.Waiting(ctx, c.id, c.serial)
+	}
+}
+
+// data is get-bootstrapping-data.
+func (s *Server) data(ctx context.Context, c caller, body []byte) (any, error) {
+	var ask voucher.Ask
+	if err := voucher.ReadInput(body, &ask); err != nil {
+		return nil, &refusal{http.StatusBadRequest, "malformed-message", "the input cannot be read: " + err.Error()}
+	}
+	_, spec, err := s.expected(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return s.Answer(c.id, spec)
+}
+
+// Answer is what a box is told. It holds no secret and may lie on a stick or in a relay's
+// cache.
+func (s *Server) Answer(id api.DeviceID, spec *api.ExpectedDeviceSpec) (*voucher.Answer, error) {
+	owner := s.cfg.Owner()
+	a := &voucher.Answer{Reporting: "verbose"}
+	config, err := json.Marshal(map[string]any{"parents": s.cfg.Parents, "name": spec.Name})
+	if err != nil {
+		return nil, err
+	}
+	conveyed := &voucher.Conveyed{Onboarding: &voucher.Onboarding{Handling: "merge", Config: config}}
+	if a.Conveyed, err = voucher.SignConveyed(conveyed, owner.Key, owner.Chain); err != nil {
+		return nil, err
+	}
+	if a.OwnerCert, err = voucher.OwnerCertificate(owner.Chain); err != nil {
+		return nil, err
+	}
+	if spec.Voucher != "" {
+		if a.Voucher, err = base64.StdEncoding.DecodeString(spec.Voucher); err != nil {
+			return nil, err
+		}
+	}
+	if spec.Code != "" {
+		code, err := voucher.ReadCode(spec.Code)
+		if err != nil {
+			return nil, err
+		}
+		a.Pairing = &voucher.Pairing{Root: owner.Root.Raw, Proof: voucher.Proof(code, owner.Root.Raw, id)}
+	}
+	return a, nil
+}
+
+// maxMessage bounds the words of a report that are kept.
+const maxMessage = 1024
+
+// progress is report-progress.
+func (s *Server) progress(ctx context.Context, c caller, body []byte) (any, error) {
+	var p voucher.Progress
+	if err := voucher.ReadInput(body, &p); err != nil || p.Type == "" || len(p.Type) > 64 {
+		return nil, &refusal{http.StatusBadRequest, "malformed-message", "the input is no report of progress"}
+	}
+	if len(p.Message) > maxMessage {
+		p.Message = strings.ToValidUTF8(p.Message[:maxMessage], "")
+	}
+	o, _, err := s.expected(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return nil, s.cfg.Note(ctx, o, c.id, p)
+}
+
+// Proved reads whose birth a chain of certificates tells, and that it is of the key.
+func Proved(ders [][]byte, device api.DeviceID, makers []*x509.Certificate) (serial string, err error) {
+	if len(ders) == 0 {
+		return device.String(), nil // a device without a manufacturer's is its own word
+	}
+	if len(ders) > 8 {
+		return "", api.Errorf(api.Invalid, "a birth certificate of %d certificates", len(ders))
+	}
+	var chain []*x509.Certificate
+	for _, der := range ders {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return "", &api.Error{Code: api.Invalid, Message: "the birth certificate cannot be read", Err: err}
+		}
+		chain = append(chain, c)
+	}
+	if api.NewDeviceID(chain[0].RawSubjectPublicKeyInfo) != device {
+		return "", api.Errorf(api.Forbidden, "the birth certificate is of another key")
+	}
+	if serial, err = voucher.Serial(chain, makers); err != nil {
+		return "", &api.Error{Code: api.Forbidden, Message: err.Error()}
+	}
+	return serial, nil
+}
+
+// CheckExpected finds what an ExpectedDevice may not say: a voucher of another device, or
+// one that pins another owner than this core.
+func CheckExpected(spec *api.ExpectedDeviceSpec, root *x509.Certificate) error {
+	if spec.Code != "" {
+		if _, err := voucher.ReadCode(spec.Code); err != nil {
+			return err
+		}
+	}
+	if spec.Voucher == "" {
+		return nil
+	}
+	raw, err := base64.StdEncoding.DecodeString(spec.Voucher)
+	if err != nil {
+		return &api.Error{Code: api.Invalid, Field: "spec.voucher", Message: "not base64", Err: err}
+	}
+	v, err := voucher.Peek(raw)
+	if err != nil {
+		return &api.Error{Code: api.Invalid, Field: "spec.voucher", Message: err.Error()}
+	}
+	if v.SerialNumber != spec.Serial {
+		return &api.Error{Code: api.Invalid, Field: "spec.voucher", Message: "the voucher is of the device " + v.SerialNumber + ", not " + spec.Serial}
+	}
+	if owner, err := v.Owner(); err != nil || identity.Fingerprint(owner) != identity.Fingerprint(root) {
+		return &api.Error{Code: api.Invalid, Field: "spec.voucher", Message: "the voucher names another owner than this core", Remedy: "have the manufacturer issue it for this core's ca/root.crt"}
+	}
+	return nil
+}
