@@ -36,8 +36,22 @@ func main() {
 		Network: func(ctx context.Context, s *api.NetworkSettings, say func(string, ...any)) error {
 			return uplink.Run(ctx, uplink.Config{Settings: s, Run: boot.Dir, Sys: "/sys", Say: say})
 		},
-		Agent: agentArgs,
+		Agent:   agentArgs,
+		Console: consoleArgs,
 	})
+}
+
+// consoleArgs is the command line of the recovery console on a terminal, and, for no
+// terminal, of the one on the box's sockets.
+func consoleArgs(tty string) []string {
+	const program = "/usr/bin/edged-console"
+	if _, err := os.Stat(program); err != nil {
+		return nil // an image without one
+	}
+	if tty == "" {
+		return []string{program, "--serve"}
+	}
+	return []string{program, "--tty", "/dev/" + tty}
 }
 
 // agentArgs is the command line of the agent on the appliance.

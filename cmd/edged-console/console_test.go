@@ -120,8 +120,7 @@ func (x *terminal) send(text string) {
 	}
 }
 
-// begin runs the program until the test ends, and gives a folder that stands for a box on
-// which everything is broken.
+// begin runs the program until the test ends.
 func begin(t *testing.T, args ...string) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())

@@ -22,7 +22,7 @@ import (
 func socketPath(run string) string { return filepath.Join(run, "edged.sock") }
 
 // serveLocal answers on a unix socket that only root may open: /status, /metrics,
-// /usage, /records.
+// /usage, /records, /logs.
 func (b *box) serveLocal(ctx context.Context) error {
 	path := socketPath(b.o.run)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -40,6 +40,7 @@ func (b *box) serveLocal(ctx context.Context) error {
 	mux.HandleFunc("GET /usage", b.localUsage)
 	mux.HandleFunc("GET /records", b.localRecords)
 	mux.HandleFunc("GET /metrics", b.localMetrics)
+	mux.HandleFunc("GET /logs", b.localLogs)
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
 	go func() { _ = srv.Serve(l) }() // ends with Close below
 	context.AfterFunc(ctx, func() { srv.Close() })

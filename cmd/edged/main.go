@@ -23,6 +23,7 @@ const usage = `edged keeps one box of a Tributary.
 
   edged run      run the box (see edged run -h)
   edged status   show how the running box stands
+  edged console  show the recovery console (see edged console -h)
   edged records  print the records that the box keeps, one JSON object a line
   edged version  print the version
 
@@ -47,6 +48,8 @@ func dispatch(ctx context.Context, args []string, out, errs io.Writer) int {
 		err = run(ctx, args[1:], errs)
 	case "status":
 		err = status(ctx, args[1:], out, errs)
+	case "console":
+		err = console(args[1:])
 	case "records":
 		err = records(ctx, args[1:], out, errs)
 	case "version", "--version":

@@ -110,7 +110,7 @@ func (a *app) execCommand() *cobra.Command {
 			if !tty {
 				return a.runStream(cmd.Context(), args[0], "exec", q, l)
 			}
-			return a.execTerminal(cmd.Context(), args[0], q, l)
+			return a.onTerminal(cmd.Context(), args[0], "exec", q, l)
 		},
 	}
 	c.Flags().BoolVarP(&stdin, "stdin", "i", false, "pass standard input on")
@@ -118,9 +118,30 @@ func (a *app) execCommand() *cobra.Command {
 	return c
 }
 
-// execTerminal passes every key on, resizes with the window, and puts the terminal
+func (a *app) consoleCommand() *cobra.Command {
+	var plain bool
+	c := &cobra.Command{
+		Use: "console DEVICE", Short: "Use the recovery console of a device",
+		Long:              "Use the recovery console of a device, as it stands on its screen and serial lines. For admins; what is opened is in the device's records.",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeDevice,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			q := stream.Command{Verb: stream.Console}
+			l := stream.Local{Stdin: a.In, Stdout: a.Out, Stderr: a.Err}
+			if in, ok := a.In.(*os.File); plain || !ok || !term.IsTerminal(int(in.Fd())) || os.Getenv("TERM") == "dumb" {
+				return a.runStream(cmd.Context(), args[0], "console", q, l)
+			}
+			q.TTY = true
+			return a.onTerminal(cmd.Context(), args[0], "console", q, l)
+		},
+	}
+	c.Flags().BoolVar(&plain, "plain", false, "numbered menus, without escape codes")
+	return c
+}
+
+// onTerminal passes every key on, resizes with the window, and puts the terminal
 // back as it was.
-func (a *app) execTerminal(ctx context.Context, device string, q stream.Command, l stream.Local) error {
+func (a *app) onTerminal(ctx context.Context, device, verb string, q stream.Command, l stream.Local) error {
 	in, ok := a.In.(*os.File)
 	if !ok || !term.IsTerminal(int(in.Fd())) {
 		return &api.Error{Code: api.Invalid, Message: "standard input is no terminal", Remedy: "leave -t out"}
@@ -141,7 +162,7 @@ func (a *app) execTerminal(ctx context.Context, device string, q stream.Command,
 	var group sync.WaitGroup
 	group.Go(func() { followSize(ctx, fd, changed, resize) })
 	l.Resize = resize
-	err = a.runStream(ctx, device, "exec", q, l)
+	err = a.runStream(ctx, device, verb, q, l)
 	cancel()
 	group.Wait()
 	if restoreErr := term.Restore(fd, old); err == nil {

@@ -40,6 +40,8 @@ var streamVerbs = []streamVerb{
 		{Name: "argv", In: "query", Required: true, Description: "The command and its arguments, one parameter each, in order.", Schema: &huma.Schema{Type: huma.TypeArray, Items: &huma.Schema{Type: huma.TypeString}}},
 		param("tty", huma.TypeBoolean, "Give it a terminal.", false), param("columns", huma.TypeInteger, "Width of the terminal.", false), param("rows", huma.TypeInteger, "Height of the terminal.", false)}},
 	{"port-forward", stream.Forward, "Reach a port of a service", []*huma.Param{paramApp, paramService, param("port", huma.TypeInteger, "The port in the container.", true)}},
+	{"console", stream.Console, "Use the recovery console", []*huma.Param{
+		param("tty", huma.TypeBoolean, "There is a terminal that can draw.", false), param("columns", huma.TypeInteger, "Width of the terminal.", false), param("rows", huma.TypeInteger, "Height of the terminal.", false)}},
 	{"top", stream.Top, "See what containers use now", []*huma.Param{param("follow", huma.TypeBoolean, "Go on, a sample at a time.", false)}},
 }
 

@@ -101,6 +101,8 @@ type Config struct {
 	Warnings []func() []api.Warning
 	// Stream is where the parent serves streams.
 	Stream stream.Parent
+	// Console is the unix socket of the box's recovery console. May be empty.
+	Console string
 	// Retry bounds the pause after something could not be fetched. Default 2 s to 1 min.
 	RetryMin, RetryMax time.Duration
 	Log                *slog.Logger

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -155,8 +156,34 @@ func (a *Agent) serve(ctx context.Context, cancel func(), c *stream.Command, con
 		return 0, a.forward(ctx, c, conn, in)
 	case stream.Top:
 		return 0, a.top(ctx, c, conn.Writer(stream.Stdout))
+	case stream.Console:
+		return a.console(ctx, c, conn, in)
 	}
 	return 0, api.Errorf(api.Invalid, "%q is not known here", c.Verb)
+}
+
+// console carries the box's recovery console, which is a program beside this one. Its first
+// frame is the terminal's size; none is a line that cannot draw.
+func (a *Agent) console(ctx context.Context, c *stream.Command, conn *stream.Conn, in stream.Input) (int, error) {
+	none := &api.Error{Code: api.Unavailable, Message: "this box has no recovery console", Remedy: "it comes with the appliance's image; use exec and logs here"}
+	if a.cfg.Console == "" {
+		return 0, none
+	}
+	to, err := (&net.Dialer{}).DialContext(ctx, "unix", a.cfg.Console)
+	if err != nil {
+		none.Err = err
+		return 0, none
+	}
+	box := stream.NewConn(to, stream.Idle)
+	size := c.Size
+	if !c.TTY {
+		size = stream.Size{}
+	}
+	if err := box.Resize(size); err != nil {
+		box.Close()
+		return 0, err
+	}
+	return stream.Run(ctx, box, stream.Local{Stdin: in.Stdin, Stdout: conn.Writer(stream.Stdout), Resize: in.Resize})
 }
 
 // sizes passes terminal sizes on, the command's own first.

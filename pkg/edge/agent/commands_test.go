@@ -16,6 +16,8 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -126,6 +128,8 @@ type reach struct {
 	*bench
 	hub *stream.Hub
 	dev api.DeviceID
+	// console is where the device looks for its recovery console.
+	console string
 }
 
 func newReach(t *testing.T, tune ...func(*stream.HubConfig)) *reach {
@@ -147,7 +151,12 @@ func newReach(t *testing.T, tune ...func(*stream.HubConfig)) *reach {
 			go func() { defer c.Close(); _, _ = io.Copy(c, c) }()
 		}
 	}()
-	r := &reach{bench: b, dev: b.id.ID()}
+	dir, err := os.MkdirTemp("", "con") // a socket's path is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	r := &reach{bench: b, dev: b.id.ID(), console: filepath.Join(dir, "sock")}
 	conf := stream.HubConfig{Identity: core, Signer: auth.signer, Log: slog.New(slog.DiscardHandler), Wait: 2 * time.Minute,
 		Send: func(_ api.DeviceID, raw []byte) error { b.agent.command(raw); return nil }}
 	for _, change := range tune {
@@ -162,6 +171,7 @@ func newReach(t *testing.T, tune ...func(*stream.HubConfig)) *reach {
 	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(func() { srv.Close() })
 	b.tune = func(c *Config) {
+		c.Console = r.console
 		c.Workload = &shell{b.work, echo.Addr().String()}
 		c.Stream = func() (*url.URL, *tls.Config, error) {
 			return &url.URL{Scheme: "https", Host: l.Addr().String()}, b.id.ClientTLS(""), nil
@@ -231,6 +241,50 @@ func TestForwardCarriesAConnection(t *testing.T) {
 	code, err := r.do(stream.Command{Verb: stream.Forward, App: "shop", Service: "web", Port: 80}, stream.Local{Stdin: bytes.NewReader(sent), Stdout: &out})
 	if code != 0 || err != nil || !bytes.Equal(out.Bytes(), sent) {
 		t.Fatalf("exit %d, %v, %d of %d bytes", code, err, out.Len(), len(sent))
+	}
+}
+
+// The recovery console is a program beside the agent: the person's terminal reaches it with
+// its size, and one that cannot draw with none.
+func TestConsoleIsCarried(t *testing.T) {
+	r := newReach(t)
+	if _, err := r.do(stream.Command{Verb: stream.Console}, stream.Local{Stdout: io.Discard}); api.CodeOf(err) != api.Unavailable {
+		t.Errorf("a box without a console: %v", err)
+	}
+	l, err := net.Listen("unix", r.console)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				conn := stream.NewConn(c, stream.Idle)
+				in := conn.Input()
+				size := <-in.Resize
+				typed := make([]byte, 4)
+				_, err := io.ReadFull(in.Stdin, typed)
+				fmt.Fprintf(conn.Writer(stream.Stdout), "%dx%d %s %v", size.Columns, size.Rows, typed, err)
+				_ = conn.Finish(0, nil, stream.FinishGrace)
+			}()
+		}
+	}()
+	for _, c := range []struct {
+		tty  bool
+		want string
+	}{{true, "80x24 keys <nil>"}, {false, "0x0 keys <nil>"}} {
+		var out bytes.Buffer
+		code, err := r.do(stream.Command{Verb: stream.Console, TTY: c.tty, Size: stream.Size{Columns: 80, Rows: 24}}, stream.Local{Stdin: strings.NewReader("keys"), Stdout: &out})
+		if code != 0 || err != nil || out.String() != c.want {
+			t.Errorf("exit %d, %v: %q, not %q", code, err, out.String(), c.want)
+		}
+	}
+	if got := r.audit(); len(got) < 3 || got[0] != "console.opened  ann" {
+		t.Errorf("%q", got)
 	}
 }
 

@@ -93,10 +93,13 @@ func (b *booter) startChildren(ctx context.Context) error {
 		b.warn(api.Warning{Name: "no-data", Severity: api.Critical, Message: "neither the agent nor apps run: the encrypted partitions are not open (see /run/tributary/boot.json)", Remedy: "look at the failed steps in the recovery shell"})
 		errs = append(errs, errors.New("DATA is not open"))
 	}
+	if b.cfg.Console == nil {
+		return errors.Join(errs...)
+	}
+	if argv := b.cfg.Console(""); argv != nil {
+		b.keep(ctx, &child{name: "console", argv: argv, oom: -800, grace: 2 * time.Second})
+	}
 	for _, tty := range b.ttys() {
-		if b.cfg.Console == nil {
-			break
-		}
 		if argv := b.cfg.Console(tty); argv != nil {
 			b.keep(ctx, &child{name: "console-" + tty, argv: argv, tty: tty, oom: -800, grace: 2 * time.Second})
 		}

@@ -23,6 +23,7 @@ const (
 	Exec    Verb = "exec"    // App, Service, Argv, TTY, Size → Stdin, Stdout, Stderr, Exit
 	Forward Verb = "forward" // App, Service, Port → Stdin, Stdout; one TCP connection
 	Top     Verb = "top"     // Follow → Stdout: one JSON Sample a line
+	Console Verb = "console" // TTY, Size → Stdin, Stdout: the recovery console
 )
 
 // The bounds of a command.
@@ -106,7 +107,7 @@ func (c *Command) Check() error {
 		return nil
 	}
 	switch c.Verb {
-	case Top:
+	case Top, Console:
 		return nil
 	case Logs:
 		return needApp()
