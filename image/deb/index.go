@@ -157,7 +157,7 @@ func listName(address string) string {
 func readKeyring(file string) (openpgp.EntityList, error) {
 	b, err := readBounded(file, 16<<20)
 	if err != nil {
-		return nil, fmt.Errorf("Debian's archive keys are needed (package debian-archive-keyring): %w", err)
+		return nil, fmt.Errorf("the archive keys of package debian-archive-keyring are needed: %w", err)
 	}
 	if bytes.HasPrefix(b, []byte("-----BEGIN")) {
 		return openpgp.ReadArmoredKeyRing(bytes.NewReader(b))

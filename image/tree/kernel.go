@@ -21,7 +21,10 @@ type kernel struct {
 	pkg   deb.Package
 }
 
-const modulesDir = "lib/modules/"
+const (
+	modulesDir = "lib/modules/"
+	watchdogs  = "watchdog" // the class of watchdogs
+)
 
 // readKernel finds the kernel among the packages of its set: a metapackage and the kernel proper.
 func readKernel(cache *deb.Cache, list []deb.Package) (*kernel, error) {
@@ -129,28 +132,19 @@ func (k *kernel) early(rootfs fs.FS, p hwprofiles.Profile) (dogs, rest []*module
 	if err != nil {
 		return nil, nil, err
 	}
-	all := k.Choose(classes)
-	dog := modules.Choice{After: all.After}
+	isDogs := func(l modules.List) bool { return l.Class == watchdogs }
+	after := k.Choose(classes).After
+	dog := modules.Choice{After: after} // which ones, the profile says; the class only says what goes before them
 	for _, name := range p.Watchdog.Drivers {
 		dog.Names = append(dog.Names, modules.NameOf(name))
 	}
-	var others modules.Choice
-	others.After = all.After
-	for _, name := range all.Names {
-		if !slices.Contains(dog.Names, name) && !wishedBy(all.After, dog.Names, name) && !k.isWatchdog(name) {
+	others := modules.Choice{After: after}
+	for _, name := range k.Choose(slices.DeleteFunc(classes, isDogs)).Names {
+		if !slices.Contains(dog.Names, name) && !k.isWatchdog(name) {
 			others.Names = append(others.Names, name)
 		}
 	}
 	return k.LoadOrder(dog), k.LoadOrder(others), nil
-}
-
-func wishedBy(after map[string][]string, names []string, name string) bool {
-	for _, n := range names {
-		if slices.Contains(after[n], name) {
-			return true
-		}
-	}
-	return false
 }
 
 func (k *kernel) isWatchdog(name string) bool {
