@@ -1,0 +1,331 @@
+package sztp
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/big"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/identity/voucher"
+)
+
+var made = time.Now().UTC().Truncate(time.Second)
+
+type pair struct {
+	key  *ecdsa.PrivateKey
+	cert *x509.Certificate
+}
+
+func newPair(t testing.TB, name string, by *pair) pair {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, BasicConstraintsValid: true,
+		NotBefore: made.AddDate(0, 0, -30), NotAfter: made.AddDate(10, 0, 0), KeyUsage: x509.KeyUsageDigitalSignature}
+	parent, signer := tmpl, key
+	if by == nil {
+		tmpl.IsCA, tmpl.KeyUsage = true, x509.KeyUsageCertSign|x509.KeyUsageDigitalSignature
+	} else {
+		parent, signer = by.cert, by.key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, parent, &key.PublicKey, signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pair{key, cert}
+}
+
+type world struct {
+	t             testing.TB
+	makers        [2]pair // the image's, and a forger's
+	owners        [2]pair // the rightful, and another
+	signers       [2]pair
+	device, other pair
+}
+
+func newWorld(t testing.TB) *world {
+	w := &world{t: t, device: newPair(t, "device", nil), other: newPair(t, "device", nil)}
+	for i := range 2 {
+		w.makers[i], w.owners[i] = newPair(t, "maker", nil), newPair(t, "owner", nil)
+		w.signers[i] = newPair(t, "signer", &w.owners[i])
+	}
+	return w
+}
+
+func (w *world) me() Device {
+	code, err := voucher.Code(w.device.key)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return Device{ID: identity.KeyID(&w.device.key.PublicKey), Serial: "TB-1", Code: code, Makers: []*x509.Certificate{w.makers[0].cert}}
+}
+
+func must[T any](t testing.TB, v T, err error) T {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func config(t testing.TB) []byte {
+	b, err := json.Marshal(Beginning{Parents: []api.ParentRef{{Device: "core", Address: "10.0.0.1:8883", HTTPSPort: 8443}}})
+	return must(t, b, err)
+}
+
+// try lets a pair of results be checked in one expression.
+func try[T any](v T, err error) func(testing.TB) T {
+	return func(t testing.TB) T { t.Helper(); return must(t, v, err) }
+}
+
+// answer is what a source could give; the zero value is what the rightful owner gives.
+type answer struct {
+	maker, pinned, chain, signer int // 0 is right, 1 is somebody else
+	serial                       string
+	nonce                        []byte // in the voucher
+	asked                        []byte
+	expires                      time.Duration // from made
+	bare                         bool          // without voucher
+	pairing                      bool
+	wrongCode                    bool
+}
+
+func (w *world) artifacts(a answer) Artifacts {
+	t := w.t
+	if a.serial == "" {
+		a.serial = "TB-1"
+	}
+	v := &voucher.Voucher{CreatedOn: made.Add(-time.Minute), Assertion: voucher.Logged, SerialNumber: a.serial, PinnedDomainCert: w.owners[a.pinned].cert.Raw, Nonce: a.nonce}
+	if a.expires != 0 {
+		at := made.Add(a.expires)
+		v.ExpiresOn = &at
+		if !at.After(v.CreatedOn) {
+			v.CreatedOn = at.Add(-time.Minute)
+		}
+	}
+	out := Artifacts{Nonce: a.asked}
+	if !a.bare {
+		out.Voucher = try(voucher.Sign(v, w.makers[a.maker].key, []*x509.Certificate{w.makers[a.maker].cert}))(t)
+	}
+	if a.pairing {
+		code := w.me().Code
+		if a.wrongCode {
+			code = "0000-0000-0000"
+		}
+		out.Pairing = &voucher.Pairing{Root: w.owners[a.pinned].cert.Raw, Proof: voucher.Proof(code, w.owners[a.pinned].cert.Raw, w.me().ID)}
+	}
+	out.OwnerCert = try(voucher.OwnerCertificate([]*x509.Certificate{w.signers[a.chain].cert}))(t)
+	out.Conveyed = try(voucher.SignConveyed(&voucher.Conveyed{Onboarding: &voucher.Onboarding{Config: config(t)}}, w.signers[a.signer].key, []*x509.Certificate{w.signers[a.signer].cert}))(t)
+	return out
+}
+
+// The table of who is refused, and why.
+func TestJudge(t *testing.T) {
+	w := newWorld(t)
+	nonce, other := make([]byte, 16), make([]byte, 16)
+	nonce[0] = 1
+	knows := Clock{Now: made, Floor: made.Add(-24 * time.Hour), Trusted: true}
+	doubts := Clock{Now: made.AddDate(-10, 0, 0), Floor: made.Add(-24 * time.Hour)}
+	for _, c := range []struct {
+		name  string
+		clock Clock
+		a     answer
+		want  Reason
+	}{
+		{"the owner's", knows, answer{}, ""},
+		{"without a clock", doubts, answer{}, ""},
+		{"with the nonce that was asked", knows, answer{nonce: nonce, asked: nonce}, ""},
+		{"not yet expired", knows, answer{expires: time.Hour}, ""},
+		{"expired, but nobody knows the time", doubts, answer{expires: -time.Hour}, ""},
+		{"expired", knows, answer{expires: -time.Hour}, Expired},
+		{"expired before what is certainly past", doubts, answer{expires: -48 * time.Hour}, Expired},
+		{"replayed", knows, answer{nonce: other, asked: nonce}, Replayed},
+		{"with a nonce, on a stick", knows, answer{nonce: other}, Replayed},
+		{"another's box", knows, answer{serial: "TB-2"}, WrongBox},
+		{"by a forger of vouchers", knows, answer{maker: 1}, Forged},
+		{"of an owner that the voucher does not name", knows, answer{chain: 1, signer: 1}, WrongOwner},
+		{"with the owner's certificate, signed by another", knows, answer{signer: 1}, Forged},
+		{"signed by a stranger under a stranger's voucher", knows, answer{maker: 1, pinned: 1, chain: 1, signer: 1}, Forged},
+		{"of a rightful other owner", knows, answer{pinned: 1, chain: 1, signer: 1}, ""}, // resold by the manufacturer's word
+		{"with nothing", knows, answer{bare: true}, Unsigned},
+		{"by pairing", knows, answer{bare: true, pairing: true}, ""},
+		{"by pairing without the code", knows, answer{bare: true, pairing: true, wrongCode: true}, Forged},
+		{"by pairing with one owner, signed by another", knows, answer{bare: true, pairing: true, chain: 1, signer: 1}, WrongOwner},
+		{"a bad voucher beside a good pairing", knows, answer{maker: 1, pairing: true}, Forged},
+	} {
+		v, err := Judge(w.me(), c.clock, w.artifacts(c.a))
+		if got := ReasonOf(err); got != c.want || (err == nil) != (c.want == "") {
+			t.Errorf("%s: %q, %v; want %q", c.name, got, err, c.want)
+		} else if err == nil && v.Owner == nil {
+			t.Errorf("%s: no owner", c.name)
+		}
+	}
+	closed := w.me()
+	closed.Code = ""
+	if _, err := Judge(closed, knows, w.artifacts(answer{bare: true, pairing: true})); ReasonOf(err) != Unsigned {
+		t.Errorf("pairing where it is not allowed: %v", err)
+	}
+}
+
+// Whatever is mixed together, a box that believes it believes the owner whom a voucher by
+// its maker, for its serial number and its question, or its own code, names.
+func TestMixedAnswers(t *testing.T) {
+	w := newWorld(t)
+	nonces := [][]byte{nil, make([]byte, 8), {1, 2, 3, 4, 5, 6, 7, 8}}
+	rapid.Check(t, func(rt *rapid.T) {
+		bit := func(name string) int { return rapid.IntRange(0, 1).Draw(rt, name) }
+		a := answer{maker: bit("maker"), pinned: bit("pinned"), chain: bit("chain"), signer: bit("signer"), serial: fmt.Sprintf("TB-%d", 1+bit("serial")),
+			nonce: nonces[rapid.IntRange(0, 2).Draw(rt, "nonce")], asked: nonces[rapid.IntRange(0, 2).Draw(rt, "asked")],
+			bare: bit("bare") == 1, pairing: bit("pairing") == 1, wrongCode: bit("code") == 1}
+		if a.nonce == nil && bit("expires") == 1 {
+			a.expires = time.Duration(rapid.IntRange(-72, 72).Draw(rt, "hours"))*time.Hour + time.Minute
+		}
+		clock := Clock{Now: made.Add(time.Duration(rapid.IntRange(-96, 96).Draw(rt, "clock")) * time.Hour), Floor: made.Add(-36 * time.Hour), Trusted: bit("trusted") == 1}
+		v, err := Judge(w.me(), clock, w.artifacts(a))
+		past := clock.Floor
+		if clock.Trusted && clock.Now.After(past) {
+			past = clock.Now
+		}
+		named := !a.bare && a.maker == 0 && a.serial == "TB-1" && (a.nonce == nil || slices.Equal(a.nonce, a.asked)) && (a.expires == 0 || past.Before(made.Add(a.expires)))
+		if a.bare {
+			named = a.pairing && !a.wrongCode
+		}
+
+		want := named && a.pinned == a.chain && a.chain == a.signer
+		if (err == nil) != want {
+			rt.Fatalf("%+v at %+v: %v, want taken %v", a, clock, err, want)
+		}
+		if err == nil && !v.Owner.Equal(w.owners[a.pinned].cert) {
+			rt.Fatal("another owner")
+		}
+		if err != nil && ReasonOf(err) == "" {
+			rt.Fatalf("without a reason: %v", err)
+		}
+	})
+}
+
+func TestRead(t *testing.T) {
+	for _, o := range []*voucher.Onboarding{{}, {Config: []byte("{")}, {Config: []byte(`{"parents":[]}`)}, {Config: []byte(`{"parents":[{"address":""}]}`)},
+		{Config: config(t), PreScript: []byte("#!/bin/sh")}, {Config: config(t), PostScript: []byte("#!/bin/sh")}} {
+		if _, err := Read(o); ReasonOf(err) != Unreadable {
+			t.Errorf("%s: %v", o.Config, err)
+		}
+	}
+	if b, err := Read(&voucher.Onboarding{Config: config(t)}); err != nil || b.Parents[0].HTTPSPort != 8443 {
+		t.Errorf("%+v, %v", b, err)
+	}
+}
+
+// A walk ends whatever the answers are, asks nobody twice, keeps the order of kinds, and
+// follows redirects first.
+func TestRound(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var sources []Source
+		for range rapid.IntRange(0, 12).Draw(t, "sources") {
+			sources = append(sources, Source{Kind(rapid.IntRange(0, 3).Draw(t, "kind")), fmt.Sprintf("https://h%d:443", rapid.IntRange(0, 9).Draw(t, "host"))})
+		}
+		r := NewRound(sources)
+		asked := map[string]bool{}
+		last := Stick
+		for n := 0; ; n++ {
+			s, ok := r.Next()
+			if !ok {
+				break
+			}
+			if asked[s.Place] || n > maxSources {
+				t.Fatalf("%s is asked again", s.Place)
+			}
+			asked[s.Place] = true
+			if s.Kind != Referred {
+				if s.Kind < last {
+					t.Fatalf("%s after %s", s.Kind, last)
+				}
+				last = s.Kind
+			}
+			if rapid.Bool().Draw(t, "fails") {
+				r.Heard(nil, errors.New("no"))
+				continue
+			}
+			to := &voucher.Redirect{}
+			for range rapid.IntRange(1, 4).Draw(t, "named") {
+				to.Servers = append(to.Servers, voucher.Server{Address: fmt.Sprintf("h%d", rapid.IntRange(0, 99).Draw(t, "to"))})
+			}
+			if f := r.Heard(&Verdict{Conveyed: &voucher.Conveyed{Redirect: to}}, nil); f != nil {
+				t.Fatal("a redirect is an owner")
+			}
+		}
+	})
+}
+
+func TestStick(t *testing.T) {
+	w, mount := newWorld(t), t.TempDir()
+	if _, err := readStick(mount, "TB-1"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an empty stick: %v", err)
+	}
+	dir := filepath.Join(mount, stickDir, "TB-1")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	a := w.artifacts(answer{})
+	for name, b := range map[string][]byte{stickConveyed: a.Conveyed, stickOwner: a.OwnerCert, stickVoucher: a.Voucher} {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := readStick(mount, "TB-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Judge(w.me(), Clock{}, got); err != nil {
+		t.Error(err)
+	}
+	if _, err := readStick(mount, "../TB-1"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a serial number that climbs: %v", err)
+	}
+}
+
+func TestList(t *testing.T) {
+	in := []string{"https://core.example:8444", "http://plain", "https://[fd00::1]:8444/", "https://a/b", "https://u:p@h"}
+	got, err := ParseList(FormatList(in))
+	if err != nil || !slices.Equal(got, []string{"https://core.example:8444", "https://[fd00::1]:8444"}) {
+		t.Errorf("%q, %v", got, err)
+	}
+	if _, err := ParseList([]byte{0, 9, 'h'}); err == nil {
+		t.Error("a cut list is read")
+	}
+}
+
+func FuzzParseList(f *testing.F) {
+	f.Add(FormatList([]string{"https://core.example:8444", "https://[fd00::1]"}))
+	f.Add([]byte{0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		list, err := ParseList(b)
+		if err != nil {
+			return
+		}
+		again, err := ParseList(FormatList(list))
+		if err != nil || !slices.Equal(list, again) {
+			t.Errorf("%q becomes %q, %v", list, again, err)
+		}
+	})
+}

@@ -1,0 +1,185 @@
+package sztp
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/identity/voucher"
+)
+
+// Config is what a search is given. Key, IDevID, Sources, Clock and Log are needed.
+type Config struct {
+	Key *ecdsa.PrivateKey
+	// IDevID is the certificate of the box's birth, leaf first: a manufacturer's, or
+	// voucher.SelfIDevID.
+	IDevID []*x509.Certificate
+	Makers []*x509.Certificate
+	// Pairing lets a person let the box in by the code that it shows.
+	Pairing bool
+	// Sources names whom to ask; it is asked before each round and may take some seconds.
+	Sources func(context.Context) []Source
+	Clock   func() Clock
+	// Waiting is told after each round that found nothing.
+	Waiting func(api.Warning)
+	// Pause bounds the time between rounds; zero means 15 s.
+	Pause time.Duration
+	Log   *slog.Logger
+}
+
+// Search is the way from power on to an owner.
+type Search struct {
+	cfg    Config
+	device Device
+	http   *http.Client
+	said   string
+}
+
+// New prepares a search; it contacts nobody.
+func New(cfg Config) (*Search, error) {
+	if len(cfg.IDevID) == 0 {
+		return nil, errors.New("sztp: a box without a certificate of its birth")
+	}
+	s := &Search{cfg: cfg, http: client(cfg.IDevID, cfg.Key)}
+	s.device = Device{ID: identity.KeyID(&cfg.Key.PublicKey), Serial: cfg.IDevID[0].Subject.SerialNumber, Makers: cfg.Makers}
+	if cfg.Pairing {
+		var err error
+		if s.device.Code, err = voucher.Code(cfg.Key); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// Device is who the box is, with its pairing code.
+func (s *Search) Device() Device { return s.device }
+
+// Run walks through the sources, again and again, until one leads to the owner or ctx
+// ends.
+func (s *Search) Run(ctx context.Context) (*Found, error) {
+	s.cfg.Log.Info("looking for the owner", "device", s.device.ID, "serial", s.device.Serial)
+	defer s.http.CloseIdleConnections()
+	pause := s.cfg.Pause
+	if pause <= 0 {
+		pause = 15 * time.Second
+	}
+	for {
+		r := NewRound(s.cfg.Sources(ctx))
+		if f := s.walk(ctx, r); f != nil {
+			s.cfg.Log.Info("the owner is found", "by", f.Source, "root", fmt.Sprintf("%x", f.RootFP[:8]))
+			return f, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		s.tell(r)
+		t := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return nil, ctx.Err()
+		case <-t.C:
+		}
+	}
+}
+
+func (s *Search) walk(ctx context.Context, r *Round) *Found {
+	for {
+		source, ok := r.Next()
+		if !ok || ctx.Err() != nil {
+			return nil
+		}
+		v, err := s.judge(ctx, source)
+		f := r.Heard(v, err)
+		if f != nil {
+			f.Source = strings.ToValidUTF8(f.Source, "")
+			s.report(ctx, source, voucher.Initiated, "the owner is believed")
+			return f
+		}
+		if ReasonOf(err) != "" {
+			s.report(ctx, source, voucher.Failed, err.Error())
+		}
+	}
+}
+
+func (s *Search) judge(ctx context.Context, source Source) (*Verdict, error) {
+	var a Artifacts
+	var err error
+	if source.Kind == Stick {
+		a, err = readStick(source.Place, s.device.Serial)
+	} else {
+		nonce := make([]byte, 16)
+		if _, err := rand.Read(nonce); err != nil {
+			return nil, err
+		}
+		a, err = ask(ctx, s.http, source.Place, voucher.Ask{SignedDataPreferred: []any{nil}, OSName: "Tributary", Nonce: nonce})
+	}
+	if err != nil {
+		return nil, err
+	}
+	return Judge(s.device, s.cfg.Clock(), a)
+}
+
+// report tells the server that answered how it went; it matters to nobody but its owner.
+func (s *Search) report(ctx context.Context, source Source, kind, message string) {
+	if source.Kind == Stick {
+		return
+	}
+	if err := report(ctx, s.http, source.Place, voucher.Progress{Type: kind, Message: message}); err != nil {
+		s.cfg.Log.Debug("progress not reported", "to", source, "err", err)
+	}
+}
+
+// Done tells the sources that the box is a member now.
+func (s *Search) Done(ctx context.Context, roots []string) {
+	for _, r := range roots {
+		s.report(ctx, Source{BuiltIn, r}, voucher.Complete, "")
+	}
+}
+
+// tell says locally why nobody was believed: the pairing code, and each refusal.
+func (s *Search) tell(r *Round) {
+	w := s.warning(r)
+	if s.cfg.Waiting != nil {
+		s.cfg.Waiting(w)
+	}
+	if w.Message != s.said {
+		s.said = w.Message
+		s.cfg.Log.Warn("no owner yet", "why", w.Message, "remedy", w.Remedy)
+	}
+}
+
+func (s *Search) warning(r *Round) api.Warning {
+	var b strings.Builder
+	b.WriteString("this box has no owner yet")
+	shown := 0
+	for _, f := range r.Refused {
+		if errors.Is(f.Err, fs.ErrNotExist) {
+			continue // a stick with something else on it
+		}
+		if shown++; shown > 8 {
+			b.WriteString("; and more")
+			break
+		}
+		fmt.Fprintf(&b, "; %s: %.300s", f.Source, f.Err)
+	}
+	if len(r.Refused) == 0 {
+		b.WriteString("; nobody here names one")
+	}
+	w := api.Warning{Name: "no-owner", Severity: api.Critical, Message: b.String(), Remedy: "have the owner expect it: edgectl device expect " + s.device.Serial + " --voucher FILE"}
+	if s.device.Code != "" {
+		w.Message += "; its pairing code is " + s.device.Code
+		w.Remedy = "let it in: edgectl device expect " + s.device.Serial + " --code " + s.device.Code
+	}
+	return w
+}
