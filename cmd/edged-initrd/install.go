@@ -50,7 +50,7 @@ func (r *rise) install() error {
 // speaker lends the consoles to the installer.
 type speaker struct{ t *terminals }
 
-func (s speaker) Printf(format string, args ...any)           { s.t.printf(format, args...) }
+func (s speaker) Printf(format string, args ...any)          { s.t.printf(format, args...) }
 func (s speaker) Key(most time.Duration) (key byte, ok bool) { return s.t.key(most) }
 
 // variables are the firmware's, where there is one that keeps them.
