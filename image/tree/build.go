@@ -47,6 +47,7 @@ type Result struct {
 	Microcode     string // microcode.cpio, to stand before the initrd; "" when the profile has none
 	KernelVersion string // uname -r
 	OSRelease     []byte // the text of etc/os-release
+	Suite         string // Debian's codename
 	Packages      []deb.Package
 	Modules       []string // in the root, sorted
 	EarlyModules  []string // in the initramfs, in load order
@@ -133,7 +134,7 @@ func prepare(ctx context.Context, c Config) (*builder, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &builder{Config: c, lock: lock, rootfs: os.DirFS(filepath.Join(c.Root, "rootfs")), tree: New(), result: &Result{}}
+	b := &builder{Config: c, lock: lock, rootfs: os.DirFS(filepath.Join(c.Root, "rootfs")), tree: New(), result: &Result{Suite: lock.Suite}}
 	b.cache = &deb.Cache{Dir: c.Cache, Log: c.Log}
 	if b.result.Packages, err = lock.Packages(c.Profile.Arch, Sets(c.Profile, lock)...); err != nil {
 		return nil, err
