@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +18,8 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/disk/gpt"
 	"tributary.dev/tributary/pkg/edge/boot/blk"
+	"tributary.dev/tributary/pkg/edge/boot/dm"
+	"tributary.dev/tributary/pkg/edge/boot/luks"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
 )
 
@@ -247,12 +250,45 @@ func (b *booter) luksFormat(ctx context.Context, node, label string, key []byte)
 	return err
 }
 
+// luksOpen opens a volume by its key. What package luks does not understand, such as a torn
+// header, cryptsetup opens and mends.
 func (b *booter) luksOpen(ctx context.Context, node, name string, key []byte) error {
 	if _, err := os.Stat("/dev/mapper/" + name); err == nil {
 		return nil // open from a step that was done again
 	}
-	_, _, err := b.procs.run(ctx, key, "cryptsetup", "open", "--type", "luks2", "--key-file", "-", "--keyfile-size", fmt.Sprint(len(key)), node, name)
+	err := luksMap(node, name, key)
+	if err == nil {
+		return nil
+	}
+	b.say("%s: %v; cryptsetup is asked", name, err)
+	_, _, err = b.procs.run(ctx, key, "cryptsetup", "open", "--type", "luks2", "--key-file", "-", "--keyfile-size", fmt.Sprint(len(key)), node, name)
 	return err
+}
+
+func luksMap(node, name string, key []byte) error {
+	f, err := os.Open(node)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	h, err := luks.Read(f)
+	if err != nil {
+		return err
+	}
+	table, err := h.Open(f, node, size, key)
+	if err != nil {
+		return err
+	}
+	// The UUID is how cryptsetup knows its own devices again.
+	dev, err := dm.Create(name, "CRYPT-LUKS2-"+strings.ReplaceAll(h.UUID, "-", "")+"-"+name, table, false)
+	if err != nil {
+		return err
+	}
+	return os.Symlink(dev, "/dev/mapper/"+name)
 }
 
 // token is a LUKS2 token of ours: what a Sealer made of the volume's key.
@@ -293,13 +329,9 @@ func (b *booter) newStateKey(ctx context.Context, node string) (key []byte, keep
 // stateKey goes through the tokens of STATE's header until one yields the key.
 func (b *booter) stateKey(ctx context.Context, node string) ([]byte, error) {
 	var faults []error
-	for id := range 8 {
-		out, _, err := b.procs.run(ctx, nil, "cryptsetup", "token", "export", "--token-id", fmt.Sprint(id), node)
-		if err != nil {
-			continue // no such token
-		}
+	for _, text := range b.tokens(ctx, node) {
 		var t token
-		if err := json.Unmarshal([]byte(out), &t); err != nil || !strings.HasPrefix(t.Type, tokenPrefix) {
+		if err := json.Unmarshal(text, &t); err != nil || !strings.HasPrefix(t.Type, tokenPrefix) {
 			continue
 		}
 		for _, s := range b.sealers() {
@@ -315,6 +347,25 @@ func (b *booter) stateKey(ctx context.Context, node string) ([]byte, error) {
 		}
 	}
 	return nil, errors.Join(append(faults, errors.New("no token of STATE's header yields its key"))...)
+}
+
+// tokens reads the header itself, or has cryptsetup read it when a copy is torn.
+func (b *booter) tokens(ctx context.Context, node string) (out []json.RawMessage) {
+	f, err := os.Open(node)
+	if err == nil {
+		defer f.Close()
+		h, err := luks.Read(f)
+		if err == nil {
+			return h.Tokens()
+		}
+		b.say("%s: %v; cryptsetup is asked", node, err)
+	}
+	for id := range 8 {
+		if text, _, err := b.procs.run(ctx, nil, "cryptsetup", "token", "export", "--token-id", fmt.Sprint(id), node); err == nil {
+			out = append(out, json.RawMessage(text))
+		}
+	}
+	return out
 }
 
 func (b *booter) warnUnsealed(s Sealer) {

@@ -28,6 +28,7 @@ const (
 	cmdLoad    = 9
 
 	flagReadOnly = 1
+	flagSecret   = 1 << 15 // DM_SECURE_DATA_FLAG
 )
 
 // Target is one line of a table: Length sectors of 512 bytes, made by a kernel target.
@@ -35,6 +36,8 @@ type Target struct {
 	Length uint64
 	Type   string // "verity", "crypt", …
 	Params string
+	// Secret: the line holds a key; the kernel wipes its copies.
+	Secret bool
 }
 
 // Create makes the device name, gives it the one-line table and sets it going. It returns
@@ -55,14 +58,23 @@ func Create(name, uuid string, t Target, readOnly bool) (string, error) {
 	if _, err := call(ctl, cmdCreate, request(name, uuid, flags, nil)); err != nil {
 		return "", fmt.Errorf("dm: create %s: %w", name, err)
 	}
-	_, err = call(ctl, cmdLoad, request(name, "", flags, &t))
+	if t.Secret {
+		flags |= flagSecret
+	}
+	load := request(name, "", flags, &t)
+	_, err = call(ctl, cmdLoad, load)
+	clear(load)
 	var dev uint64
 	if err == nil {
 		dev, err = call(ctl, cmdSuspend, request(name, "", 0, nil))
 	}
 	if err != nil {
 		_, gone := call(ctl, cmdRemove, request(name, "", 0, nil))
-		return "", fmt.Errorf("dm: table of %s (%s %s): %w", name, t.Type, t.Params, errors.Join(err, gone))
+		params := t.Params
+		if t.Secret {
+			params = "…"
+		}
+		return "", fmt.Errorf("dm: table of %s (%s %s): %w", name, t.Type, params, errors.Join(err, gone))
 	}
 	return fmt.Sprintf("/dev/dm-%d", unix.Minor(dev)), nil
 }
