@@ -34,7 +34,8 @@ func main() {
 	boot.Run(boot.Config{
 		Version: version,
 		Network: func(ctx context.Context, s *api.NetworkSettings, say func(string, ...any)) error {
-			return uplink.Run(ctx, uplink.Config{Settings: s, Run: boot.Dir, Sys: "/sys", Say: say})
+			return uplink.Keep(ctx, uplink.Keeping{Config: uplink.Config{Settings: s, Run: boot.Dir, Sys: "/sys", Say: say}, File: "/state/network.json",
+				Online: func(ctx context.Context) bool { return online(ctx, "/run/edged/edged.sock") }})
 		},
 		Agent:   agentArgs,
 		Console: consoleArgs,

@@ -215,7 +215,11 @@ func (r *runner) care(ctx context.Context, t *task) error {
 	}
 	// 2: router advertisements count even where the box forwards, as it does for its apps.
 	_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+t.Name()+"/accept_ra", []byte("2\n"), 0) // a kernel without IPv6
+	if t.VLAN > 0 {
+		defer func() { _ = netlink.LinkDel(link) }() // with all that is on it; it may have gone with its card
+	}
 	if len(t.Addresses) > 0 {
+		defer unfix(link, t.Assignment)
 		if err := r.fixed(link, t.Assignment); err != nil {
 			return err
 		}
@@ -238,6 +242,17 @@ func vlan(parent netlink.Link, a Assignment) (netlink.Link, error) {
 		return nil, err
 	}
 	return link, netlink.LinkSetUp(link)
+}
+
+// unfix takes away what fixed gave, so that other settings find a clean card; what is gone
+// already is no loss.
+func unfix(link netlink.Link, a Assignment) {
+	if a.Gateway.IsValid() {
+		_ = netlink.RouteDel(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: a.Gateway.AsSlice(), Priority: a.Metric, Flags: int(netlink.FLAG_ONLINK)})
+	}
+	for _, p := range a.Addresses {
+		_ = netlink.AddrDel(link, &netlink.Addr{IPNet: ipNet(p)})
+	}
 }
 
 func (r *runner) fixed(link netlink.Link, a Assignment) error {
