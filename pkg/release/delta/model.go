@@ -1,0 +1,435 @@
+package delta
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"sort"
+)
+
+// The changes within a copy are coded bit by bit by an arithmetic coder whose probabilities are mixed from several
+// contexts (as in the PAQ family, Mahoney 2005). All of it is in whole numbers, so that every machine computes the same.
+//
+// What changes in programs between two builds is mostly numbers that point somewhere: the shift of what they point to is
+// known from the copies themselves. So some contexts are guesses of the next byte: as this number was translated before
+// (subst), shifted as the last one was (last), shifted as numbers near it were (near, class), as a relative pointer to what
+// has moved, as an absolute one.
+
+const (
+	block     = 16 // bytes that are told to be equal by one bit
+	behind    = 32 // bytes of context before a stretch
+	ahead     = 8  // bytes of the old content after it
+	mostBits  = 20 // of a table's index; fewer for small contents
+	noGuess   = -1
+	guesses   = 6
+	nearBits  = 6
+	classBits = 13
+)
+
+// logistic is 4096/(1+e^-x) for x from -8 to 8 in halves.
+var logistic = [33]int32{1, 2, 4, 6, 10, 17, 27, 45, 74, 120, 194, 311, 488, 747, 1102, 1546, 2048, 2550, 2994, 3349, 3608, 3785, 3902, 3976, 4022, 4051, 4069, 4079, 4086, 4090, 4092, 4094, 4095}
+
+func squash(x int32) int32 {
+	if x > 2047 {
+		return 4095
+	}
+	if x < -2047 {
+		return 1
+	}
+	w := x & 127
+	i := x>>7 + 16
+	return (logistic[i]*(128-w) + logistic[i+1]*w + 64) >> 7
+}
+
+var stretchTable = func() (t [4096]int16) {
+	at := 0
+	for x := int32(-2047); x <= 2047; x++ {
+		for v := int(squash(x)); at <= v && at < 4096; at++ {
+			t[at] = int16(x)
+		}
+	}
+	for ; at < 4096; at++ {
+		t[at] = 2047
+	}
+	return t
+}()
+
+// coder is the arithmetic coder, both ways.
+type coder struct {
+	low, high, code uint32
+	in              []byte
+	out             []byte
+	decode          bool
+}
+
+func newEncoder() *coder { return &coder{high: 1<<32 - 1} }
+
+func newDecoder(in []byte) *coder {
+	c := &coder{high: 1<<32 - 1, in: in, decode: true}
+	for range 4 {
+		c.code = c.code<<8 | uint32(c.next())
+	}
+	return c
+}
+
+func (c *coder) next() byte {
+	if len(c.in) == 0 {
+		return 0
+	}
+	b := c.in[0]
+	c.in = c.in[1:]
+	return b
+}
+
+// bit codes one bit; p is the probability of a one in 65536ths, from 1 to 65535.
+func (c *coder) bit(bit uint32, p uint32) uint32 {
+	mid := c.low + uint32(uint64(c.high-c.low)*uint64(p)>>16)
+	if c.decode {
+		bit = 0
+		if c.code <= mid {
+			bit = 1
+		}
+	}
+	if bit == 1 {
+		c.high = mid
+	} else {
+		c.low = mid + 1
+	}
+	for (c.low^c.high)>>24 == 0 {
+		if c.decode {
+			c.code = c.code<<8 | uint32(c.next())
+		} else {
+			c.out = append(c.out, byte(c.high>>24))
+		}
+		c.low <<= 8
+		c.high = c.high<<8 | 255
+	}
+	return bit
+}
+
+func (c *coder) finish() []byte {
+	return append(c.out, byte(c.low>>24)+1, 0, 0, 0)
+}
+
+// mixer weighs the contexts' probabilities.
+type mixer struct {
+	n       int
+	weights []int32
+	in      []int32
+	slots   []*uint16
+	set     int
+}
+
+func newMixer(n, sets int) *mixer {
+	m := &mixer{n: n, weights: make([]int32, n*sets), in: make([]int32, n), slots: make([]*uint16, n)}
+	for i := range m.weights {
+		m.weights[i] = 1 << 16 * 2 / 5
+	}
+	return m
+}
+
+func (m *mixer) code(c *coder, bit uint32) uint32 {
+	w := m.weights[m.set*m.n : m.set*m.n+m.n]
+	var dot int64
+	for i, s := range m.slots {
+		m.in[i] = int32(stretchTable[*s>>4])
+		dot += int64(m.in[i]) * int64(w[i])
+	}
+	x := int32(max(-2047, min(2047, dot>>16)))
+	p := squash(x)
+	fine := max(uint32(24), min(65536-24, uint32(p)<<4+8))
+	if x >= 2047 {
+		fine = 65536 - 8
+	} else if x <= -2047 {
+		fine = 8
+	}
+	bit = c.bit(bit, fine)
+	miss := (int32(bit)<<12 - p) * 6
+	for i, s := range m.slots {
+		w[i] += (m.in[i]*miss + 1<<13) >> 14
+		if bit == 1 {
+			*s += (65535 - *s) >> 4
+		} else {
+			*s -= *s >> 4
+		}
+	}
+	return bit
+}
+
+// guess is a word that the next four bytes may be.
+type guess struct {
+	word  uint32
+	valid bool
+}
+
+// model is the state of coder and decoder: the same on both sides at every byte.
+type model struct {
+	c      *coder
+	shift  int // that makes a hash an index
+	tables [][]uint16
+	flags  *mixer
+	values *mixer
+	blocks [1 << 12]uint16
+	hist   uint32 // of blocks
+
+	ops    []op    // in the order of the new content
+	news   []int64 // where each begins in the new content
+	byOld  []int   // ops in the order of the old content
+	base   uint32  // what absolute pointers have more than their place in the content
+	subst  []uint64
+	last   uint32   // shift of the last changed word
+	near   []uint32 // shifts of words, by their upper bits
+	class  []uint32
+	at     int64 // of the word for which rel and abs stand
+	rel    guess // where the word, as a pointer, points to in the new content
+	abs    guess
+	hits   [guesses]uint8 // how often each guess came true lately
+	recent uint32         // which of the last bytes were changed
+}
+
+const (
+	flagInputs  = 8
+	valueInputs = 13
+)
+
+func newModel(c *coder, ops []op, base uint32, size int64) *model {
+	tableBits := min(mostBits, max(12, bits.Len64(uint64(size))-4))
+	m := &model{c: c, shift: 32 - tableBits, flags: newMixer(flagInputs, 4), values: newMixer(valueInputs, 32), ops: ops, base: base, subst: make([]uint64, 1<<20), near: make([]uint32, 1<<18), class: make([]uint32, 1<<16), at: -1}
+	m.tables = make([][]uint16, flagInputs+valueInputs)
+	for i := range m.tables {
+		m.tables[i] = make([]uint16, 1<<tableBits)
+		for j := range m.tables[i] {
+			m.tables[i][j] = 1 << 15
+		}
+	}
+	for i := range m.blocks {
+		m.blocks[i] = 1 << 15
+	}
+	at := int64(0)
+	for i, o := range ops {
+		m.news = append(m.news, at)
+		at += o.Copy + o.Extra
+		if o.Copy > 0 {
+			m.byOld = append(m.byOld, i)
+		}
+	}
+	sort.SliceStable(m.byOld, func(i, j int) bool { return ops[m.byOld[i]].Old < ops[m.byOld[j]].Old })
+	return m
+}
+
+// moved tells where that place of the old content is in the new one.
+func (m *model) moved(old int64) (int64, bool) {
+	i := sort.Search(len(m.byOld), func(i int) bool { return m.ops[m.byOld[i]].Old > old })
+	for back := 0; back < 4 && i > 0; back++ {
+		i--
+		k := m.byOld[i]
+		if o := m.ops[k]; old < o.Old+o.Copy+64 {
+			return m.news[k] + old - o.Old, true
+		}
+	}
+	return 0, false
+}
+
+func hash(parts ...uint32) uint32 {
+	h := uint32(2166136261)
+	for _, p := range parts {
+		h = (h ^ p) * 0x9E3779B1
+		h ^= h >> 15
+	}
+	return h
+}
+
+// stretch codes n bytes: old has them from behind on and ahead more, new from behind on. oldAt and newAt are the places of
+// the first in the contents.
+func (m *model) stretch(old, new []byte, n int, oldAt, newAt int64) {
+	for at := 0; at < n; at += block {
+		size := min(block, n-at)
+		o, w := old[behind+at:behind+at+size], new[behind+at:behind+at+size]
+		differ := uint32(0)
+		if !m.c.decode && string(o) != string(w) {
+			differ = 1
+		}
+		slot := &m.blocks[m.hist&0xfff]
+		differ = m.c.bit(differ, max(4, min(65531, uint32(*slot))))
+		if differ == 1 {
+			*slot += (65535 - *slot) >> 5
+		} else {
+			*slot -= *slot >> 5
+		}
+		m.hist = m.hist<<1 | differ
+		if differ == 0 {
+			copy(w, o)
+			m.recent = 0
+			continue
+		}
+		for i := range size {
+			m.byte(old, new, behind+at+i, oldAt+int64(at+i), newAt+int64(at+i))
+		}
+	}
+}
+
+func word(b []byte) uint32 { return binary.LittleEndian.Uint32(b) }
+
+// byte codes new[i].
+func (m *model) byte(old, new []byte, i int, oldAt, newAt int64) {
+	k := int(newAt & 3)
+	s := i - k
+	ow := word(old[s:])
+	var part uint32 // of the new word, as far as it is known
+	for j := range k {
+		part |= uint32(new[s+j]) << (8 * j)
+	}
+	mask := uint32(1)<<(8*k) - 1
+	var g [guesses]int32 // guesses of the byte
+	for j := range g {
+		g[j] = noGuess
+	}
+	fit := func(j int, w uint32) {
+		if w&mask == part {
+			g[j] = int32(w >> (8 * k) & 255)
+		}
+	}
+	sub := &m.subst[hash(ow)>>12]
+	if uint32(*sub>>32) == ow {
+		fit(0, uint32(*sub))
+	}
+	fit(1, ow+m.last)
+	near, class := &m.near[hash(31, ow>>nearBits)>>14], &m.class[hash(32, ow>>classBits)>>16]
+	fit(2, ow+*near)
+	fit(5, ow+*class)
+	if m.at != newAt-int64(k) {
+		m.at, m.rel, m.abs = newAt-int64(k), guess{}, guess{}
+		if to, ok := m.moved(oldAt - int64(k) + int64(int32(ow))); ok {
+			m.rel = guess{uint32(to - m.at), true}
+		}
+		if to, ok := m.moved(int64(ow - m.base)); ok {
+			m.abs = guess{uint32(to) + m.base, true}
+		}
+	}
+	// Relative pointers: in data they are aligned; in x86 code they stand behind a call, a jump, or a ModRM byte.
+	if start := m.operand(new, i); start >= 0 {
+		d := int64(i - start)
+		w := word(old[start:])
+		if to, ok := m.moved(oldAt - d + 4 + int64(int32(w))); ok {
+			nw := uint32(to - (newAt - d) - 4)
+			known := uint32(0)
+			for j := range int(d) {
+				known |= uint32(new[start+j]) << (8 * j)
+			}
+			if nw&(1<<(8*d)-1) == known {
+				g[3] = int32(nw >> (8 * d) & 255)
+			}
+		}
+	} else if m.rel.valid {
+		fit(3, m.rel.word)
+	}
+	if m.abs.valid {
+		fit(4, m.abs.word)
+	}
+
+	ob := old[i]
+	says := uint32(0) // of each guess: none, the same, a change
+	for j := range g {
+		says *= 3
+		if g[j] == int32(ob) {
+			says++
+		} else if g[j] >= 0 {
+			says += 2
+		}
+	}
+	d4, d8, d12 := new[i-4]-old[i-4], new[i-8]-old[i-8], new[i-12]-old[i-12]
+	d1, d2 := new[i-1]-old[i-1], new[i-2]-old[i-2]
+	flag := uint32(0)
+	if !m.c.decode && new[i] != ob {
+		flag = 1
+	}
+	f := m.flags
+	ctx := [flagInputs]uint32{
+		hash(1, m.recent&0xff),
+		hash(2, says, uint32(k)),
+		hash(3, says, uint32(m.hits[0])/64, uint32(m.hits[1])/64, uint32(m.hits[2])/64, uint32(m.hits[3])/64, uint32(m.hits[5])/64, m.recent&3),
+		hash(4, uint32(old[i-1]), uint32(ob), uint32(old[i+1]), uint32(k)),
+		hash(5, uint32(k), m.recent>>3&1, m.recent>>7&1, m.recent>>11&1, m.recent>>15&1, m.recent&7),
+		hash(6, ow, uint32(k), m.recent&(1<<k-1)),
+		hash(7, uint32(d4), uint32(d12), uint32(k)),
+		hash(8, word(old[i-2:]), word(old[i+2:])),
+	}
+	for j := range ctx {
+		f.slots[j] = &m.tables[j][ctx[j]>>m.shift]
+	}
+	f.set = k
+	flag = f.code(m.c, flag)
+	if flag == 0 {
+		new[i] = ob
+	} else {
+		new[i] = m.value(ob, new[i], g, says, k, old, new, i, d1, d2, d4, d8, d12, ow)
+	}
+	m.recent = m.recent<<1 | flag
+	for j := range g {
+		if g[j] < 0 {
+			continue
+		}
+		if g[j] == int32(new[i]) {
+			m.hits[j] += (255 - m.hits[j]) >> 4
+		} else {
+			m.hits[j] -= m.hits[j]>>4 + min(1, m.hits[j])
+		}
+	}
+	if k == 3 {
+		nw := word(new[s:])
+		*sub = uint64(ow)<<32 | uint64(nw)
+		shift := nw - ow
+		*near, *class = shift, shift
+		if shift != 0 {
+			m.last = shift
+		}
+	}
+}
+
+// operand gives where a relative operand began that this byte is part of, or -1.
+func (m *model) operand(new []byte, i int) int {
+	for start := i; start > i-4; start-- {
+		p := new[start-1]
+		if p == 0xe8 || p == 0xe9 || p&0xc7 == 0x05 && new[start-2] >= 0x80 || p&0xf0 == 0x80 && new[start-2] == 0x0f {
+			return start
+		}
+	}
+	return -1
+}
+
+func (m *model) value(ob, nb byte, g [guesses]int32, says uint32, k int, old, new []byte, i int, d1, d2, d4, d8, d12 byte, ow uint32) byte {
+	v := m.values
+	ctx := [valueInputs]uint32{
+		hash(11, uint32(g[0]), uint32(m.hits[0])/32),
+		hash(12, uint32(g[1]), uint32(m.hits[1])/32, uint32(k)),
+		hash(13, uint32(g[2]), uint32(m.hits[2])/32, uint32(k)),
+		hash(14, uint32(g[3]), uint32(m.hits[3])/32),
+		hash(15, uint32(g[4]), uint32(m.hits[4])/32, uint32(k)),
+		hash(16, uint32(ob), uint32(k)),
+		hash(17, uint32(ob), uint32(d1), uint32(d2)),
+		hash(18, uint32(new[i-1]), uint32(new[i-2])),
+		hash(19, uint32(ob+d4), uint32(ob+d8)),
+		hash(20, uint32(ob+d12), uint32(k)),
+		hash(21, ow, uint32(k)),
+		hash(22, uint32(g[0]), uint32(g[2]), uint32(g[5])),
+		hash(23, uint32(g[5]), uint32(m.hits[5])/32, uint32(k)),
+	}
+	c0 := uint32(1)
+	for b := 7; b >= 0; b-- {
+		for j := range ctx {
+			v.slots[j] = &m.tables[flagInputs+j][(ctx[j]+c0*0x9E3779B1)*0x85EBCA6B>>m.shift]
+		}
+		agree := uint32(0)
+		for _, j := range [4]int{0, 2, 3, 5} {
+			agree <<= 1
+			if g[j] >= 0 && uint32(g[j]|256)>>(b+1) == c0 {
+				agree |= 1
+			}
+		}
+		v.set = int(agree)
+		if b < 4 {
+			v.set += 16
+		}
+		c0 = c0<<1 | v.code(m.c, uint32(nb)>>b&1)
+	}
+	return byte(c0)
+}
