@@ -38,6 +38,8 @@ var rules = []rule{
 	{"pkg/report", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
 	{"pkg/oci", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
 	{"pkg/efi", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
+	{"pkg/tpm", []string{"pkg/", "hwprofiles"}, []string{"pkg/tpm"}, "the box seals and quotes, the core judges, the builder signs: one ground for the three, which stands on nothing"},
+	{"pkg/tpm/attest", []string{"pkg/"}, []string{"pkg/tpm/attest"}, "the core judges a quote without the code that talks to a TPM"},
 	{"pkg/disk", []string{"pkg/", "hwprofiles"}, []string{"pkg/disk"}, "the formats of disks serve builder, initramfs and update alike, and stand on nothing"},
 	{"pkg/", []string{"cmd/", "image/", "tests/"}, nil, "nobody imports programs, the image builder or tests"},
 	{"cmd/", []string{"cmd/", "tests/"}, []string{"cmd/"}, "programs do not import tests"},
