@@ -110,5 +110,9 @@ func run(ctx context.Context, args []string, in *os.File, out *os.File, errs io.
 func appliance(root string) *recovery.Appliance {
 	s := recovery.Usual()
 	s.Root = root
-	return &recovery.Appliance{Sources: s}
+	a := &recovery.Appliance{Sources: s}
+	if root == "" {
+		a.Reset = reset(s.Run)
+	}
+	return a
 }

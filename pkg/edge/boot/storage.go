@@ -111,6 +111,9 @@ func (b *booter) openState(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := b.finishReset(node); err != nil {
+		return err
+	}
 	made, err := b.volume(ctx, "state", node, func() ([]byte, error) { return b.stateKey(ctx, node) }, func() ([]byte, func() error, error) {
 		return b.newStateKey(ctx, node)
 	})
