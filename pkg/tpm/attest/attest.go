@@ -8,3 +8,6 @@ package attest
 
 // PCRKernel is where systemd-stub measures the parts of a unified kernel image.
 const PCRKernel = 11
+
+// StateOpened is what a box measures into PCR 11 when it has taken the state's key out.
+const StateOpened = "tributary:state-opened"

@@ -1,0 +1,187 @@
+package tpm
+
+import (
+	"context"
+	"crypto/subtle"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"tributary.dev/tributary/pkg/tpm/attest"
+)
+
+// Sealer keeps the state's key in the box's TPM: it is what boot asks first. It is good for one
+// start: PCR 11 is extended when the key is out, so that nothing that runs later gets it again.
+type Sealer struct {
+	// Open gives the TPM; fs.ErrNotExist when the box has none.
+	Open func() (*TPM, func() error, error)
+	// SecureBoot says whether the firmware checks what it starts. Without that anything could
+	// measure into PCR 11 what the release would have, and a sealed key were no safer than an open one.
+	SecureBoot func() bool
+	// Signatures and Key are the files that the running image brought: the sections .pcrsig and .pcrpkey.
+	Signatures, Key string
+
+	Faults Faults
+}
+
+// token is what stands in the header of the state's volume.
+type token struct {
+	Version int    `json:"version"`
+	Public  []byte `json:"public"`
+	Private []byte `json:"private"`
+	PCR7    []byte `json:"pcr7"`
+	Release []byte `json:"release"` // the release's public key, DER; the TPM knows it by its name in the policy
+}
+
+const (
+	tokenVersion = 1
+	maxToken     = 8 << 10
+)
+
+// Name implements boot's Sealer.
+func (s *Sealer) Name() string { return "tpm2" }
+
+// Seal wraps the key, and proves that the TPM gives it back before anything is encrypted by it.
+func (s *Sealer) Seal(ctx context.Context, key []byte) (json.RawMessage, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if s.SecureBoot == nil || !s.SecureBoot() {
+		return nil, errors.New("without Secure Boot a sealed key would be given to any system: switch it on in the firmware")
+	}
+	t, done, err := s.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = done() }()
+	sealed, err := s.seal(t, key)
+	if err != nil {
+		return nil, err
+	}
+	text, err := sealed.marshal()
+	if err != nil {
+		return nil, err
+	}
+	again, err := s.unseal(t, text)
+	if err != nil {
+		return nil, fmt.Errorf("sealed, but not given back: %w", err)
+	}
+	if subtle.ConstantTimeCompare(again, key) != 1 {
+		return nil, errors.New("sealed, but another key is given back")
+	}
+	return text, s.shut(t)
+}
+
+func (s *Sealer) seal(t *TPM, key []byte) (*token, error) {
+	pem, err := readSmall(s.Key)
+	if err != nil {
+		return nil, fmt.Errorf("the release's key: %w", err)
+	}
+	release, err := ParseKey(pem)
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.MarshalPKIXPublicKey(release)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.RaiseFloor(0); err != nil {
+		return nil, err
+	}
+	pcr7, err := t.PCR(PCRSecureBoot)
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := t.Seal(key, release, pcr7, s.Faults)
+	if err != nil {
+		return nil, err
+	}
+	return &token{Version: tokenVersion, Public: sealed.Public, Private: sealed.Private, PCR7: pcr7[:], Release: der}, nil
+}
+
+// Unseal gives the key back, once in a start.
+func (s *Sealer) Unseal(ctx context.Context, sealed json.RawMessage) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	t, done, err := s.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = done() }()
+	key, err := s.unseal(t, sealed)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.shut(t); err != nil {
+		clear(key)
+		return nil, err
+	}
+	return key, nil
+}
+
+func (s *Sealer) unseal(t *TPM, sealed json.RawMessage) ([]byte, error) {
+	k, err := parseToken(sealed)
+	if err != nil {
+		return nil, err
+	}
+	release, err := ParseKey(k.Release)
+	if err != nil {
+		return nil, err
+	}
+	file, err := readSmall(s.Signatures)
+	if err != nil {
+		return nil, fmt.Errorf("the policy's signatures: %w", err)
+	}
+	sigs, err := ParseSignatures(file)
+	if err != nil {
+		return nil, err
+	}
+	return t.Unseal(&Sealed{Public: k.Public, Private: k.Private, PCR7: [32]byte(k.PCR7)}, release, sigs, s.Faults)
+}
+
+// shut makes PCR 11 a value that no release signs.
+func (s *Sealer) shut(t *TPM) error {
+	if s.Faults.NoExtend {
+		return nil
+	}
+	return t.Extend(PCRKernel, []byte(attest.StateOpened))
+}
+
+func (k *token) marshal() (json.RawMessage, error) { return json.Marshal(k) }
+
+// parseToken reads a token of at most 8 KiB. It stands on an open disk: anything may be in it,
+// and the TPM is what judges it.
+func parseToken(b []byte) (*token, error) {
+	if len(b) > maxToken {
+		return nil, fmt.Errorf("a sealed key of %d bytes: at most %d", len(b), maxToken)
+	}
+	var k token
+	if err := json.Unmarshal(b, &k); err != nil {
+		return nil, fmt.Errorf("the sealed key: %w", err)
+	}
+	if k.Version != tokenVersion {
+		return nil, fmt.Errorf("the sealed key has form %d, known is %d", k.Version, tokenVersion)
+	}
+	if len(k.PCR7) != 32 || len(k.Public) == 0 || len(k.Public) > 1<<10 || len(k.Private) == 0 || len(k.Private) > 1<<10 || len(k.Release) > 1<<10 {
+		return nil, errors.New("the sealed key's parts have not the sizes that they can have")
+	}
+	return &k, nil
+}
+
+// readSmall reads a file of at most 16 KiB.
+func readSmall(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxSignatures+1))
+	if err == nil && len(b) > maxSignatures {
+		err = fmt.Errorf("%s is longer than %d bytes", path, maxSignatures)
+	}
+	return b, err
+}
