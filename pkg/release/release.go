@@ -1,0 +1,135 @@
+// Package release answers: what is a release of the box's system, what of it must travel, and who vouches for it?
+//
+// A release is an OCI artifact: its config is the description (release.json), its layers are the metadata that the
+// owners of the release keys signed offline (sign.go), the plain content, and deltas from earlier releases. The content
+// is one stream (content.go): the unified kernel image with its compressed payload unpacked, the boot manager, and the
+// root file system. The verity tree is not in it: the box computes it, and the root hash says whether it is right.
+package release
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"regexp"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// Media types of the artifact's parts.
+const (
+	ArtifactType  = "application/vnd.tributary.release.v1"
+	TypeConfig    = "application/vnd.tributary.release.v1+json"
+	TypeRoot      = "application/vnd.tributary.release.tuf-root.v1+json" // in the order of their versions
+	TypeTargets   = "application/vnd.tributary.release.tuf-targets.v1+json"
+	TypePlain     = "application/vnd.tributary.release.content.v1+zstd"
+	TypeDelta     = "application/vnd.tributary.release.delta.v1" // annotation AnnotationFrom
+	AnnotationOld = "tributary.dev/from"                         // identity of the content that a delta starts from
+)
+
+// Bounds.
+const (
+	MaxDescription = 64 << 10
+	MaxMetadata    = 256 << 10
+	MaxContent     = 2 << 30
+)
+
+// Description is release.json. It is what is signed: all else follows from its digests. Sizes are bytes.
+type Description struct {
+	Format  int    `json:"format"`
+	Version string `json:"version"`
+	Arch    string `json:"arch"`
+	Profile string `json:"profile"`
+	// Counter is the security counter: a box never goes below its floor.
+	Counter  uint64 `json:"counter"`
+	RootHash string `json:"roothash"` // 64 hex digits
+	Root     Part   `json:"root"`
+	UKI      Part   `json:"uki"`
+	Manager  Part   `json:"manager"`
+	// Salt and UUID are those of the verity tree's superblock, in hex.
+	Salt string `json:"salt"`
+	UUID string `json:"uuid"`
+	// Packed are the stretches of the UKI that are unpacked in the content.
+	Packed []Packed `json:"packed,omitempty"`
+	// Content is the stream.
+	Content Part `json:"content"`
+}
+
+// Part is a piece of content.
+type Part struct {
+	Size   int64  `json:"size"`
+	SHA256 string `json:"sha256"`
+}
+
+// Packed is a stretch of the UKI of Size bytes that Plain bytes are compressed into.
+type Packed struct {
+	Offset int64 `json:"offset"`
+	Size   int64 `json:"size"`
+	Plain  int64 `json:"plain"`
+}
+
+var (
+	versionForm = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}$`)
+	wordForm    = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,63}$`)
+	hexForm     = regexp.MustCompile(`^[0-9a-f]*$`)
+)
+
+// ParseDescription reads a release.json and refuses one that is not whole.
+func ParseDescription(b []byte) (d Description, err error) {
+	bad := func(format string, a ...any) (Description, error) {
+		return Description{}, &api.Error{Code: api.Invalid, Message: "the release's description: " + fmt.Sprintf(format, a...)}
+	}
+	if len(b) > MaxDescription {
+		return bad("%d bytes; at most %d are read", len(b), MaxDescription)
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	if err := dec.Decode(&d); err != nil {
+		return bad("%v", err)
+	}
+	isHex := func(s string, n int) bool { return len(s) == n && hexForm.MatchString(s) }
+	switch {
+	case d.Format != 1:
+		return bad("format %d; this box knows 1", d.Format)
+	case !versionForm.MatchString(d.Version) || !wordForm.MatchString(d.Arch) || !wordForm.MatchString(d.Profile):
+		return bad("version %q, arch %q, profile %q", d.Version, d.Arch, d.Profile)
+	case !isHex(d.RootHash, 64) || len(d.Salt) > 512 || !hexForm.MatchString(d.Salt) || len(d.Salt)%2 != 0 || !isHex(d.UUID, 32):
+		return bad("the root hash, salt or UUID is not hexadecimal of the right length")
+	case len(d.Packed) > 16:
+		return bad("%d packed stretches", len(d.Packed))
+	case d.Root.Size%4096 != 0:
+		return bad("a root of %d bytes is not one of whole blocks", d.Root.Size)
+	}
+	for _, p := range []Part{d.Root, d.UKI, d.Manager, d.Content} {
+		if p.Size <= 0 || p.Size > MaxContent || !isHex(p.SHA256, 64) {
+			return bad("a part of %d bytes with digest %q", p.Size, p.SHA256)
+		}
+	}
+	size, at := d.Root.Size+d.Manager.Size, int64(0)
+	for _, p := range d.Packed {
+		if p.Offset < at || p.Size <= 0 || p.Plain <= 0 || p.Plain > MaxContent || p.Size > d.UKI.Size-p.Offset {
+			return bad("a packed stretch outside of the kernel image")
+		}
+		at = p.Offset + p.Size
+		size += p.Plain - p.Size
+	}
+	if size+d.UKI.Size != d.Content.Size {
+		return bad("content of %d bytes, but its parts have %d", d.Content.Size, size+d.UKI.Size)
+	}
+	return d, nil
+}
+
+// Encode gives release.json. The same description gives the same bytes.
+func (d Description) Encode() []byte {
+	b, err := json.MarshalIndent(d, "", " ")
+	if err != nil {
+		return nil // cannot happen: text and numbers only
+	}
+	return append(b, '\n')
+}
+
+// Hash is the root hash.
+func (d Description) Hash() (h [32]byte) {
+	b, _ := hex.DecodeString(d.RootHash) // was checked
+	copy(h[:], b)
+	return h
+}

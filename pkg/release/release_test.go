@@ -1,0 +1,186 @@
+package release
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+var soon = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func keys(t testing.TB, n int) (private []crypto.Signer, public []crypto.PublicKey) {
+	for range n {
+		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		private, public = append(private, k), append(public, k.Public())
+	}
+	return private, public
+}
+
+func description(version string) []byte {
+	uki, manager, root := []byte("kernel "+version), []byte("manager"), make([]byte, 8192)
+	content := append(append(bytes.Clone(uki), manager...), root...)
+	return Description{Format: 1, Version: version, Arch: "amd64", Profile: "vm", Counter: 3, RootHash: strings.Repeat("ab", 32), Root: PartOf(root),
+		UKI: PartOf(uki), Manager: PartOf(manager), Salt: "00", UUID: strings.Repeat("12", 16), Content: PartOf(content)}.Encode()
+}
+
+func sign(t testing.TB, raw []byte, by ...crypto.Signer) []byte {
+	for _, k := range by {
+		var err error
+		if raw, err = AddSignature(raw, k); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return raw
+}
+
+func makeRoot(t testing.TB, version int64, root []crypto.PublicKey, rt int, rel []crypto.PublicKey, st int, by ...crypto.Signer) []byte {
+	raw, err := NewRoot(version, soon, root, rt, rel, st)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sign(t, raw, by...)
+}
+
+func makeTargets(t testing.TB, d []byte, by ...crypto.Signer) []byte {
+	raw, err := NewTargets(d, 1, soon)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sign(t, raw, by...)
+}
+
+// TestSignatures: a release needs the threshold, each key once, over this description, by keys that the root names now.
+func TestSignatures(t *testing.T) {
+	rk, rp := keys(t, 3)
+	sk, sp := keys(t, 3)
+	evil, evilPublic := keys(t, 3)
+	first := makeRoot(t, 1, rp, 2, sp, 2, rk[0], rk[1])
+	trusted, err := TrustRoot(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, other := description("1.2.0"), description("6.6.6")
+	now := soon.AddDate(-1, 0, 0)
+	nsk, nsp := keys(t, 1)
+	second := makeRoot(t, 2, rp, 2, nsp, 1, rk[1], rk[2])
+	third := makeRoot(t, 3, evilPublic, 1, nsp, 1, rk[0], rk[2], evil[0])
+	for _, c := range []struct {
+		name    string
+		roots   [][]byte
+		targets []byte
+		d       []byte
+		now     time.Time
+		ok      bool
+	}{
+		{"two of three", nil, makeTargets(t, d, sk[0], sk[2]), d, now, true},
+		{"one of three", nil, makeTargets(t, d, sk[0]), d, now, false},
+		{"one key twice", nil, makeTargets(t, d, sk[0], sk[0]), d, now, false},
+		{"foreign keys", nil, makeTargets(t, d, evil[0], evil[1]), d, now, false},
+		{"root keys are not release keys", nil, makeTargets(t, d, rk[0], rk[1]), d, now, false},
+		{"other description", nil, makeTargets(t, d, sk[0], sk[1]), other, now, false},
+		{"expired", nil, makeTargets(t, d, sk[0], sk[1]), d, soon.AddDate(1, 0, 0), false},
+		{"expired, but the time is not known", nil, makeTargets(t, d, sk[0], sk[1]), d, time.Time{}, true},
+		{"rotated keys", [][]byte{first, second}, makeTargets(t, d, nsk[0]), d, now, true},
+		{"old keys after the rotation", [][]byte{second}, makeTargets(t, d, sk[0], sk[1]), d, now, false},
+		{"new keys without their root", nil, makeTargets(t, d, nsk[0]), d, now, false},
+		{"rotated twice", [][]byte{second, third}, makeTargets(t, d, nsk[0]), d, now, true},
+		{"a root left out", [][]byte{third}, makeTargets(t, d, nsk[0]), d, now, false},
+		{"a root by too few", [][]byte{makeRoot(t, 2, rp, 2, evilPublic, 1, rk[0])}, makeTargets(t, d, evil[0]), d, now, false},
+		{"a root by strangers", [][]byte{makeRoot(t, 2, evilPublic, 2, evilPublic, 1, evil[0], evil[1])}, makeTargets(t, d, evil[0]), d, now, false},
+		{"a root without its own keys", [][]byte{makeRoot(t, 2, evilPublic, 1, nsp, 1, rk[0], rk[1])}, makeTargets(t, d, nsk[0]), d, now, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			next, got, err := trusted.Verify(c.roots, c.targets, c.d, c.now)
+			if (err == nil) != c.ok {
+				t.Fatalf("accepted: %v (%v)", err == nil, err)
+			}
+			if c.ok && (got.Version != "1.2.0" || next.Version() != 1+int64(strings.Count(c.name, "rotated"))+int64(strings.Count(c.name, "twice"))) {
+				t.Fatalf("got %s under root %d", got.Version, next.Version())
+			}
+		})
+	}
+}
+
+// TestChecksCount: in a build without one of the checks, TestSignatures fails.
+func TestChecksCount(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the package three times")
+	}
+	goTool, err := exec.LookPath("go")
+	if err != nil {
+		t.Skip("needs the go tool")
+	}
+	src, err := os.ReadFile("sign.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	here, err := filepath.Abs("sign.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, check := range []string{"signatures", "digest", "expiry"} {
+		var lines []string
+		found := 0
+		for line := range strings.Lines(string(src)) {
+			if strings.Contains(line, "// check: "+check) {
+				found++
+				line = strings.Replace(line, " { // check", " && os.Getpid() < 0 { // check", 1)
+			}
+			lines = append(lines, line)
+		}
+		if found != 1 {
+			t.Fatalf("%d places check the %s", found, check)
+		}
+		dir := t.TempDir()
+		text := strings.Replace(strings.Join(lines, ""), "import (", "import (\n\t\"os\"", 1)
+		if err := errors.Join(os.WriteFile(filepath.Join(dir, "sign.go"), []byte(text), 0o600),
+			os.WriteFile(filepath.Join(dir, "overlay.json"), []byte(`{"Replace":{"`+here+`":"`+filepath.Join(dir, "sign.go")+`"}}`), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command(goTool, "test", "-count=1", "-short", "-overlay", filepath.Join(dir, "overlay.json"), "-run", "TestSignatures", ".").CombinedOutput()
+		if err == nil || !bytes.Contains(out, []byte("accepted: true")) {
+			t.Errorf("without the check of the %s no test fails:\n%s", check, out)
+		}
+	}
+}
+
+func FuzzDescription(f *testing.F) {
+	f.Add(description("1.0.0"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		d, err := ParseDescription(b)
+		if err != nil {
+			return
+		}
+		if again, err := ParseDescription(d.Encode()); err != nil || again.Content != d.Content {
+			t.Fatalf("does not come back: %v", err)
+		}
+	})
+}
+
+func FuzzVerify(f *testing.F) {
+	rk, rp := keys(f, 1)
+	root := makeRoot(f, 1, rp, 1, rp, 1, rk[0])
+	trusted, err := TrustRoot(root)
+	if err != nil {
+		f.Fatal(err)
+	}
+	d := description("1.0.0")
+	f.Add(root, makeTargets(f, d, rk[0]), d)
+	f.Fuzz(func(t *testing.T, root, targets, text []byte) {
+		if _, got, err := trusted.Verify([][]byte{root}, targets, text, time.Time{}); err == nil && !bytes.Equal(text, d) {
+			t.Fatalf("%+v was accepted, and nobody signed it", got)
+		}
+	})
+}
