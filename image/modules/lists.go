@@ -130,6 +130,28 @@ func (k *Kernel) in(folder string) []*Module {
 	return out
 }
 
+// softly resolves what a module names as soft dependencies: modules, or aliases such as libcrc32c's "crc32c", for which
+// all that have it are taken (without any of them libcrc32c refuses to load, and with it ext4 and erofs).
+func (k *Kernel) softly(names []string) []string {
+	var out []string
+	for _, name := range names {
+		if k.Modules[name] != nil || k.Builtin[name] {
+			out = append(out, name)
+			continue
+		}
+		if k.named == nil {
+			k.named = map[string][]string{}
+			for _, m := range k.in("") {
+				for _, a := range m.Aliases {
+					k.named[underscores(a)] = append(k.named[underscores(a)], m.Name)
+				}
+			}
+		}
+		out = append(out, k.named[name]...)
+	}
+	return out
+}
+
 // Close adds to a choice all that its modules need, directly or not, and what they name as soft dependencies. The
 // result is sorted by path.
 func (k *Kernel) Close(c Choice) ([]*Module, error) {
@@ -149,8 +171,8 @@ func (k *Kernel) Close(c Choice) ([]*Module, error) {
 			}
 		}
 		queue = append(queue, m.Depends...)
-		queue = append(queue, m.Pre...)
-		queue = append(queue, m.Post...)
+		queue = append(queue, k.softly(m.Pre)...)
+		queue = append(queue, k.softly(m.Post)...)
 	}
 	return slices.SortedFunc(maps.Values(in), func(a, b *Module) int { return strings.Compare(a.Path, b.Path) }), nil
 }
@@ -167,14 +189,14 @@ func (k *Kernel) LoadOrder(c Choice) []*Module {
 			return
 		}
 		state[name] = 1
-		for _, before := range [][]string{m.Pre, c.After[name], m.Depends} {
+		for _, before := range [][]string{k.softly(m.Pre), c.After[name], m.Depends} {
 			for _, d := range before {
 				visit(d)
 			}
 		}
 		state[name] = 2
 		out = append(out, m)
-		for _, d := range m.Post {
+		for _, d := range k.softly(m.Post) {
 			visit(d)
 		}
 	}

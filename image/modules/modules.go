@@ -34,6 +34,8 @@ type Kernel struct {
 	Order   []string           // names in the order of modules.order, which decides between equal aliases
 	Builtin map[string]bool    // names of what is built in
 	Files   map[string][]byte  // modules.order, modules.builtin, modules.builtin.modinfo as shipped
+
+	named map[string][]string // modules by alias, made when first asked for
 }
 
 // ErrModule says that a file is not a kernel module.

@@ -63,6 +63,20 @@ func names(ms []*Module) string {
 	return strings.Join(out, " ")
 }
 
+// TestSoftAlias: what a soft dependency names may be an alias of several modules.
+func TestSoftAlias(t *testing.T) {
+	k := kernelOf(module(t, "kernel/lib/libcrc32c.ko", "softdep=pre: crc32c"), module(t, "kernel/crypto/crc32c_generic.ko", "alias=crc32c", "alias=crypto-crc32c"),
+		module(t, "kernel/arch/crc32c-intel.ko", "alias=crc32c"), module(t, "kernel/crypto/other.ko"))
+	c := Choice{Names: []string{"libcrc32c"}}
+	if got := names(k.LoadOrder(c)); got != "crc32c_intel crc32c_generic libcrc32c" {
+		t.Errorf("order: %s", got)
+	}
+	closed, err := k.Close(c)
+	if err != nil || len(closed) != 3 {
+		t.Errorf("closed: %s, %v", names(closed), err)
+	}
+}
+
 func TestChooseAndOrder(t *testing.T) {
 	k := kernelOf(
 		module(t, "kernel/net/a.ko", "depends=lib"), module(t, "kernel/net/b.ko"), module(t, "kernel/lib/lib.ko", "softdep=pre: arch-crc"),
