@@ -11,6 +11,9 @@ import (
 	"runtime"
 	"runtime/debug"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/boot"
@@ -28,6 +31,8 @@ func main() {
 		fmt.Fprintln(os.Stderr, "edged-boot: the initramfs starts this as the first process of the appliance; it is of no use elsewhere")
 		os.Exit(2)
 	}
+	// Process 1 is edged to whoever looks: this program is the part of it that never ends.
+	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&[]byte("edged\x00")[0])), 0, 0, 0)
 	debug.SetGCPercent(25)
 	runtime.GOMAXPROCS(min(2, runtime.NumCPU()))
 	time.AfterFunc(settled, debug.FreeOSMemory)

@@ -54,7 +54,7 @@ func (r *rise) enter() error {
 		return err
 	}
 	r.dog.leave()
-	return fmt.Errorf("%s: %w", system, unix.Exec(system, []string{system}, []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=linux"}))
+	return fmt.Errorf("%s: %w", system, unix.Exec(system, []string{"edged"}, []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=linux"}))
 }
 
 // clear removes what lies on the initramfs itself, to free its memory, and nothing that is

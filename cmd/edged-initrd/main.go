@@ -1,15 +1,12 @@
 // Edged-initrd answers: how does the kernel get from its initramfs to the signed root? It
 // is the /init of the initramfs: one static program without a shell beside it. When it
 // cannot, it says why on every console, offers a small rescue, and starts the box anew.
-//
-// In the root the same program is modprobe, which the kernel calls when it misses a module.
 package main
 
 import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -46,9 +43,6 @@ type stepTime struct {
 }
 
 func main() {
-	if filepath.Base(os.Args[0]) == "modprobe" {
-		os.Exit(modprobe(os.Args[1:]))
-	}
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "edged-initrd: the kernel starts this as /init of the initramfs; it is of no use elsewhere")
 		os.Exit(2)

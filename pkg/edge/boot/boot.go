@@ -66,8 +66,9 @@ type booter struct {
 	modules *kmod.Tree
 	disk    *blk.Disk
 	dog     *watchdog.Device
-	state   bool // STATE is mounted
-	data    bool // DATA is mounted
+	branch  string // of the cgroups, for the children; empty when there are none
+	state   bool   // STATE is mounted
+	data    bool   // DATA is mounted
 	facts   Facts
 
 	mu       sync.Mutex

@@ -153,7 +153,7 @@ func (b *booter) keep(ctx context.Context, c *child) {
 			began := time.Now()
 			end := b.live(c)
 			c.mu.Lock()
-			c.proc, c.lastEnd = nil, end
+			c.lastEnd = end
 			stopping := c.stopping
 			c.restarts++
 			c.mu.Unlock()
@@ -178,9 +178,12 @@ func (b *booter) live(c *child) string {
 	if err != nil {
 		return err.Error()
 	}
-	cgroup := cgroupRoot + "/system/" + c.name
-	if err := os.MkdirAll(cgroup, 0o755); err != nil {
-		cgroup = ""
+	cgroup := ""
+	if b.branch != "" {
+		cgroup = filepath.Join(b.branch, c.name)
+		if err := os.MkdirAll(cgroup, 0o755); err != nil {
+			return err.Error()
+		}
 	}
 	c.mu.Lock()
 	if c.stopping {
@@ -203,10 +206,14 @@ func (b *booter) live(c *child) string {
 		go b.keepLog(c.name, log)
 	}
 	ws := <-p.done
+	end := fmt.Sprintf("exit status %d", ws.ExitStatus())
 	if ws.Signaled() {
-		return "signal " + ws.Signal().String()
+		end = "signal " + ws.Signal().String()
 	}
-	return fmt.Sprintf("exit status %d", ws.ExitStatus())
+	c.mu.Lock()
+	c.proc, c.lastEnd = nil, end
+	c.mu.Unlock()
+	return end
 }
 
 // files are the child's standard files, and the end from which its log is read.

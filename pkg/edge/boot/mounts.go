@@ -105,6 +105,7 @@ func (b *booter) cgroups(context.Context) error {
 			}
 		}
 	}
+	b.branch = cgroupRoot + "/system"
 	return errors.Join(errs...)
 }
 

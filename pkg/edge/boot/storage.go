@@ -165,13 +165,7 @@ func (b *booter) volume(ctx context.Context, name, node string, key func() ([]by
 	}
 	var secret []byte
 	if action == makeVolume {
-		keep := func() error { return nil }
-		if secret, keep, err = newKey(); err == nil {
-			err = b.luksFormat(ctx, node, label+newSuffix, secret)
-		}
-		if err == nil {
-			err = keep()
-		}
+		secret, err = b.makeVolume(ctx, node, label+newSuffix, newKey)
 	} else {
 		secret, err = key()
 	}
@@ -192,6 +186,18 @@ func (b *booter) volume(ctx context.Context, name, node string, key func() ([]by
 		}
 	}
 	return action == makeVolume, b.mountFiles(ctx, name, mapped)
+}
+
+// makeVolume makes the encrypted volume, and what keeps its key.
+func (b *booter) makeVolume(ctx context.Context, node, label string, newKey func() ([]byte, func() error, error)) ([]byte, error) {
+	key, keep, err := newKey()
+	if err != nil {
+		return nil, err
+	}
+	if err := b.luksFormat(ctx, node, label, key); err != nil {
+		return nil, err
+	}
+	return key, keep()
 }
 
 // mountFiles checks the file system where that is due, mounts it, and lets it grow into a
