@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -26,6 +27,35 @@ func (r *rise) tell() error {
 		"initrd.json": string(steps) + "\n",
 	} {
 		if err := os.WriteFile("/run/tributary/"+name, []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	if err := keepExtras(); err != nil {
+		say("%v", err) // STATE is then opened by its other token, or not: its step tells
+	}
+	return nil
+}
+
+// extras are what the stub of the unified kernel image put beside the initramfs
+// (systemd-stub(7)): the release's signatures over the PCRs, by which STATE's key unseals.
+var extras = []string{"tpm2-pcr-signature.json", "tpm2-pcr-public-key.pem"}
+
+const maxExtra = 16 << 10
+
+// keepExtras carries them over; an image without them has STATE's key sealed otherwise.
+func keepExtras() error {
+	for _, name := range extras {
+		text, err := os.ReadFile("/.extra/" + name)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err == nil && len(text) > maxExtra {
+			err = fmt.Errorf("%s has %d bytes, more than %d", name, len(text), maxExtra)
+		}
+		if err == nil {
+			err = os.WriteFile("/run/tributary/"+name, text, 0o644)
+		}
+		if err != nil {
 			return err
 		}
 	}
