@@ -20,9 +20,10 @@ func Identity(roothash string, uki, manager []byte) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// FindPacked looks for stretches of a UKI that Unfold unpacks: kernels whose payload pkg/release/lz4k packs again to the
-// same bytes. Sections of a PE file lie at multiples of 512 bytes.
-func FindPacked(uki []byte) (list []Packed) {
+// FindPacked looks for stretches of a UKI that Unfold unpacks: payloads of kernels. With again, only those that
+// pkg/release/lz4k packs again to the same bytes, as a description must list them; it takes half a minute of work.
+// Sections of a PE file lie at multiples of 512 bytes.
+func FindPacked(uki []byte, again bool) (list []Packed) {
 	for at := 0; at+0x250 < len(uki); at += 512 {
 		if uki[at] != 'M' || uki[at+1] != 'Z' {
 			continue
@@ -36,10 +37,13 @@ func FindPacked(uki []byte) (list []Packed) {
 		if err != nil {
 			continue
 		}
-		if again, ok := lz4k.Fit(plain, k.Size); ok && bytes.Equal(again, packed) {
-			list = append(list, Packed{int64(at + k.Offset), int64(k.Size), int64(len(plain))})
-			at += (k.Offset + k.Size) &^ 511
+		if again {
+			if frame, ok := lz4k.Fit(plain, k.Size); !ok || !bytes.Equal(frame, packed) {
+				continue
+			}
 		}
+		list = append(list, Packed{int64(at + k.Offset), int64(k.Size), int64(len(plain))})
+		at += (k.Offset + k.Size) &^ 511
 	}
 	return list
 }

@@ -30,7 +30,7 @@ const (
 	unsignedRel kind = "unsigned"
 )
 
-type release struct {
+type candidate struct {
 	Release
 	kind kind
 }
@@ -46,8 +46,8 @@ type slotDisk struct {
 
 type world struct {
 	t        failer
-	releases map[string]release // by root hash
-	byDigest map[string]release
+	releases map[string]candidate // by root hash
+	byDigest map[string]candidate
 	slots    map[Slot]*slotDisk
 	file     []byte // update.json
 	order    []Slot
@@ -258,11 +258,11 @@ type failer interface {
 }
 
 func newWorld(t failer) *world {
-	w := &world{t: t, releases: map[string]release{}, byDigest: map[string]release{}, entered: map[string]int{}, cleared: map[string]int{}, healthy: map[string]bool{},
+	w := &world{t: t, releases: map[string]candidate{}, byDigest: map[string]candidate{}, entered: map[string]int{}, cleared: map[string]int{}, healthy: map[string]bool{},
 		now: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC), parentUp: true, open: true, apps: []string{"web"}, order: []Slot{"a", "b"}, cut: -1, floor: 5}
 	kinds := []kind{good, good, hangs, agentDies, silent, breaksApps, noKernel, unsteady, wrongArch, below, unsignedRel}
 	for i, k := range kinds {
-		r := release{Release{Digest: fmt.Sprintf("sha256:%d", i), Version: fmt.Sprintf("1.%d", i), Counter: 5, RootHash: strings.Repeat(fmt.Sprintf("%02x", i), 32)}, k}
+		r := candidate{Release{Digest: fmt.Sprintf("sha256:%d", i), Version: fmt.Sprintf("1.%d", i), Counter: 5, RootHash: strings.Repeat(fmt.Sprintf("%02x", i), 32)}, k}
 		if k == below {
 			r.Counter = 4
 		}
