@@ -6,8 +6,210 @@
 // since the box was enrolled.
 package attest
 
+import (
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+)
+
 // PCRKernel is where systemd-stub measures the parts of a unified kernel image.
 const PCRKernel = 11
 
 // StateOpened is what a box measures into PCR 11 when it has taken the state's key out.
 const StateOpened = "tributary:state-opened"
+
+// ErrRefused means that the evidence does not show what it should.
+var ErrRefused = errors.New("the box is not attested")
+
+// NonceSize is the length of a nonce in bytes.
+const NonceSize = 32
+
+// Challenge is what the core asks one box with, once.
+type Challenge struct {
+	Nonce   [NonceSize]byte
+	Expires time.Time
+}
+
+// NewChallenge makes one that is good for that long.
+func NewChallenge(random io.Reader, now time.Time, life time.Duration) (c Challenge, err error) {
+	if random == nil {
+		random = rand.Reader
+	}
+	c.Expires = now.Add(life)
+	_, err = io.ReadFull(random, c.Nonce[:])
+	return c, err
+}
+
+// Release is a system that may run, with the value that PCR 11 has once its image is measured.
+type Release struct {
+	Name  string
+	PCR11 [32]byte
+}
+
+// Expect is what the core knows before it judges.
+type Expect struct {
+	Key       *ecdsa.PublicKey // the box's attestation key
+	Challenge Challenge
+	Now       time.Time
+	// PCRs are values that must be just these, such as that of PCR 7.
+	PCRs map[uint][32]byte
+	// Releases are those that this box may run.
+	Releases []Release
+
+	Faults Faults
+}
+
+// Faults leave out one check each, so that tests can show that it is needed.
+type Faults struct {
+	NoKey       bool // any signature is good
+	NoNonce     bool // a quote made for another question is good
+	NoDigest    bool // the values given need not be those that were quoted
+	NoPCRs      bool // the values need not be those expected
+	NoReplay    bool // the log need not lead to the value given
+	NoRelease   bool // any system is good
+	NoDeadlines bool // a late answer is good
+}
+
+// Verdict is what good evidence shows.
+type Verdict struct {
+	Release     string // the name of the release that runs
+	StateOpened bool   // it has taken its state's key out
+	Resets      uint32 // how often the TPM was started, by its own count
+	Clock       uint64 // milliseconds that the TPM ran, by its own count
+}
+
+func refused(format string, args ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{ErrRefused}, args...)...)
+}
+
+// Verify judges evidence. All errors are ErrRefused.
+func (x Expect) Verify(e *Evidence) (*Verdict, error) {
+	f := x.Faults
+	if err := e.check(); err != nil {
+		return nil, refused("%v", err)
+	}
+	if !x.Now.Before(x.Challenge.Expires) && !f.NoDeadlines {
+		return nil, refused("the answer came too late")
+	}
+	if x.Key == nil {
+		return nil, refused("no attestation key of this box is known")
+	}
+	sum := sha256.Sum256(e.Quote)
+	if !ecdsa.VerifyASN1(x.Key, sum[:], e.Signature) && !f.NoKey {
+		return nil, refused("the quote is not signed by this box's TPM")
+	}
+	q, err := parseQuote(e.Quote)
+	if err != nil {
+		return nil, refused("%v", err)
+	}
+	if subtle.ConstantTimeCompare(q.nonce, x.Challenge.Nonce[:]) != 1 && !f.NoNonce {
+		return nil, refused("the quote answers another question")
+	}
+	if err := e.matches(q, f); err != nil {
+		return nil, err
+	}
+	for n, want := range x.PCRs {
+		if got, ok := e.value(n); (!ok || got != want) && !f.NoPCRs {
+			return nil, refused("PCR %d is %x, expected %x", n, got, want)
+		}
+	}
+	v := &Verdict{Resets: q.resets, Clock: q.clock}
+	if err := x.release(e, v); err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+// matches compares the values given with what the TPM signed.
+func (e *Evidence) matches(q *quote, f Faults) error {
+	var all []byte
+	var which []uint
+	for _, p := range e.PCRs {
+		which, all = append(which, p.Index), append(all, p.Value...)
+	}
+	digest := sha256.Sum256(all)
+	if f.NoDigest {
+		return nil
+	}
+	if !slices.Equal(which, q.pcrs) {
+		return refused("the quote is over PCRs %v, values are given for %v", q.pcrs, which)
+	}
+	if subtle.ConstantTimeCompare(digest[:], q.digest) != 1 {
+		return refused("the values given are not those that the TPM signed")
+	}
+	return nil
+}
+
+// release finds out what runs: the log replayed must lead to PCR 11's value by way of a known
+// release's, and behind it nothing but words that the system itself measures.
+func (x Expect) release(e *Evidence, v *Verdict) error {
+	have, ok := e.value(PCRKernel)
+	if !ok {
+		return refused("PCR 11 is not among the values")
+	}
+	opened := sha256.Sum256([]byte(StateOpened))
+	var pcr [32]byte
+	found := false
+	for i, d := range e.Log {
+		pcr = extend(pcr, d)
+		if !found {
+			for _, r := range x.Releases {
+				if pcr == r.PCR11 {
+					v.Release, found = r.Name, true
+				}
+			}
+			continue
+		}
+		if [32]byte(d) != opened && !x.Faults.NoRelease {
+			return refused("PCR 11's log has an event that no release measures (number %d)", i+1)
+		}
+		v.StateOpened = v.StateOpened || [32]byte(d) == opened
+	}
+	if pcr != have && !x.Faults.NoReplay {
+		return refused("PCR 11's log leads to %x, the TPM has %x", pcr, have)
+	}
+	if !found && !x.Faults.NoRelease {
+		return refused("the box runs a system that is none of the releases it may run")
+	}
+	return nil
+}
+
+// extend is what a TPM does to a SHA-256 PCR.
+func extend(pcr [32]byte, digest []byte) [32]byte {
+	return sha256.Sum256(append(pcr[:], digest...))
+}
+
+// Event is the digest that an event enters a PCR with.
+func Event(content []byte) []byte {
+	d := sha256.Sum256(content)
+	return d[:]
+}
+
+// Section is a part of a unified kernel image, with the digest of its content.
+type Section struct {
+	Name   string // as ".linux"
+	Digest [32]byte
+}
+
+// Predict is the log of PCR 11 that systemd-stub makes of an image's sections, in that order:
+// for each one its name with a final zero, then its content.
+func Predict(sections []Section) (log [][]byte) {
+	for _, s := range sections {
+		log = append(log, Event(append([]byte(s.Name), 0)), slices.Clone(s.Digest[:]))
+	}
+	return log
+}
+
+// Replay is the value that a log leads to.
+func Replay(log [][]byte) (pcr [32]byte) {
+	for _, d := range log {
+		pcr = extend(pcr, d)
+	}
+	return pcr
+}
