@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"tributary.dev/tributary/tests/vm"
 )
 
 // TestRecoveryConsole drives the console of a flashed machine by script over its serial
@@ -15,7 +17,9 @@ func TestRecoveryConsole(t *testing.T) {
 	spec := flashed(t, "amd64", "name: box\nnetwork: {uplinks: [{addresses: [10.77.0.1/24]}]}\n")
 	ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
 	defer cancel()
-	spec.Life = 3 * patience
+	wires := vm.NewSwitch()
+	t.Cleanup(wires.Close)
+	spec.NICs, spec.Life = []vm.NIC{{Switch: wires}}, 3*patience
 	m := power(t, ctx, spec)
 	if dir := os.Getenv("TRIBUTARY_CAPTURES"); dir != "" {
 		defer func() {

@@ -60,7 +60,7 @@ func warnings(f Facts) []api.Warning {
 			}
 		}
 	}
-	if f.Agent == nil {
+	if f.Agent == nil && !seen["agent-not-started"] {
 		list = append(list, api.Warning{Name: "agent-silent", Severity: api.Critical, Message: "edged does not answer: the box runs no new orders and reports nothing", Remedy: "look at the agent's log (page apps); start the box anew, or go back to the other slot"})
 	}
 	rank := map[api.Severity]int{api.Critical: 0, api.Degraded: 1}
