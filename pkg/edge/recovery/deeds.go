@@ -33,7 +33,11 @@ type Appliance struct {
 }
 
 // Facts implements Box.
-func (a *Appliance) Facts(ctx context.Context) Facts { return a.Gather(ctx) }
+func (a *Appliance) Facts(ctx context.Context) Facts {
+	f := a.Gather(ctx)
+	f.Rollback = a.Rollback != nil
+	return f
+}
 
 // Do implements Box.
 func (a *Appliance) Do(ctx context.Context, id string, fields map[string]string, say func(string)) error {

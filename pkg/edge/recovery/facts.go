@@ -35,7 +35,9 @@ type Facts struct {
 	Sticks    []Stick
 	Update    *Update
 	Warnings  []api.Warning
-	Missing   []Missing
+	// Rollback: the console can start the other slot.
+	Rollback bool
+	Missing  []Missing
 }
 
 // Missing is a source that did not answer.

@@ -282,7 +282,9 @@ func slotsPage(f Facts) Page {
 			}
 		}
 	}
-	p.Deeds = []Deed{{ID: "rollback", Title: "Start the other slot", Confirm: "rollback", Warning: "The box starts anew from its other slot. Apps stop meanwhile."}}
+	if f.Rollback {
+		p.Deeds = []Deed{{ID: "rollback", Title: "Start the other slot", Confirm: "rollback", Warning: "The box starts anew from its other slot. Apps stop meanwhile."}}
+	}
 	return p
 }
 

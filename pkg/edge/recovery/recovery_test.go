@@ -45,6 +45,7 @@ func wellBox() Facts {
 		CPUs: 4, Memory: Amount{700 << 20, 2 << 30}, Load: "0.42", System: "Tributary 1.4.0", Profile: "generic-amd64", Slot: "a", Parent: "https://core.example:8443",
 		Boot:     &Boot{Version: "1.4.0", Slot: "a", Disk: "sda", Done: true, Steps: []BootStep{{Name: "mounts"}, {Name: "zram", Error: "no such module"}}},
 		Children: []Child{{Name: "containerd", PID: 210}, {Name: "agent", PID: 233, Restarts: 1, LastEnd: "exit status 2"}},
+		Rollback: true,
 		Agent: &Agent{Device: api.DeviceID{1, 2, 3, 4, 5, 6, 7, 8}, Name: "field-1", Tenant: "default", Version: "1.4.0", Parent: "relay-1", Online: true, Epoch: 1, Desired: 12, Applied: 12,
 			Apps:     []api.AppStatus{{Name: "shop", State: api.Running, Services: []api.ServiceStatus{{Name: "web", State: api.Running}, {Name: "cache", State: api.Backoff, Restarts: 3, Message: "exit 1"}}}},
 			Warnings: []api.Warning{{Name: "disk-full", Severity: api.Critical, Message: "DATA is 96 % full", Remedy: "remove an app or enlarge the disk"}}},
