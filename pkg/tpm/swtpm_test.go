@@ -44,9 +44,18 @@ func (b *box) shut() {
 	}
 }
 
-// boot switches the box on with a fresh set of PCRs, measures Secure Boot's state and the
-// kernel's image, and hands its TPM out.
+// boot starts the box and measures Secure Boot's state and the kernel's image.
 func (b *box) boot(secureBoot, kernel string) *TPM {
+	b.t.Helper()
+	t := b.start()
+	if err := errors.Join(t.Extend(PCRSecureBoot, []byte(secureBoot)), t.Extend(PCRKernel, []byte(kernel))); err != nil {
+		b.t.Fatal(err)
+	}
+	return t
+}
+
+// start switches the box on, with a fresh set of PCRs, and hands its TPM out.
+func (b *box) start() *TPM {
 	b.t.Helper()
 	b.shut()
 	sock := filepath.Join(b.dir, "sock")
@@ -86,11 +95,7 @@ func (b *box) boot(secureBoot, kernel string) *TPM {
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
-	t := New(framed{conn})
-	if err := errors.Join(t.Extend(PCRSecureBoot, []byte(secureBoot)), t.Extend(PCRKernel, []byte(kernel))); err != nil {
-		b.t.Fatal(err)
-	}
-	return t
+	return New(framed{conn})
 }
 
 // framed reads a whole answer from a stream.
