@@ -23,11 +23,13 @@ import (
 	"tributary.dev/tributary/hwprofiles"
 	"tributary.dev/tributary/image/disk"
 	"tributary.dev/tributary/image/keys"
+	"tributary.dev/tributary/image/sbom"
 	"tributary.dev/tributary/image/tree"
 	"tributary.dev/tributary/image/uki"
 	"tributary.dev/tributary/pkg/disk/fat"
 	"tributary.dev/tributary/pkg/disk/gpt"
 	"tributary.dev/tributary/pkg/disk/verity"
+	"tributary.dev/tributary/pkg/tpm"
 )
 
 // Config says what to build.
@@ -84,21 +86,23 @@ const (
 	ManagerFile   = "boot.efi"
 	InstallerFile = "installer.iso"
 	NetbootFile   = "netboot.efi"
+	BillFile      = "sbom.cdx.json"
 	ManifestFile  = "build.json"
 )
 
 // builder is a build under way.
 type builder struct {
 	Config
-	set     *keys.Set
-	tree    *tree.Result
-	root    *os.File
-	verity  *os.File
-	hash    [32]byte
-	uki     []byte
-	manager []byte
-	image   *disk.Image
-	done    Manifest
+	set      *keys.Set
+	programs map[string]string
+	tree     *tree.Result
+	root     *os.File
+	verity   *os.File
+	hash     [32]byte
+	uki      []byte
+	manager  []byte
+	image    *disk.Image
+	done     Manifest
 }
 
 // Build makes everything in Config.Out.
@@ -121,6 +125,7 @@ func Build(ctx context.Context, c Config) (*Manifest, error) {
 		{"compressed disk", false, b.compress},
 		{"netboot", false, b.netboot},
 		{"installer", false, b.installer},
+		{"bill of materials", true, b.bill},
 		{"manifest", true, b.writeManifest},
 	} {
 		if c.Quick && !step.quick {
@@ -191,13 +196,13 @@ func (b *builder) buildTree(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	programs, err := tree.BuildPrograms(ctx, b.Root, b.Profile.Arch, b.Version, filepath.Join(b.Cache, "programs", b.Profile.Arch))
+	b.programs, err = tree.BuildPrograms(ctx, b.Root, b.Profile.Arch, b.Version, filepath.Join(b.Cache, "programs", b.Profile.Arch))
 	if err != nil {
 		return err
 	}
 	b.tree, err = tree.Build(ctx, tree.Config{
 		Root: b.Root, Profile: b.Profile, Version: b.Version, Time: b.Time, Cache: filepath.Join(b.Cache, "debs"), Lock: b.Lock,
-		Programs: programs, Files: files, Out: b.Out, Log: b.Log,
+		Programs: b.programs, Files: files, Out: b.Out, Log: b.Log,
 	})
 	if err != nil {
 		return err
@@ -286,6 +291,13 @@ func (b *builder) buildUKI(context.Context) (err error) {
 // signedUKI builds one with that command line, and more archives behind the initramfs.
 func (b *builder) signedUKI(cmdline string, more []byte) ([]byte, error) {
 	c := uki.Config{Cmdline: cmdline, OSRelease: string(b.tree.OSRelease), Uname: b.tree.KernelVersion, PolicyKey: b.set.PCR.PublicPEM()}
+	c.Policy = func(image []byte) ([]byte, error) {
+		pcr, err := uki.PCR11(image)
+		if err != nil {
+			return nil, err
+		}
+		return tpm.SignPolicy(b.set.PCR, pcr, b.Counter)
+	}
 	for _, part := range []struct {
 		to   *[]byte
 		path string
@@ -338,9 +350,18 @@ func (b *builder) compress(context.Context) error {
 	return err
 }
 
+func (b *builder) bill(context.Context) error {
+	f, err := os.Create(b.out(BillFile))
+	if err != nil {
+		return err
+	}
+	err = sbom.Write(f, sbom.Image{Name: b.Profile.Name, Version: b.Version, Time: b.done.Time, Suite: b.tree.Suite, Packages: b.tree.Packages, Programs: b.programs})
+	return errors.Join(err, f.Close())
+}
+
 func (b *builder) writeManifest(context.Context) error {
 	// The raw disk's sum is known from compressing it; a quick build leaves it to the block map.
-	for _, name := range []string{ZstdFile, MapFile, RootFile, VerityFile, UKIFile, ManagerFile, InstallerFile, NetbootFile} {
+	for _, name := range []string{ZstdFile, MapFile, RootFile, VerityFile, UKIFile, ManagerFile, InstallerFile, NetbootFile, BillFile} {
 		o, err := sum(b.out(name))
 		if errors.Is(err, os.ErrNotExist) {
 			continue
