@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"time"
 
 	"tributary.dev/tributary/pkg/tpm/attest"
 )
@@ -23,6 +25,11 @@ type Sealer struct {
 	SecureBoot func() bool
 	// Signatures and Key are the files that the running image brought: the sections .pcrsig and .pcrpkey.
 	Signatures, Key string
+	// Wait is how long the TPM's driver may take to come, in a start that loads drivers beside
+	// other things: for a key that was sealed, and for one to seal when the firmware says by
+	// Expected that it has a TPM. Zero does not wait.
+	Wait     time.Duration
+	Expected func() bool
 
 	Faults Faults
 }
@@ -52,7 +59,12 @@ func (s *Sealer) Seal(ctx context.Context, key []byte) (json.RawMessage, error) 
 	if s.SecureBoot == nil || !s.SecureBoot() {
 		return nil, errors.New("without Secure Boot a sealed key would be given to any system: switch it on in the firmware")
 	}
-	t, done, err := s.Open()
+	for _, path := range []string{s.Signatures, s.Key} {
+		if _, err := os.Stat(path); err != nil {
+			return nil, fmt.Errorf("the running image brought no policy: %w", err)
+		}
+	}
+	t, done, err := s.open(ctx, s.Expected != nil && s.Expected())
 	if err != nil {
 		return nil, err
 	}
@@ -73,6 +85,29 @@ func (s *Sealer) Seal(ctx context.Context, key []byte) (json.RawMessage, error) 
 		return nil, errors.New("sealed, but another key is given back")
 	}
 	return text, s.shut(t)
+}
+
+// open opens the TPM, or waits for it first.
+func (s *Sealer) open(ctx context.Context, wait bool) (*TPM, func() error, error) {
+	const step = 20 * time.Millisecond
+	if wait {
+		var end context.CancelFunc
+		ctx, end = context.WithTimeout(ctx, s.Wait)
+		defer end()
+	}
+	tick := time.NewTicker(step)
+	defer tick.Stop()
+	for {
+		t, done, err := s.Open()
+		if !wait || !errors.Is(err, fs.ErrNotExist) {
+			return t, done, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, nil, err
+		case <-tick.C:
+		}
+	}
 }
 
 func (s *Sealer) seal(t *TPM, key []byte) (*token, error) {
@@ -107,7 +142,7 @@ func (s *Sealer) Unseal(ctx context.Context, sealed json.RawMessage) ([]byte, er
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	t, done, err := s.Open()
+	t, done, err := s.open(ctx, true)
 	if err != nil {
 		return nil, err
 	}

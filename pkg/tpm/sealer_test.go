@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // sealer is that of a box whose image brought a signature of kernel.
@@ -87,6 +88,39 @@ func TestSealerDeclines(t *testing.T) {
 	}
 	if pcr, err := tpm.PCR(PCRKernel); err != nil || pcr != extended(v1) {
 		t.Errorf("a key that was not sealed changed PCR 11: %v", err)
+	}
+}
+
+// TestSealerWaits shows a driver that comes late, and one that never comes.
+func TestSealerWaits(t *testing.T) {
+	b, ctx, want := newBox(t), context.Background(), secret(t)
+	late := func(tpm *TPM, tries int) func() (*TPM, func() error, error) {
+		return func() (*TPM, func() error, error) {
+			if tries--; tries >= 0 {
+				return nil, nil, fs.ErrNotExist
+			}
+			return tpm, func() error { return nil }, nil
+		}
+	}
+	tpm := b.boot(ourKeys, v1)
+	s := sealer(t, tpm, v1)
+	s.Open = late(tpm, 3)
+	if _, err := s.Seal(ctx, want); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a box whose firmware names no TPM waits for one: %v", err)
+	}
+	s.Wait, s.Expected, s.Open = time.Minute, func() bool { return true }, late(tpm, 3)
+	token, err := s.Seal(ctx, want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tpm = b.boot(ourKeys, v1)
+	s.Open = late(tpm, 3)
+	if got, err := s.Unseal(ctx, token); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("a late driver: %v", err)
+	}
+	s.Wait, s.Open = 50*time.Millisecond, late(nil, 1<<30)
+	if _, err := s.Unseal(ctx, token); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no driver at all: %v", err)
 	}
 }
 
