@@ -44,6 +44,8 @@ func main() {
 			SecureBoot: secureBoot,
 			Signatures: boot.Dir + "/tpm2-pcr-signature.json",
 			Key:        boot.Dir + "/tpm2-pcr-public-key.pem",
+			Wait:       driverWait,
+			Expected:   firmwareHasTPM,
 		}},
 		Network: func(ctx context.Context, s *api.NetworkSettings, say func(string, ...any)) error {
 			return uplink.Keep(ctx, uplink.Keeping{Config: uplink.Config{Settings: s, Run: boot.Dir, Sys: "/sys", Say: say}, File: "/state/network.json",
@@ -52,6 +54,15 @@ func main() {
 		Agent:   agentArgs,
 		Console: consoleArgs,
 	})
+}
+
+// driverWait is for the TPM's driver, which is loaded beside the first steps.
+const driverWait = 20 * time.Second
+
+// firmwareHasTPM asks ACPI's tables. A board without ACPI is not waited for.
+func firmwareHasTPM() bool {
+	_, err := os.Stat("/sys/firmware/acpi/tables/TPM2")
+	return err == nil
 }
 
 // secureBoot reads the firmware's own word on whether it checked what it started (UEFI
