@@ -90,6 +90,9 @@ func Run(ctx context.Context, cfg Config) error {
 		case <-ctx.Done():
 			return nil
 		case u, ok := <-news:
+			if !ok && ctx.Err() != nil {
+				return nil // both channels are closed then
+			}
 			if !ok {
 				return errors.New("the kernel's news of interfaces have ended")
 			}
