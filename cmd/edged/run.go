@@ -25,6 +25,7 @@ import (
 	"tributary.dev/tributary/pkg/edge/onboard"
 	"tributary.dev/tributary/pkg/edge/relay"
 	"tributary.dev/tributary/pkg/edge/state"
+	"tributary.dev/tributary/pkg/edge/uplink/trial"
 	"tributary.dev/tributary/pkg/edge/workload"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/link"
@@ -336,7 +337,7 @@ func (b *box) makeWorkload(ctx context.Context) error {
 }
 
 func (b *box) makeAgent(context.Context) error {
-	warnings := []func() []api.Warning{b.member.Warnings, b.spool.Warnings, func() []api.Warning { return boot.Warnings(boot.Dir) }}
+	warnings := []func() []api.Warning{b.member.Warnings, b.spool.Warnings, func() []api.Warning { return boot.Warnings(boot.Dir) }, func() []api.Warning { return trial.Shown(boot.Dir) }}
 	if b.cache != nil {
 		warnings = append(warnings, b.cache.Warnings)
 	}
