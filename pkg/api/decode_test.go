@@ -209,6 +209,8 @@ func drawObject(t *rapid.T) *Object {
 	case KindJoinToken:
 		at := time.Unix(rapid.Int64Range(0, 4e9).Draw(t, "expires"), 0).UTC()
 		spec = &JoinTokenSpec{Uses: rapid.IntRange(0, 1e6).Draw(t, "uses"), Expires: &at}
+	case KindRelease:
+		spec = &ReleaseSpec{Artifact: "os/vm@sha256:" + strings.Repeat("ab", 32), Attempt: rapid.Uint64Range(0, 9).Draw(t, "attempt")}
 	case KindExpectedDevice:
 		spec = &ExpectedDeviceSpec{Serial: "TB-1", Site: "hall"}
 	}

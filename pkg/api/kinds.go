@@ -4,7 +4,7 @@ import (
 	"time"
 )
 
-// The kinds that people write. Later ones (Release, Rollout, Model, TrainingJob,
+// The kinds that people write. Later ones (Rollout, Model, TrainingJob,
 // PricePlan, …) join by an entry in the Kinds table.
 const (
 	KindTenant    = "Tenant"
@@ -73,6 +73,8 @@ type FleetSpec struct {
 	Configs  []string        `json:"configs,omitempty"`
 	Secrets  []string        `json:"secrets,omitempty"`
 	Settings *DeviceSettings `json:"settings,omitempty"`
+	// Release names the Release that the devices' system shall be. Empty: they stay as they are.
+	Release string `json:"release,omitempty"`
 }
 
 // AppSpec is an app in the Compose format (compose-spec), inline or by reference.

@@ -31,6 +31,8 @@ var Kinds = []Kind{
 		NewSpec: func() any { return new(SecretSpec) }, validate: typed(validateSecret)},
 	{Name: KindApp, Plural: "apps", Doc: "An app in the Compose format.",
 		NewSpec: func() any { return new(AppSpec) }, NewStatus: func() any { return new(AppObjectStatus) }, validate: typed(validateApp)},
+	{Name: KindRelease, Plural: "releases", Short: []string{"rel"}, Doc: "A release of the boxes' system, signed offline.",
+		NewSpec: func() any { return new(ReleaseSpec) }, validate: typed(validateRelease)},
 	{Name: KindFleet, Plural: "fleets", Short: []string{"fl"}, Doc: "Devices picked by label, and what they get.",
 		NewSpec: func() any { return new(FleetSpec) }, NewStatus: func() any { return new(FleetStatus) }, validate: typed(validateFleet)},
 	{Name: KindDevice, Plural: "devices", Short: []string{"dev"}, Doc: "One box.",

@@ -200,6 +200,9 @@ func validateFleet(s *FleetSpec, f *findings) {
 			seen[n] = true
 		}
 	}
+	if s.Release != "" {
+		validateName(s.Release, "spec.release", f)
+	}
 	validateSettings(s.Settings, "spec.settings", f)
 }
 

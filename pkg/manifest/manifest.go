@@ -38,6 +38,7 @@ const (
 	PrefixApp    = "app/"            // Refs[0] is the bundle artifact, the rest images; Body empty
 	PrefixConfig = "config/"         // Body is CBOR api.ConfigData
 	PrefixSecret = "secret/"         // Body is identity.Seal of CBOR api.ConfigData
+	KeyRelease   = "release"         // Refs[0] is the release's artifact; Body is CBOR api.ReleaseWant
 	KeyDevice    = "setting/device"  // Body is CBOR api.DeviceSettings
 	KeyParents   = "setting/parents" // Body is CBOR []api.ParentRef
 	KeyRevoked   = "setting/revoked" // for relays: Body is a CBOR byte string, 8 bytes for each retired device

@@ -31,6 +31,8 @@ type World struct {
 	Apps    map[string]*App
 	Configs map[string][]byte // CBOR api.ConfigData, deterministic
 	Secrets map[string][]byte // the same, in the clear: in memory only
+	// Releases are items as they go into manifests.
+	Releases map[string]Want
 }
 
 // App is what rendering reads of an App object.
@@ -91,6 +93,12 @@ func Desire(d *Device, w *World, fleets []string) map[string]Want {
 			addConfig(c)
 		}
 		settings = overlay(settings, spec.Settings)
+		// Of two fleets that name one, the first by name wins, as with settings.
+		if r, ok := w.Releases[spec.Release]; ok {
+			if _, have := want[manifest.KeyRelease]; !have {
+				want[manifest.KeyRelease] = r
+			}
+		}
 	}
 	// The device's own settings come before its fleets'.
 	if settings = overlay(d.Spec.Settings, settings); settings != nil && *settings != (api.DeviceSettings{}) {

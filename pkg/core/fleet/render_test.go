@@ -27,22 +27,23 @@ func ref(n int) manifest.Ref {
 func TestDesire(t *testing.T) {
 	w := &World{
 		Fleets: map[string]*api.FleetSpec{
-			"a": {Selector: api.Selector{MatchLabels: map[string]string{"role": "field"}}, Apps: []string{"web", "ghost"}, Secrets: []string{"unused"}, Settings: &api.DeviceSettings{SpoolBytes: 1}},
+			"a": {Selector: api.Selector{MatchLabels: map[string]string{"role": "field"}}, Apps: []string{"web", "ghost"}, Secrets: []string{"unused"}, Settings: &api.DeviceSettings{SpoolBytes: 1}, Release: "newest"},
 			"b": {Selector: api.Selector{MatchExpressions: []api.Requirement{{Key: api.Reserved + "arch", Operator: api.OpIn, Values: []string{"arm64"}}}}, Configs: []string{"motd"}, Settings: &api.DeviceSettings{SpoolBytes: 2, CacheBytes: 2}},
 			"c": {Selector: api.Selector{}, Apps: []string{"other"}},
 		},
-		Apps:    map[string]*App{"web": {Refs: []manifest.Ref{ref(1), ref(2)}, Configs: []string{"page"}, Secrets: []string{"key"}}, "other": {Refs: []manifest.Ref{ref(3)}, Secrets: []string{"unused"}}},
-		Configs: map[string][]byte{"page": []byte("p"), "motd": []byte("m")},
-		Secrets: map[string][]byte{"key": []byte("k"), "unused": []byte("u")},
+		Apps:     map[string]*App{"web": {Refs: []manifest.Ref{ref(1), ref(2)}, Configs: []string{"page"}, Secrets: []string{"key"}}, "other": {Refs: []manifest.Ref{ref(3)}, Secrets: []string{"unused"}}},
+		Releases: map[string]Want{"newest": {Refs: []manifest.Ref{ref(9)}}, "other": {Refs: []manifest.Ref{ref(8)}}},
+		Configs:  map[string][]byte{"page": []byte("p"), "motd": []byte("m")},
+		Secrets:  map[string][]byte{"key": []byte("k"), "unused": []byte("u")},
 	}
 	keys := func(d *Device) []string { return slices.Sorted(maps.Keys(Desire(d, w, w.Selected(d.Labels)))) }
 	field := &Device{Labels: map[string]string{"role": "field"}}
-	if got, want := keys(field), []string{"app/web", "config/page", "secret/key", "setting/device"}; !slices.Equal(got, want) {
+	if got, want := keys(field), []string{"app/web", "config/page", "release", "secret/key", "setting/device"}; !slices.Equal(got, want) {
 		t.Errorf("field device: %v, want %v", got, want)
 	}
 	both := &Device{Labels: map[string]string{"role": "field", api.Reserved + "arch": "arm64"},
 		Spec: api.DeviceSpec{Settings: &api.DeviceSettings{MeterInterval: 3}, Parents: []api.ParentRef{{Device: "core", Address: "a"}}}}
-	if got, want := keys(both), []string{"app/web", "config/motd", "config/page", "secret/key", "setting/device", "setting/parents"}; !slices.Equal(got, want) {
+	if got, want := keys(both), []string{"app/web", "config/motd", "config/page", "release", "secret/key", "setting/device", "setting/parents"}; !slices.Equal(got, want) {
 		t.Errorf("device of two fleets: %v, want %v", got, want)
 	}
 	var settings api.DeviceSettings

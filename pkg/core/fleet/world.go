@@ -6,6 +6,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/manifest"
@@ -72,7 +73,7 @@ func newWorlds() *worlds {
 func (w *worlds) tenant(name string) *tenant {
 	t := w.tenants[name]
 	if t == nil {
-		t = &tenant{World: World{Fleets: map[string]*api.FleetSpec{}, Apps: map[string]*App{}, Configs: map[string][]byte{}, Secrets: map[string][]byte{}}, devices: map[string]*entry{}}
+		t = &tenant{World: World{Fleets: map[string]*api.FleetSpec{}, Apps: map[string]*App{}, Configs: map[string][]byte{}, Secrets: map[string][]byte{}, Releases: map[string]Want{}}, devices: map[string]*entry{}}
 		w.tenants[name] = t
 	}
 	return t
@@ -110,6 +111,8 @@ func (w *worlds) set(o *api.Object, d dirty) error {
 		if err = decode(o.Spec, &spec); err == nil {
 			t.setData(t.Secrets, name, encode(api.ConfigData{Files: toBytes(spec.Data)}), t.usersOf(name, appSecrets), d)
 		}
+	case api.KindRelease:
+		err = t.setRelease(name, o, d)
 	case api.KindDevice:
 		err = w.setDevice(t, o, d)
 	}
@@ -184,6 +187,24 @@ func (t *tenant) setApp(name string, o *api.Object, d dirty) error {
 	}
 	t.Apps[name] = app
 	t.touchFleets(func(s *api.FleetSpec) bool { return slices.Contains(s.Apps, name) }, d)
+	return nil
+}
+
+func (t *tenant) setRelease(name string, o *api.Object, d dirty) error {
+	var spec api.ReleaseSpec
+	if err := decode(o.Spec, &spec); err != nil {
+		return err
+	}
+	repo, digest, ok := strings.Cut(spec.Artifact, "@")
+	if !ok {
+		return api.Errorf(api.Invalid, "%q names no release", spec.Artifact)
+	}
+	want := Want{Refs: []manifest.Ref{{Repo: repo, Digest: digest}}, Body: encode(api.ReleaseWant{Attempt: spec.Attempt})}
+	if reflect.DeepEqual(t.Releases[name], want) {
+		return nil
+	}
+	t.Releases[name] = want
+	t.touchFleets(func(s *api.FleetSpec) bool { return s.Release == name }, d)
 	return nil
 }
 
@@ -271,6 +292,9 @@ func (w *worlds) unset(key api.Key, d dirty) *entry {
 	case api.KindApp:
 		delete(t.Apps, key.Name)
 		t.touchFleets(func(s *api.FleetSpec) bool { return slices.Contains(s.Apps, key.Name) }, d)
+	case api.KindRelease:
+		delete(t.Releases, key.Name)
+		t.touchFleets(func(s *api.FleetSpec) bool { return s.Release == key.Name }, d)
 	case api.KindConfig:
 		delete(t.Configs, key.Name)
 		t.touchFleets(t.usersOf(key.Name, appConfigs), d)

@@ -92,6 +92,8 @@ func (w *wish) item(key string, item manifest.Item) error {
 		return decode(&w.parents)
 	case key == manifest.KeyRevoked: // the link's
 		return nil
+	case key == manifest.KeyRelease: // the update's
+		return nil
 	default:
 		return api.Errorf(api.Invalid, "this version does not know what it is")
 	}
