@@ -37,12 +37,16 @@ func (d *dog) pet() {
 	}
 }
 
-// leave hands the running watchdog to the next process: it is closed without being
-// stopped, and goes on counting.
-func (d *dog) leave() {
-	if d.dev != nil {
-		d.pet()
-		d.dev.Leave()
-		d.dev = nil
+// leave hands the running watchdog to the next process: it stays open and goes on counting.
+func (d *dog) leave() []string {
+	if d.dev == nil {
+		return nil
 	}
+	d.pet()
+	env, err := d.dev.Leave()
+	if err != nil {
+		say("watchdog: %v", err)
+		return nil
+	}
+	return []string{env}
 }

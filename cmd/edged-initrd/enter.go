@@ -83,8 +83,8 @@ func (r *rise) enter() error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
-	r.dog.leave()
-	return fmt.Errorf("%s: %w", system, unix.Exec(system, []string{"edged"}, []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=linux"}))
+	env := append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=linux"}, r.dog.leave()...)
+	return fmt.Errorf("%s: %w", system, unix.Exec(system, []string{"edged"}, env))
 }
 
 // clear removes what lies on the initramfs itself, to free its memory, and nothing that is

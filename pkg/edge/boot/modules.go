@@ -44,7 +44,11 @@ func (b *booter) loadModules(ctx context.Context) (err error) {
 		tree.Took = func(name string, took time.Duration) { b.say("module %-20s %6.0f ms", name, took.Seconds()*1000) }
 	}
 	b.modules = tree
+	systems, _ := os.ReadFile("/proc/filesystems") // none: all are loaded
 	for _, alias := range needed {
+		if strings.Contains(string(systems), "\t"+alias+"\n") {
+			continue // built in
+		}
 		if err := tree.LoadAlias(alias); err != nil {
 			b.say("%v", err) // built in under another name, most likely; the volume's step tells
 		}

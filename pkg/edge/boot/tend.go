@@ -17,15 +17,19 @@ import (
 
 // openWatchdog takes over the watchdog that the initramfs started.
 func (b *booter) openWatchdog(context.Context) error {
-	if _, err := os.Stat(watchdog.Path); errors.Is(err, os.ErrNotExist) {
-		return nil // a module may bring it; see loadModules
+	timeout := b.cmdline.Seconds("tributary.watchdog", 60*time.Second, 10*time.Minute)
+	dev, err := watchdog.Adopt(os.Getenv(watchdog.Handed), timeout)
+	if dev == nil && err == nil {
+		if _, err := os.Stat(watchdog.Path); errors.Is(err, os.ErrNotExist) {
+			return nil // a module may bring it; see loadModules
+		}
+		dev, err = watchdog.Open(watchdog.Path, timeout)
 	}
-	dev, err := watchdog.Open(watchdog.Path, b.cmdline.Seconds("tributary.watchdog", 60*time.Second, 10*time.Minute))
 	if err != nil {
 		return err
 	}
 	b.dog = dev
-	return nil
+	return os.Unsetenv(watchdog.Handed)
 }
 
 // retryWatchdog is for boxes whose initramfs had none: the kernel's own timer is better

@@ -218,7 +218,7 @@ func (t *Tree) LoadAlias(alias string) error {
 		return err
 	}
 	if len(names) == 0 {
-		return fmt.Errorf("module %s: not in %s", alias, t.dir)
+		return t.Load(alias) // built in, or it says that there is none
 	}
 	var errs []error
 	for _, name := range names {
