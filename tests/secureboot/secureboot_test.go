@@ -7,6 +7,7 @@ package secureboot
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -120,6 +121,9 @@ func boot(t *testing.T, ctx context.Context, p parts, vars []byte, want string) 
 		Name: "box", Arch: "amd64", MemoryMiB: 512, SecureBoot: true, Vars: store, NoReboot: true, Life: patience,
 		Disks: []vm.Disk{{Path: layOut(t, p)}},
 	}
+	if _, err := exec.LookPath("swtpm"); err == nil {
+		spec.TPM = filepath.Join(dir, "tpm")
+	}
 	m, err := vm.Start(ctx, spec)
 	if err != nil {
 		t.Fatal(err)
@@ -148,7 +152,7 @@ func owner(t *testing.T) (*keys.Set, []byte) {
 	return set, vars
 }
 
-// What we signed starts with Secure Boot on.
+// What we signed starts with Secure Boot on, and the TPM says of it what was foretold, bit for bit.
 func TestSignedStarts(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -156,6 +160,19 @@ func TestSignedStarts(t *testing.T) {
 	set, vars := owner(t)
 	p = parts{sign(t, set.Signer(), p.uki), sign(t, set.Signer(), p.manager)}
 	m := boot(t, ctx, p, vars, "guest: ready")
+	if m.TPM != "" {
+		want, err := uki.PCR11(p.uki)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const file = "/sys/class/tpm/tpm0/pcr-sha256/11"
+		if err := m.Send("show " + file + "\n"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.Expect(ctx, fmt.Sprintf("(?i)guest: %s: %x", file, want)); err != nil {
+			t.Errorf("PCR 11 is not %x as foretold: %v", want, err)
+		}
+	}
 	if text := m.Console.Tail(200); strings.Contains(text, "secureboot: Secure boot disabled") {
 		t.Error("the kernel says that Secure Boot is off")
 	}

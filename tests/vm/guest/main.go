@@ -138,6 +138,10 @@ func obey(words []string) error {
 	switch {
 	case words[0] == "say":
 		say("%s", strings.Join(rest, " "))
+	case words[0] == "show" && len(rest) == 1:
+		text, err := os.ReadFile(rest[0])
+		say("%s: %s", rest[0], strings.TrimSpace(string(text[:min(len(text), 4096)])))
+		return err
 	case words[0] == "off":
 		return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	case words[0] == "reboot":
