@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -196,6 +197,9 @@ func (b *builder) buildTree(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if b.Settings == nil {
+		b.Settings = files[preloaded+"tributary.yaml"]
+	}
 	b.programs, err = tree.BuildPrograms(ctx, b.Root, b.Profile.Arch, b.Version, filepath.Join(b.Cache, "programs", b.Profile.Arch))
 	if err != nil {
 		return err
@@ -214,7 +218,10 @@ func (b *builder) buildTree(ctx context.Context) error {
 // maxPreload bounds what a root may carry besides the system; its partition is the harder bound.
 const maxPreload = 4 << 30
 
-// preload reads the folder as files of the root.
+const preloaded = "usr/share/tributary/preload/"
+
+// preload reads the folder as files of the root: all of it lies below /usr/share/tributary/preload, certificates of a
+// private CA (ca/NAME.crt) are also trusted by the system, and tributary.yaml goes to CONFIG.
 func preload(dir string) (map[string][]byte, error) {
 	if dir == "" {
 		return nil, nil
@@ -235,7 +242,15 @@ func preload(dir string) (map[string][]byte, error) {
 		if total += int64(len(body)); total > maxPreload {
 			return fmt.Errorf("%s holds more than %d bytes", dir, int64(maxPreload))
 		}
-		files["usr/share/tributary/preload/"+filepath.ToSlash(rel)] = body
+		name := filepath.ToSlash(rel)
+		files[preloaded+name] = body
+		if ca, ok := strings.CutPrefix(name, "ca/"); ok && err == nil && !strings.Contains(ca, "/") {
+			// Every program of the system reads this folder besides the bundle.
+			if block, _ := pem.Decode(body); block == nil || block.Type != "CERTIFICATE" {
+				return fmt.Errorf("%s is no certificate in PEM", path)
+			}
+			files["etc/ssl/certs/preload-"+ca] = body
+		}
 		return err
 	})
 	return files, err
