@@ -55,9 +55,11 @@ func (k Keeping) live(ctx context.Context, t trial.Trial) (trial.Trial, error) {
 	cfg.Settings = t.Settings
 	ended := make(chan error, 1)
 	go func() { ended <- Run(ctx, cfg) }()
-	stop := func() error {
+	stop := func() {
 		cancel()
-		return <-ended
+		if err := <-ended; err != nil { // it was asked to end, so how it did is no fault
+			k.Say("network: %v", err)
+		}
 	}
 	saved := trial.Trial{}
 	tick := time.NewTicker(k.Every)
@@ -69,12 +71,17 @@ func (k Keeping) live(ctx context.Context, t trial.Trial) (trial.Trial, error) {
 		}
 		if !reflect.DeepEqual(t.Settings, cfg.Settings) {
 			k.Say("network: new settings are in force (%s)", t.Phase)
-			return t, stop()
+			stop()
+			return t, nil
 		}
 		select {
 		case <-ctx.Done():
-			return t, stop()
+			stop()
+			return t, nil
 		case err := <-ended:
+			if ctx.Err() != nil { // as above, and sooner
+				err = nil
+			}
 			cancel()
 			return t, err
 		case <-tick.C:
@@ -109,12 +116,18 @@ func (k Keeping) keep(t trial.Trial) {
 
 // hear takes up what a person wants.
 func (k Keeping) hear(t trial.Trial) trial.Trial {
-	path := filepath.Join(k.Run, WishFile)
-	info, err := os.Stat(path)
+	// Taken first, then read: a wish that follows at once is a file of its own.
+	path := filepath.Join(k.Run, WishFile+".taken")
+	err := os.Rename(filepath.Join(k.Run, WishFile), path)
 	if errors.Is(err, os.ErrNotExist) {
 		return t
 	}
+	if err != nil {
+		k.Say("%v", err)
+		return t
+	}
 	var text []byte
+	info, err := os.Stat(path)
 	if err == nil && info.Size() > 64<<10 {
 		err = fmt.Errorf("%s has %d bytes", path, info.Size())
 	}
@@ -132,10 +145,7 @@ func (k Keeping) hear(t trial.Trial) trial.Trial {
 	if err == nil && w.Settings != nil {
 		err = w.Settings.Validate("")
 	}
-	if removed := os.Remove(path); removed != nil {
-		k.Say("%v", removed)
-		return t // or it would be heard for ever
-	}
+	_ = os.Remove(path) // the next one takes its place
 	switch {
 	case err != nil:
 		k.Say("network settings that were wanted are not taken: %v", err)
