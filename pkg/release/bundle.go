@@ -13,7 +13,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
+
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/release/delta"
 )
 
 // Bundle is a release as a file: an OCI image layout in a tar archive (image-spec, image-layout.md), which oras, crane
@@ -213,4 +216,61 @@ func (m *manifest) travel(identity string) (d descriptor, isDelta bool, ok bool)
 		}
 	}
 	return d, isDelta, ok
+}
+
+// Rehearse makes a bundle's content from that of an earlier one and the delta between them, as a box that has the earlier
+// one does, and compares digests.
+func Rehearse(old, new *Bundle) error {
+	from, err := ParseDescription(old.Description)
+	if err != nil {
+		return err
+	}
+	to, err := ParseDescription(new.Description)
+	if err != nil {
+		return err
+	}
+	content, err := unpackPlain(old.Plain, from)
+	if err != nil {
+		return err
+	}
+	head := content[:from.Content.Size-from.Root.Size]
+	uki, err := Fold(bytes.NewReader(head[:int64(len(head))-from.Manager.Size]), from)
+	if err != nil {
+		return err
+	}
+	manager := head[int64(len(head))-from.Manager.Size:]
+	patch, ok := new.Deltas[Identity(from.RootHash, uki, manager)]
+	if !ok {
+		return api.Errorf(api.NotFound, "the release has no delta from %s", from.Version)
+	}
+	unfolded, err := Unfold(uki, FindPacked(uki, false))
+	if err != nil {
+		return err
+	}
+	pieces := Pieces{}
+	for _, b := range [][]byte{unfolded, manager, content[len(head):]} {
+		pieces = append(pieces, Piece{bytes.NewReader(b), int64(len(b))})
+	}
+	var out bytes.Buffer
+	if err := delta.Apply(pieces, patch, &out); err != nil {
+		return err
+	}
+	if err := to.Content.Check(out.Bytes()); err != nil {
+		return err
+	}
+	_, err = Fold(bytes.NewReader(out.Bytes()), to)
+	return err
+}
+
+func unpackPlain(plain []byte, d Description) ([]byte, error) {
+	z, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(MaxContent))
+	if err != nil {
+		return nil, err
+	}
+	defer z.Close()
+	content, err := z.DecodeAll(plain, nil)
+	if err != nil {
+		return nil, err
+	}
+	return content, d.Content.Check(content)
 }
