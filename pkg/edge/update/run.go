@@ -1,0 +1,440 @@
+package update
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/identity/atomicfile"
+	"tributary.dev/tributary/pkg/oci"
+	"tributary.dev/tributary/pkg/release"
+	"tributary.dev/tributary/pkg/release/delta"
+)
+
+// Firmware is what the update asks of the boot variables, in slots. BootVariables (firmware.go) is it on a box.
+type Firmware interface {
+	// Usable is nil where variables can be written.
+	Usable() error
+	// Order is the firmware's order of the two slots; Next what it starts once, "" for none.
+	Order() ([]Slot, error)
+	Next() (Slot, error)
+	SetNext(Slot) error
+	ClearNext() error
+	// SetOrder puts that slot first and the other second.
+	SetOrder(first Slot) error
+}
+
+// Config is what a Manager is made of.
+type Config struct {
+	State  string // the file, /state/update.json
+	Work   string // folder for what is fetched; it may be emptied at any time
+	Anchor string // root of release keys in the image
+	Kept   string // the newest root that was accepted, /state/release-root.json
+
+	Running  Slot
+	RootHash string
+	Version  string
+	Counter  uint64
+	Arch     string
+	Profile  string
+	BootID   string
+
+	Flash     *Flash
+	Firmware  Firmware
+	Artifacts oci.Upstream
+	// Bless takes the counter off the running slot's kernel image (mount.go).
+	Bless func(Slot) error
+	// Want is what the manifest names, nil for nothing; known is false before there is a manifest.
+	Want func() (w *Want, known bool)
+	// Health is how the box is now.
+	Health func() Health
+	// Floor is the security counter's, and Raise lifts it.
+	Floor func() uint64
+	Raise func(uint64) error
+	// Open tells whether updates may be fetched and tried at this hour; Rate bounds the download in bytes a second.
+	Open func(time.Time) bool
+	Rate int64
+	// Trusted tells whether the clock is; else signatures do not expire.
+	Trusted   func() bool
+	Reboot    func(ctx context.Context, reason string) error
+	Panic     string // what the kernel left behind in its last moments
+	Now       func() time.Time
+	Uptime    func() time.Duration
+	Deadlines Deadlines
+	Log       *slog.Logger
+}
+
+// Manager runs the update.
+type Manager struct {
+	cfg  Config
+	poke chan struct{}
+
+	mu    sync.Mutex
+	state State
+	done  *Done
+}
+
+// New reads what was kept. A state that cannot be read is told in the log and begun anew.
+func New(cfg Config) *Manager {
+	s, err := Load(cfg.State)
+	if err != nil {
+		cfg.Log.Error("the update's state cannot be read; what runs is taken for good", "err", err)
+	}
+	return &Manager{cfg: cfg, state: s, poke: make(chan struct{}, 1)}
+}
+
+// State is how the update stands. From any goroutine.
+func (m *Manager) State() State {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.state.clone()
+}
+
+// Poke has the update look again, as after a new manifest.
+func (m *Manager) Poke() {
+	select {
+	case m.poke <- struct{}{}:
+	default:
+	}
+}
+
+// Warnings tell people of a refused release and of a trial.
+func (m *Manager) Warnings() (out []api.Warning) {
+	s := m.State()
+	w, _ := m.cfg.Want()
+	if r := s.Refusal(w, m.cfg.RootHash); r != nil {
+		out = append(out, api.Warning{Name: "update-refused", Severity: api.Degraded, Since: r.Time.Unix(), Message: r.Reason,
+			Remedy: "name another release, or raise the release's attempt once the cause is gone"})
+	}
+	if s.Phase == Trial || s.Phase == Confirming {
+		out = append(out, api.Warning{Name: "update-on-trial", Severity: api.Info, Since: m.cfg.Now().Unix(), Message: fmt.Sprintf("release %s is on trial in slot %s", s.Target.Name(), m.cfg.Running)})
+	}
+	return out
+}
+
+// The loop's pauses.
+const (
+	lookEvery = 5 * time.Second
+	pauseMin  = 5 * time.Second
+	pauseMost = 10 * time.Minute
+)
+
+// Run updates until ctx ends.
+func (m *Manager) Run(ctx context.Context) error {
+	pause := pauseMin
+	for ctx.Err() == nil {
+		do, err := m.turn(ctx)
+		wait := time.Duration(0)
+		switch {
+		case err != nil:
+			m.cfg.Log.Warn("the update waits", "doing", do, "for", pause, "err", err)
+			wait = pause
+			pause = min(2*pause, pauseMost)
+		case do == Nothing:
+			wait, pause = lookEvery, pauseMin
+		default:
+			pause = pauseMin
+		}
+		if wait == 0 {
+			continue
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-m.poke:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
+	return nil
+}
+
+// turn observes, decides, keeps, and does one thing.
+func (m *Manager) turn(ctx context.Context) (Do, error) {
+	f, err := m.facts()
+	if err != nil {
+		return Nothing, err
+	}
+	before := m.State()
+	s, do := Step(before, f, m.cfg.Deadlines)
+	if changed(before, s) {
+		if err := Save(m.cfg.State, s); err != nil {
+			return do, err // nothing is done that is not on the disk
+		}
+		for _, e := range s.History[min(len(before.History), len(s.History)):] {
+			m.cfg.Log.Info("update", "version", e.Version, "slot", e.Slot, "what", e.What)
+		}
+	}
+	m.mu.Lock()
+	m.state = s
+	m.mu.Unlock()
+	if do == Nothing {
+		return do, nil
+	}
+	done := &Done{Do: do}
+	done.Err = m.perform(ctx, do, s, done)
+	if ctx.Err() != nil {
+		return do, nil
+	}
+	m.mu.Lock()
+	m.done = done
+	m.mu.Unlock()
+	if done.Last {
+		return do, nil // Step hears of it at once
+	}
+	return do, done.Err
+}
+
+func changed(a, b State) bool {
+	x, err1 := json.Marshal(a)
+	y, err2 := json.Marshal(b)
+	return err1 != nil || err2 != nil || !bytes.Equal(x, y)
+}
+
+func (m *Manager) facts() (Facts, error) {
+	c := &m.cfg
+	f := Facts{Now: c.Now(), Uptime: c.Uptime(), Boot: c.BootID, Running: c.Running, Root: c.RootHash, Version: c.Version, Counter: c.Counter,
+		Arch: c.Arch, Profile: c.Profile, Floor: c.Floor(), Panic: c.Panic, Open: c.Open(c.Now()), Health: c.Health()}
+	m.mu.Lock()
+	f.Done = m.done
+	m.mu.Unlock()
+	want, known := c.Want()
+	if f.Want = want; !known { // an unknown manifest withdraws nothing
+		if t := m.State().Target; t != nil {
+			f.Want = &Want{Repo: t.Repo, Digest: t.Digest, Attempt: t.Attempt}
+		}
+	}
+	if f.Variables = c.Firmware.Usable() == nil; f.Variables {
+		var err error
+		if f.Order, err = c.Firmware.Order(); err != nil {
+			return f, err
+		}
+		if f.Next, err = c.Firmware.Next(); err != nil {
+			return f, err
+		}
+	}
+	switch m.State().Phase { // an ESP is read only where it tells something
+	case Armed, Trial, Confirming, Returned:
+		if e, err := c.Flash.ReadESP(c.Running.Other()); err == nil {
+			f.Entered = e.Tried > 0
+		}
+		if e, err := c.Flash.ReadESP(c.Running); err == nil {
+			f.Blessed = !e.Counted
+		}
+	}
+	return f, nil
+}
+
+func (m *Manager) perform(ctx context.Context, do Do, s State, done *Done) error {
+	c := &m.cfg
+	other := c.Running.Other()
+	switch do {
+	case Check:
+		return m.check(ctx, s, done)
+	case Fetch:
+		return m.fetch(ctx, s)
+	case Write:
+		return m.write(s)
+	case Verify:
+		_, d, err := m.staged(s.Target.Digest)
+		if err != nil {
+			return err
+		}
+		return c.Flash.Verify(other, d, s.Install)
+	case Arm:
+		err := c.Firmware.SetNext(other)
+		done.Last, done.Why = err != nil, CauseFirmware
+		return err
+	case Disarm:
+		return c.Firmware.ClearNext()
+	case Bless:
+		return c.Bless(c.Running)
+	case Order:
+		return c.Firmware.SetOrder(c.Running)
+	case Raise:
+		return c.Raise(s.Slots[c.Running].Counter)
+	case Reboot:
+		reason := "to try a release"
+		if s.Verdict != nil {
+			reason = s.Verdict.Reason
+		}
+		if err := c.Reboot(ctx, reason); err != nil {
+			return err
+		}
+		<-ctx.Done()
+	}
+	return nil
+}
+
+func (m *Manager) trusted() (*release.Trusted, error) {
+	var best *release.Trusted
+	var errs []error
+	for _, file := range []string{m.cfg.Anchor, m.cfg.Kept} {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		t, err := release.TrustRoot(b)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", file, err))
+		} else if best == nil || t.Version() > best.Version() {
+			best = t
+		}
+	}
+	if best == nil {
+		return nil, errors.Join(errs...)
+	}
+	return best, nil
+}
+
+func (m *Manager) now() time.Time {
+	if m.cfg.Trusted() {
+		return m.cfg.Now()
+	}
+	return time.Time{}
+}
+
+// check fetches what says what the release is, and verifies it. What was verified is laid in the work folder.
+func (m *Manager) check(ctx context.Context, s State, done *Done) error {
+	t, err := m.trusted()
+	if err != nil {
+		done.Last, done.Why = true, CauseUnsigned
+		return fmt.Errorf("this box trusts no release keys: %w", err)
+	}
+	p, err := release.Source{Up: m.cfg.Artifacts, Repo: s.Target.Repo}.Parts(ctx, s.Target.Digest)
+	if err != nil {
+		done.Last, done.Why = final(err), CauseFetch
+		return err
+	}
+	next, d, err := t.Verify(p.Roots, p.Targets, p.Description, m.now())
+	if err != nil {
+		done.Last, done.Why = true, CauseUnsigned
+		return err
+	}
+	if next.Version() > t.Version() {
+		if err := atomicfile.Write(m.cfg.Kept, next.Raw(), 0o600); err != nil {
+			return err
+		}
+	}
+	b, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	if err := m.clean(s.Target.Digest); err != nil {
+		return err
+	}
+	if err := atomicfile.Write(m.file("parts.json"), b, 0o600); err != nil {
+		return err
+	}
+	done.Found = &Description{Release: Release{Digest: s.Target.Digest, Repo: s.Target.Repo, Version: d.Version, Counter: d.Counter, RootHash: d.RootHash},
+		Arch: d.Arch, Profile: d.Profile, Fits: m.cfg.Flash.Fits(d)}
+	return nil
+}
+
+// final tells whether trying again does not help.
+func final(err error) bool {
+	var e *api.Error
+	return errors.As(err, &e) && e.Code != api.Unavailable && e.Code != api.NotFound // a relay may get it yet
+}
+
+func (m *Manager) file(name string) string { return filepath.Join(m.cfg.Work, name) }
+
+// clean empties the work folder when it is another release's.
+func (m *Manager) clean(digest string) error {
+	if b, err := os.ReadFile(m.file("of")); err == nil && string(b) == digest {
+		return nil
+	}
+	if err := errors.Join(os.RemoveAll(m.cfg.Work), os.MkdirAll(m.cfg.Work, 0o700)); err != nil {
+		return err
+	}
+	return atomicfile.Write(m.file("of"), []byte(digest), 0o600)
+}
+
+// staged reads what check laid down, and verifies it once more: the folder is on DATA, where more can go wrong.
+func (m *Manager) staged(digest string) (*release.Parts, release.Description, error) {
+	b, err := os.ReadFile(m.file("parts.json"))
+	if err != nil {
+		return nil, release.Description{}, err
+	}
+	var p release.Parts
+	if err := json.Unmarshal(b, &p); err != nil {
+		return nil, release.Description{}, err
+	}
+	if oci.Digest(p.Manifest) != digest {
+		return nil, release.Description{}, errors.New("what was fetched is another release")
+	}
+	t, err := m.trusted()
+	if err != nil {
+		return nil, release.Description{}, err
+	}
+	_, d, err := t.Verify(p.Roots, p.Targets, p.Description, m.now())
+	return &p, d, err
+}
+
+// way says what of the release travels to this box.
+func (m *Manager) way(p *release.Parts) (digest string, size int64, old release.Pieces, isDelta bool, err error) {
+	old, identity, err := m.cfg.Flash.Content(m.cfg.Running, m.cfg.RootHash)
+	if err != nil {
+		m.cfg.Log.Warn("what runs cannot be read as content; the whole release is fetched", "err", err)
+		identity = ""
+	}
+	digest, size, isDelta, err = p.Travel(identity)
+	return digest, size, old, isDelta, err
+}
+
+func (m *Manager) fetch(ctx context.Context, s State) error {
+	p, _, err := m.staged(s.Target.Digest)
+	if err != nil {
+		return err
+	}
+	digest, size, _, isDelta, err := m.way(p)
+	if err != nil {
+		return err
+	}
+	m.cfg.Log.Info("fetching a release", "version", s.Target.Version, "bytes", size, "delta", isDelta)
+	return release.Source{Up: m.cfg.Artifacts, Repo: s.Target.Repo}.Download(ctx, digest, size, m.file("content"), m.cfg.Rate)
+}
+
+func (m *Manager) write(s State) error {
+	p, d, err := m.staged(s.Target.Digest)
+	if err != nil {
+		return err
+	}
+	_, size, old, isDelta, err := m.way(p)
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(m.file("content"))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return m.cfg.Flash.Write(m.cfg.Running.Other(), d, s.Install, func(w io.Writer) error {
+		if isDelta {
+			patch, err := io.ReadAll(io.LimitReader(f, size))
+			if err != nil {
+				return err
+			}
+			return delta.Apply(old, patch, w)
+		}
+		z, err := zstd.NewReader(f, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(64<<20))
+		if err != nil {
+			return err
+		}
+		defer z.Close()
+		_, err = io.Copy(w, io.LimitReader(z, d.Content.Size+1))
+		return err
+	})
+}

@@ -1,0 +1,278 @@
+package update
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+
+	"tributary.dev/tributary/pkg/disk/fat"
+	"tributary.dev/tributary/pkg/edge/update/efivar"
+	"tributary.dev/tributary/pkg/release"
+	"tributary.dev/tributary/pkg/release/delta"
+)
+
+// registry serves a bundle as a registry does.
+type registry struct {
+	blobs map[string][]byte
+	sent  int
+}
+
+func (r *registry) ServeHTTP(w http.ResponseWriter, q *http.Request) {
+	b, ok := r.blobs[q.URL.Path[strings.LastIndex(q.URL.Path, "/")+1:]]
+	if !ok {
+		http.NotFound(w, q)
+		return
+	}
+	r.sent += len(b)
+	http.ServeContent(w, q, "", time.Time{}, bytes.NewReader(b))
+}
+
+func (r *registry) add(b []byte) { r.blobs[release.PartOf(b).SHA256] = b }
+
+type endpoint struct{ u *url.URL }
+
+func (e endpoint) Endpoint() (*url.URL, *http.Client, error) { return e.u, http.DefaultClient, nil }
+
+// box is a disk, a firmware and a registry in files, and the real Manager on them.
+type box struct {
+	t       *testing.T
+	dir     string
+	flash   *Flash
+	vars    *efivar.Vars
+	reg     *registry
+	up      endpoint
+	key     crypto.Signer
+	boot    int
+	uptime  time.Duration
+	running Slot
+	want    *Want
+	health  Health
+	roots   map[string]Slot
+}
+
+var errReboot = errors.New("the box starts anew")
+
+func newBox(t *testing.T) (*box, release.Description, []byte) {
+	flash, _ := newDisk(t)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &box{t: t, dir: t.TempDir(), flash: flash, key: key, running: "a", reg: &registry{blobs: map[string][]byte{}}}
+	ok := Condition{OK: true}
+	b.health = Health{Kernel: ok, Agent: ok, Parent: ok, Known: true, Wanted: []string{"web"}, Apps: []string{"web"}}
+	vars := filepath.Join(b.dir, "efivars")
+	if err := os.Mkdir(vars, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	b.vars = efivar.Open(vars)
+	server := httptest.NewServer(b.reg)
+	t.Cleanup(server.Close)
+	if b.up.u, err = url.Parse(server.URL); err != nil {
+		t.Fatal(err)
+	}
+	d, content := sample(t, 1)
+	if err := flash.Write("a", d, 1, plain(content)); err != nil {
+		t.Fatal(err)
+	}
+	b.bless("a")
+	root, err := release.NewRoot(1, time.Date(2040, 1, 1, 0, 0, 0, 0, time.UTC), []crypto.PublicKey{key.Public()}, 1, []crypto.PublicKey{key.Public()}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if root, err = release.AddSignature(root, key); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(b.dir, "anchor.json"), root, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.boot, b.uptime = 1, 20*time.Minute
+	return b, d, content
+}
+
+// bless does what a rename does, where nothing can be mounted.
+func (b *box) bless(s Slot) {
+	e, err := b.flash.ReadESP(s)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	table, err := b.flash.table()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	esp, err := b.flash.section(table, "esp-"+string(s))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if err := fat.Write(esp, esp.size, fat.Options{Label: "ESP"}, []fat.File{{Path: managerFile("amd64"), Content: bytes.NewReader(e.Manager)},
+		{Path: fmt.Sprintf("%s/tributary-%d.efi", ukiDir, e.Install), Content: bytes.NewReader(e.UKI)}}); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// push signs a release and puts it into the registry, with a delta from the content given.
+func (b *box) push(d release.Description, content []byte, from release.Description, old []byte, by crypto.Signer) string {
+	targets, err := release.NewTargets(d.Encode(), 1, time.Date(2040, 1, 1, 0, 0, 0, 0, time.UTC))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if targets, err = release.AddSignature(targets, by); err != nil {
+		b.t.Fatal(err)
+	}
+	z, err := zstd.NewWriter(nil)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	patch, err := delta.Make(old, content, 0)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	uki := old[:from.UKI.Size]
+	manager := old[from.UKI.Size : from.UKI.Size+from.Manager.Size]
+	r := &release.Bundle{Description: d.Encode(), Targets: targets, Plain: z.EncodeAll(content, nil), Deltas: map[string][]byte{release.Identity(from.RootHash, uki, manager): patch}}
+	raw, digest, err := r.Manifest()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, blob := range [][]byte{raw, r.Description, r.Targets, r.Plain, patch} {
+		b.reg.add(blob)
+	}
+	b.reg.blobs[digest] = raw
+	for _, blob := range [][]byte{r.Description, r.Targets, r.Plain, patch} {
+		b.reg.blobs["sha256:"+release.PartOf(blob).SHA256] = blob
+	}
+	return digest
+}
+
+// run is one boot of the box: turns of the loop until it starts anew or nothing is done any more.
+func (b *box) run(d release.Description) (rebooted bool) {
+	b.t.Helper()
+	m := New(Config{State: filepath.Join(b.dir, "update.json"), Work: filepath.Join(b.dir, "work"), Anchor: filepath.Join(b.dir, "anchor.json"), Kept: filepath.Join(b.dir, "kept.json"),
+		Running: b.running, RootHash: d.RootHash, Version: d.Version, Counter: d.Counter, Arch: "amd64", Profile: "vm", BootID: fmt.Sprint(b.boot),
+		Flash: b.flash, Firmware: &BootVariables{b.vars, b.flash}, Artifacts: b.up, Bless: func(s Slot) error { b.bless(s); return nil },
+		Want: func() (*Want, bool) { return b.want, true }, Health: func() Health { return b.health }, Floor: func() uint64 { return 1 }, Raise: func(uint64) error { return nil },
+		Open: func(time.Time) bool { return true }, Trusted: func() bool { return true }, Reboot: func(context.Context, string) error { rebooted = true; return errReboot },
+		Now: func() time.Time { return time.Date(2026, 11, 22, 0, 0, 0, 0, time.UTC) }, Uptime: func() time.Duration { return b.uptime }, Deadlines: Default,
+		Log: slog.New(slog.DiscardHandler)})
+	for quiet := 0; quiet < 50 && !rebooted; {
+		do, err := m.turn(context.Background())
+		if err != nil && !errors.Is(err, errReboot) {
+			b.t.Fatalf("%s: %v", do, err)
+		}
+		if do == Nothing {
+			quiet++
+			b.uptime += 30 * time.Second
+		}
+	}
+	return rebooted
+}
+
+// power starts the box anew: BootNext, used up, and then the order.
+func (b *box) power() {
+	b.t.Helper()
+	fw := &BootVariables{b.vars, b.flash}
+	next, err1 := fw.Next()
+	order, err2 := fw.Order()
+	if err := errors.Join(err1, err2, fw.ClearNext()); err != nil || len(order) == 0 {
+		b.t.Fatal(order, err)
+	}
+	b.running = order[0]
+	if next != "" {
+		b.running = next
+	}
+	b.boot++
+	b.uptime = time.Minute
+}
+
+func (b *box) state() State {
+	s, err := Load(filepath.Join(b.dir, "update.json"))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return s
+}
+
+// TestUpdate goes through a whole update on a disk, with the real signatures, downloads, delta and boot variables.
+func TestUpdate(t *testing.T) {
+	b, d1, c1 := newBox(t)
+	d2, c2 := sample(t, 2)
+	b.want = &Want{Repo: "os/vm", Digest: b.push(d2, c2, d1, c1, b.key)}
+	if !b.run(d1) {
+		t.Fatalf("no trial: %+v", b.state())
+	}
+	if b.reg.sent > 20_000 {
+		t.Errorf("%d bytes travelled for a small change", b.reg.sent)
+	}
+	b.power()
+	if b.running != "b" {
+		t.Fatal("the trial is not in slot b")
+	}
+	if b.run(d2) {
+		t.Fatalf("it left a healthy release: %+v", b.state())
+	}
+	b.power()
+	s := b.state()
+	if b.running != "b" || s.Good != "b" || s.Phase != Idle {
+		t.Fatalf("not confirmed: slot %s, %+v", b.running, s)
+	}
+	if e, err := b.flash.ReadESP("b"); err != nil || e.Counted {
+		t.Fatalf("not blessed: %+v %v", e, err)
+	}
+}
+
+// TestBackAgain: a release under which the agent is not well goes back to the old slot and stays refused.
+func TestBackAgain(t *testing.T) {
+	b, d1, c1 := newBox(t)
+	d2, c2 := sample(t, 2)
+	b.want = &Want{Repo: "os/vm", Digest: b.push(d2, c2, d1, c1, b.key)}
+	b.run(d1)
+	b.power()
+	b.health.Agent = Condition{Detail: "it ended 4 times: exit status 2"}
+	if !b.run(d2) {
+		t.Fatalf("it stays with a release that is not well: %+v", b.state())
+	}
+	b.power()
+	b.health.Agent = Condition{OK: true}
+	if b.running != "a" || b.run(d1) {
+		t.Fatalf("in slot %s, tried again: %+v", b.running, b.state())
+	}
+	if r := b.state().Refusal(b.want, d1.RootHash); r == nil || r.Cause != CauseAgent || !strings.Contains(r.Reason, "it ended 4 times") {
+		t.Fatalf("refusal %+v", r)
+	}
+}
+
+// TestForged: a release that strangers signed never gets further than the check.
+func TestForged(t *testing.T) {
+	b, d1, c1 := newBox(t)
+	d2, c2 := sample(t, 2)
+	stranger, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.want = &Want{Repo: "os/vm", Digest: b.push(d2, c2, d1, c1, stranger)}
+	if b.run(d1) {
+		t.Fatal("a forged release is tried")
+	}
+	if r := b.state().Refusal(b.want, d1.RootHash); r == nil || r.Cause != CauseUnsigned {
+		t.Fatalf("refusal %+v", r)
+	}
+	if _, err := b.flash.ReadESP("b"); err == nil {
+		t.Fatal("something was written")
+	}
+}
