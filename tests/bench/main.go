@@ -31,6 +31,7 @@ var benches = []bench{
 	{"heal", benchHeal},
 	{"change", benchChange},
 	{"idle", benchIdle},
+	{"update", benchUpdate},
 }
 
 func main() {
