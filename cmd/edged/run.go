@@ -25,6 +25,7 @@ import (
 	"tributary.dev/tributary/pkg/edge/onboard"
 	"tributary.dev/tributary/pkg/edge/relay"
 	"tributary.dev/tributary/pkg/edge/state"
+	"tributary.dev/tributary/pkg/edge/update"
 	"tributary.dev/tributary/pkg/edge/uplink/trial"
 	"tributary.dev/tributary/pkg/edge/workload"
 	"tributary.dev/tributary/pkg/identity"
@@ -55,6 +56,7 @@ type box struct {
 	splice  *stream.Splice
 	meter   *meter.Meter
 	work    *workload.Manager
+	updater *update.Manager // appliance alone
 	agent   atomic.Pointer[agent.Agent]
 	waiting atomic.Pointer[api.Warning] // why the box has not enrolled yet
 
@@ -112,6 +114,7 @@ func (b *box) live(ctx context.Context) error {
 		{"link", b.makeLink},
 		{"relay", b.makeRelay},
 		{"apps", b.makeWorkload},
+		{"update", b.openUpdate},
 		{"agent", b.makeAgent},
 	} {
 		if err := step.make(ctx); err != nil {
@@ -146,6 +149,12 @@ func (b *box) runAll(ctx context.Context) error {
 			name string
 			run  func(context.Context) error
 		}{{"relay", b.serve.Run}, {"relay https", func(ctx context.Context) error { return b.serve.Serve(ctx, b.listen.https) }}}...)
+	}
+	if b.updater != nil {
+		loops = append(loops, struct {
+			name string
+			run  func(context.Context) error
+		}{"update", b.updater.Run})
 	}
 	for _, l := range loops {
 		g.Go(func() error {
@@ -338,6 +347,9 @@ func (b *box) makeWorkload(ctx context.Context) error {
 
 func (b *box) makeAgent(context.Context) error {
 	warnings := []func() []api.Warning{b.member.Warnings, b.spool.Warnings, func() []api.Warning { return boot.Warnings(boot.Dir) }, func() []api.Warning { return trial.Shown(boot.Dir) }}
+	if b.updater != nil {
+		warnings = append(warnings, b.updater.Warnings)
+	}
 	if b.cache != nil {
 		warnings = append(warnings, b.cache.Warnings)
 	}

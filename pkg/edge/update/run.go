@@ -68,6 +68,8 @@ type Config struct {
 	// Trusted tells whether the clock is; else signatures do not expire.
 	Trusted   func() bool
 	Reboot    func(ctx context.Context, reason string) error
+	// Room is told before the work that needs memory, and what it gives after it; nil does nothing.
+	Room      func() (after func())
 	Panic     string // what the kernel left behind in its last moments
 	Now       func() time.Time
 	Uptime    func() time.Duration
@@ -421,6 +423,9 @@ func (m *Manager) write(s State) error {
 		return err
 	}
 	defer f.Close()
+	if m.cfg.Room != nil {
+		defer m.cfg.Room()()
+	}
 	return m.cfg.Flash.Write(m.cfg.Running.Other(), d, s.Install, func(w io.Writer) error {
 		if isDelta {
 			patch, err := io.ReadAll(io.LimitReader(f, size))

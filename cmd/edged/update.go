@@ -1,0 +1,184 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+	"golang.org/x/sys/unix"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/boot"
+	"tributary.dev/tributary/pkg/edge/boot/blk"
+	"tributary.dev/tributary/pkg/edge/boot/cmdline"
+	"tributary.dev/tributary/pkg/edge/update"
+	"tributary.dev/tributary/pkg/edge/update/efivar"
+	"tributary.dev/tributary/pkg/identity/atomicfile"
+	"tributary.dev/tributary/pkg/manifest"
+)
+
+// Where the appliance keeps what outlives an update.
+const (
+	updateState = "/state/update.json"
+	keptRoot    = "/state/release-root.json"
+	floorFile   = "/state/security-counter" // until the TPM has it
+	anchorRoot  = "/usr/share/tributary/release-root.json"
+	writeMemory = 192 << 20 // while a delta is applied
+)
+
+// openUpdate makes the updater of an appliance. A box that cannot be updated still runs its apps.
+func (b *box) openUpdate(context.Context) (err error) {
+	if b.updater, err = b.makeUpdate(); err != nil {
+		b.log.Error("this box cannot be updated", "err", err)
+	}
+	return nil
+}
+
+// makeUpdate gives the updater of an appliance, and nil on any other machine.
+func (b *box) makeUpdate() (*update.Manager, error) {
+	slot, err := os.ReadFile(filepath.Join(boot.Dir, "slot"))
+	if err != nil {
+		return nil, nil // edged is a program among others here
+	}
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return nil, err
+	}
+	words := cmdline.Parse(string(line))
+	hash, err := words.RootHash()
+	if err != nil {
+		return nil, err
+	}
+	name, err := text(filepath.Join(boot.Dir, "disk"))
+	if err != nil {
+		return nil, err
+	}
+	disk, err := os.OpenFile("/dev/"+name, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	size, err := disk.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, err
+	}
+	profile, err1 := text(filepath.Join(boot.Dir, "profile"))
+	bootID, err2 := text("/proc/sys/kernel/random/boot_id")
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
+	counter, _ := strconv.ParseUint(words["tributary.counter"], 10, 64) // an image without one has none
+	flash := &update.Flash{Disk: disk, Size: size, Arch: runtime.GOARCH}
+	return update.New(update.Config{
+		State: updateState, Work: filepath.Join(b.o.data, "update"), Anchor: anchorRoot, Kept: keptRoot,
+		Running: update.Slot(strings.TrimSpace(string(slot))), RootHash: fmt.Sprintf("%x", hash), Version: words["tributary.version"], Counter: counter,
+		Arch: runtime.GOARCH, Profile: profile, BootID: bootID,
+		Flash: flash, Firmware: &update.BootVariables{Vars: efivar.Open(efivar.Dir), Flash: flash}, Artifacts: b.artifacts(),
+		Bless: func(s update.Slot) error {
+			d, err := blk.Read(name, hash)
+			if err != nil {
+				return err
+			}
+			node, _, err := d.ByLabel("esp-" + string(s))
+			if err != nil {
+				return err
+			}
+			return update.BlessOn(node, filepath.Join(boot.Dir, "esp"))
+		},
+		Want: b.wantedRelease, Health: b.trialHealth, Floor: readFloor, Raise: raiseFloor,
+		Open: func(time.Time) bool { return true }, Trusted: func() bool { return false }, Reboot: func(ctx context.Context, reason string) error { _, err := boot.Ask(ctx, "reboot", reason); return err },
+		Now: b.clock.Now, Uptime: uptime, Deadlines: update.Default, Log: b.log,
+		Room: func() func() {
+			limit := debug.SetMemoryLimit(writeMemory)
+			return func() { debug.SetMemoryLimit(limit); debug.FreeOSMemory() }
+		},
+	}), nil
+}
+
+func text(file string) (string, error) {
+	b, err := os.ReadFile(file)
+	return strings.TrimSpace(string(b)), err
+}
+
+func uptime() time.Duration {
+	var t unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) != nil {
+		return 0
+	}
+	return time.Duration(t.Nano())
+}
+
+func readFloor() uint64 {
+	s, err := text(floorFile)
+	if err != nil {
+		return 0
+	}
+	n, _ := strconv.ParseUint(s, 10, 64) // rubbish is no floor
+	return n
+}
+
+func raiseFloor(n uint64) error {
+	return atomicfile.Write(floorFile, fmt.Appendf(nil, "%d\n", max(n, readFloor())), 0o600)
+}
+
+// wantedRelease reads the manifest's item.
+func (b *box) wantedRelease() (w *update.Want, known bool) {
+	m := b.link.Manifest()
+	if m == nil {
+		return nil, false
+	}
+	item, ok := m.Manifest.Items[manifest.KeyRelease]
+	if !ok || len(item.Refs) == 0 {
+		return nil, true
+	}
+	w = &update.Want{Repo: item.Refs[0].Repo, Digest: item.Refs[0].Digest}
+	var more api.ReleaseWant
+	if len(item.Body) > 0 && cbor.Unmarshal(item.Body, &more) == nil {
+		w.Attempt = more.Attempt
+	}
+	return w, true
+}
+
+// trialHealth is what a release on trial is judged by.
+func (b *box) trialHealth() (h update.Health) {
+	h.Kernel = bootHealth()
+	h.Agent = update.Condition{OK: b.agent.Load() != nil, Detail: "its loops do not run"}
+	_, connected := b.link.Parent()
+	h.Parent = update.Condition{OK: connected, Detail: "no session with it came about"}
+	if m := b.link.Manifest(); m != nil {
+		h.Known, h.Wanted = true, m.Manifest.AppNames()
+	}
+	for _, a := range b.work.Status() {
+		if a.State == api.Running || a.State == api.Exited {
+			h.Apps = append(h.Apps, a.Name)
+		}
+	}
+	return h
+}
+
+// bootHealth reads process 1's report of this boot.
+func bootHealth() update.Condition {
+	raw, err := os.ReadFile(filepath.Join(boot.Dir, "boot.json"))
+	var r boot.Report
+	if err == nil {
+		err = json.Unmarshal(raw, &r)
+	}
+	if err != nil {
+		return update.Condition{Detail: "there is no report of this boot: " + err.Error()}
+	}
+	for _, s := range r.Steps {
+		if bool(s.Must) && s.Error != "" {
+			return update.Condition{Detail: s.Name + ": " + s.Error}
+		}
+	}
+	return update.Condition{OK: r.Done, Detail: "boot is not through its list"}
+}
