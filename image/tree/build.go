@@ -55,18 +55,27 @@ type Result struct {
 	RootSize      int64    // bytes of root.erofs
 }
 
-// Sets names the sets of the lock that a profile's image is made of. Firmware classes that the lock has no set for
-// only restrict others.
+// Sets names the sets of the lock that a profile's image is made of.
 func Sets(p hwprofiles.Profile, lock *deb.Lock) []string {
 	out := []string{"base", "boot", "kernel-" + p.Kernel.Flavour}
 	if len(p.Microcode) > 0 {
 		out = append(out, "microcode")
 	}
-	for _, class := range p.Firmware {
-		if _, ok := lock.Sets[deb.Key{Arch: p.Arch, Set: "firmware-" + class}]; ok {
-			out = append(out, "firmware-"+class)
+	return append(out, firmwareSets(p, lock)...)
+}
+
+// firmwareSets are firmware-<class> and firmware-<class>+<more> for each class of the profile. A class without a set
+// only says which files of the others' packages are taken.
+func firmwareSets(p hwprofiles.Profile, lock *deb.Lock) []string {
+	var out []string
+	for k := range lock.Sets {
+		class, ok := strings.CutPrefix(k.Set, "firmware-")
+		class, _, _ = strings.Cut(class, "+")
+		if ok && k.Arch == p.Arch && slices.Contains(p.Firmware, class) {
+			out = append(out, k.Set)
 		}
 	}
+	slices.Sort(out)
 	return out
 }
 
@@ -240,19 +249,11 @@ func (b *builder) firmware() error {
 	if err != nil {
 		return err
 	}
-	var list []deb.Package
-	for _, class := range b.Profile.Firmware {
-		if _, ok := b.lock.Sets[deb.Key{Arch: b.Profile.Arch, Set: "firmware-" + class}]; !ok {
-			continue
-		}
-		more, err := b.set("firmware-" + class)
-		if err != nil {
-			return err
-		}
-		list = append(list, more...)
+	list, err := b.lock.Packages(b.Profile.Arch, firmwareSets(b.Profile, b.lock)...)
+	if err != nil {
+		return err
 	}
-	slices.SortFunc(list, func(x, y deb.Package) int { return strings.Compare(x.SHA256, y.SHA256) })
-	blobs, err := readFirmware(b.cache, slices.CompactFunc(list, func(x, y deb.Package) bool { return x.SHA256 == y.SHA256 }))
+	blobs, err := readFirmware(b.cache, list)
 	if err != nil {
 		return err
 	}

@@ -46,10 +46,17 @@ func readFirmware(cache *deb.Cache, list []deb.Package) (map[string]blob, error)
 			return nil, err
 		}
 	}
+	for name, b := range out { // Debian links these on the machine: update-alternatives(1)
+		if plain, ok := strings.CutSuffix(name, "-debian"); ok {
+			if _, have := out[plain]; !have {
+				out[plain] = blob{link: name, from: b.from}
+			}
+		}
+	}
 	return out, nil
 }
 
-// firmwareList is rootfs/firmware/<class>.list: patterns (path.Match, "*" within one folder) of files below
+// firmwareLists reads rootfs/firmware/<class>.list: patterns (path.Match, "*" within one folder) of files below
 // /lib/firmware, ! leaves out.
 func firmwareLists(rootfs fs.FS, classes []string) (*keep, error) {
 	all := &keep{}

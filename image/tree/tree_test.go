@@ -141,7 +141,7 @@ func fill(t *testing.T, arch string) (*checkout, Config) {
 	c.pkg("kernel-full", "meta", debtest.Member{Name: "./usr/share/doc/meta/README", Body: "text"})
 	const at = "./lib/modules/6.12-made/"
 	c.pkg("kernel-full", "kernel", debtest.Member{Name: "./boot/vmlinuz-6.12-made", Body: "the kernel"},
-		debtest.Member{Name: at + "kernel/drivers/net/net.ko.xz", Body: module("depends=mii", "firmware=net/a.bin", "firmware=net/b.bin", "alias=pci:v1d2*")},
+		debtest.Member{Name: at + "kernel/drivers/net/net.ko.xz", Body: module("depends=mii", "firmware=net/a.bin", "firmware=net/b.bin", "firmware=rules.db", "alias=pci:v1d2*")},
 		debtest.Member{Name: at + "kernel/drivers/net/mii.ko.xz", Body: module("license=GPL")},
 		debtest.Member{Name: at + "kernel/drivers/net/unwanted.ko.xz", Body: module("firmware=net/c.bin")},
 		debtest.Member{Name: at + "kernel/drivers/watchdog/dog_wdt.ko.xz", Body: module("license=GPL")},
@@ -151,13 +151,14 @@ func fill(t *testing.T, arch string) (*checkout, Config) {
 		debtest.Member{Name: at + "modules.builtin", Body: "kernel/fs/ext4.ko\n"})
 	c.pkg("firmware-net", "blobs", debtest.Member{Name: "./usr/lib/firmware/net/a-1.bin", Body: "a"}, link("./usr/lib/firmware/net/a.bin", "a-1.bin"),
 		debtest.Member{Name: "./lib/firmware/net/b.bin", Body: "left out by the list"}, debtest.Member{Name: "./lib/firmware/net/c.bin", Body: "asked for by nobody"})
+	c.pkg("firmware-net+rules", "rules", debtest.Member{Name: "./lib/firmware/rules.db-debian", Body: "rules"}, debtest.Member{Name: "./lib/firmware/rules.db-upstream", Body: "others"})
 	c.pkg("microcode", "ucode", debtest.Member{Name: "./lib/firmware/intel-ucode/06-02", Body: "second"}, debtest.Member{Name: "./lib/firmware/intel-ucode/06-01", Body: "first"})
 	c.pkg("boot", "boot", debtest.Member{Name: "./usr/lib/systemd/boot/efi/linux" + efi + ".efi.stub", Body: "stub"}, debtest.Member{Name: "./usr/lib/systemd/boot/efi/systemd-boot" + efi + ".efi", Body: "manager"})
 	c.write("rootfs/keep.list", "usr/sbin/runc\nusr/sbin/tool\nusr/sbin/again\n")
 	c.write("rootfs/modules/net.list", "net\next4\n")
 	c.write("rootfs/modules/boot.list", "erofs\n")
 	c.write("rootfs/modules/initramfs/watchdog.list", "dog_wdt after bus\n")
-	c.write("rootfs/firmware/net.list", "net/*\n!net/b.bin\n")
+	c.write("rootfs/firmware/net.list", "net/*\nrules.db\n!net/b.bin\n")
 	p := hwprofiles.Profile{Name: "made", Arch: arch, Kernel: hwprofiles.Kernel{Flavour: "full"}, Modules: []string{"net", "boot"}, Initramfs: []string{"boot", "watchdog"},
 		Firmware: []string{"net"}, Microcode: []string{"intel", "amd"}, Watchdog: hwprofiles.Watchdog{Drivers: []string{"dog_wdt"}}, Partitions: hwprofiles.Partitions{Root: 512}}
 	return c, Config{Root: c.dir, Profile: p, Version: "1.2", Time: time.Unix(1700000000, 0), Programs: standIns(t, arch), Out: filepath.Join(c.dir, "out"),
@@ -205,7 +206,7 @@ func TestBuild(t *testing.T) {
 			if got := strings.Join(r.Modules, " "); got != "dog_wdt erofs mii net" {
 				t.Errorf("modules: %s", got)
 			}
-			if got := strings.Join(r.Firmware, " "); got != "net/a-1.bin net/a.bin" {
+			if got := strings.Join(r.Firmware, " "); got != "net/a-1.bin net/a.bin rules.db rules.db-debian" {
 				t.Errorf("firmware: %s", got)
 			}
 			checkRoot(t, r)
