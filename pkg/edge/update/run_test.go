@@ -63,7 +63,6 @@ type box struct {
 	running Slot
 	want    *Want
 	health  Health
-	roots   map[string]Slot
 }
 
 var errReboot = errors.New("the box starts anew")
