@@ -21,6 +21,7 @@ import (
 type child struct {
 	name string
 	argv []string
+	env  []string // beside what every program gets
 	// tty children own their terminal; the others' output is kept in a log.
 	tty string
 	// oom is the kernel's oom_score_adj: what keeps the box goes last.
@@ -82,7 +83,9 @@ func (b *booter) startChildren(ctx context.Context) error {
 		if err := os.WriteFile(conf, []byte(containerdConfig), 0o644); err != nil {
 			errs = append(errs, err)
 		}
-		b.keep(ctx, &child{name: "containerd", argv: []string{"/usr/bin/containerd", "--config", conf}, oom: -999, grace: 10 * time.Second})
+		// A collector that runs more often halves what containerd keeps dirty at rest (20 to 10
+		// MB, measured in a guest); it works seldom.
+		b.keep(ctx, &child{name: "containerd", argv: []string{"/usr/bin/containerd", "--config", conf}, env: []string{"GOGC=40"}, oom: -999, grace: 10 * time.Second})
 		b.facts.Data = dataDir + "/edged"
 		if argv, why := b.cfg.Agent(b.facts); argv != nil {
 			b.keep(ctx, &child{name: "agent", argv: argv, oom: -900, grace: 20 * time.Second})
@@ -190,7 +193,7 @@ func (b *booter) live(c *child) string {
 		c.mu.Unlock()
 		return "not started: the box goes down"
 	}
-	p, err := b.procs.start(c.argv, files, cgroup)
+	p, err := b.procs.start(c.argv, files, cgroup, c.env...)
 	c.proc = p
 	c.mu.Unlock()
 	for i, f := range files {

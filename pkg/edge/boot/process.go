@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -31,14 +32,14 @@ type process struct {
 	done <-chan syscall.WaitStatus // one value, when it has ended
 }
 
-// start runs argv with the three files. cgroup is a folder of the unified hierarchy, or
-// empty. The child is a session of its own.
-func (p *processes) start(argv []string, files [3]*os.File, cgroup string) (*process, error) {
+// start runs argv with the three files, and env beside what every program gets. cgroup is a
+// folder of the unified hierarchy, or empty. The child is a session of its own.
+func (p *processes) start(argv []string, files [3]*os.File, cgroup string, env ...string) (*process, error) {
 	path, err := lookPath(argv[0])
 	if err != nil {
 		return nil, err
 	}
-	attr := &syscall.ProcAttr{Env: environment, Dir: "/", Sys: &syscall.SysProcAttr{Setsid: true}}
+	attr := &syscall.ProcAttr{Env: append(slices.Clone(environment), env...), Dir: "/", Sys: &syscall.SysProcAttr{Setsid: true}}
 	for _, f := range files {
 		attr.Files = append(attr.Files, f.Fd())
 	}

@@ -319,6 +319,7 @@ func (b *booter) newStateKey(ctx context.Context, node string) (key []byte, keep
 	for _, s := range b.sealers() {
 		sealed, err := s.Seal(ctx, slices.Clone(key))
 		if err != nil {
+			b.say("STATE's key is not kept by %s: %v", s.Name(), err)
 			faults = append(faults, fmt.Errorf("%s: %w", s.Name(), err))
 			continue
 		}
