@@ -43,7 +43,7 @@ check: ## format, vet, linters, import rule, package docs, short race tests
 
 .PHONY: vmtest
 vmtest: deps build ## scenarios on machines that boot the image, the long ones too
-	TRIBUTARY_VMTEST=1 $(GO) test -p 1 -count=1 -timeout 90m ./tests/vm/... ./tests/machines/... -v
+	TRIBUTARY_VMTEST=1 $(GO) test -p 1 -count=1 -timeout 90m ./tests/vm/... ./tests/secureboot/ ./tests/installer/ ./image/build/ ./tests/machines/... -v
 
 .PHONY: bench
 bench: deps build ## one JSON line a figure; BENCH=name runs one
