@@ -66,8 +66,8 @@ type Config struct {
 	Open func(time.Time) bool
 	Rate int64
 	// Trusted tells whether the clock is; else signatures do not expire.
-	Trusted   func() bool
-	Reboot    func(ctx context.Context, reason string) error
+	Trusted func() bool
+	Reboot  func(ctx context.Context, reason string) error
 	// Room is told before the work that needs memory, and what it gives after it; nil does nothing.
 	Room      func() (after func())
 	Panic     string // what the kernel left behind in its last moments
