@@ -65,6 +65,8 @@ func buildCommand(log *slog.Logger, checkout *string) *cobra.Command {
 	f.StringVar(&c.Keys, "keys", "", "folder of the signing keys (.cache/keys)")
 	f.StringVar(&c.Lock, "lock", "", "file of package versions (rootfs/packages.lock)")
 	f.StringSliceVar(&c.Cmdline, "cmdline", nil, "a further word for the kernel; may be repeated")
+	f.BoolVar(&c.Bundle, "bundle", false, "the update bundle also in a quick build")
+	f.StringSliceVar(&c.Previous, "previous", nil, "update.tbu of a release that boxes run now; may be repeated")
 	f.BoolVar(&c.Quick, "quick", false, "the raw disk alone, for tests")
 	_ = cmd.MarkFlagRequired("profile")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/hwprofiles"
+	"tributary.dev/tributary/image/bundle"
 	"tributary.dev/tributary/image/disk"
 	"tributary.dev/tributary/image/keys"
 	"tributary.dev/tributary/image/sbom"
@@ -45,8 +46,10 @@ type Config struct {
 	Keys     string    // "" = Cache/keys
 	Lock     string    // "" = rootfs/packages.lock
 	Settings []byte    // tributary.yaml for CONFIG; nil leaves an example there
+	Previous []string  // update bundles that boxes run now: deltas are made from them
 	Preload  string    // folder that the root carries as /usr/share/tributary/preload; "" = none
 	Cmdline  []string  // further words for the kernel
+	Bundle   bool      // the update bundle also in a quick build
 	Quick    bool      // the raw disk and its parts alone: for tests
 	Log      *slog.Logger
 }
@@ -85,6 +88,7 @@ const (
 	VerityFile    = "root.verity"
 	UKIFile       = "uki.efi"
 	ManagerFile   = "boot.efi"
+	BundleFile    = "update.tbu"
 	InstallerFile = "installer.iso"
 	NetbootFile   = "netboot.efi"
 	BillFile      = "sbom.cdx.json"
@@ -94,6 +98,7 @@ const (
 // builder is a build under way.
 type builder struct {
 	Config
+	releases *bundle.Keys
 	set      *keys.Set
 	programs map[string]string
 	tree     *tree.Result
@@ -119,10 +124,12 @@ func Build(ctx context.Context, c Config) (*Manifest, error) {
 		do    func(context.Context) error
 	}{
 		{"keys", true, b.keys},
+		{"release keys", true, b.releaseKeys},
 		{"root and initramfs", true, b.buildTree},
 		{"verity tree", true, b.hashRoot},
 		{"unified kernel image", true, b.buildUKI},
 		{"disk", true, b.buildDisk},
+		{"update bundle", b.Bundle, b.bundle},
 		{"compressed disk", false, b.compress},
 		{"netboot", false, b.netboot},
 		{"installer", false, b.installer},
@@ -204,6 +211,10 @@ func (b *builder) buildTree(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if files == nil {
+		files = map[string][]byte{}
+	}
+	files[anchorFile] = b.releases.Root
 	b.tree, err = tree.Build(ctx, tree.Config{
 		Root: b.Root, Profile: b.Profile, Version: b.Version, Time: b.Time, Cache: filepath.Join(b.Cache, "debs"), Lock: b.Lock,
 		Programs: b.programs, Files: files, Out: b.Out, Log: b.Log,
