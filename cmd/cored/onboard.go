@@ -198,7 +198,7 @@ func (e est) Enrol(ctx context.Context, csr []byte, idevid []*x509.Certificate) 
 	}
 	return e.issue(csr, func(a ca.Application) (ca.Grant, error) {
 		a.TokenID, a.IDevID = identity.ExpectedToken, ders
-		return registrar{e.c}.Enrol(ctx, a)
+		return registrar(e).Enrol(ctx, a)
 	})
 }
 
@@ -208,7 +208,7 @@ func (e est) Renew(ctx context.Context, csr []byte, old *x509.Certificate) ([]*x
 	if err != nil && !errors.Is(err, identity.ErrExpired) || role != identity.RoleDevice {
 		return nil, &api.Error{Code: api.Forbidden, Message: "the certificate shown is not a device's of this core", Err: err}
 	}
-	return e.issue(csr, func(a ca.Application) (ca.Grant, error) { return registrar{e.c}.Renew(ctx, a) })
+	return e.issue(csr, func(a ca.Application) (ca.Grant, error) { return registrar(e).Renew(ctx, a) })
 }
 
 func (e est) issue(csr []byte, grant func(ca.Application) (ca.Grant, error)) ([]*x509.Certificate, error) {
