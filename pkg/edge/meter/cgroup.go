@@ -13,6 +13,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // Hierarchy says where a host keeps its cgroups.
@@ -165,7 +166,7 @@ func readNetNS(path string) (rx, tx uint64, err error) {
 		return 0, 0, nil
 	}
 	defer ns.Close()
-	h, err := netlink.NewHandleAt(ns)
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE) // by default also XFRM, which not every kernel has at hand
 	if err != nil {
 		// A bind mount that lost its namespace is a plain file.
 		return 0, 0, nil

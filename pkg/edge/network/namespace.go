@@ -47,7 +47,7 @@ func enterNew(path string) error {
 	if err := unix.Mount(self, path, "none", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("network: keep namespace at %s: %w", path, err)
 	}
-	h, err := netlink.NewHandle()
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE) // by default also XFRM, which not every kernel has at hand
 	if err != nil {
 		return err
 	}
