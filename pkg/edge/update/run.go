@@ -217,7 +217,11 @@ func (m *Manager) facts() (Facts, error) {
 			f.Want = &Want{Repo: t.Repo, Digest: t.Digest, Attempt: t.Attempt}
 		}
 	}
-	if f.Variables = c.Firmware.Usable() == nil; f.Variables {
+	phase := m.State().Phase
+	if phase != Idle { // each variable that is read is a call into the firmware: none on a box at rest
+		f.Variables = c.Firmware.Usable() == nil
+	}
+	if f.Variables {
 		var err error
 		if f.Order, err = c.Firmware.Order(); err != nil {
 			return f, err
@@ -226,7 +230,7 @@ func (m *Manager) facts() (Facts, error) {
 			return f, err
 		}
 	}
-	switch m.State().Phase { // an ESP is read only where it tells something
+	switch phase { // an ESP is read only where it tells something
 	case Armed, Trial, Confirming, Returned:
 		if e, err := c.Flash.ReadESP(c.Running.Other()); err == nil {
 			f.Entered = e.Tried > 0
