@@ -46,7 +46,7 @@ vmtest: deps build ## scenarios on machines that boot the image, the long ones t
 	TRIBUTARY_VMTEST=1 $(GO) test -p 1 -count=1 -timeout 90m ./tests/vm/... ./tests/secureboot/ ./tests/installer/ ./image/build/ ./tests/machines/... -v
 
 .PHONY: bench
-bench: deps build ## one JSON line a figure; BENCH=name runs one
+bench: deps build ## one JSON line a figure; BENCH=name runs one, BENCH=update the one that takes nine minutes
 	$(GO) run ./tests/bench $(BENCH)
 
 .PHONY: chaos
