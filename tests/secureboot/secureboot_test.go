@@ -206,7 +206,7 @@ func TestOthersDoNot(t *testing.T) {
 		})
 		if c.name == "altered" {
 			// Without the check the same bytes start: it is the signature that stops them.
-			t.Run("altered, no Secure Boot", func(t *testing.T) {
+			t.Run("altered without Secure Boot", func(t *testing.T) {
 				empty, err := os.ReadFile("/usr/share/OVMF/OVMF_VARS_4M.fd")
 				if err != nil {
 					t.Skip(err)

@@ -213,10 +213,13 @@ func TestExecIsAnsweredAndAudited(t *testing.T) {
 	if code != 3 || err != nil || out.String() != "cat -n typed 80x24" || errs.String() != "warn" {
 		t.Fatalf("exit %d, %v, %q, %q", code, err, out.String(), errs.String())
 	}
+	// The person has the answer before the device has written that the stream is closed.
+	want := "exec.opened shop/web ann,exec.closed shop/web ann"
+	r.wait("audit records", func() bool { return strings.Join(r.audit(), ",") == want })
 	if _, err := r.do(stream.Command{Verb: stream.Exec, App: "other", Argv: []string{"x"}}, stream.Local{}); api.CodeOf(err) != api.NotFound {
 		t.Errorf("an unknown app: %v", err)
 	}
-	want := "exec.opened shop/web ann,exec.closed shop/web ann,exec.opened other ann,exec.closed other ann"
+	want += ",exec.opened other ann,exec.closed other ann"
 	r.wait("audit records", func() bool { return strings.Join(r.audit(), ",") == want })
 }
 
