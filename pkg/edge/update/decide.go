@@ -190,13 +190,14 @@ func (s State) idle(f Facts) (State, Do) {
 		return s, Raise
 	}
 	w := f.Want
+	if l := s.Later; l != nil && w != nil && (l.Digest != w.Digest || l.Attempt != w.Attempt) {
+		s.Later = nil // another one is wanted
+	}
 	if w == nil || w.Digest == s.Slots[f.Running].Digest || s.Refusal(w, f.Root) != nil {
 		return s, Nothing
 	}
-	if l := s.Later; l != nil && l.Digest == w.Digest && l.Attempt == w.Attempt && (f.Now.Before(l.NotBefore) || !f.Health.Parent.OK) {
+	if l := s.Later; l != nil && (f.Now.Before(l.NotBefore) || !f.Health.Parent.OK) {
 		return s, Nothing
-	} else if l != nil && (l.Digest != w.Digest || l.Attempt != w.Attempt) {
-		s.Later = nil // another one is wanted
 	}
 	s.Phase, s.Target = Checking, &Release{Repo: w.Repo, Digest: w.Digest, Attempt: w.Attempt}
 	return s, Check

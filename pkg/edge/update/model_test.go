@@ -308,11 +308,11 @@ func (w *world) settle() {
 			quiet++
 			w.uptime += time.Minute
 			w.now = w.now.Add(time.Minute)
-			if w.state().Phase != Idle || w.state().Later != nil {
+			if s := w.state(); s.Phase != Idle {
 				quiet = 0
-				if w.state().Phase == Idle {
-					w.now = w.now.Add(time.Hour)
-				}
+			} else if s.Later != nil && w.want != nil { // with nothing wanted, nothing is waited for
+				quiet = 0
+				w.now = w.now.Add(time.Hour)
 			}
 		}
 		w.check()
@@ -368,6 +368,31 @@ func TestAnyInterleaving(t *testing.T) {
 			t.Fatalf("a good release is refused: %s", refusal.Reason)
 		}
 	})
+}
+
+// TestWithdrawnWhileWaiting: a release that was cleared of blame waits to be tried again. Once nobody wants it the box is
+// at rest; another one that is wanted then does not inherit the wait; and the same one does.
+func TestWithdrawnWhileWaiting(t *testing.T) {
+	later := Later{Digest: "sha256:1", NotBefore: time.Date(2026, 12, 1, 0, 0, 0, 0, time.UTC), Times: 3}
+	for _, c := range []struct {
+		want *Want
+		runs Slot
+		kept bool
+	}{{nil, "a", true}, {&Want{Digest: "sha256:0"}, "a", false}, {&Want{Digest: "sha256:5"}, "a", false}, {&Want{Digest: "sha256:1"}, "b", false}} {
+		w := newWorld(t)
+		w.turn()
+		s := w.state()
+		s.Later = &later
+		w.file, _ = json.Marshal(s)
+		w.want = c.want
+		if w.turn() != Nothing && c.want == nil {
+			t.Fatal("something is done though nothing is wanted")
+		}
+		w.settle()
+		if s := w.state(); w.running != c.runs || (s.Later != nil) != c.kept {
+			t.Fatalf("wanted %+v: in slot %s, %+v", c.want, w.running, s.Later)
+		}
+	}
 }
 
 // TestStories are the ways an update goes, without cuts.
