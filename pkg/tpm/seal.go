@@ -83,7 +83,20 @@ func (t *TPM) Unseal(s *Sealed, release *rsa.PublicKey, sigs *Signatures, f Faul
 		return nil, fmt.Errorf("%w: it was sealed by another TPM, or this one was cleared: %w", ErrRefused, err)
 	}
 	defer t.flush(object.ObjectHandle)
-	session, end, err := tpm2.PolicySession(t.t, tpm2.TPMAlgSHA256, 16, tpm2.Salted(srk.ObjectHandle, *public), tpm2.AESEncryption(128, tpm2.EncryptOut))
+	for tries := 1; ; tries++ {
+		key, err := t.unsealOnce(s, srk.ObjectHandle, public, object, release, sigs, f)
+		if !errors.Is(err, tpm2.TPMRCPCRChanged) || tries == maxTries {
+			return key, err
+		}
+	}
+}
+
+// maxTries bounds how often a policy is begun anew. A TPM drops one when any PCR is extended
+// before the end, and the kernel may extend PCR 10 for each driver that it loads meanwhile.
+const maxTries = 100
+
+func (t *TPM) unsealOnce(s *Sealed, srk tpm2.TPMHandle, public *tpm2.TPMTPublic, object *tpm2.LoadResponse, release *rsa.PublicKey, sigs *Signatures, f Faults) ([]byte, error) {
+	session, end, err := tpm2.PolicySession(t.t, tpm2.TPMAlgSHA256, 16, tpm2.Salted(srk, *public), tpm2.AESEncryption(128, tpm2.EncryptOut))
 	if err != nil {
 		return nil, fmt.Errorf("a session: %w", err)
 	}
@@ -122,6 +135,11 @@ func (t *TPM) authorize(session tpm2.Session, release *rsa.PublicKey, sigs *Sign
 	if err != nil {
 		return err
 	}
+	// First what takes long: an extended PCR would have the policy begun anew.
+	ticket, name, err := t.checkSignature(release, e)
+	if err != nil {
+		return err
+	}
 	if _, err := (tpm2.PolicyPCR{PolicySession: session.Handle(), Pcrs: selection(PCRKernel)}).Execute(t.t); err != nil {
 		return fmt.Errorf("PCR 11: %w", err)
 	}
@@ -130,15 +148,14 @@ func (t *TPM) authorize(session tpm2.Session, release *rsa.PublicKey, sigs *Sign
 			return err
 		}
 	}
-	ticket, name, err := t.checkSignature(release, e)
-	if err != nil {
-		return err
-	}
 	policy, err := hex.DecodeString(e.Policy)
 	if err != nil {
 		return err
 	}
 	_, err = tpm2.PolicyAuthorize{PolicySession: session.Handle(), ApprovedPolicy: tpm2.TPM2BDigest{Buffer: policy}, KeySign: *name, CheckTicket: *ticket}.Execute(t.t)
+	if errors.Is(err, tpm2.TPMRCPCRChanged) {
+		return fmt.Errorf("PCR 11: %w", err)
+	}
 	if err != nil {
 		return fmt.Errorf("%w: the running system is not what the release's key has signed: %w", ErrRefused, err)
 	}

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"sync"
 	"testing"
+
+	"github.com/google/go-tpm/tpm2"
 )
 
 // extended is a PCR's value after those events.
@@ -151,6 +153,35 @@ func TestAfterExtend(t *testing.T) {
 	}
 	if _, err := tpm.Unseal(s, &releaseKey().PublicKey, sigs, Faults{}); !errors.Is(err, ErrRefused) {
 		t.Errorf("after PCR 11 was extended: %v", err)
+	}
+}
+
+// busy is a TPM into which somebody else measures, before some of the commands.
+type busy struct {
+	*TPM
+	times int
+}
+
+func (b *busy) Send(cmd []byte) ([]byte, error) {
+	if b.times > 0 {
+		b.times--
+		if err := b.Extend(10, cmd); err != nil {
+			return nil, err
+		}
+	}
+	return b.t.Send(cmd)
+}
+
+// TestSealWhileMeasuring has the kernel measure drivers into PCR 10 while the key is unsealed.
+func TestSealWhileMeasuring(t *testing.T) {
+	tpm, want := newBox(t).boot(ourKeys, v1), secret(t)
+	s, sigs := sealed(t, tpm, want, Faults{}), signed(t, releaseKey(), v1, 0)
+	got, err := New(&busy{tpm, 40}).Unseal(s, &releaseKey().PublicKey, sigs, Faults{})
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("40 measurements beside it: %v", err)
+	}
+	if _, err := New(&busy{tpm, 1 << 30}).Unseal(s, &releaseKey().PublicKey, sigs, Faults{}); !errors.Is(err, tpm2.TPMRCPCRChanged) {
+		t.Errorf("measurements without end: %v", err)
 	}
 }
 
