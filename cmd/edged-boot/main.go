@@ -52,6 +52,7 @@ func main() {
 				Online: func(ctx context.Context) bool { return online(ctx, "/run/edged/edged.sock") }})
 		},
 		Agent:   agentArgs,
+		Judge:   judge,
 		Console: consoleArgs,
 	})
 }

@@ -45,6 +45,15 @@ type Config struct {
 	// that there is nothing to start. why is shown.
 	Agent   func(Facts) (argv []string, why string)
 	Console func(tty string) (argv []string)
+	// Judge makes the judge of a release on trial; nil for none.
+	Judge func(Facts) Judge
+}
+
+// Judge decides in the agent's place, when that does not live. Where it says true the box starts anew, for that reason.
+// It is called from several goroutines.
+type Judge interface {
+	AgentEnded(how string) (reason string, restart bool)
+	Tick(uptime time.Duration) (reason string, restart bool)
 }
 
 // Facts are what the children's command lines depend on.
@@ -70,6 +79,7 @@ type booter struct {
 	state   bool   // STATE is mounted
 	data    bool   // DATA is mounted
 	facts   Facts
+	judge   Judge // nil for none
 
 	mu       sync.Mutex
 	report   Report

@@ -78,6 +78,9 @@ func backoff(quick int, lived time.Duration) (pause time.Duration, next int) {
 // then the consoles alone are there, for a person.
 func (b *booter) startChildren(ctx context.Context) error {
 	var errs []error
+	if b.cfg.Judge != nil {
+		b.judge = b.cfg.Judge(b.facts)
+	}
 	if b.data {
 		conf := b.run("containerd.toml")
 		if err := os.WriteFile(conf, []byte(containerdConfig), 0o644); err != nil {
@@ -162,6 +165,12 @@ func (b *booter) keep(ctx context.Context, c *child) {
 			c.mu.Unlock()
 			if stopping || ctx.Err() != nil {
 				return
+			}
+			if c.name == "agent" && b.judge != nil {
+				if reason, restart := b.judge.AgentEnded(end); restart {
+					b.ask(request{Do: doReboot, Reason: reason})
+					return
+				}
 			}
 			var pause time.Duration
 			pause, quick = backoff(quick, time.Since(began))

@@ -84,6 +84,11 @@ func (b *booter) tend(ctx context.Context) request {
 				b.agentWell()
 			}
 		case <-beat.C:
+			if b.judge != nil {
+				if reason, restart := b.judge.Tick(uptime()); restart {
+					return request{Do: doReboot, Reason: reason}
+				}
+			}
 			if b.agentWanted() && !asking {
 				asking = true
 				go func() { answers <- askAgent(agentSocket) }()

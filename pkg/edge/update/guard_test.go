@@ -16,6 +16,16 @@ func TestGuard(t *testing.T) {
 	if _, on := g.Trial(); on {
 		t.Fatal("on trial without a state")
 	}
+	// A release that cannot open STATE is known by the boot manager's count, and does not stay.
+	for _, counted := range []bool{false, true} {
+		blind := &guard.Guard{Path: file, Running: "b", Most: 10 * time.Minute, Counted: func() bool { return counted }}
+		if _, restart := blind.Tick(9 * time.Minute); restart {
+			t.Fatal("judged too early")
+		}
+		if _, restart := blind.Tick(11 * time.Minute); restart != counted {
+			t.Fatalf("counted %v, restart %v", counted, restart)
+		}
+	}
 	trial := State{Format: format, Phase: Armed, Good: "a", Boot: "1", Arms: 1, Target: &Release{Digest: "sha256:2", Version: "1.2", RootHash: "22"},
 		Slots: map[Slot]Release{"a": {RootHash: "11", Version: "1.1"}}}
 	if err := Save(file, trial); err != nil {

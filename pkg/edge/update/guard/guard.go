@@ -6,11 +6,13 @@
 package guard
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"sync"
 	"time"
 
 	"tributary.dev/tributary/pkg/identity/atomicfile"
@@ -25,10 +27,15 @@ const (
 	Most = 25 * time.Minute
 )
 
-// Guard judges one boot. It is used by one goroutine.
+// Guard judges one boot. From any goroutine.
 type Guard struct {
 	Path    string // /state/update.json
 	Running string // the slot: a or b
+	// Most is the uptime by which a trial is over; 0 is Most.
+	Most time.Duration
+	// Counted tells whether the boot manager counted this start: the sign of a trial that needs no STATE. Nil knows of none.
+	Counted func() bool
+	mu      sync.Mutex
 	ends    int
 }
 
@@ -37,11 +44,12 @@ type verdict struct {
 	Reason string `json:"reason"`
 }
 
-// Trial tells whether the release that runs is on trial, and its name. A file that is not there, or not whole, says no.
+// Trial tells whether the release that runs is on trial, and its name. A file that is not there, or not whole, leaves it
+// to the boot manager's count: a release that cannot open STATE must not stay because of that.
 func (g *Guard) Trial() (name string, on bool) {
 	_, head, err := g.read()
 	if err != nil {
-		return "", false
+		return "(its state cannot be read)", g.Counted != nil && g.Counted()
 	}
 	on = head.Good != "" && head.Good != g.Running && (head.Phase == "armed" || head.Phase == "trial")
 	return head.Target.Version, on
@@ -77,6 +85,8 @@ func (g *Guard) AgentEnded(how string) (reason string, restart bool) {
 	if !on {
 		return "", false
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	if g.ends++; g.ends < Ends {
 		return "", false
 	}
@@ -85,11 +95,17 @@ func (g *Guard) AgentEnded(how string) (reason string, restart bool) {
 
 // Tick hears how long the box is up. When it says true the box shall start anew, for that reason.
 func (g *Guard) Tick(uptime time.Duration) (reason string, restart bool) {
+	most := cmp.Or(g.Most, Most)
+	if uptime < most {
+		return "", false // nothing is read at each beat
+	}
 	name, on := g.Trial()
-	if !on || uptime < Most {
+	if !on {
 		return "", false
 	}
-	return g.judge("no-verdict", fmt.Sprintf("release %s: the agent came to no judgement within %d minutes", name, Most/time.Minute))
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.judge("no-verdict", fmt.Sprintf("release %s: the agent came to no judgement within %s", name, most.Round(time.Second)))
 }
 
 // judge writes the verdict. Where that is not possible the box starts anew all the same: the old slot finds its words.
