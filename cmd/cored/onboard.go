@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -56,8 +57,14 @@ func (c *core) openBootstrap(context.Context) (err error) {
 	if c.makers, err = c.o.manufacturers(); err != nil || c.o.bootstrap == "" {
 		return err
 	}
-	c.bootstrap, err = net.Listen("tcp", c.o.bootstrap)
-	return err
+	if c.bootstrap, err = net.Listen("tcp", c.o.bootstrap); err != nil {
+		return err
+	}
+	c.greeter = onboard.New(onboard.Config{
+		Find: c.expected, Note: c.noteProgress, Waiting: c.noteWaiting, Owner: c.owner, Makers: c.makers, Parents: c.whereToAttach(),
+		EST: est{c}, Now: time.Now, Log: c.log,
+	})
+	return nil
 }
 
 // whereToAttach is what boxes are told: this core, by the first of its names that
@@ -84,16 +91,12 @@ func (c *core) serveBootstrap(ctx context.Context) error {
 	if c.bootstrap == nil {
 		return nil
 	}
-	handler := onboard.New(onboard.Config{
-		Find: c.expected, Note: c.noteProgress, Waiting: c.noteWaiting, Owner: c.owner, Makers: c.makers, Parents: c.whereToAttach(),
-		EST: est{c}, Now: time.Now, Log: c.log,
-	})
-	srv := &http.Server{Handler: handler, BaseContext: func(net.Listener) context.Context { return ctx },
+	srv := &http.Server{Handler: c.greeter, BaseContext: func(net.Listener) context.Context { return ctx },
 		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute,
 		MaxHeaderBytes: 32 << 10, ErrorLog: slog.NewLogLogger(c.log.Handler(), slog.LevelDebug)}
 	conf := c.live.ServerTLSOptional()
 	// Boxes show the certificate of their birth, whose chain the handler judges.
-	conf.ClientAuth, conf.VerifyConnection, conf.MinVersion = tls.RequireAnyClientCert, nil, tls.VersionTLS12
+	conf.ClientAuth, conf.VerifyConnection, conf.MinVersion = tls.RequestClientCert, nil, tls.VersionTLS12
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(tls.NewListener(c.bootstrap, conf)) }()
 	select {
@@ -134,6 +137,16 @@ func (c *core) admitExpected(ctx context.Context, ch server.Change) (server.Deci
 	if err := json.Unmarshal(ch.New.Spec, &spec); err != nil {
 		return server.Decision{}, err
 	}
+	if spec.Serial == "" {
+		if err := c.whoShows(&spec); err != nil {
+			return server.Decision{}, err
+		}
+		raw, err := json.Marshal(spec)
+		if err != nil {
+			return server.Decision{}, err
+		}
+		ch.New.Spec = raw
+	}
 	if err := onboard.CheckExpected(&spec, c.ca.Trust().Root); err != nil {
 		return server.Decision{}, err
 	}
@@ -142,6 +155,28 @@ func (c *core) admitExpected(ctx context.Context, ch server.Change) (server.Deci
 		err = &api.Error{Code: api.Conflict, Field: "spec.serial", Message: "the device " + spec.Serial + " is expected already, as another object", Remedy: "change or delete that one"}
 	}
 	return server.Decision{}, err
+}
+
+// whoShows fills in the serial number of the box that waits and shows a code.
+func (c *core) whoShows(spec *api.ExpectedDeviceSpec) error {
+	code, err := voucher.ReadCode(spec.Code)
+	if err != nil {
+		return err
+	}
+	if c.greeter == nil {
+		return &api.Error{Code: api.Unavailable, Message: "boxes do not ask this core whose they are", Remedy: "start cored with --listen-bootstrap :8444"}
+	}
+	switch list := c.greeter.ByCode(code); len(list) {
+	case 0:
+		return &api.Error{Code: api.NotFound, Field: "spec.code", Message: "no box that waits shows the pairing code " + code,
+			Remedy: "compare it with the box's console; a box asks again within a minute once it reaches this core"}
+	case 1:
+		spec.Serial = list[0].Serial
+		return nil
+	default:
+		return &api.Error{Code: api.Conflict, Field: "spec.code", Message: "several boxes claim the pairing code " + code + ": one of them is no honest one",
+			Remedy: "give the serial number that the console shows: edgectl device expect SERIAL --code " + code}
+	}
 }
 
 // noteProgress keeps what a box reports: in its expectation, and as an event.
@@ -161,11 +196,14 @@ func (c *core) noteProgress(ctx context.Context, o *api.Object, id api.DeviceID,
 		Event: api.Event{Time: time.Now().UnixMilli(), Name: eventProgress, Subject: p.Type, Message: p.Message}}})
 }
 
-func (c *core) noteWaiting(ctx context.Context, id api.DeviceID, serial string) {
-	c.log.Info("a box asks whose it is and is not expected", "device", id, "serial", serial,
-		"remedy", "edgectl device expect "+serial+" --code CODE, as the box shows it, or --voucher FILE")
-	err := c.store.AppendEvents(ctx, []store.DeviceEvent{{Device: id, Label: serial,
-		Event: api.Event{Time: time.Now().UnixMilli(), Name: eventWaiting, Message: "the box " + serial + " asks whose it is and is not expected"}}})
+func (c *core) noteWaiting(ctx context.Context, b onboard.Box) {
+	remedy := "edgectl device expect " + b.Serial + " --voucher FILE"
+	if b.Hint != "" {
+		remedy = "edgectl device approve CODE, as its console shows it"
+	}
+	c.log.Info("a box asks whose it is and is not expected", "device", b.ID, "serial", b.Serial, "remedy", remedy)
+	err := c.store.AppendEvents(ctx, []store.DeviceEvent{{Device: b.ID, Label: b.Serial,
+		Event: api.Event{Time: time.Now().UnixMilli(), Name: eventWaiting, Message: "the box " + b.Serial + " asks whose it is and is not expected; let it in: " + remedy}}})
 	if err != nil {
 		c.log.Warn("an event is lost", "err", err)
 	}
@@ -191,40 +229,45 @@ func (e est) CACerts() []*x509.Certificate {
 }
 
 // Enrol implements onboard.Enroller.
-func (e est) Enrol(ctx context.Context, csr []byte, idevid []*x509.Certificate) ([]*x509.Certificate, error) {
-	var ders [][]byte
-	for _, cert := range idevid {
-		ders = append(ders, cert.Raw)
+func (e est) Enrol(ctx context.Context, csr *x509.CertificateRequest, idevid []*x509.Certificate) ([]*x509.Certificate, error) {
+	serial, err := voucher.Serial(idevid, e.c.makers)
+	if err != nil {
+		return nil, &api.Error{Code: api.Forbidden, Message: err.Error()}
+	}
+	if own := bytes.Equal(csr.RawSubjectPublicKeyInfo, idevid[0].RawSubjectPublicKeyInfo); !own && serial == api.NewDeviceID(idevid[0].RawSubjectPublicKeyInfo).String() {
+		return nil, &api.Error{Code: api.Forbidden, Message: "a box that no manufacturer certified is its own key, and the request is of another"}
 	}
 	return e.issue(csr, func(a ca.Application) (ca.Grant, error) {
-		a.TokenID, a.IDevID = identity.ExpectedToken, ders
-		return registrar(e).Enrol(ctx, a)
+		g, err := e.c.roster.EnrolExpected(ctx, applicant(a), func() (*api.Object, error) { return e.c.expected(ctx, serial) })
+		if err == nil && g.Approved {
+			err = e.c.admit(ctx, a.Device)
+		}
+		return ca.Grant(g), err
 	})
 }
 
 // Renew implements onboard.Enroller.
-func (e est) Renew(ctx context.Context, csr []byte, old *x509.Certificate) ([]*x509.Certificate, error) {
+func (e est) Renew(ctx context.Context, csr *x509.CertificateRequest, old *x509.Certificate) ([]*x509.Certificate, error) {
 	_, role, err := e.c.ca.Trust().VerifyChain([]*x509.Certificate{old}, x509.ExtKeyUsageClientAuth, time.Now())
 	if err != nil && !errors.Is(err, identity.ErrExpired) || role != identity.RoleDevice {
 		return nil, &api.Error{Code: api.Forbidden, Message: "the certificate shown is not a device's of this core", Err: err}
 	}
+	if !bytes.Equal(csr.RawSubjectPublicKeyInfo, old.RawSubjectPublicKeyInfo) {
+		return nil, &api.Error{Code: api.Forbidden, Message: "the request is of another key than the certificate shown: a device is its key, and keeps it"}
+	}
 	return e.issue(csr, func(a ca.Application) (ca.Grant, error) { return registrar(e).Renew(ctx, a) })
 }
 
-func (e est) issue(csr []byte, grant func(ca.Application) (ca.Grant, error)) ([]*x509.Certificate, error) {
-	key, seal, err := identity.ParseCSR(csr)
+func (e est) issue(csr *x509.CertificateRequest, grant func(ca.Application) (ca.Grant, error)) ([]*x509.Certificate, error) {
+	key, seal, err := identity.StockCSR(csr)
 	if err != nil {
 		return nil, &api.Error{Code: api.Invalid, Message: err.Error()}
-	}
-	pub, err := x509.MarshalPKIXPublicKey(key)
-	if err != nil {
-		return nil, err
 	}
 	sealPub, err := x509.MarshalPKIXPublicKey(seal)
 	if err != nil {
 		return nil, err
 	}
-	g, err := grant(ca.Application{Device: api.NewDeviceID(pub), PublicKey: pub, SealKey: sealPub})
+	g, err := grant(ca.Application{Device: api.NewDeviceID(csr.RawSubjectPublicKeyInfo), PublicKey: csr.RawSubjectPublicKeyInfo, SealKey: sealPub})
 	if err != nil {
 		return nil, err
 	}

@@ -26,6 +26,7 @@ import (
 	"tributary.dev/tributary/pkg/core/ca"
 	"tributary.dev/tributary/pkg/core/fleet"
 	"tributary.dev/tributary/pkg/core/intake"
+	"tributary.dev/tributary/pkg/core/onboard"
 	"tributary.dev/tributary/pkg/core/registry"
 	"tributary.dev/tributary/pkg/core/roster"
 	"tributary.dev/tributary/pkg/core/server"
@@ -100,6 +101,7 @@ type core struct {
 	https    net.Listener
 
 	bootstrap net.Listener        // nil where boxes do not ask
+	greeter   *onboard.Server     // what answers there
 	makers    []*x509.Certificate // manufacturers
 
 	closers []func() error

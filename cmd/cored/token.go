@@ -37,7 +37,7 @@ func tokenCommand() *cobra.Command {
 	}}
 	create.Flags().StringVar(&dir, "data", "/var/lib/cored", "folder of the core")
 	create.Flags().StringVar(&name, "name", "admin", "whose token it is; it stands in logs and audits")
-	create.Flags().StringVar(&role, "role", string(store.Admin), "admin or viewer")
+	create.Flags().StringVar(&role, "role", string(store.Admin), "admin, viewer, or rescuer, who reads and answers boxes' challenges")
 	create.Flags().DurationVar(&expires, "expires", 0, "life of the token; 0 is for ever")
 
 	var revokeDir string

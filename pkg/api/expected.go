@@ -1,6 +1,9 @@
 package api
 
-import "encoding/base64"
+import (
+	"encoding/base64"
+	"strings"
+)
 
 // KindExpectedDevice is a box that shall find its owner by itself.
 const KindExpectedDevice = "ExpectedDevice"
@@ -10,12 +13,16 @@ const KindExpectedDevice = "ExpectedDevice"
 // approved.
 type ExpectedDeviceSpec struct {
 	// Serial is the serial number of the box's IDevID; of a box without a manufacturer's,
-	// its device id.
-	Serial string `json:"serial"`
+	// its device id. It may be left out with the code of a box that waits: the core fills
+	// it in.
+	Serial string `json:"serial,omitempty"`
 	// Voucher is a voucher (RFC 8366), CMS in DER, in base64.
 	Voucher string `json:"voucher,omitempty"`
 	// Code is the pairing code that the box shows on its console.
 	Code string `json:"code,omitempty"`
+	// Redirect sends the box to other bootstrap servers, https://host:port, best first: a
+	// manufacturer's core, which boxes ask by themselves, names their owners' in this way.
+	Redirect []string `json:"redirect,omitempty"`
 	// Name, Site and Labels are what the device gets.
 	Name   string            `json:"name,omitempty"`
 	Site   string            `json:"site,omitempty"`
@@ -34,7 +41,8 @@ type ExpectedDeviceStatus struct {
 }
 
 func validateExpectedDevice(s *ExpectedDeviceSpec, f *findings) {
-	if s.Serial == "" || len(s.Serial) > 64 {
+	// Of a box that waits and shows its code the core knows the serial number.
+	if s.Serial == "" && s.Code == "" || len(s.Serial) > 64 {
 		f.addf("spec.serial", "copy it from the label of the box", "a serial number has 1 to 64 characters")
 	}
 	if len(s.Voucher) > 96<<10 {
@@ -44,6 +52,14 @@ func validateExpectedDevice(s *ExpectedDeviceSpec, f *findings) {
 	}
 	if len(s.Code) > 32 {
 		f.addf("spec.code", "type the twelve characters that the box shows", "this is no pairing code")
+	}
+	if len(s.Redirect) > 16 {
+		f.addf("spec.redirect", "name 16 at most", "%d bootstrap servers", len(s.Redirect))
+	}
+	for _, r := range s.Redirect {
+		if len(r) > 300 || !strings.HasPrefix(r, "https://") {
+			f.addf("spec.redirect", "write https://host:port", "%.80q is no bootstrap server", r)
+		}
 	}
 	if s.Name != "" {
 		validateName(s.Name, "spec.name", f)

@@ -146,6 +146,22 @@ func ParseCSR(der []byte) (key, seal *ecdsa.PublicKey, err error) {
 	return key, seal, nil
 }
 
+// StockCSR reads the two keys out of a request that any client may have made: whatever it
+// calls itself, and with the device key in the seal key's place where it names none. The
+// caller has checked its signature.
+func StockCSR(csr *x509.CertificateRequest) (key, seal *ecdsa.PublicKey, err error) {
+	if key, err = p256(csr.PublicKey); err != nil {
+		return nil, nil, fmt.Errorf("certificate request: %w", err)
+	}
+	for _, e := range csr.Extensions {
+		if e.Id.Equal(OIDSealKey) {
+			seal, err = sealKeyIn(csr.Extensions)
+			return key, seal, err
+		}
+	}
+	return key, key, nil
+}
+
 type enrolClient struct {
 	url  string
 	http *http.Client

@@ -14,14 +14,15 @@ import (
 	"tributary.dev/tributary/pkg/identity/voucher"
 )
 
-// Enroller is the certificate authority behind EST. A request is in DER, and is of the
-// key that the handshake proved.
+// Enroller is the certificate authority behind EST. The signature of a request was
+// checked: whoever asks has its key, and the key of the certificate that the handshake
+// showed.
 type Enroller interface {
 	CACerts() []*x509.Certificate
-	// Enrol gives an expected box its LDevID.
-	Enrol(ctx context.Context, csr []byte, idevid []*x509.Certificate) ([]*x509.Certificate, error)
-	// Renew gives a box another for the one that it shows.
-	Renew(ctx context.Context, csr []byte, ldevid *x509.Certificate) ([]*x509.Certificate, error)
+	// Enrol gives an expected box its LDevID, for the key of its birth or another.
+	Enrol(ctx context.Context, csr *x509.CertificateRequest, idevid []*x509.Certificate) ([]*x509.Certificate, error)
+	// Renew gives a box another for the one that it shows, for the same key.
+	Renew(ctx context.Context, csr *x509.CertificateRequest, ldevid *x509.Certificate) ([]*x509.Certificate, error)
 }
 
 const (
@@ -31,17 +32,18 @@ const (
 
 func (s *Server) estRoutes() {
 	s.mux.HandleFunc("GET "+estPrefix+"cacerts", func(w http.ResponseWriter, _ *http.Request) { writeCerts(w, s.cfg.EST.CACerts()) })
-	s.mux.HandleFunc("POST "+estPrefix+"simpleenroll", s.est(func(r *http.Request, csr []byte) ([]*x509.Certificate, error) {
+	// No attributes are asked for (RFC 7030 section 4.5.2).
+	s.mux.HandleFunc("GET "+estPrefix+"csrattrs", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	s.mux.HandleFunc("POST "+estPrefix+"simpleenroll", s.est(func(r *http.Request, csr *x509.CertificateRequest) ([]*x509.Certificate, error) {
 		return s.cfg.EST.Enrol(r.Context(), csr, r.TLS.PeerCertificates)
 	}))
-	s.mux.HandleFunc("POST "+estPrefix+"simplereenroll", s.est(func(r *http.Request, csr []byte) ([]*x509.Certificate, error) {
+	s.mux.HandleFunc("POST "+estPrefix+"simplereenroll", s.est(func(r *http.Request, csr *x509.CertificateRequest) ([]*x509.Certificate, error) {
 		return s.cfg.EST.Renew(r.Context(), csr, r.TLS.PeerCertificates[0])
 	}))
 }
 
-// est reads a request of RFC 7030 section 4.2.1 and checks that it is of the key that
-// asks.
-func (s *Server) est(do func(*http.Request, []byte) ([]*x509.Certificate, error)) http.HandlerFunc {
+// est reads a request of RFC 7030 section 4.2.1.
+func (s *Server) est(do func(*http.Request, *x509.CertificateRequest) ([]*x509.Certificate, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		certs, err := s.certify(w, r, do)
 		if err != nil {
@@ -56,7 +58,7 @@ func (s *Server) est(do func(*http.Request, []byte) ([]*x509.Certificate, error)
 	}
 }
 
-func (s *Server) certify(w http.ResponseWriter, r *http.Request, do func(*http.Request, []byte) ([]*x509.Certificate, error)) ([]*x509.Certificate, error) {
+func (s *Server) certify(w http.ResponseWriter, r *http.Request, do func(*http.Request, *x509.CertificateRequest) ([]*x509.Certificate, error)) ([]*x509.Certificate, error) {
 	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
 		return nil, api.Errorf(api.Unauthorized, "no client certificate")
 	}
@@ -75,10 +77,10 @@ func (s *Server) certify(w http.ResponseWriter, r *http.Request, do func(*http.R
 	if err != nil {
 		return nil, &api.Error{Code: api.Invalid, Message: "the request cannot be read: " + err.Error()}
 	}
-	if !bytes.Equal(csr.RawSubjectPublicKeyInfo, r.TLS.PeerCertificates[0].RawSubjectPublicKeyInfo) {
-		return nil, api.Errorf(api.Forbidden, "the request is of another key than the certificate shown")
+	if err := csr.CheckSignature(); err != nil {
+		return nil, &api.Error{Code: api.Invalid, Message: "the request is not signed by its own key: " + err.Error()}
 	}
-	return do(r, der)
+	return do(r, csr)
 }
 
 func writeCerts(w http.ResponseWriter, certs []*x509.Certificate) {

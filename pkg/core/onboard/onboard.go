@@ -16,10 +16,13 @@ import (
 	"encoding/json"
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"mime"
 	"net/http"
+	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -44,7 +47,7 @@ type Config struct {
 	// Note keeps a report of an expected box.
 	Note func(ctx context.Context, expected *api.Object, id api.DeviceID, p voucher.Progress) error
 	// Waiting is told once of a box that is not expected.
-	Waiting func(ctx context.Context, id api.DeviceID, serial string)
+	Waiting func(ctx context.Context, b Box)
 	Owner   func() Owner
 	// Makers are the manufacturers whose birth certificates count.
 	Makers []*x509.Certificate
@@ -55,22 +58,36 @@ type Config struct {
 	Log     *slog.Logger
 }
 
-// Server is the handler of the bootstrap port, whose TLS must require a client
-// certificate of anyone (tls.RequireAnyClientCert).
+// Box is one that asks whose it is.
+type Box struct {
+	ID     api.DeviceID
+	Serial string
+	// Hint tells by which pairing code it may be let in (voucher.Hint); empty where the box
+	// shows none.
+	Hint string
+}
+
+// Server is the handler of the bootstrap port, whose TLS must ask for a client
+// certificate of anyone (tls.RequestClientCert) and verify none.
 type Server struct {
 	cfg Config
 	mux *http.ServeMux
 
 	mu      sync.Mutex
-	waiting map[api.DeviceID]bool
+	waiting map[api.DeviceID]waiting
 }
 
-// maxWaiting bounds the boxes that are told of in one life of the core.
+type waiting struct {
+	Box
+	last time.Time
+}
+
+// maxWaiting bounds the boxes that are told of.
 const maxWaiting = 256
 
 // New makes a server.
 func New(cfg Config) *Server {
-	s := &Server{cfg: cfg, mux: http.NewServeMux(), waiting: map[api.DeviceID]bool{}}
+	s := &Server{cfg: cfg, mux: http.NewServeMux(), waiting: map[api.DeviceID]waiting{}}
 	s.mux.HandleFunc(voucher.PathData, s.operation(s.data))
 	s.mux.HandleFunc(voucher.PathProgress, s.operation(s.progress))
 	s.mux.HandleFunc("GET /.well-known/host-meta", hostMeta)
@@ -95,6 +112,7 @@ type caller struct {
 	serial string
 	id     api.DeviceID
 	chain  []*x509.Certificate
+	hint   string
 }
 
 func (s *Server) caller(r *http.Request) (caller, error) {
@@ -106,7 +124,11 @@ func (s *Server) caller(r *http.Request) (caller, error) {
 	if err != nil {
 		return caller{}, err
 	}
-	return caller{serial, api.NewDeviceID(chain[0].RawSubjectPublicKeyInfo), chain}, nil
+	c := caller{serial: serial, id: api.NewDeviceID(chain[0].RawSubjectPublicKeyInfo), chain: chain}
+	if c.hint = r.Header.Get(voucher.HintHeader); len(c.hint) > 16 {
+		c.hint = ""
+	}
+	return c, nil
 }
 
 // refusal is an error as RFC 8040 section 7 has it.
@@ -206,16 +228,41 @@ func (s *Server) expected(ctx context.Context, c caller) (*api.Object, *api.Expe
 	return o, &spec, json.Unmarshal(o.Spec, &spec)
 }
 
+// forgotten is how long a box is remembered that asks no more.
+const forgotten = time.Hour
+
 func (s *Server) tell(ctx context.Context, c caller) {
+	now := s.cfg.Now()
 	s.mu.Lock()
-	known := s.waiting[c.id] || len(s.waiting) >= maxWaiting
-	if !known {
-		s.waiting[c.id] = true
+	for id, w := range s.waiting {
+		if now.Sub(w.last) > forgotten {
+			delete(s.waiting, id)
+		}
+	}
+	w, known := s.waiting[c.id]
+	if known = known && w.Hint == c.hint || len(s.waiting) >= maxWaiting; !known {
+		w.Box = Box{c.id, c.serial, c.hint}
+	}
+	if w.last = now; w.ID == c.id {
+		s.waiting[c.id] = w
 	}
 	s.mu.Unlock()
 	if !known {
-		s.cfg.Waiting(ctx, c.id, c.serial)
+		s.cfg.Waiting(ctx, w.Box)
 	}
+}
+
+// ByCode finds the boxes that wait and show a pairing code. Two are no accident: the code
+// is one box's own.
+func (s *Server) ByCode(code string) (out []Box) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range s.waiting {
+		if w.Hint != "" && w.Hint == voucher.Hint(code, w.ID) {
+			out = append(out, w.Box)
+		}
+	}
+	return out
 }
 
 // data is get-bootstrapping-data.
@@ -241,6 +288,15 @@ func (s *Server) Answer(id api.DeviceID, spec *api.ExpectedDeviceSpec) (*voucher
 		return nil, err
 	}
 	conveyed := &voucher.Conveyed{Onboarding: &voucher.Onboarding{Handling: "merge", Config: config}}
+	if len(spec.Redirect) > 0 {
+		if conveyed, err = redirect(spec.Redirect); err != nil {
+			return nil, err
+		}
+		if spec.Voucher == "" && spec.Code == "" {
+			a.Conveyed, err = voucher.PlainConveyed(conveyed)
+			return a, err
+		}
+	}
 	if a.Conveyed, err = voucher.SignConveyed(conveyed, owner.Key, owner.Chain); err != nil {
 		return nil, err
 	}
@@ -260,6 +316,31 @@ func (s *Server) Answer(id api.DeviceID, spec *api.ExpectedDeviceSpec) (*voucher
 		a.Pairing = &voucher.Pairing{Root: owner.Root.Raw, Proof: voucher.Proof(code, owner.Root.Raw, id)}
 	}
 	return a, nil
+}
+
+// redirect names bootstrap servers by their roots, https://host:port.
+func redirect(roots []string) (*voucher.Conveyed, error) {
+	to := &voucher.Redirect{}
+	for _, root := range roots {
+		u, err := url.Parse(root)
+		if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.User != nil {
+			return nil, &api.Error{Code: api.Invalid, Field: "spec.redirect", Message: fmt.Sprintf("%.80q is no bootstrap server", root), Remedy: "write https://host:port"}
+		}
+		s := voucher.Server{Address: u.Hostname()}
+		if u.Port() != "" {
+			port, err := strconv.ParseUint(u.Port(), 10, 16)
+			if err != nil || port == 0 {
+				return nil, &api.Error{Code: api.Invalid, Field: "spec.redirect", Message: fmt.Sprintf("%.80q has no port of TCP", root)}
+			}
+			s.Port = uint16(port)
+		}
+		to.Servers = append(to.Servers, s)
+	}
+	c := &voucher.Conveyed{Redirect: to}
+	if err := c.Check(); err != nil {
+		return nil, &api.Error{Code: api.Invalid, Field: "spec.redirect", Message: err.Error()}
+	}
+	return c, nil
 }
 
 // maxMessage bounds the words of a report that are kept.
@@ -311,6 +392,11 @@ func Proved(ders [][]byte, device api.DeviceID, makers []*x509.Certificate) (ser
 func CheckExpected(spec *api.ExpectedDeviceSpec, root *x509.Certificate) error {
 	if spec.Code != "" {
 		if _, err := voucher.ReadCode(spec.Code); err != nil {
+			return err
+		}
+	}
+	if len(spec.Redirect) > 0 {
+		if _, err := redirect(spec.Redirect); err != nil {
 			return err
 		}
 	}

@@ -133,6 +133,30 @@ func ReadCode(s string) (string, error) {
 	return s[:4] + "-" + s[4:8] + "-" + s[8:], nil
 }
 
+// HintHeader goes with get-bootstrapping-data of a device that shows a pairing code.
+const HintHeader = "Tributary-Pairing-Hint"
+
+// Hint tells an owner to whom a person has typed a code which of the waiting devices shows
+// it: four letters, 20 bits, of which nobody who does not know the code learns more than
+// those.
+func Hint(code string, device api.DeviceID) string {
+	m := hmac.New(sha256.New, []byte(code))
+	m.Write([]byte("tributary/pairing/hint/1"))
+	m.Write(device[:])
+	sum := m.Sum(nil)
+	out := make([]byte, 4)
+	for i := range out {
+		out[i] = letters[sum[i]&31]
+	}
+	return string(out)
+}
+
+// IsCode tells a pairing code in its one form from other words.
+func IsCode(s string) bool {
+	code, err := ReadCode(s)
+	return err == nil && strings.EqualFold(code, s)
+}
+
 // Proof shows the device that the owner of root was told its code. It binds both, so that
 // nobody between can put another root in its place.
 func Proof(code string, root []byte, device api.DeviceID) []byte {

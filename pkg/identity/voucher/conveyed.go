@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -138,9 +139,46 @@ func OpenConveyed(raw []byte, owner *x509.Certificate) (*Conveyed, error) {
 	return decodeConveyed(s.content)
 }
 
-// PeekConveyed reads conveyed information without any verification. A device takes no
-// more from it than where else to ask (RFC 8572 section 5.4: an untrusted redirect).
+// PlainConveyed makes the form that nobody signed (RFC 8572 section 3.1): CMS that is the
+// content itself.
+func PlainConveyed(c *Conveyed) ([]byte, error) {
+	b, err := c.encode()
+	if err != nil {
+		return nil, err
+	}
+	octets, err := asn1.Marshal(b)
+	if err != nil {
+		return nil, err
+	}
+	return asn1.Marshal(plain{Kind: OIDConveyedJSON, Content: asn1.RawValue{Class: asn1.ClassContextSpecific, Tag: 0, IsCompound: true, Bytes: octets}})
+}
+
+// plain is CMS's ContentInfo (RFC 5652 section 3).
+type plain struct {
+	Kind    asn1.ObjectIdentifier
+	Content asn1.RawValue
+}
+
+func readPlain(raw []byte) (content []byte, ok bool) {
+	var p plain
+	if len(raw) > MaxConveyed {
+		return nil, false
+	}
+	rest, err := asn1.Unmarshal(raw, &p)
+	if err != nil || len(rest) > 0 || !p.Kind.Equal(OIDConveyedJSON) || p.Content.Class != asn1.ClassContextSpecific || p.Content.Tag != 0 {
+		return nil, false
+	}
+	rest, err = asn1.Unmarshal(p.Content.Bytes, &content)
+	return content, err == nil && len(rest) == 0
+}
+
+// PeekConveyed reads conveyed information, signed or not, without any verification. A
+// device takes no more from it than where else to ask (RFC 8572 section 5.4: an untrusted
+// redirect).
 func PeekConveyed(raw []byte) (*Conveyed, error) {
+	if content, ok := readPlain(raw); ok {
+		return decodeConveyed(content)
+	}
 	p7, err := parseCMS(raw, MaxConveyed, OIDConveyedJSON)
 	if err != nil {
 		return nil, fmt.Errorf("conveyed information: %w", err)

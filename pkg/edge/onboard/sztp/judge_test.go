@@ -106,6 +106,7 @@ type answer struct {
 	asked                        []byte
 	expires                      time.Duration // from made
 	bare                         bool          // without voucher
+	plain                        string        // signed by nobody: "redirect" or "onboarding"
 	pairing                      bool
 	wrongCode                    bool
 }
@@ -133,6 +134,13 @@ func (w *world) artifacts(a answer) Artifacts {
 			code = "0000-0000-0000"
 		}
 		out.Pairing = &voucher.Pairing{Root: w.owners[a.pinned].cert.Raw, Proof: voucher.Proof(code, w.owners[a.pinned].cert.Raw, w.me().ID)}
+	}
+	if a.plain != "" {
+		c := &voucher.Conveyed{Onboarding: &voucher.Onboarding{Config: config(t)}}
+		if a.plain == "redirect" {
+			c = &voucher.Conveyed{Redirect: &voucher.Redirect{Servers: []voucher.Server{{Address: "h1"}}}}
+		}
+		return Artifacts{Conveyed: try(voucher.PlainConveyed(c))(t), Nonce: a.asked}
 	}
 	out.OwnerCert = try(voucher.OwnerCertificate([]*x509.Certificate{w.signers[a.chain].cert}))(t)
 	out.Conveyed = try(voucher.SignConveyed(&voucher.Conveyed{Onboarding: &voucher.Onboarding{Config: config(t)}}, w.signers[a.signer].key, []*x509.Certificate{w.signers[a.signer].cert}))(t)
@@ -168,6 +176,7 @@ func TestJudge(t *testing.T) {
 		{"signed by a stranger under a stranger's voucher", knows, answer{maker: 1, pinned: 1, chain: 1, signer: 1}, Forged},
 		{"of a rightful other owner", knows, answer{pinned: 1, chain: 1, signer: 1}, ""}, // resold by the manufacturer's word
 		{"with nothing", knows, answer{bare: true}, Unsigned},
+		{"that nobody signed", knows, answer{bare: true, plain: "onboarding"}, Unsigned},
 		{"by pairing", knows, answer{bare: true, pairing: true}, ""},
 		{"by pairing without the code", knows, answer{bare: true, pairing: true, wrongCode: true}, Forged},
 		{"by pairing with one owner, signed by another", knows, answer{bare: true, pairing: true, chain: 1, signer: 1}, WrongOwner},
@@ -179,6 +188,10 @@ func TestJudge(t *testing.T) {
 		} else if err == nil && v.Owner == nil {
 			t.Errorf("%s: no owner", c.name)
 		}
+	}
+	// An unsigned redirect names no owner: whoever it names must prove him as anyone else.
+	if v, err := Judge(w.me(), knows, w.artifacts(answer{bare: true, plain: "redirect"})); err != nil || v.Owner != nil || v.Conveyed.Redirect == nil {
+		t.Errorf("an unsigned redirect: %+v, %v", v, err)
 	}
 	closed := w.me()
 	closed.Code = ""

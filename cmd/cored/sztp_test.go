@@ -1,0 +1,462 @@
+package main
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"math/big"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/identity/voucher"
+)
+
+// maker is a manufacturer: the key that signs vouchers, and births.
+type maker struct {
+	key  *ecdsa.PrivateKey
+	cert *x509.Certificate
+}
+
+func newMaker(t testing.TB) maker {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "maker"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(10, 0, 0), KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return maker{key, cert}
+}
+
+// birth makes a box's key and its certificate by the manufacturer.
+func (m maker) birth(t testing.TB, serial string) (tls.Certificate, *ecdsa.PrivateKey) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain, err := voucher.IssueIDevID(&key.PublicKey, serial, m.key, []*x509.Certificate{m.cert})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := tls.Certificate{PrivateKey: key, Leaf: chain[0]}
+	for _, c := range chain {
+		out.Certificate = append(out.Certificate, c.Raw)
+	}
+	return out, key
+}
+
+// voucher makes one for a core, in base64.
+func (m maker) voucher(t testing.TB, serial string, owner *x509.Certificate) string {
+	t.Helper()
+	raw, err := voucher.Sign(&voucher.Voucher{CreatedOn: time.Now().Add(-time.Minute), Assertion: voucher.Verified, SerialNumber: serial, PinnedDomainCert: owner.Raw}, m.key, []*x509.Certificate{m.cert})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return base64.StdEncoding.EncodeToString(raw)
+}
+
+// gate starts a core with a bootstrap port that knows a manufacturer.
+func gate(t *testing.T, m maker) (r *running, root string) {
+	t.Helper()
+	dir := t.TempDir()
+	makers := filepath.Join(dir, "makers.pem")
+	if err := os.WriteFile(makers, identity.FormatCerts([]*x509.Certificate{m.cert}), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r = startWith(t, options{data: data(filepath.Join(dir, "core")), mqtt: "127.0.0.1:0", bootstrap: "127.0.0.1:0", makers: makers}, func(*core) {})
+	return r, "https://" + r.c.bootstrap.Addr().String()
+}
+
+func (r *running) expect(name string, spec api.ExpectedDeviceSpec) *api.Error {
+	b, err := json.Marshal(map[string]any{"apiVersion": api.Version, "kind": api.KindExpectedDevice, "metadata": map[string]any{"name": name}, "spec": spec})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return r.call("POST", "/api/v1/expecteddevices", string(b), nil)
+}
+
+func (r *running) progress(name string) (st api.ExpectedDeviceStatus) {
+	var o api.Object
+	r.must("GET", "/api/v1/expecteddevices/"+name, "", &o)
+	if len(o.Status) > 0 {
+		if err := json.Unmarshal(o.Status, &st); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	return st
+}
+
+// A device made from the RFCs alone finds its owner at our core, reports, and gets its
+// certificate by EST; other devices and other owners' vouchers come to nothing.
+func TestIndependentDevice(t *testing.T) {
+	m := newMaker(t)
+	r, root := gate(t, m)
+	owner := r.c.ca.Trust().Root
+	const serial = "SN-2026/0001"
+	birth, _ := m.birth(t, serial)
+	dev := newStranger(t, serial, birth, m.cert)
+
+	if status, body := dev.post(root, "get-bootstrapping-data", `{"ietf-sztp-bootstrap-server:input":{}}`); status != http.StatusNotFound || !strings.Contains(string(body), `"ietf-restconf:errors"`) {
+		t.Errorf("a box that nobody expects: %d %s", status, body)
+	}
+	if e := r.expect("box-1", api.ExpectedDeviceSpec{Serial: serial, Voucher: m.voucher(t, serial, newMaker(t).cert)}); e == nil || !strings.Contains(e.Message, "another owner") {
+		t.Errorf("a voucher that names another owner: %v", e)
+	}
+	if e := r.expect("box-1", api.ExpectedDeviceSpec{Serial: serial, Voucher: m.voucher(t, "SN-2", owner)}); e == nil || !strings.Contains(e.Message, "SN-2") {
+		t.Errorf("a voucher of another box: %v", e)
+	}
+	if e := r.expect("box-1", api.ExpectedDeviceSpec{Serial: serial, Voucher: m.voucher(t, serial, owner), Name: "shed-7", Labels: map[string]string{"role": "field"}}); e != nil {
+		t.Fatal(e)
+	}
+
+	got, err := dev.bootstrap(root)
+	if err != nil || !got.trusted || got.Onboarding == nil {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	var config struct {
+		Name    string
+		Parents []api.ParentRef
+	}
+	if err := json.Unmarshal(got.Onboarding.Config, &config); err != nil || config.Name != "shed-7" || len(config.Parents) != 1 || config.Parents[0].HTTPSPort == 0 {
+		t.Errorf("%+v, %v", config, err)
+	}
+	for _, kind := range []string{"bootstrap-initiated", "config-initiated", "bootstrap-complete"} {
+		status, body := dev.post(root, "report-progress", fmt.Sprintf(`{"ietf-sztp-bootstrap-server:input":{"progress-type":%q,"message":"so far","trust-anchor-certs":{"trust-anchor-cert":[]}}}`, kind))
+		if status != http.StatusNoContent {
+			t.Errorf("%s: %d %s", kind, status, body)
+		}
+		if p := r.progress("box-1"); p.Progress != kind || p.Message != "so far" {
+			t.Errorf("%s: %+v", kind, p)
+		}
+	}
+
+	// One of another manufacturer, one that nobody certified, and the same serial number by
+	// a forger.
+	forger := newMaker(t)
+	forged, _ := forger.birth(t, serial)
+	if status, body := newStranger(t, serial, forged, m.cert).post(root, "get-bootstrapping-data", ""); status != http.StatusForbidden {
+		t.Errorf("a forged birth: %d %s", status, body)
+	}
+	if status, _ := newStranger(t, serial, tls.Certificate{}, m.cert).post(root, "get-bootstrapping-data", ""); status != http.StatusForbidden {
+		t.Errorf("without a birth certificate: %d", status)
+	}
+	// The independent device is no pushover either: what the core says, it does not believe
+	// under another manufacturer, for another serial number, or later than the voucher.
+	if _, err := newStranger(t, serial, birth, forger.cert).bootstrap(root); err == nil || !strings.Contains(err.Error(), "voucher") {
+		t.Errorf("under another manufacturer: %v", err)
+	}
+	if _, err := newStranger(t, "SN-2", birth, m.cert).bootstrap(root); err == nil || !strings.Contains(err.Error(), "it is of") {
+		t.Errorf("for another serial number: %v", err)
+	}
+}
+
+// A manufacturer's core sends boxes on to their owners': signed under a voucher, and as
+// RFC 8572 section 3.1 has it where nobody signs.
+func TestRedirects(t *testing.T) {
+	m := newMaker(t)
+	r, root := gate(t, m)
+	for i, signed := range []bool{false, true} {
+		serial := fmt.Sprintf("SN-%d", i)
+		birth, _ := m.birth(t, serial)
+		spec := api.ExpectedDeviceSpec{Serial: serial, Redirect: []string{"https://owner.example:8444", "https://[fd00::1]"}}
+		if signed {
+			spec.Voucher = m.voucher(t, serial, r.c.ca.Trust().Root)
+		}
+		if e := r.expect("box-"+fmt.Sprint(i), spec); e != nil {
+			t.Fatal(e)
+		}
+		got, err := newStranger(t, serial, birth, m.cert).bootstrap(root)
+		if err != nil || got.trusted != signed || got.Redirect == nil || len(got.Redirect.Server) != 2 || got.Redirect.Server[0].Address != "owner.example" || got.Redirect.Server[0].Port != 8444 || got.Redirect.Server[1].Address != "fd00::1" {
+			t.Errorf("signed %v: %+v, %v", signed, got, err)
+		}
+	}
+	for _, bad := range []string{"http://a", "https://", "https://a/b", "https://a:0", "https://a:99999", "https://u@a"} {
+		if e := r.expect("bad", api.ExpectedDeviceSpec{Serial: "SN-9", Redirect: []string{bad}}); e == nil || e.Code != api.Invalid {
+			t.Errorf("%s: %v", bad, e)
+		}
+	}
+}
+
+// RESTCONF's own rules (RFC 8040).
+func TestRestconfManners(t *testing.T) {
+	m := newMaker(t)
+	r, root := gate(t, m)
+	birth, _ := m.birth(t, "SN-1")
+	if e := r.expect("box-1", api.ExpectedDeviceSpec{Serial: "SN-1", Voucher: m.voucher(t, "SN-1", r.c.ca.Trust().Root)}); e != nil {
+		t.Fatal(e)
+	}
+	client := newStranger(t, "SN-1", birth, m.cert).http
+	const path = "/restconf/operations/ietf-sztp-bootstrap-server:get-bootstrapping-data"
+	for _, c := range []struct {
+		method, path, kind, accept, body string
+		want                             int
+	}{
+		{"POST", path, "application/yang-data+json", "application/yang-data+json", "", 200},
+		{"POST", path, "", "", "", 200},
+		{"GET", path, "", "", "", 405},
+		{"POST", path, "application/yang-data+xml", "", "<input/>", 415},
+		{"POST", path, "application/yang-data+json", "application/yang-data+xml", "", 406},
+		{"POST", path, "application/yang-data+json", "", "{", 400},
+		{"POST", path, "application/yang-data+json", "", `{"ietf-sztp-bootstrap-server:input":{},"more":1}`, 400},
+		{"POST", path, "application/yang-data+json", "", strings.Repeat(" ", voucher.MaxRequest+1), 413},
+		{"POST", "/restconf/operations/other", "application/yang-data+json", "", "", 404},
+		{"GET", "/.well-known/host-meta", "", "", "", 200},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), c.method, root+c.path, strings.NewReader(c.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.kind != "" {
+			req.Header.Set("Content-Type", c.kind)
+		}
+		if c.accept != "" {
+			req.Header.Set("Accept", c.accept)
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != c.want {
+			t.Errorf("%s %s %q %q: %d, want %d", c.method, c.path, c.kind, c.body[:min(40, len(c.body))], resp.StatusCode, c.want)
+		}
+	}
+}
+
+// A person types the code that a box shows, and no more; and nobody else's box comes in by
+// it.
+func TestApproveByCode(t *testing.T) {
+	r, root := gate(t, newMaker(t))
+	key, _, err := identity.LoadOrCreateKeys(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	birth, err := voucher.SelfIDevID(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, err := voucher.Code(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := r.expect("early", api.ExpectedDeviceSpec{Code: code}); e == nil || e.Code != api.NotFound {
+		t.Errorf("before any box asked: %v", e)
+	}
+	ask := func(hint string) (int, voucher.Answer) {
+		t.Helper()
+		client := newStranger(t, "", tls.Certificate{PrivateKey: key, Certificate: [][]byte{birth[0].Raw}}, nil).http
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, root+voucher.PathData, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set(voucher.HintHeader, hint)
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		var out struct {
+			Output voucher.Answer `json:"ietf-sztp-bootstrap-server:output"`
+		}
+		_ = json.NewDecoder(resp.Body).Decode(&out)
+		return resp.StatusCode, out.Output
+	}
+	id := identity.KeyID(&key.PublicKey)
+	if status, _ := ask(voucher.Hint(code, id)); status != http.StatusNotFound {
+		t.Fatalf("the box is let in at once: %d", status)
+	}
+	if e := r.expect("wrong", api.ExpectedDeviceSpec{Code: "0000-0000-0000"}); e == nil || e.Code != api.NotFound {
+		t.Errorf("by another code: %v", e)
+	}
+	if e := r.expect("box", api.ExpectedDeviceSpec{Code: strings.ToLower(code)}); e != nil {
+		t.Fatal(e)
+	}
+	status, a := ask(voucher.Hint(code, id))
+	if status != http.StatusOK || a.Pairing == nil {
+		t.Fatalf("%d %+v", status, a)
+	}
+	if owner, err := a.Pairing.Check(code, id); err != nil || !owner.Equal(r.c.ca.Trust().Root) {
+		t.Errorf("%v, %v", owner, err)
+	}
+	if _, err := a.Pairing.Check("0000-0000-0000", id); err == nil {
+		t.Error("a box believes a proof by another code")
+	}
+}
+
+// estCall is curl, as a person with RFC 7030 at hand would call it.
+func estCall(t *testing.T, dir string, args ...string) (status string, body []byte) {
+	t.Helper()
+	out := filepath.Join(dir, "answer")
+	_ = os.Remove(out) // none yet
+	argv := append([]string{"--silent", "--show-error", "--noproxy", "*", "--max-time", "60", "--output", out, "--write-out", "%{http_code} %{content_type}"}, args...)
+	cmd := exec.CommandContext(t.Context(), "curl", argv...)
+	b, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("curl %q: %v: %s", args, err, b)
+	}
+	body, _ = os.ReadFile(out)
+	return string(b), body
+}
+
+func tool(t *testing.T, dir string, argv ...string) []byte {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
+	cmd.Dir = dir
+	b, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%q: %v: %s", argv, err, b)
+	}
+	return b
+}
+
+// TestStockEST is RFC 7030 by curl and openssl alone: cacerts, simpleenroll with the
+// birth certificate, simplereenroll with what came of it.
+func TestStockEST(t *testing.T) {
+	for _, program := range []string{"curl", "openssl"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skip("needs " + program)
+		}
+	}
+	m := newMaker(t)
+	r, root := gate(t, m)
+	dir := t.TempDir()
+	const serial = "SN-1"
+	if e := r.expect("box-1", api.ExpectedDeviceSpec{Serial: serial, Voucher: m.voucher(t, serial, r.c.ca.Trust().Root), Name: "lamp-1"}); e != nil {
+		t.Fatal(e)
+	}
+	birth, key := m.birth(t, serial)
+	pemKey, err := identity.FormatKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain := identity.FormatCerts([]*x509.Certificate{birth.Leaf})
+	for name, b := range map[string][]byte{"birth.key": pemKey, "birth.pem": chain} {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	// Without any certificate: the CA's. They come as certs-only CMS in base64.
+	url := root + "/.well-known/est/"
+	status, body := estCall(t, dir, "--insecure", url+"cacerts")
+	if !strings.HasPrefix(status, "200 application/pkcs7-mime") {
+		t.Fatalf("cacerts: %s %s", status, body)
+	}
+	tool(t, dir, "sh", "-c", "openssl base64 -d -A -in answer | openssl pkcs7 -inform DER -print_certs -out ca.pem")
+	if got := tool(t, dir, "sh", "-c", "grep -c BEGIN ca.pem"); strings.TrimSpace(string(got)) != "2" {
+		t.Errorf("cacerts: %s certificates", got)
+	}
+	ca := []string{"--cacert", filepath.Join(dir, "ca.pem")}
+
+	// A key of the client's own, and a request as openssl makes it.
+	tool(t, dir, "openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "own.key")
+	tool(t, dir, "sh", "-c", "openssl req -new -key own.key -subj /CN=lamp/serialNumber=SN-1 -outform DER | openssl base64 -out own.p10")
+	post := func(op, cert, certKey, request string) (string, []byte) {
+		t.Helper()
+		return estCall(t, dir, append(ca, "--cert", filepath.Join(dir, cert), "--key", filepath.Join(dir, certKey), "--header", "Content-Type: application/pkcs10",
+			"--header", "Content-Transfer-Encoding: base64", "--data-binary", "@"+filepath.Join(dir, request), url+op)...)
+	}
+	if status, body = post("simpleenroll", "birth.pem", "birth.key", "own.p10"); !strings.HasPrefix(status, "200 application/pkcs7-mime; smime-type=certs-only") {
+		t.Fatalf("simpleenroll: %s %s", status, body)
+	}
+	tool(t, dir, "sh", "-c", "openssl base64 -d -A -in answer | openssl pkcs7 -inform DER -print_certs | openssl x509 -out ldevid.pem")
+	tool(t, dir, "openssl", "verify", "-CAfile", "ca.pem", "-purpose", "sslclient", "ldevid.pem")
+	var dev api.Object
+	r.must("GET", "/api/v1/devices/lamp-1", "", &dev)
+	text := string(tool(t, dir, "openssl", "x509", "-in", "ldevid.pem", "-noout", "-subject", "-pubkey"))
+	want := string(tool(t, dir, "openssl", "pkey", "-in", "own.key", "-pubout"))
+	if !strings.Contains(text, want) {
+		t.Error("the certificate is of another key")
+	}
+
+	// Renewal with what was received; and by nobody else.
+	if status, body = post("simplereenroll", "ldevid.pem", "own.key", "own.p10"); !strings.HasPrefix(status, "200") {
+		t.Errorf("simplereenroll: %s %s", status, body)
+	}
+	if status, body = post("simplereenroll", "birth.pem", "birth.key", "own.p10"); !strings.HasPrefix(status, "403") {
+		t.Errorf("simplereenroll with the birth certificate: %s %s", status, body)
+	}
+	tool(t, dir, "sh", "-c", "openssl ecparam -name prime256v1 -genkey -noout -out third.key && openssl req -new -key third.key -subj /CN=x -outform DER | openssl base64 -out third.p10")
+	if status, body = post("simplereenroll", "ldevid.pem", "own.key", "third.p10"); !strings.HasPrefix(status, "403") {
+		t.Errorf("simplereenroll of another key: %s %s", status, body)
+	}
+	if status, body = post("simpleenroll", "birth.pem", "birth.key", "third.p10"); !strings.HasPrefix(status, "409") {
+		t.Errorf("a second key for one box: %s %s", status, body)
+	}
+	if status, body = estCall(t, dir, append(ca, "--header", "Content-Type: application/pkcs10", "--data-binary", "@"+filepath.Join(dir, "own.p10"), url+"simpleenroll")...); !strings.HasPrefix(status, "401") {
+		t.Errorf("simpleenroll without a certificate: %s %s", status, body)
+	}
+	// A request that its own key did not sign.
+	tool(t, dir, "sh", "-c", `openssl base64 -d -in own.p10 > der && printf '\x01' | dd of=der bs=1 seek=$(( $(stat -c %s der) - 3 )) conv=notrunc status=none && openssl base64 -in der -out torn.p10`)
+	if status, body = post("simpleenroll", "birth.pem", "birth.key", "torn.p10"); !strings.HasPrefix(status, "422") {
+		t.Errorf("a torn request: %s %s", status, body)
+	}
+	forger := newMaker(t)
+	forged, forgedKey := forger.birth(t, serial)
+	pemKey, err = identity.FormatKey(forgedKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{"forged.key": pemKey, "forged.pem": identity.FormatCerts([]*x509.Certificate{forged.Leaf})} {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if status, body = post("simpleenroll", "forged.pem", "forged.key", "own.p10"); !strings.HasPrefix(status, "403") {
+		t.Errorf("a forged birth: %s %s", status, body)
+	}
+	// A retired device is not renewed.
+	r.must("POST", "/api/v1/devices/lamp-1/retire", "", nil)
+	if status, body = post("simplereenroll", "ldevid.pem", "own.key", "own.p10"); !strings.HasPrefix(status, "403") {
+		t.Errorf("a retired device: %s %s", status, body)
+	}
+}
+
+// openssl reads the voucher, and believes it under the manufacturer alone.
+func TestVoucherByOpenSSL(t *testing.T) {
+	if _, err := exec.LookPath("openssl"); err != nil {
+		t.Skip("needs openssl")
+	}
+	m, dir := newMaker(t), t.TempDir()
+	raw, err := base64.StdEncoding.DecodeString(m.voucher(t, "SN-1", m.cert))
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := newMaker(t)
+	for name, b := range map[string][]byte{"v.cms": raw, "maker.pem": identity.FormatCerts([]*x509.Certificate{m.cert}), "other.pem": identity.FormatCerts([]*x509.Certificate{other.cert})} {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out := tool(t, dir, "openssl", "cms", "-verify", "-inform", "DER", "-in", "v.cms", "-CAfile", "maker.pem", "-purpose", "any")
+	if !strings.Contains(string(out), `"ietf-voucher:voucher"`) || !strings.Contains(string(out), `"serial-number":"SN-1"`) {
+		t.Errorf("openssl reads %s", out)
+	}
+	cmd := exec.CommandContext(t.Context(), "openssl", "cms", "-verify", "-inform", "DER", "-in", "v.cms", "-CAfile", "other.pem", "-purpose", "any")
+	cmd.Dir = dir
+	if b, err := cmd.CombinedOutput(); err == nil {
+		t.Errorf("openssl believes it under another manufacturer: %s", b)
+	}
+}
