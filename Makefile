@@ -26,7 +26,7 @@ build: ## build cored, edged, edgectl, the log helper and the CNI plugins into b
 	$(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/cni/ $(CNI)/main/bridge $(CNI)/main/loopback $(CNI)/ipam/host-local $(CNI)/meta/portmap $(CNI)/meta/firewall
 
 .PHONY: demo
-demo: deps build ## bring up a tree of boxes on this machine and play the story (KEEP=1 leaves it up; DEMO=vm boots machines, whose apps do not start yet)
+demo: deps build ## bring up a tree of boxes on this machine and play the story (KEEP=1 leaves it up; DEMO=vm boots machines)
 	$(GO) run ./tests/demo
 
 .PHONY: image
