@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,7 +36,7 @@ func onMachines(ctx context.Context, dir string, keep bool) (err error) {
 	if accel == "" {
 		s.Say("no guest boots under KVM here: the machines are emulated, and take their time")
 	}
-	tree, err := machines.New(machines.Spec{Bin: filepath.Join(root, "bin"), Images: filepath.Join(root, "build"), Dir: dir, Boxes: machines.Small(),
+	tree, err := machines.New(machines.Spec{Bin: cmp.Or(os.Getenv("TRIBUTARY_BIN"), filepath.Join(root, "bin")), Images: filepath.Join(root, "build"), Dir: dir, Boxes: machines.Small(),
 		CoredArgs: story.CoredArgs, Accel: accel, Say: s.Say})
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package machines
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"os"
@@ -33,7 +34,11 @@ func needImage(t *testing.T, arch string) (disk string) {
 	if os.Getenv("TRIBUTARY_VMTEST") == "" {
 		t.Skip("needs minutes: run make vmtest")
 	}
-	disk, err := filepath.Abs(filepath.Join(root, "build", Profiles[arch], "disk.raw"))
+	images := os.Getenv("TRIBUTARY_IMAGES")
+	if images == "" {
+		images = filepath.Join(root, "build")
+	}
+	disk, err := filepath.Abs(filepath.Join(images, Profiles[arch], "disk.raw"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +207,7 @@ func TestKeepsIdentity(t *testing.T) {
 	needImage(t, runtime.GOARCH)
 	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
 	defer cancel()
-	bin, err := filepath.Abs(filepath.Join(root, "bin"))
+	bin, err := filepath.Abs(cmp.Or(os.Getenv("TRIBUTARY_BIN"), filepath.Join(root, "bin")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +237,7 @@ func TestKeepsIdentity(t *testing.T) {
 	if err := tree.Box("box").Start(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tree.Machine("box").Expect(ctx, up); err != nil {
+	if err := tree.boxes["box"].Up(ctx); err != nil {
 		t.Fatal(err)
 	}
 	err = lab.Until(ctx, "the box answers its host", patience, func(ctx context.Context) error {
@@ -241,7 +246,7 @@ func TestKeepsIdentity(t *testing.T) {
 			return err
 		}
 		var status struct {
-			ID        string `json:"id"`
+			ID        string `json:"device"`
 			Connected bool   `json:"connected"`
 		}
 		if err := json.Unmarshal(text, &status); err != nil {

@@ -87,7 +87,7 @@ func (b *Box) config(token string) string {
 		fmt.Fprintln(&s, "relay: true")
 	}
 	fmt.Fprintf(&s, "network:\n  uplinks:\n    - %s\n", up)
-	second := fmt.Sprintf("{match: {mac: %q}, addresses: [10.0.2.15/24], metric: 900}", b.mac(1)) // where the host asks for the app
+	second := fmt.Sprintf("{match: {mac: %q}, addresses: [10.0.3.15/24], metric: 900}", b.mac(1)) // where the host asks for the app
 	if b.Relay {
 		second = fmt.Sprintf("{match: {mac: %q}, addresses: [10.77.0.%d/24], metric: 900}", b.mac(1), b.number)
 	}
@@ -129,6 +129,23 @@ func (b *Box) Start(ctx context.Context) error {
 		return err
 	}
 	b.machine = m
+	return nil
+}
+
+// bootWait bounds a boot that takes some twenty seconds by itself, emulated beside others.
+const bootWait = 4 * time.Minute
+
+// Up waits until process 1 has been through its list.
+func (b *Box) Up(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, bootWait)
+	defer cancel()
+	said, err := b.machine.Expect(ctx, `up after [0-9.]+ s|cannot start its system: .*|the box cannot start: .*`)
+	if err != nil {
+		return err
+	}
+	if !strings.HasPrefix(said[0], "up after") {
+		return fmt.Errorf("%s: %s", b.Name, strings.TrimSpace(said[0]))
+	}
 	return nil
 }
 

@@ -225,12 +225,19 @@ func (t *Tree) Join(ctx context.Context) error {
 	return nil
 }
 
-// StartBoxes powers all boxes up at once.
+// StartBoxes powers all boxes up at once, and waits until each has come up.
 func (t *Tree) StartBoxes(ctx context.Context) error {
+	began := time.Now()
 	for _, spec := range t.Boxes {
 		if err := t.boxes[spec.Name].Start(ctx); err != nil {
 			return err
 		}
+	}
+	for _, spec := range t.Boxes {
+		if err := t.boxes[spec.Name].Up(ctx); err != nil {
+			return err
+		}
+		t.Say("%s (%s) is up, %.0f s after power on", spec.Name, archOf(spec), time.Since(began).Seconds())
 	}
 	return nil
 }

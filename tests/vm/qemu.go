@@ -150,7 +150,7 @@ func (n NIC) arguments(machine string, i, fd int) ([]string, error) {
 	if n.Switch == nil {
 		backend = fmt.Sprintf("user,id=net%d,ipv6=off", i)
 		if n.Alone {
-			backend += ",restrict=on"
+			backend += ",restrict=on,net=10.0.3.0/24"
 		}
 		for _, host := range slices.Sorted(maps.Keys(n.Forward)) {
 			backend += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:%d", host, n.Forward[host])

@@ -87,7 +87,8 @@ type NIC struct {
 	Port string
 	// Forward maps host ports on 127.0.0.1 to ports of the guest.
 	Forward map[int]int
-	// Alone keeps the guest from reaching the host or anything else; forwards still work.
+	// Alone keeps the guest from reaching the host or anything else; forwards still work, to
+	// 10.0.3.15: another network than that of a card that is not alone.
 	Alone bool
 	// Model is virtio-net-pci if empty.
 	Model string

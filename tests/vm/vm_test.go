@@ -156,7 +156,7 @@ func TestArguments(t *testing.T) {
 		Disks: []Disk{{Path: "/a,b", ReadOnly: true}, {Path: "/c", Format: "qcow2", Log: "/log", BootIndex: 2}, {Path: "/u", USB: true}},
 		NICs:  []NIC{{Forward: map[int]int{8080: 80}, Alone: true}, {Switch: NewSwitch(), MAC: "52:54:00:00:00:01"}}}, 0, 4)
 	for _, want := range []string{"-accel tcg,thread=multi", "smm=on", "cfi.pflash01,property=secure", "file=/v,,1", "filename=/a,,b,read-only=on,locking=off", "driver=qcow2,node-name=disk1",
-		"driver=blklogwrites", "drive=logged1,bootindex=2", "usb-storage,bus=usb.0", "restrict=on,hostfwd=tcp:127.0.0.1:8080-:80", "addr.type=fd,addr.str=4", "mac=52:54:00:00:00:01", "tpm-crb", "watchdog=reset"} {
+		"driver=blklogwrites", "drive=logged1,bootindex=2", "usb-storage,bus=usb.0", "restrict=on,net=10.0.3.0/24,hostfwd=tcp:127.0.0.1:8080-:80", "addr.type=fd,addr.str=4", "mac=52:54:00:00:00:01", "tpm-crb", "watchdog=reset"} {
 		if !strings.Contains(full, want) {
 			t.Errorf("no %q in %s", want, full)
 		}
