@@ -315,6 +315,7 @@ func (c *core) openFleet(ctx context.Context) error {
 	c.fleet = fleet.New(fleet.Config{
 		Store: c.store, Epoch: c.epoch, SealKey: c.roster.SealKey,
 		Signer:  func() (*ecdsa.PrivateKey, []byte) { return c.ca.Signer() },
+		Unlock:  c.unlockStatement,
 		Publish: c.end.Publish, Reports: reports{c.intake, c.end.Heard}, Now: time.Now, Log: c.log,
 	})
 	return c.fleet.Load(ctx)
@@ -325,7 +326,7 @@ func (c *core) openServer(context.Context) (err error) {
 	hub := stream.NewHub(stream.HubConfig{Identity: c.live, Signer: signer, Send: c.command, Log: c.log})
 	apps := &server.Apps{Store: c.store, Artifacts: c.registry}
 	cfg := server.Config{
-		Store: c.store, Tokens: c.store, Devices: c.roster, Heard: c.end.Heard, Ledger: ledger{c.intake, c.store, c.roster}, Streams: hub,
+		Store: c.store, Tokens: c.store, Devices: c.roster, Unlocks: c.rescueDesk(), Heard: c.end.Heard, Ledger: ledger{c.intake, c.store, c.roster}, Streams: hub,
 		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: c.admitToken, api.KindExpectedDevice: c.admitExpected},
 		Removal: map[string]server.Removal{api.KindDevice: func(_ context.Context, o *api.Object) error { return c.roster.MayDelete(o) },
 			api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindSecret: apps.MayRemove},

@@ -41,6 +41,7 @@ const (
 	KeyRelease   = "release"         // Refs[0] is the release's artifact; Body is CBOR api.ReleaseWant
 	KeyDevice    = "setting/device"  // Body is CBOR api.DeviceSettings
 	KeyParents   = "setting/parents" // Body is CBOR []api.ParentRef
+	KeyUnlock    = "setting/unlock"  // Body is the owner's unlock key, signed (package unlock)
 	KeyRevoked   = "setting/revoked" // for relays: Body is a CBOR byte string, 8 bytes for each retired device
 )
 

@@ -3,6 +3,7 @@ package cli
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -12,7 +13,7 @@ import (
 )
 
 func (a *app) deviceCommand() *cobra.Command {
-	c := &cobra.Command{Use: "device", Short: "Approve or retire devices"}
+	c := &cobra.Command{Use: "device", Short: "Approve, retire or unlock devices"}
 	for verb, short := range map[string]string{
 		"approve": "Let a device that enrolled receive what it is to run",
 		"retire":  "Revoke a device's certificate, for good",
@@ -35,6 +36,47 @@ func (a *app) deviceCommand() *cobra.Command {
 			},
 		})
 	}
+	c.AddCommand(a.unlockCommand())
+	return c
+}
+
+// maxChallenge bounds what is read of a challenge, in bytes.
+const maxChallenge = 1 << 10
+
+func (a *app) unlockCommand() *cobra.Command {
+	var challenge string
+	c := &cobra.Command{
+		Use: "unlock NAME --challenge TEXT", Short: "Answer the challenge of a box's console, which opens a root shell there", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeDevices,
+		Long:    "Answer the challenge that a box's console shows, as text and as a code, on its page Shell. Whoever types the answer there within a\nquarter of an hour gets a root shell, once. For tokens of role rescuer or admin; it is noted among the device's events first.",
+		Example: "  edgectl device unlock field-3 --challenge 20Q7Y-…\n  edgectl device unlock field-3 --challenge - < challenge.txt",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if challenge == "-" {
+				b, err := io.ReadAll(io.LimitReader(a.In, maxChallenge))
+				if err != nil {
+					return err
+				}
+				challenge = strings.TrimSpace(string(b))
+			}
+			if challenge == "" {
+				return &api.Error{Code: api.Invalid, Field: "--challenge", Message: "no challenge is given", Remedy: "type what the box's console shows on its page Shell"}
+			}
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			answer, err := cl.Unlock(cmd.Context(), strings.TrimPrefix(args[0], "device/"), challenge)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(a.Out, answer.Answer)
+			if !answer.Proven {
+				fmt.Fprintf(a.Err, "The box could not read its own state, so who it is is its own word: be sure that you talk to somebody at %s.\n", args[0])
+			}
+			fmt.Fprintf(a.Err, "It opens a root shell, once, within a quarter of an hour of the challenge. In the events this is %s.\n", answer.Challenge)
+			return nil
+		},
+	}
+	c.Flags().StringVar(&challenge, "challenge", "", "what the box shows; - reads it from standard input")
 	return c
 }
 

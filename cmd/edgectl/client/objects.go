@@ -57,6 +57,23 @@ func (c *Client) Act(ctx context.Context, device, verb string) (*api.Object, err
 	return out, c.Do(ctx, http.MethodPost, objectPath(k, device)+"/"+verb, nil, nil, out)
 }
 
+// Unlock has the core answer the challenge of a device's console.
+func (c *Client) Unlock(ctx context.Context, device, challenge string) (answer UnlockAnswer, err error) {
+	k, err := api.LookupKind(api.KindDevice)
+	if err != nil {
+		return answer, err
+	}
+	return answer, c.Do(ctx, http.MethodPost, objectPath(k, device)+"/unlock", nil, map[string]string{"challenge": challenge}, &answer)
+}
+
+// UnlockAnswer is what to type at the device, and the challenge's name in events. Proven:
+// the device could read who it is.
+type UnlockAnswer struct {
+	Answer    string `json:"answer"`
+	Challenge string `json:"challenge"`
+	Proven    bool   `json:"proven"`
+}
+
 // ListOptions choose objects.
 type ListOptions struct {
 	Selector   string

@@ -9,6 +9,7 @@
 //	signer.pem   signs manifests, acknowledgements and commands
 //	sealing.pem  boxes seal their enrolment to it and derive their state key with it
 //	tls.pem      the core's own server certificate, with its names
+//	unlock.pem   answers the challenges of boxes' consoles; the signer vouches for it
 //	previous/    certificates of earlier issuers and signers that boxes still believe
 //
 // Each .pem holds a key and its certificate in one file, so that no power cut
@@ -72,6 +73,7 @@ type CA struct {
 	issuer, signer, sealing pair
 	previous                []*x509.Certificate // newest first
 	nonces                  nonces
+	unlock                  unlockKey
 }
 
 type pair struct {

@@ -33,6 +33,9 @@ type Config struct {
 	Signer func() (key *ecdsa.PrivateKey, kid []byte)
 	// SealKey finds the key to which a device's secrets are sealed.
 	SealKey func(api.DeviceID) (*ecdsa.PublicKey, bool)
+	// Unlock is the owner's unlock key, signed: an item of every manifest. Nil, or an empty one,
+	// leaves it out.
+	Unlock func() []byte
 	// Publish hands a device's newest manifest to the link; it is durable by then, and
 	// may be handed over again after a restart.
 	Publish func(s *manifest.Signed, tombstones map[string]uint64) error
@@ -278,6 +281,11 @@ func (l *Loop) renderOne(e *entry, revoked []api.DeviceID) result {
 	w := &l.worlds.tenants[e.Tenant].World
 	r := result{e: e, fleets: w.Selected(e.Labels)}
 	want := Desire(&e.Device, w, r.fleets)
+	if l.cfg.Unlock != nil {
+		if body := l.cfg.Unlock(); body != nil {
+			want[manifest.KeyUnlock] = Want{Body: body}
+		}
+	}
 	if e.relay && len(revoked) > 0 {
 		want[manifest.KeyRevoked] = Want{Body: link.EncodeRevoked(revoked)}
 	}

@@ -20,6 +20,8 @@ const (
 	People Access = iota
 	// Admins alone.
 	Admins
+	// Rescuers, and admins.
+	Rescuers
 	// Open to everybody: the room checks on its own, by client certificate or token.
 	Open
 )
@@ -80,6 +82,12 @@ func (s *Server) admit(access Access, r *http.Request) (*http.Request, error) {
 	p, err := s.Authenticate(r)
 	if err != nil {
 		return r, err
+	}
+	if access == Rescuers {
+		if p.Role != store.Admin && p.Role != store.Rescuer && !s.cfg.Faults.AnyRole {
+			return r, &api.Error{Code: api.Forbidden, Message: "a " + string(p.Role) + " may not open boxes", Remedy: "ask for a token of role rescuer or admin"}
+		}
+		return r.WithContext(context.WithValue(r.Context(), principalKey{}, p)), nil
 	}
 	// An upgrade is a GET, and opens a stream into a device.
 	if p.Role != store.Admin && (access == Admins || !reads(r) && !asks(r) || r.Header.Get("Upgrade") != "") {

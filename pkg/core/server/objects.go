@@ -209,8 +209,12 @@ func decodeOne(body []byte, kind, tenant, name string) (*api.Object, error) {
 
 // authorize is the guard of the REST API.
 func (s *Server) authorize(ctx huma.Context, next func(huma.Context)) {
+	s.authorizeAs(People, ctx, next)
+}
+
+func (s *Server) authorizeAs(access Access, ctx huma.Context, next func(huma.Context)) {
 	r, w := unwrap(ctx)
-	r, err := s.admit(People, r)
+	r, err := s.admit(access, r)
 	if err != nil {
 		WriteError(w, err)
 		return

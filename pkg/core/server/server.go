@@ -20,6 +20,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/store"
+	"tributary.dev/tributary/pkg/identity/unlock"
 )
 
 // Bounds of requests.
@@ -40,6 +41,10 @@ type Config struct {
 	Removal map[string]Removal
 	// Devices acts on single devices; nil leaves those routes out.
 	Devices Devices
+	// Unlocks answers boxes' challenges; nil leaves that route out.
+	Unlocks Unlocks
+	// Faults switch checks of that route off, for the tests that prove that these matter.
+	Faults unlock.Faults
 	// Heard tells when devices were last seen, newer than their objects do; may be nil.
 	Heard Heard
 	// Ledger answers for records; nil leaves those routes out.
@@ -85,6 +90,7 @@ func New(cfg Config) *Server {
 	s.applyRoute()
 	s.recordRoutes()
 	s.deviceRoutes()
+	s.unlockRoute()
 	s.streamRoutes()
 	s.aboutRoutes()
 	own := []Route{

@@ -15,7 +15,8 @@ const (
 	EventRetired  = "device.retired"
 	EventOnline   = "device.online"
 	EventOffline  = "device.offline"
-	EventAlarm    = "device.alarm" // its subject is the name of the warning
+	EventAlarm    = "device.alarm"  // its subject is the name of the warning
+	EventUnlock   = "device.unlock" // somebody read the answer to a challenge, which its subject names
 )
 
 // DeviceEvent is an event that the core noted, by its own clock.

@@ -94,6 +94,8 @@ func (w *wish) item(key string, item manifest.Item) error {
 		return nil
 	case key == manifest.KeyRelease: // the update's
 		return nil
+	case key == manifest.KeyUnlock: // the console's
+		return nil
 	default:
 		return api.Errorf(api.Invalid, "this version does not know what it is")
 	}

@@ -1,0 +1,66 @@
+package ca
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/identity/unlock"
+)
+
+// TestUnlockKey: made once, vouched for by whichever signer is the newest, and in the backup.
+func TestUnlockKey(t *testing.T) {
+	dir := t.TempDir()
+	c, err := Open(dir, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, said, err := c.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pub, err := unlock.OpenKey(said, c.Trust(), unlock.Faults{}); err != nil || !pub.Equal(key.PublicKey()) {
+		t.Fatalf("%v %v", pub, err)
+	}
+	if c, err = Open(dir, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	again, saidAgain, err := c.Unlock()
+	if err != nil || !again.Equal(key) || !bytes.Equal(said, saidAgain) {
+		t.Errorf("another key or statement after a restart: %v", err)
+	}
+	if err := c.Rotate(identity.RoleSigner); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Forget(); err != nil {
+		t.Fatal(err)
+	}
+	rotated, saidNow, err := c.Unlock()
+	if err != nil || !rotated.Equal(key) || bytes.Equal(said, saidNow) {
+		t.Errorf("after the signer's rotation: %v", err)
+	}
+	if _, err := unlock.OpenKey(saidNow, c.Trust(), unlock.Faults{}); err != nil {
+		t.Error(err)
+	}
+	if _, err := unlock.OpenKey(said, c.Trust(), unlock.Faults{}); err == nil {
+		t.Error("a forgotten signer's statement is believed")
+	}
+	files, err := Snapshot(dir)
+	if err != nil || files[unlockName] == nil {
+		t.Errorf("not in the backup: %v", err)
+	}
+	if info, err := os.Stat(filepath.Join(dir, unlockName)); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v %v", info.Mode(), err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, unlockName), []byte("-----BEGIN PRIVATE KEY-----\n-----END PRIVATE KEY-----\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c, err = Open(dir, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := c.Unlock(); err == nil {
+		t.Error("a torn file gives a key")
+	}
+}

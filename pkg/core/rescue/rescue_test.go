@@ -1,0 +1,153 @@
+package rescue
+
+import (
+	"context"
+	"crypto/ecdh"
+	"crypto/rand"
+	"errors"
+	"testing"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/identity/unlock"
+)
+
+// world is a core with one unlock key, and a box of it.
+type world struct {
+	key   *ecdh.PrivateKey
+	now   time.Time
+	notes []api.Event
+	fail  error
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	k, err := ecdh.X25519().GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &world{key: k, now: time.Unix(1_800_000_000, 0)}
+}
+
+func (w *world) desk(f unlock.Faults) *Desk {
+	return New(Config{
+		Key: func() (*ecdh.PrivateKey, error) { return w.key, nil }, Event: "device.unlock", Now: func() time.Time { return w.now }, Faults: f,
+		Answered: func(_ context.Context, _ api.DeviceID, id string) (bool, error) {
+			for _, e := range w.notes {
+				if e.Subject == id {
+					return true, nil
+				}
+			}
+			return false, nil
+		},
+		Note: func(_ context.Context, _ api.DeviceID, _ string, e api.Event) error {
+			if w.fail == nil {
+				w.notes = append(w.notes, e)
+			}
+			return w.fail
+		},
+	})
+}
+
+type limits struct{ unlock.Limit }
+
+func (l *limits) Load() (unlock.Limit, error) { return l.Limit, nil }
+func (l *limits) Save(now unlock.Limit) error { l.Limit = now; return nil }
+
+func (w *world) lock(device byte) *unlock.Lock {
+	return unlock.NewLock(unlock.LockConfig{Owner: w.key.PublicKey(), Device: api.DeviceID{device}, Proven: true, Limits: &limits{}, Now: func() time.Duration { return 0 }, Rand: rand.Reader})
+}
+
+func challenge(t *testing.T, l *unlock.Lock) string {
+	t.Helper()
+	c, err := l.Ask()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.String()
+}
+
+func TestAnswerOpens(t *testing.T) {
+	w := newWorld(t)
+	l := w.lock(1)
+	a, err := w.desk(unlock.Faults{}).Answer(t.Context(), api.DeviceID{1}, "box", challenge(t, l), "ann")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := l.Try(a.Text)
+	if err != nil || c.ID() != a.Challenge || !a.Proven {
+		t.Errorf("%+v %v", a, err)
+	}
+	if len(w.notes) != 1 || w.notes[0].Actor != "ann" || w.notes[0].Subject != a.Challenge || w.notes[0].Name != "device.unlock" {
+		t.Errorf("%+v", w.notes)
+	}
+}
+
+// TestNotedFirst: an answer that cannot be noted is not given.
+func TestNotedFirst(t *testing.T) {
+	w := newWorld(t)
+	w.fail = errors.New("the disk is full")
+	if a, err := w.desk(unlock.Faults{}).Answer(t.Context(), api.DeviceID{1}, "box", challenge(t, w.lock(1)), "ann"); err == nil || a.Text != "" {
+		t.Errorf("%+v %v", a, err)
+	}
+}
+
+// TestRefusals: each attempt is refused, and goes through with its check removed.
+func TestRefusals(t *testing.T) {
+	for name, r := range map[string]struct {
+		faults unlock.Faults
+		code   api.Code
+		try    func(w *world, d *Desk) error
+	}{
+		"another device's challenge": {unlock.Faults{Unbound: true}, api.Conflict, func(w *world, d *Desk) error {
+			_, err := d.Answer(t.Context(), api.DeviceID{2}, "box", challenge(t, w.lock(1)), "ann")
+			return err
+		}},
+		"the same challenge twice, across a restart": {unlock.Faults{Reusable: true}, api.Conflict, func(w *world, d *Desk) error {
+			text := challenge(t, w.lock(1))
+			if _, err := d.Answer(t.Context(), api.DeviceID{1}, "box", text, "ann"); err != nil {
+				t.Fatal(err)
+			}
+			_, err := w.desk(d.cfg.Faults).Answer(t.Context(), api.DeviceID{1}, "box", text, "ben")
+			return err
+		}},
+		"the seventh in an hour": {unlock.Faults{NoLimit: true}, api.Unavailable, func(w *world, d *Desk) (err error) {
+			for range PerDevice + 1 {
+				w.now = w.now.Add(time.Minute)
+				_, err = d.Answer(t.Context(), api.DeviceID{1}, "box", challenge(t, w.lock(1)), "ann")
+			}
+			return err
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			if err := r.try(w, w.desk(unlock.Faults{})); api.CodeOf(err) != r.code {
+				t.Errorf("%v", err)
+			}
+			w = newWorld(t)
+			if err := r.try(w, w.desk(r.faults)); err != nil {
+				t.Errorf("with the check removed it is refused all the same (%v): the test proves nothing", err)
+			}
+		})
+	}
+	w := newWorld(t)
+	d := w.desk(unlock.Faults{})
+	if _, err := d.Answer(t.Context(), api.DeviceID{1}, "box", "nonsense", "ann"); api.CodeOf(err) != api.Invalid {
+		t.Errorf("%v", err)
+	}
+	if _, err := d.Answer(t.Context(), api.DeviceID{1}, "box", challenge(t, newWorld(t).lock(1)), "ann"); api.CodeOf(err) != api.Conflict {
+		t.Errorf("a challenge to another owner: %v", err)
+	}
+	for range PerDevice {
+		if _, err := d.Answer(t.Context(), api.DeviceID{1}, "box", challenge(t, w.lock(1)), "ann"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.now = w.now.Add(Window)
+	if _, err := d.Answer(t.Context(), api.DeviceID{1}, "box", challenge(t, w.lock(1)), "ann"); err != nil {
+		t.Errorf("after an hour: %v", err)
+	}
+	if len(d.given) != 2 {
+		t.Errorf("what was long ago is remembered: %v", d.given)
+	}
+}

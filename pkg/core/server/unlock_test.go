@@ -1,0 +1,64 @@
+package server_test
+
+import (
+	"context"
+	"crypto/rand"
+	"strings"
+	"testing"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/server"
+	"tributary.dev/tributary/pkg/core/store"
+	"tributary.dev/tributary/pkg/identity/unlock"
+)
+
+type unlocks struct{ device, actor string }
+
+func (u *unlocks) Unlock(_ context.Context, id api.DeviceID, name, challenge, actor string) (server.UnlockAnswer, error) {
+	u.device, u.actor = name+" "+id.String(), actor
+	return server.UnlockAnswer{Answer: "answer to " + challenge[:3], Challenge: "c1"}, nil
+}
+
+// TestWhoMayUnlock: admins and rescuers, and nobody else; with the check removed a viewer
+// may, so it is the check that keeps them out. A rescuer may do nothing else.
+func TestWhoMayUnlock(t *testing.T) {
+	for _, faults := range []unlock.Faults{{}, {AnyRole: true}} {
+		u := &unlocks{}
+		c := start(t, func(cfg *server.Config) { cfg.Unlocks, cfg.Faults = u, faults })
+		rescuer, err := c.store.CreateToken(t.Context(), "rita", store.Rescuer, time.Time{}, rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o := &api.Object{APIVersion: api.Version, Kind: api.KindDevice, Metadata: api.Meta{Name: "box", Tenant: api.DefaultTenant}, Spec: []byte(`{}`)}
+		if _, err := c.store.Put(t.Context(), o, store.PutOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.store.PutStatus(t.Context(), o.Key(), api.DeviceStatus{ID: api.DeviceID{5}}); err != nil {
+			t.Fatal(err)
+		}
+		body := `{"challenge":"` + strings.Repeat("ABCDE-", 15) + `"}`
+		for token, want := range map[string]int{c.admin: 200, rescuer: 200, c.viewer: 403, "": 401} {
+			if token == c.viewer && faults.AnyRole {
+				want = 200
+			}
+			var out server.UnlockAnswer
+			code, _ := c.callAs(token, "POST", "/api/v1/devices/box/unlock", body, &out)
+			if code != want || code == 200 && (out.Answer != "answer to ABC" || !strings.HasPrefix(u.device, "box ")) {
+				t.Errorf("%+v: %q: %d, want %d (%+v)", faults, token, code, want, out)
+			}
+			if token == rescuer && u.actor != "rita" {
+				t.Errorf("the actor is %q", u.actor)
+			}
+		}
+		if code, _ := c.callAs(rescuer, "POST", "/api/v1/configs", configBody, nil); code != 403 {
+			t.Errorf("a rescuer writes: %d", code)
+		}
+		if code, _ := c.callAs(rescuer, "GET", "/api/v1/devices/box", "", nil); code != 200 {
+			t.Errorf("a rescuer reads: %d", code)
+		}
+		if code, _ := c.callAs(c.admin, "POST", "/api/v1/devices/other/unlock", body, nil); code != 404 {
+			t.Errorf("a box that is not there: %d", code)
+		}
+	}
+}
