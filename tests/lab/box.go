@@ -204,12 +204,17 @@ func (b *Box) Records(ctx context.Context) ([]Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	var records []Record
-	dec := json.NewDecoder(strings.NewReader(out))
+	return ParseRecords(out)
+}
+
+// ParseRecords reads what `edged records` and edged's local API tell: one JSON object after
+// the other.
+func ParseRecords(text string) (records []Record, err error) {
+	dec := json.NewDecoder(strings.NewReader(text))
 	for dec.More() {
 		var r Record
 		if err := dec.Decode(&r); err != nil {
-			return nil, fmt.Errorf("edged records: %w", err)
+			return nil, fmt.Errorf("records: %w", err)
 		}
 		records = append(records, r)
 	}

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,18 +40,6 @@ func (l *Lab) Replace(old, name string) (*Box, error) {
 		}
 	}
 	return b, nil
-}
-
-// EdgectlCommand is edgectl in the core's network, not yet started.
-func (l *Lab) EdgectlCommand(ctx context.Context, args ...string) (*exec.Cmd, error) {
-	env, err := l.EdgectlEnv()
-	if err != nil {
-		return nil, err
-	}
-	argv := l.core.argv(append([]string{filepath.Join(l.Bin, "edgectl")}, args...)...)
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env = append(os.Environ(), env...)
-	return cmd, nil
 }
 
 // Task finds the process of a service's running container: its name begins with

@@ -2,7 +2,6 @@ package lab
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -52,6 +51,8 @@ func Tree() []BoxSpec {
 // Lab is a standing tree.
 type Lab struct {
 	Spec
+	// Admin's edgectl runs in the core's network.
+	Admin
 	RunDir string
 	Boxes  map[string]*Box
 	order  []string
@@ -77,6 +78,7 @@ func New(ctx context.Context, spec Spec) (*Lab, error) {
 	if l.core, err = newNamespace(ctx, spec.Name+"-core"); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
+	l.Admin = Admin{Program: filepath.Join(l.Bin, "edgectl"), Prefix: l.CorePrefix(), Server: "https://127.0.0.1:8443", Data: l.CoreDir(), Home: l.Dir}
 	for _, bs := range spec.Boxes {
 		if err := l.add(ctx, bs); err != nil {
 			return nil, errors.Join(err, l.Close())
@@ -162,43 +164,6 @@ func (l *Lab) CoreCommand(ctx context.Context, argv ...string) (string, error) {
 // CorePrefix is what a command line starts with to run in the core's network.
 func (l *Lab) CorePrefix() []string { return l.core.argv() }
 
-// EdgectlEnv is the environment by which edgectl finds the core.
-func (l *Lab) EdgectlEnv() ([]string, error) {
-	token, err := os.ReadFile(filepath.Join(l.CoreDir(), "admin.token"))
-	if err != nil {
-		return nil, err
-	}
-	return []string{"EDGECTL_SERVER=https://127.0.0.1:8443", "EDGECTL_TOKEN=" + strings.TrimSpace(string(token)),
-		"EDGECTL_CA=" + filepath.Join(l.CoreDir(), "ca", "root.crt"), "HOME=" + l.Dir}, nil
-}
-
-// Edgectl runs edgectl in the core's network with stdin, and returns its output.
-func (l *Lab) Edgectl(ctx context.Context, stdin string, args ...string) (string, error) {
-	cmd, err := l.EdgectlCommand(ctx, args...)
-	if err != nil {
-		return "", err
-	}
-	cmd.Stdin = strings.NewReader(stdin)
-	var out, errOut strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &errOut
-	if err := cmd.Run(); err != nil {
-		return out.String(), fmt.Errorf("edgectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(errOut.String()))
-	}
-	return out.String(), nil
-}
-
-// GetJSON reads `edgectl … -o json` into v.
-func (l *Lab) GetJSON(ctx context.Context, v any, args ...string) error {
-	out, err := l.Edgectl(ctx, "", append(args, "-o", "json")...)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal([]byte(out), v); err != nil {
-		return fmt.Errorf("edgectl %s: %w in %.200s", strings.Join(args, " "), err, out)
-	}
-	return nil
-}
-
 func (l *Lab) tokenFile(role string) string { return filepath.Join(l.Dir, "join-"+role+".token") }
 
 // Join makes a join token for each role, and writes it where the boxes find it.
@@ -209,11 +174,11 @@ func (l *Lab) Join(ctx context.Context) error {
 			continue
 		}
 		made[b.Role] = true
-		out, err := l.Edgectl(ctx, "", "token", "create", b.Role, "--auto-approve", "--labels", "role="+b.Role, "--quiet")
+		token, err := l.JoinToken(ctx, b.Role, b.Role)
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(l.tokenFile(b.Role), []byte(strings.TrimSpace(out)+"\n"), 0o600); err != nil {
+		if err := os.WriteFile(l.tokenFile(b.Role), []byte(token+"\n"), 0o600); err != nil {
 			return err
 		}
 	}

@@ -2,7 +2,6 @@ package machines
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -229,16 +228,7 @@ func (b *Box) Records(ctx context.Context) ([]lab.Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	var records []lab.Record
-	dec := json.NewDecoder(strings.NewReader(string(text)))
-	for dec.More() {
-		var r lab.Record
-		if err := dec.Decode(&r); err != nil {
-			return nil, fmt.Errorf("%s: records: %w", b.Name, err)
-		}
-		records = append(records, r)
-	}
-	return records, nil
+	return lab.ParseRecords(string(text))
 }
 
 func readAll(res *http.Response) (string, error) {

@@ -9,7 +9,6 @@ package machines
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -76,6 +75,7 @@ func Other() string {
 // Tree is a standing tree. It is a story.Tree.
 type Tree struct {
 	Spec
+	lab.Admin
 	cored       *vm.Process
 	https, mqtt int
 	boxes       map[string]*Box
@@ -118,6 +118,7 @@ func New(spec Spec) (*Tree, error) {
 		return nil, err
 	}
 	t.https, t.mqtt = ports[0], ports[1]
+	t.Admin = lab.Admin{Program: filepath.Join(t.Bin, "edgectl"), Server: "https://" + loopback(t.https), Data: t.CoreDir(), Home: t.Dir}
 	for i, b := range spec.Boxes {
 		if err := t.add(i, b, ports[2+i]); err != nil {
 			return nil, errors.Join(err, t.Close())
@@ -174,51 +175,15 @@ func (t *Tree) StartCore(ctx context.Context) error {
 
 func loopback(port int) string { return "127.0.0.1:" + strconv.Itoa(port) }
 
-// EdgectlEnv is the environment by which edgectl finds the core.
-func (t *Tree) EdgectlEnv() ([]string, error) {
-	token, err := os.ReadFile(filepath.Join(t.CoreDir(), "admin.token"))
-	if err != nil {
-		return nil, err
-	}
-	return []string{"EDGECTL_SERVER=https://" + loopback(t.https), "EDGECTL_TOKEN=" + strings.TrimSpace(string(token)),
-		"EDGECTL_CA=" + filepath.Join(t.CoreDir(), "ca", "root.crt"), "HOME=" + t.Dir}, nil
-}
-
-// Edgectl runs edgectl with stdin, and returns its output.
-func (t *Tree) Edgectl(ctx context.Context, stdin string, args ...string) (string, error) {
-	env, err := t.EdgectlEnv()
-	if err != nil {
-		return "", err
-	}
-	cmd := exec.CommandContext(ctx, filepath.Join(t.Bin, "edgectl"), args...)
-	cmd.Env = append(os.Environ(), env...)
-	cmd.Stdin = strings.NewReader(stdin)
-	var out, errOut strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &errOut
-	if err := cmd.Run(); err != nil {
-		return out.String(), fmt.Errorf("edgectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(errOut.String()))
-	}
-	return out.String(), nil
-}
-
-// GetJSON reads `edgectl … -o json` into v.
-func (t *Tree) GetJSON(ctx context.Context, v any, args ...string) error {
-	out, err := t.Edgectl(ctx, "", append(args, "-o", "json")...)
-	if err != nil {
-		return err
-	}
-	return json.Unmarshal([]byte(out), v)
-}
-
 // Join makes each box's disk: the image, with a join token and its network on CONFIG.
 func (t *Tree) Join(ctx context.Context) error {
 	for _, spec := range t.Boxes {
 		b := t.boxes[spec.Name]
-		token, err := t.Edgectl(ctx, "", "token", "create", spec.Name, "--auto-approve", "--labels", "role="+spec.Role, "--quiet")
+		token, err := t.JoinToken(ctx, spec.Name, spec.Role)
 		if err != nil {
 			return err
 		}
-		if err := b.flash(strings.TrimSpace(token)); err != nil {
+		if err := b.flash(token); err != nil {
 			return fmt.Errorf("%s: %w", spec.Name, err)
 		}
 	}
