@@ -18,7 +18,6 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/boot"
 	"tributary.dev/tributary/pkg/edge/uplink"
-	"tributary.dev/tributary/pkg/tpm"
 )
 
 // version is set by the build (-ldflags "-X main.version=…").
@@ -39,14 +38,8 @@ func main() {
 	time.AfterFunc(settled, debug.FreeOSMemory)
 	boot.Run(boot.Config{
 		Version: version,
-		Sealers: []boot.Sealer{&tpm.Sealer{
-			Open:       func() (*tpm.TPM, func() error, error) { return tpm.Open(tpm.Device) },
-			SecureBoot: secureBoot,
-			Signatures: boot.Dir + "/tpm2-pcr-signature.json",
-			Key:        boot.Dir + "/tpm2-pcr-public-key.pem",
-			Wait:       driverWait,
-			Expected:   firmwareHasTPM,
-		}},
+		TPM:     newTPM(),
+		Recover: recoverArgs,
 		Network: func(ctx context.Context, s *api.NetworkSettings, say func(string, ...any)) error {
 			return uplink.Keep(ctx, uplink.Keeping{Config: uplink.Config{Settings: s, Run: boot.Dir, Sys: "/sys", Say: say}, File: "/state/network.json",
 				Online: func(ctx context.Context) bool { return online(ctx, "/run/edged/edged.sock") }})
@@ -55,23 +48,6 @@ func main() {
 		Judge:   judge,
 		Console: consoleArgs,
 	})
-}
-
-// driverWait is for the TPM's driver, which is loaded beside the first steps.
-const driverWait = 20 * time.Second
-
-// firmwareHasTPM asks ACPI's tables. A board without ACPI is not waited for.
-func firmwareHasTPM() bool {
-	_, err := os.Stat("/sys/firmware/acpi/tables/TPM2")
-	return err == nil
-}
-
-// secureBoot reads the firmware's own word on whether it checked what it started (UEFI
-// 2.10, 3.3): four bytes of attributes, then 1. It is for choosing how STATE's key is
-// sealed; the seal itself binds to what the TPM measured.
-func secureBoot() bool {
-	b, err := os.ReadFile("/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c")
-	return err == nil && len(b) == 5 && b[4] == 1
 }
 
 // consoleArgs is the command line of the recovery console on a terminal, and, for no

@@ -14,8 +14,9 @@ import (
 )
 
 // attestationTemplate is a key that signs nothing but what the TPM itself has made: restricted,
-// and bound to this TPM. It is derived from the TPM's owner seed, so that it is the same each
-// time, needs no storing, and is another after the TPM was cleared for a new owner.
+// and bound to this TPM. It is derived from the TPM's endorsement seed, so that it is the same
+// each time, needs no storing, and outlives a TPM that was cleared: a box whose firmware lost its
+// settings is still known.
 var attestationTemplate = tpm2.TPMTPublic{
 	Type: tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA256,
 	ObjectAttributes: tpm2.TPMAObject{FixedTPM: true, FixedParent: true, SensitiveDataOrigin: true, UserWithAuth: true, NoDA: true, Restricted: true, SignEncrypt: true},
@@ -29,7 +30,7 @@ var attestationTemplate = tpm2.TPMTPublic{
 }
 
 func (t *TPM) attestationKey() (*tpm2.CreatePrimaryResponse, func(), error) {
-	rsp, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(attestationTemplate)}.Execute(t.t)
+	rsp, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(attestationTemplate)}.Execute(t.t)
 	if err != nil {
 		return nil, nil, fmt.Errorf("the attestation key: %w", err)
 	}
@@ -48,15 +49,7 @@ func (t *TPM) AttestationKey() (*ecdsa.PublicKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	any, err := tpm2.Pub(*public)
-	if err != nil {
-		return nil, err
-	}
-	out, ok := any.(*ecdsa.PublicKey)
-	if !ok {
-		return nil, fmt.Errorf("the attestation key is %T", any)
-	}
-	return out, nil
+	return ecdsaKey(public)
 }
 
 // Quote answers a challenge: the TPM signs the nonce and those PCRs. log is what went into PCR 11.

@@ -79,6 +79,9 @@ func TestRelease(t *testing.T) {
 		if err != nil {
 			t.Fatalf("release %s: %v", version, err)
 		}
+		if err := s.Shut(context.Background()); err != nil {
+			t.Fatal(err)
+		}
 		x := enrolled(t, tpm)
 		x.Releases = releases
 		e, err := tpm.Quote(x.Challenge.Nonce, []uint{PCRSecureBoot, PCRKernel}, append(log, attest.Event([]byte(attest.StateOpened))))

@@ -2,7 +2,6 @@ package tpm
 
 import (
 	"context"
-	"crypto/subtle"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -10,13 +9,14 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"sync"
 	"time"
 
 	"tributary.dev/tributary/pkg/tpm/attest"
 )
 
-// Sealer keeps the state's key in the box's TPM: it is what boot asks first. It is good for one
-// start: PCR 11 is extended when the key is out, so that nothing that runs later gets it again.
+// Sealer keeps the state's key in the box's TPM. Once Shut was called, it gives no key any more
+// in this start, and neither does the TPM to anybody else.
 type Sealer struct {
 	// Open gives the TPM; fs.ErrNotExist when the box has none.
 	Open func() (*TPM, func() error, error)
@@ -32,6 +32,9 @@ type Sealer struct {
 	Expected func() bool
 
 	Faults Faults
+
+	turn sync.Mutex
+	shut bool // by Shut
 }
 
 // token is what stands in the header of the state's volume.
@@ -51,40 +54,50 @@ const (
 // Name implements boot's Sealer.
 func (s *Sealer) Name() string { return "tpm2" }
 
-// Seal wraps the key, and proves that the TPM gives it back before anything is encrypted by it.
-func (s *Sealer) Seal(ctx context.Context, key []byte) (json.RawMessage, error) {
+// Fit tells why this box cannot seal a key, or nil when it can.
+func (s *Sealer) Fit(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return err
 	}
 	if s.SecureBoot == nil || !s.SecureBoot() {
-		return nil, errors.New("without Secure Boot a sealed key would be given to any system: switch it on in the firmware")
+		return errors.New("without Secure Boot a sealed key would be given to any system: switch it on in the firmware")
 	}
 	for _, path := range []string{s.Signatures, s.Key} {
 		if _, err := os.Stat(path); err != nil {
-			return nil, fmt.Errorf("the running image brought no policy: %w", err)
+			return fmt.Errorf("the running image brought no policy: %w", err)
 		}
 	}
-	t, done, err := s.open(ctx, s.Expected != nil && s.Expected())
-	if err != nil {
+	return nil
+}
+
+// Seal wraps the key. That the TPM gives it back, the next start shows, or Unseal before Shut.
+func (s *Sealer) Seal(ctx context.Context, key []byte) (json.RawMessage, error) {
+	if err := s.Fit(ctx); err != nil {
 		return nil, err
+	}
+	var text json.RawMessage
+	err := s.With(ctx, s.expected(), func(t *TPM) error {
+		sealed, err := s.seal(t, key)
+		if err == nil {
+			text, err = sealed.marshal()
+		}
+		return err
+	})
+	return text, err
+}
+
+func (s *Sealer) expected() bool { return s.Expected != nil && s.Expected() }
+
+// With lends the box's TPM, and waits for its driver if it is told to.
+func (s *Sealer) With(ctx context.Context, wait bool, do func(*TPM) error) error {
+	s.turn.Lock()
+	defer s.turn.Unlock()
+	t, done, err := s.open(ctx, wait)
+	if err != nil {
+		return err
 	}
 	defer func() { _ = done() }()
-	sealed, err := s.seal(t, key)
-	if err != nil {
-		return nil, err
-	}
-	text, err := sealed.marshal()
-	if err != nil {
-		return nil, err
-	}
-	again, err := s.unseal(t, text)
-	if err != nil {
-		return nil, fmt.Errorf("sealed, but not given back: %w", err)
-	}
-	if subtle.ConstantTimeCompare(again, key) != 1 {
-		return nil, errors.New("sealed, but another key is given back")
-	}
-	return text, s.shut(t)
+	return do(t)
 }
 
 // open opens the TPM, or waits for it first.
@@ -137,25 +150,16 @@ func (s *Sealer) seal(t *TPM, key []byte) (*token, error) {
 	return &token{Version: tokenVersion, Public: sealed.Public, Private: sealed.Private, PCR7: pcr7[:], Release: der}, nil
 }
 
-// Unseal gives the key back, once in a start.
-func (s *Sealer) Unseal(ctx context.Context, sealed json.RawMessage) ([]byte, error) {
+// Unseal gives the key back.
+func (s *Sealer) Unseal(ctx context.Context, sealed json.RawMessage) (key []byte, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	t, done, err := s.open(ctx, true)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = done() }()
-	key, err := s.unseal(t, sealed)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.shut(t); err != nil {
-		clear(key)
-		return nil, err
-	}
-	return key, nil
+	err = s.With(ctx, true, func(t *TPM) error {
+		key, err = s.unseal(t, sealed)
+		return err
+	})
+	return key, err
 }
 
 func (s *Sealer) unseal(t *TPM, sealed json.RawMessage) ([]byte, error) {
@@ -178,12 +182,39 @@ func (s *Sealer) unseal(t *TPM, sealed json.RawMessage) ([]byte, error) {
 	return t.Unseal(&Sealed{Public: k.Public, Private: k.Private, PCR7: [32]byte(k.PCR7)}, release, sigs, s.Faults)
 }
 
-// shut makes PCR 11 a value that no release signs.
-func (s *Sealer) shut(t *TPM) error {
-	if s.Faults.NoExtend {
+// Shut makes PCR 11 a value that no release signs: whoever comes later in this start gets no
+// key. On a box without a TPM there is nothing to shut.
+func (s *Sealer) Shut(ctx context.Context) error {
+	if s.Faults.NoExtend || s.shut {
 		return nil
 	}
-	return t.Extend(PCRKernel, []byte(attest.StateOpened))
+	err := s.With(ctx, s.expected(), func(t *TPM) error { return t.Extend(PCRKernel, []byte(attest.StateOpened)) })
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	s.shut = err == nil
+	return err
+}
+
+// Quote answers a challenge with the TPM's word on PCRs 7 and 11, and with the keys by which the
+// core knows this TPM. events is the firmware's log (EventLog).
+func (s *Sealer) Quote(ctx context.Context, nonce [attest.NonceSize]byte, events string) (e *attest.Evidence, p Public, err error) {
+	var log [][]byte
+	if b, readErr := os.ReadFile(events); readErr == nil { // without a log the core can only compare
+		if log, err = ParseEventLog(b, PCRKernel); err != nil {
+			return nil, p, err
+		}
+		if s.shut {
+			log = append(log, attest.Event([]byte(attest.StateOpened)))
+		}
+	}
+	err = s.With(ctx, false, func(t *TPM) error {
+		if p, err = t.Public(); err == nil {
+			e, err = t.Quote(nonce, []uint{PCRSecureBoot, PCRKernel}, log)
+		}
+		return err
+	})
+	return e, p, err
 }
 
 func (k *token) marshal() (json.RawMessage, error) { return json.Marshal(k) }

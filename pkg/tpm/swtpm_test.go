@@ -18,6 +18,7 @@ type box struct {
 	t   *testing.T
 	dir string
 	off func()
+	tpm *TPM // as it was handed out last
 }
 
 func newBox(t *testing.T) *box {
@@ -95,7 +96,8 @@ func (b *box) start() *TPM {
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
-	return New(framed{conn})
+	b.tpm = New(framed{conn})
+	return b.tpm
 }
 
 // framed reads a whole answer from a stream.

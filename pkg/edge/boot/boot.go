@@ -36,8 +36,8 @@ const Dir = "/run/tributary"
 // Config is what the program brings along.
 type Config struct {
 	Version string
-	// Sealers keep STATE's key, the best first. The key stands in the open when none can.
-	Sealers []Sealer
+	// TPM keeps STATE's key; nil on a program that knows none.
+	TPM TPM
 	// Network brings addresses onto the interfaces and keeps them until ctx ends. The
 	// settings are nil when CONFIG holds none or is not fit.
 	Network func(ctx context.Context, settings *api.NetworkSettings, say func(format string, args ...any)) error
@@ -45,6 +45,9 @@ type Config struct {
 	// that there is nothing to start. why is shown.
 	Agent   func(Facts) (argv []string, why string)
 	Console func(tty string) (argv []string)
+	// Recover is the command line of the child that asks the core for STATE's key, when the
+	// TPM does not give it; the file holds a Recovery.
+	Recover func(f Facts, file string) (argv []string)
 	// Judge makes the judge of a release on trial; nil for none.
 	Judge func(Facts) Judge
 }
@@ -78,6 +81,7 @@ type booter struct {
 	branch  string // of the cgroups, for the children; empty when there are none
 	state   bool   // STATE is mounted
 	data    bool   // DATA is mounted
+	keys    keyring
 	facts   Facts
 	judge   Judge // nil for none
 

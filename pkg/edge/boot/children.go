@@ -99,6 +99,11 @@ func (b *booter) startChildren(ctx context.Context) error {
 		b.warn(api.Warning{Name: "no-data", Severity: api.Critical, Message: "neither the agent nor apps run: the encrypted partitions are not open (see /run/tributary/boot.json)", Remedy: "look at the failed steps in the recovery shell"})
 		errs = append(errs, errors.New("DATA is not open"))
 	}
+	if b.keys.locked != nil && b.cfg.Recover != nil {
+		if argv := b.cfg.Recover(b.facts, b.run(recoveryFile)); argv != nil {
+			b.keep(ctx, &child{name: "recover", argv: argv, oom: -900, grace: 2 * time.Second})
+		}
+	}
 	if b.cfg.Console == nil {
 		return errors.Join(errs...)
 	}

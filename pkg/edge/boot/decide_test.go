@@ -107,13 +107,13 @@ func TestRequest(t *testing.T) {
 		}
 	}
 	b := &booter{leave: make(chan request, 1)}
-	if a := b.answer(strings.NewReader(`{"do":"reboot","reason":"r"}` + "\n")); a.Error != "" {
+	if a := b.answer(t.Context(), strings.NewReader(`{"do":"reboot","reason":"r"}`+"\n")); a.Error != "" {
 		t.Error(a.Error)
 	}
 	if r := <-b.leave; r.Do != doReboot || r.Reason != "r" {
 		t.Errorf("%+v", r)
 	}
-	if a := b.answer(strings.NewReader(strings.Repeat("x", 10000))); a.Error == "" {
+	if a := b.answer(t.Context(), strings.NewReader(strings.Repeat("x", 10000))); a.Error == "" {
 		t.Error("a line without end is taken")
 	}
 }

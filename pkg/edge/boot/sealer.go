@@ -3,6 +3,7 @@ package boot
 import (
 	"context"
 	"encoding/json"
+	"errors"
 )
 
 // Sealer keeps STATE's key so that only this box, in a state that its owner accepts, gets
@@ -12,21 +13,48 @@ import (
 type Sealer interface {
 	// Name is stable: it is in the header.
 	Name() string
-	// Seal wraps the key. An error means that this sealer cannot serve on this box (no
-	// TPM); the next is asked.
+	// Seal wraps the key. An error means that this sealer cannot serve on this box.
 	Seal(ctx context.Context, key []byte) (json.RawMessage, error)
 	// Unseal gives the key back.
 	Unseal(ctx context.Context, sealed json.RawMessage) ([]byte, error)
 }
 
-// sealers are asked in order; the last always serves.
-func (b *booter) sealers() []Sealer {
-	return append(b.cfg.Sealers[:len(b.cfg.Sealers):len(b.cfg.Sealers)], fileSealer{})
+// TPM is the box's own, which seals, and by which the core knows the box again.
+type TPM interface {
+	Sealer
+	// Fit tells why this box cannot seal; nil when it can. ErrNoTPM when it has none.
+	Fit(ctx context.Context) error
+	// Shut ends unsealing for this start, for everybody. Without a TPM it does nothing.
+	Shut(ctx context.Context) error
+	// Quote answers a challenge of 32 bytes.
+	Quote(ctx context.Context, nonce []byte) (Quoted, error)
+	// Activate opens what the core encrypted to this TPM.
+	Activate(ctx context.Context, blob, secret []byte) ([]byte, error)
+	// Floor is the lowest security counter of a release that this TPM opens STATE for;
+	// RaiseFloor makes it higher.
+	Floor(ctx context.Context) (uint64, error)
+	RaiseFloor(ctx context.Context, counter uint64) error
+}
+
+// ErrNoTPM is for what only a TPM can do.
+var ErrNoTPM = errors.New("this box has no TPM 2.0 that the system may use")
+
+// Quoted is a TPM's answer to a challenge, and what the core knows it by (TPMT_PUBLIC).
+type Quoted struct {
+	Evidence    []byte `json:"evidence"`
+	Attestation []byte `json:"attestation"`
+	Endorsement []byte `json:"endorsement"`
+	// Sealed tells what keeps STATE's key: "tpm2" or "file"; empty while STATE is shut.
+	Sealed string `json:"sealed"`
+	// Unfit tells why the key is not sealed, on a box that could be otherwise; Ready, that it
+	// will be once the core has its escrow.
+	Unfit string `json:"unfit,omitempty"`
+	Ready bool   `json:"ready,omitempty"`
 }
 
 // fileSealer seals nothing: the key stands in the header as it is. It is for boxes without a
 // TPM, and raises state-key-unsealed. What is gained is that one overwritten header makes
-// the whole disk unreadable (factory reset), and that a TPM can seal the same key later.
+// the whole disk unreadable (factory reset), and that a TPM can seal a key later.
 type fileSealer struct{}
 
 func (fileSealer) Name() string { return "file" }

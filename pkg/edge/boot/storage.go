@@ -3,13 +3,11 @@ package boot
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"unsafe"
 
@@ -114,14 +112,19 @@ func (b *booter) openState(ctx context.Context) error {
 	if err := b.finishReset(node); err != nil {
 		return err
 	}
-	made, err := b.volume(ctx, "state", node, func() ([]byte, error) { return b.stateKey(ctx, node) }, func() ([]byte, func() error, error) {
-		return b.newStateKey(ctx, node)
+	b.keys.node = node
+	made, err := b.volume(ctx, "state", node, func() ([]byte, error) { return b.stateKey(ctx) }, func() ([]byte, func() error, error) {
+		return b.newStateKey(ctx)
 	})
 	b.report.First = made
+	if b.keys.locked == nil { // else what comes from the core is sealed in this start yet
+		err = errors.Join(err, b.shut(ctx))
+	}
 	if err != nil {
 		return err
 	}
 	b.state = true
+	b.settleKey(ctx)
 	return os.MkdirAll(filepath.Dir(dataKey), 0o700)
 }
 
@@ -298,90 +301,4 @@ func luksMap(node, name string, key []byte) error {
 		return err
 	}
 	return os.Symlink(dev, "/dev/mapper/"+name)
-}
-
-// token is a LUKS2 token of ours: what a Sealer made of the volume's key.
-type token struct {
-	Type     string          `json:"type"`
-	Keyslots []string        `json:"keyslots"`
-	Sealed   json.RawMessage `json:"sealed"`
-}
-
-const tokenPrefix = "tributary-"
-
-// newStateKey makes STATE's key and what keeps it: a token in STATE's own header.
-func (b *booter) newStateKey(ctx context.Context, node string) (key []byte, keep func() error, err error) {
-	key = make([]byte, keySize)
-	if _, err := rand.Read(key); err != nil {
-		return nil, nil, err
-	}
-	var faults []error
-	for _, s := range b.sealers() {
-		sealed, err := s.Seal(ctx, slices.Clone(key))
-		if err != nil {
-			b.say("STATE's key is not kept by %s: %v", s.Name(), err)
-			faults = append(faults, fmt.Errorf("%s: %w", s.Name(), err))
-			continue
-		}
-		t, err := json.Marshal(token{Type: tokenPrefix + s.Name(), Keyslots: []string{"0"}, Sealed: sealed})
-		if err != nil {
-			return nil, nil, err
-		}
-		b.warnUnsealed(s)
-		return key, func() error {
-			_, _, err := b.procs.run(ctx, t, "cryptsetup", "token", "import", "--json-file", "-", node)
-			return err
-		}, nil
-	}
-	return nil, nil, errors.Join(faults...)
-}
-
-// stateKey goes through the tokens of STATE's header until one yields the key.
-func (b *booter) stateKey(ctx context.Context, node string) ([]byte, error) {
-	var faults []error
-	for _, text := range b.tokens(ctx, node) {
-		var t token
-		if err := json.Unmarshal(text, &t); err != nil || !strings.HasPrefix(t.Type, tokenPrefix) {
-			continue
-		}
-		for _, s := range b.sealers() {
-			if s.Name() != strings.TrimPrefix(t.Type, tokenPrefix) {
-				continue
-			}
-			key, err := s.Unseal(ctx, t.Sealed)
-			if err == nil {
-				b.warnUnsealed(s)
-				return key, nil
-			}
-			faults = append(faults, fmt.Errorf("%s: %w", s.Name(), err))
-		}
-	}
-	return nil, errors.Join(append(faults, errors.New("no token of STATE's header yields its key"))...)
-}
-
-// tokens reads the header itself, or has cryptsetup read it when a copy is torn.
-func (b *booter) tokens(ctx context.Context, node string) (out []json.RawMessage) {
-	f, err := os.Open(node)
-	if err == nil {
-		defer f.Close()
-		h, err := luks.Read(f)
-		if err == nil {
-			return h.Tokens()
-		}
-		b.say("%s: %v; cryptsetup is asked", node, err)
-	}
-	for id := range 8 {
-		if text, _, err := b.procs.run(ctx, nil, "cryptsetup", "token", "export", "--token-id", fmt.Sprint(id), node); err == nil {
-			out = append(out, json.RawMessage(text))
-		}
-	}
-	return out
-}
-
-func (b *booter) warnUnsealed(s Sealer) {
-	if s.Name() == (fileSealer{}).Name() {
-		b.warn(api.Warning{Name: "state-key-unsealed", Severity: api.Degraded,
-			Message: "the key of this box's encrypted state lies beside it on the disk: who takes the disk can read it",
-			Remedy:  "use a box with a TPM 2.0, switch its TPM on in the firmware, or accept it for this site"})
-	}
 }

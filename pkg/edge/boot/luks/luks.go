@@ -162,6 +162,12 @@ func (h *Header) Tokens() (out []json.RawMessage) {
 	return out
 }
 
+// TokenIDs are the numbers of Tokens, in the same order.
+func (h *Header) TokenIDs() []string { return numbers(h.meta.Tokens) }
+
+// Slots are the numbers of the key slots that are in use.
+func (h *Header) Slots() []string { return numbers(h.meta.Keyslots) }
+
 func numbers[T any](m map[string]T) []string {
 	var out []string
 	for id := range m {

@@ -1,0 +1,284 @@
+package boot
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// chip is a TPM as far as boot sees one: it gives a key while pcr is what it was, until it is shut.
+type chip struct {
+	TPM
+	pcr   string
+	shut  bool
+	keys  map[string][]byte // by the token's text
+	unfit error
+}
+
+func (c *chip) Name() string              { return "tpm2" }
+func (c *chip) Fit(context.Context) error { return c.unfit }
+func (c *chip) Shut(context.Context) error {
+	c.shut = true
+	return nil
+}
+
+func (c *chip) Seal(_ context.Context, key []byte) (json.RawMessage, error) {
+	text := fmt.Sprintf(`"%s %d"`, c.pcr, len(c.keys))
+	c.keys[text] = bytes.Clone(key)
+	return json.RawMessage(text), c.unfit
+}
+
+func (c *chip) Unseal(_ context.Context, sealed json.RawMessage) ([]byte, error) {
+	var text string
+	if err := json.Unmarshal(sealed, &text); err != nil {
+		return nil, err
+	}
+	key := c.keys[string(sealed)]
+	if pcr, _, _ := strings.Cut(text, " "); key == nil || pcr != c.pcr || c.shut {
+		return nil, errors.New("the TPM does not give the key")
+	}
+	return bytes.Clone(key), nil
+}
+
+func (c *chip) Activate(_ context.Context, blob, _ []byte) ([]byte, error) { return blob, nil }
+
+// headed is a STATE of which there is only the header, as the first start makes it.
+func headed(t *testing.T) (node string, tpm *chip) {
+	t.Helper()
+	if _, err := exec.LookPath("cryptsetup"); err != nil {
+		t.Skip("needs cryptsetup: run tests/install-deps")
+	}
+	node, tpm = filepath.Join(t.TempDir(), "state"), &chip{pcr: "7", keys: map[string][]byte{}}
+	if err := os.WriteFile(node, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(node, 24<<20); err != nil {
+		t.Fatal(err)
+	}
+	b := starts(t, node, tpm)
+	key, keep, err := b.newStateKey(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.cryptsetup(t.Context(), key, "luksFormat", "--batch-mode", "--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000",
+		"--cipher", "aes-xts-plain64", "--key-size", "512", "--hash", "sha256", "--key-file", "-", "--keyfile-size", "32", node); err != nil {
+		t.Fatal(err)
+	}
+	if err := keep(); err != nil {
+		t.Fatal(err)
+	}
+	return node, tpm
+}
+
+// starts is process 1 of another start.
+func starts(t *testing.T, node string, tpm *chip) *booter {
+	t.Helper()
+	tpm.shut = false
+	b := &booter{cfg: Config{TPM: tpm}, out: &consoles{}, leave: make(chan request, 1)}
+	b.keys.node = node
+	b.keys.run = func(ctx context.Context, stdin []byte, argv ...string) (string, int, error) {
+		cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+		cmd.Stdin = bytes.NewReader(stdin)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("%s: %w: %s", argv[1], err, out)
+		}
+		return string(out), cmd.ProcessState.ExitCode(), err
+	}
+	return b
+}
+
+// opensBy has a start open STATE, and tells what gave the key.
+func opensBy(t *testing.T, b *booter) string {
+	t.Helper()
+	key, err := b.stateKey(t.Context())
+	if err != nil {
+		if b.keys.locked == nil {
+			t.Fatal(err)
+		}
+		return "locked"
+	}
+	if err := b.opens(key); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.shut(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.state = true
+	b.settleKey(t.Context())
+	return b.keys.source
+}
+
+func inHeader(t *testing.T, b *booter) string {
+	t.Helper()
+	tokens, slots, err := b.header(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kinds []string
+	for _, k := range tokens {
+		kinds = append(kinds, strings.TrimPrefix(k.Type, tokenPrefix))
+	}
+	slices.Sort(kinds)
+	return fmt.Sprint(kinds, len(slots))
+}
+
+func someKey(t *testing.T) []byte {
+	key := make([]byte, keySize)
+	if _, err := rand.Read(key); err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+var ofBox = Recovery{Device: "abcdefghijklm", Parents: []string{"https://core:8443"}, Root: make([]byte, 32)}
+
+// TestKeyGoesIntoTPM goes from the first start to a changed firmware and back, on a header that
+// cryptsetup made.
+func TestKeyGoesIntoTPM(t *testing.T) {
+	node, tpm := headed(t)
+	key := someKey(t)
+	b := starts(t, node, tpm)
+	if by := opensBy(t, b); by != "file" {
+		t.Fatal(by)
+	}
+	if err := b.escrow(t.Context(), key, &ofBox); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.escrow(t.Context(), someKey(t), &ofBox); err == nil {
+		t.Error("a second key in one start: the core would have another than the TPM")
+	}
+	if got := inHeader(t, b); got != "[file recovery tpm2] 2" {
+		t.Errorf("after the escrow: %s", got)
+	}
+	for range 2 {
+		b = starts(t, node, tpm)
+		if by := opensBy(t, b); by != "tpm2" {
+			t.Fatal(by)
+		}
+		if got := inHeader(t, b); got != "[recovery tpm2] 1" {
+			t.Errorf("opened by the TPM: %s", got)
+		}
+		if err := b.opens(key); err != nil {
+			t.Errorf("the core's key: %v", err)
+		}
+	}
+	tpm.pcr = "other"
+	b = starts(t, node, tpm)
+	if by := opensBy(t, b); by != "locked" || b.keys.locked.Device != ofBox.Device {
+		t.Fatalf("after a change of the firmware: %s", by)
+	}
+	if err := b.unlock(t.Context(), someKey(t), nil); err == nil || inHeader(t, b) != "[recovery tpm2] 1" {
+		t.Errorf("another key from the core: %v, %s", err, inHeader(t, b))
+	}
+	if err := b.unlock(t.Context(), key, nil); err != nil {
+		t.Fatal(err)
+	}
+	if r := <-b.leave; r.Do != doReboot {
+		t.Errorf("%+v", r)
+	}
+	if !tpm.shut {
+		t.Error("the TPM is not shut")
+	}
+	b = starts(t, node, tpm)
+	if by := opensBy(t, b); by != "tpm2" || inHeader(t, b) != "[recovery tpm2] 1" {
+		t.Errorf("after it was sealed anew: %s, %s", by, inHeader(t, b))
+	}
+}
+
+// TestKeySealedInVain has the TPM not give back what it sealed: the old key still opens, what was
+// begun is destroyed, and the next escrow works.
+func TestKeySealedInVain(t *testing.T) {
+	node, tpm := headed(t)
+	b := starts(t, node, tpm)
+	opensBy(t, b)
+	if err := b.escrow(t.Context(), someKey(t), &ofBox); err != nil {
+		t.Fatal(err)
+	}
+	tpm.pcr = "other"
+	b = starts(t, node, tpm)
+	if by := opensBy(t, b); by != "file" || inHeader(t, b) != "[file] 1" {
+		t.Fatalf("%s, %s", by, inHeader(t, b))
+	}
+	if err := b.escrow(t.Context(), someKey(t), &ofBox); err != nil {
+		t.Fatal(err)
+	}
+	if by := opensBy(t, starts(t, node, tpm)); by != "tpm2" {
+		t.Error(by)
+	}
+}
+
+// TestKeyCut cuts the power in the middle of the escrow.
+func TestKeyCut(t *testing.T) {
+	for at, left := range map[string]func(*booter, []byte) error{
+		"slot": func(b *booter, key []byte) error { return b.addKey(t.Context(), fileKey(t, b), key, "1") },
+		"recovery": func(b *booter, key []byte) error {
+			return errors.Join(b.addKey(t.Context(), fileKey(t, b), key, "1"), b.importToken(t.Context(), token{Type: tokenRecovery, Keyslots: []string{"1"}, Sealed: json.RawMessage(`{}`)}))
+		},
+	} {
+		node, tpm := headed(t)
+		b := starts(t, node, tpm)
+		opensBy(t, b)
+		if err := left(b, someKey(t)); err != nil {
+			t.Fatal(err)
+		}
+		b = starts(t, node, tpm)
+		if by := opensBy(t, b); by != "file" || inHeader(t, b) != "[file] 1" {
+			t.Errorf("%s: %s, %s", at, by, inHeader(t, b))
+		}
+		if err := b.escrow(t.Context(), someKey(t), &ofBox); err != nil {
+			t.Errorf("%s: %v", at, err)
+		}
+	}
+}
+
+func fileKey(t *testing.T, b *booter) []byte {
+	t.Helper()
+	tokens, _, err := b.header(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := fileSealer{}.Unseal(t.Context(), find(tokens, tokenFile)[0].Sealed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+// TestTidyKeepsOne shows that no header loses the slot by which STATE was just opened.
+func TestTidyKeepsOne(t *testing.T) {
+	kinds := []string{tokenFile, tokenTPM, tokenRecovery, tokenPrefix + "other"}
+	rapid.Check(t, func(t *rapid.T) {
+		source := rapid.SampledFrom([]string{"tpm2", "file"}).Draw(t, "source")
+		slot := rapid.SampledFrom([]string{"0", "1", "2"})
+		var tokens []token
+		for i := range rapid.IntRange(0, 5).Draw(t, "n") {
+			tokens = append(tokens, token{id: fmt.Sprint(i), Type: rapid.SampledFrom(kinds).Draw(t, "kind"), Keyslots: rapid.SliceOfNDistinct(slot, 0, 2, rapid.ID).Draw(t, "slots")})
+		}
+		ids, kill := tidy(source, tokens, []string{"0", "1", "2"})
+		for _, k := range find(tokens, tokenPrefix+source) {
+			if slices.Contains(ids, k.id) {
+				t.Errorf("the token that opened goes: %v", ids)
+			}
+			for _, s := range k.Keyslots {
+				if slices.Contains(kill, s) {
+					t.Errorf("its slot goes: %v", kill)
+				}
+			}
+		}
+		if len(kill) == 3 {
+			t.Error("all slots go")
+		}
+	})
+}
