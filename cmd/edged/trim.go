@@ -18,8 +18,7 @@ const settled = time.Minute
 
 // trim gives back, once, what starting needed and running does not: free heap, and the
 // pages of the program's own file that were read at start (tables of types, set-up of
-// libraries). The kernel finds those that are wanted again in its page cache. The
-// collector runs first, since it reads much of the program's tables.
+// libraries). The collector runs first, since it reads much of the program's tables.
 func (b *box) trim(ctx context.Context) error {
 	timer := time.NewTimer(settled)
 	defer timer.Stop()
@@ -36,7 +35,10 @@ func (b *box) trim(ctx context.Context) error {
 	return nil
 }
 
-// dropText unmaps the clean pages of this program's read-only segments.
+// dropText has the kernel forget the pages of this program's read-only segments, in its
+// page cache too, so that the memory is free and not only no longer counted here. Those
+// that are wanted again are read one by one (MADV_RANDOM): with reading ahead, each of
+// them would bring its fifteen neighbours back, and most of the program with them.
 func dropText() error {
 	exe, err := os.Readlink("/proc/self/exe")
 	if err != nil {
@@ -47,8 +49,10 @@ func dropText() error {
 		return err
 	}
 	for _, s := range readOnlySegments(maps, exe) {
-		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, s.from, s.to-s.from, unix.MADV_DONTNEED); errno != 0 {
-			return errno
+		for _, advice := range []uintptr{unix.MADV_RANDOM, unix.MADV_PAGEOUT} {
+			if _, _, errno := unix.Syscall(unix.SYS_MADVISE, s.from, s.to-s.from, advice); errno != 0 {
+				return errno
+			}
 		}
 	}
 	return nil
