@@ -7,6 +7,7 @@ package hwprofiles
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 )
 
@@ -42,7 +43,6 @@ type Profile struct {
 	Watchdog   Watchdog   `json:"watchdog"`
 	// Consoles are where the recovery shell shows; the first is the kernel's main one.
 	Consoles         []Console        `json:"consoles"`
-	GPIO             GPIO             `json:"gpio,omitzero"`
 	Relay            Relay            `json:"relay"`
 	Power            Power            `json:"power"`
 	PhysicalPresence PhysicalPresence `json:"physicalPresence"`
@@ -91,28 +91,43 @@ type HugePages struct {
 	Count int64  `json:"count"`
 }
 
-// NIC is the policy for the network interfaces that fit Match.
+// NIC is the policy for the ports of some drivers.
 type NIC struct {
 	// Drivers are kernel drivers; empty fits every one.
 	Drivers []string `json:"drivers,omitempty"`
-	// MinSpeed is in Mbit/s.
-	MinSpeed int64 `json:"minSpeed,omitempty"`
-	// Role is uplink, site, fronthaul, or any.
+	// Role is what the port is for. Without network settings, ports of the role uplink or
+	// any are asked for an address first, those of the site after them, and those of the
+	// fronthaul not at all.
 	Role string `json:"role"`
-	// VirtualFunctions are created on each (SR-IOV); Switchdev puts the card's switch in
-	// switchdev mode.
+	// VirtualFunctions are made of each at boot (SR-IOV), as far as the card has them;
+	// Switchdev puts the card's switch in switchdev mode before.
 	VirtualFunctions int64 `json:"virtualFunctions,omitempty"`
 	Switchdev        bool  `json:"switchdev,omitempty"`
-	// PTP: the card's clock follows, or serves, IEEE 1588 time.
-	PTP bool `json:"ptp,omitempty"`
+}
+
+// Roles of ports.
+const (
+	Uplink    = "uplink"
+	Site      = "site"
+	Fronthaul = "fronthaul"
+	Any       = "any"
+)
+
+// NIC gives the first policy that fits a port's driver.
+func (p Profile) NIC(driver string) (NIC, bool) {
+	for _, n := range p.NICs {
+		if len(n.Drivers) == 0 || slices.Contains(n.Drivers, driver) {
+			return n, true
+		}
+	}
+	return NIC{}, false
 }
 
 // GPU is the policy for accelerators.
 type GPU struct {
-	// Drivers are tried in order; empty means that accelerators are left alone.
+	// Drivers are kernel modules that process 1 loads once the image's extensions are
+	// there; empty means that accelerators are left alone.
 	Drivers []string `json:"drivers,omitempty"`
-	// Slicing is none, time or mig.
-	Slicing string `json:"slicing,omitempty"`
 }
 
 // Watchdog resets a box that hangs.
@@ -132,24 +147,13 @@ type Watchdog struct {
 type Console struct {
 	TTY  string `json:"tty"`            // ttyS0, ttyAMA0, tty0, hvc0
 	Baud int64  `json:"baud,omitempty"` // serial lines only
-	// Screen is the terminal that the text interface draws on, when it is not TTY: the
-	// kernel's tty0 is whatever is in front, tty1 the first of them.
-	Screen string `json:"screen,omitempty"`
-}
-
-// GPIO names lines that the appliance itself uses, as "chip:line" or a line's name.
-type GPIO struct {
-	StatusLED   string `json:"statusLED,omitempty"`
-	ResetButton string `json:"resetButton,omitempty"`
 }
 
 // Relay says how far the box can serve others.
 type Relay struct {
 	Capable bool `json:"capable"`
-	// MaxChildren is the number of devices below it that it was sized for; Cache the MiB
-	// of artifacts it keeps for them.
-	MaxChildren int64 `json:"maxChildren,omitempty"`
-	Cache       int64 `json:"cache,omitempty"`
+	// Cache is how many MiB of artifacts it keeps for them, unless the core says otherwise.
+	Cache int64 `json:"cache,omitempty"`
 }
 
 // Power is a straight line between idle and full use, in watts: what the energy meter
@@ -207,15 +211,4 @@ func (c Console) arg() string {
 		return fmt.Sprintf("console=%s,%dn8", c.TTY, c.Baud)
 	}
 	return "console=" + c.TTY
-}
-
-// Terminal is the device under /dev that the text interface draws on.
-func (c Console) Terminal() string {
-	if c.Screen != "" {
-		return c.Screen
-	}
-	if c.TTY == "tty0" {
-		return "tty1"
-	}
-	return c.TTY
 }

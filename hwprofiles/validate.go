@@ -58,7 +58,6 @@ var (
 	moduleShape  = compiled(`^[a-zA-Z0-9][a-zA-Z0-9_-]*$`)
 	ttyShape     = compiled(`^(tty[0-9]{1,2}|tty(S|AMA|USB|AML|FIQ|mxc|LP|THS|TCU|PS|SC|MSM)[0-9]{1,2}|hvc[0-9]{1,2})$`)
 	cpusShape    = compiled(`^[0-9]{1,4}(-([0-9]{1,4}|N))?(,[0-9]{1,4}(-([0-9]{1,4}|N))?){0,15}$`)
-	gpioShape    = compiled(`^[a-zA-Z0-9][a-zA-Z0-9_.:-]*$`)
 	patternShape = compiled(`^[ -~]+$`)
 	pciShape     = compiled(`^[0-9a-f]{4}:([0-9a-f]{4}|\*)$`)
 )
@@ -91,10 +90,8 @@ func validate(p Profile, lines map[string]int) error {
 	for i, t := range p.Consoles {
 		at := fmt.Sprintf("consoles[%d]", i)
 		c.fault(ttyShape().MatchString(t.TTY), at+".tty", "name it as under /dev: ttyS0, ttyAMA0, tty0, hvc0", "%s is no terminal", quote(t.TTY))
-		c.fault(t.Screen == "" || ttyShape().MatchString(t.Screen), at+".screen", "name it as under /dev: tty1", "%s is no terminal", quote(t.Screen))
 		c.fault(t.Baud == 0 || slices.Contains([]int64{9600, 19200, 38400, 57600, 115200, 230400, 460800, 921600, 1500000}, t.Baud), at+".baud", "use 115200, or what the line is set to", "%d is no usual speed", t.Baud)
 	}
-	c.between("relay.maxChildren", p.Relay.MaxChildren, 0, 100_000, "devices")
 	c.between("relay.cache", p.Relay.Cache, 0, 64<<20, "MiB")
 	c.power(p.Power)
 	for i, s := range p.PhysicalPresence.Proof {
@@ -219,17 +216,10 @@ func (c *checker) devices(p Profile) {
 	for i, n := range p.NICs[:min(len(p.NICs), 16)] {
 		at := fmt.Sprintf("nics[%d]", i)
 		c.texts(at+".drivers", n.Drivers, 32, moduleShape)
-		c.oneOf(at+".role", n.Role, "uplink", "site", "fronthaul", "any")
-		c.between(at+".minSpeed", n.MinSpeed, 0, 1_600_000, "Mbit/s")
+		c.oneOf(at+".role", n.Role, Uplink, Site, Fronthaul, Any)
 		c.between(at+".virtualFunctions", n.VirtualFunctions, 0, 256, "functions")
 	}
 	c.texts("gpu.drivers", p.GPU.Drivers, 8, moduleShape)
-	if p.GPU.Slicing != "" {
-		c.oneOf("gpu.slicing", p.GPU.Slicing, "none", "time", "mig")
-	}
-	for _, g := range []struct{ at, line string }{{"gpio.statusLED", p.GPIO.StatusLED}, {"gpio.resetButton", p.GPIO.ResetButton}} {
-		c.fault(g.line == "" || len(g.line) <= 64 && gpioShape().MatchString(g.line), g.at, "write chip:line, or the line's name", "%s is no GPIO line", quote(g.line))
-	}
 }
 
 func (c *checker) watchdog(w Watchdog) {

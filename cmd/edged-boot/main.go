@@ -10,11 +10,13 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"tributary.dev/tributary/hwprofiles"
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/boot"
 	"tributary.dev/tributary/pkg/edge/uplink"
@@ -41,13 +43,31 @@ func main() {
 		TPM:     newTPM(),
 		Recover: recoverArgs,
 		Network: func(ctx context.Context, s *api.NetworkSettings, say func(string, ...any)) error {
-			return uplink.Keep(ctx, uplink.Keeping{Config: uplink.Config{Settings: s, Run: boot.Dir, Sys: "/sys", Say: say}, File: "/state/network.json",
+			return uplink.Keep(ctx, uplink.Keeping{Config: uplink.Config{Settings: s, Run: boot.Dir, Sys: "/sys", Say: say, Rank: rank()}, File: "/state/network.json",
 				Online: func(ctx context.Context) bool { return online(ctx, "/run/edged/edged.sock") }})
 		},
 		Agent:   agentArgs,
 		Judge:   judge,
 		Console: consoleArgs,
 	})
+}
+
+// rank is in which turn ports are asked for an address where nobody said how: by the roles
+// that the image's profile gives them.
+func rank() func(driver string) int {
+	p, err := hwprofiles.Installed(os.DirFS("/"))
+	if err != nil {
+		return nil // no profile: one port is as good as another
+	}
+	return func(driver string) int {
+		switch nic, _ := p.NIC(driver); nic.Role {
+		case hwprofiles.Site:
+			return 1
+		case hwprofiles.Fronthaul:
+			return uplink.Last
+		}
+		return 0
+	}
 }
 
 // consoleArgs is the command line of the recovery console on a terminal, and, for no
@@ -81,6 +101,9 @@ func agentArgs(f boot.Facts) (argv []string, why string) {
 	}
 	if f.Settings.Relay {
 		argv = append(argv, "--relay")
+		if most := f.Profile.Relay.Cache; most > 0 {
+			argv = append(argv, "--cache", strconv.FormatInt(most, 10))
+		}
 	}
 	return argv, ""
 }

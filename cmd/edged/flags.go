@@ -27,6 +27,8 @@ type options struct {
 	snapshotter   string
 	pool          string
 	relay         bool
+	cacheMB       int64
+	preload       string
 	listenMQTT    string
 	listenHTTPS   string
 	verbose       bool
@@ -52,6 +54,8 @@ func parseOptions(args []string, errs io.Writer) (options, error) {
 	f.BoolVar(&o.relay, "relay", false, "serve children")
 	f.StringVar(&o.listenMQTT, "listen-mqtt", ":8883", "where a relay serves MQTT")
 	f.StringVar(&o.listenHTTPS, "listen-https", ":8443", "where a relay serves artifacts, enrolment and streams")
+	f.Int64Var(&o.cacheMB, "cache", 0, "MiB of artifacts that a relay keeps at most, unless the core says otherwise; 0 is 80 % of the disk")
+	f.StringVar(&o.preload, "preload", "/usr/share/tributary/preload/apps", "folder of OCI image layouts, one for each repository, that are looked into before the parent is asked")
 	f.BoolVar(&o.verbose, "verbose", false, "log details")
 	f.IntVar(&o.memoryLimitMB, "memory-limit", 0, "memory in MiB that the garbage collector tries to stay under; 0 is 24, or 128 for a relay")
 	if err := f.Parse(args); err != nil {

@@ -294,7 +294,7 @@ func (b *box) makeRelay(context.Context) (err error) {
 	if !b.o.relay {
 		return nil
 	}
-	if b.cache, err = oci.Open(oci.Config{Dir: filepath.Join(b.o.data, "cache"), Upstream: b.parents, Log: b.log}); err != nil {
+	if b.cache, err = oci.Open(oci.Config{Dir: filepath.Join(b.o.data, "cache"), Upstream: oci.Preload(b.o.preload, b.parents), Most: b.o.cacheMB << 20, Log: b.log}); err != nil {
 		return err
 	}
 	b.splice = stream.NewSplice(stream.SpliceConfig{Parent: b.parents.Stream, Log: b.log})
@@ -308,7 +308,7 @@ func (b *box) artifacts() oci.Upstream {
 	if b.cache != nil {
 		return b.cache.Upstream()
 	}
-	return b.parents
+	return oci.Preload(b.o.preload, b.parents)
 }
 
 func (b *box) makeWorkload(ctx context.Context) error {

@@ -9,7 +9,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -93,6 +92,8 @@ const (
 	NetbootFile   = "netboot.efi"
 	BillFile      = "sbom.cdx.json"
 	ManifestFile  = "build.json"
+
+	programsDir = ".programs" // our own programs as they went in; another build's would be another's
 )
 
 // builder is a build under way.
@@ -170,7 +171,7 @@ func prepare(c Config) (*builder, error) {
 		return nil, err
 	}
 	// Results of an earlier build would lie beside another's.
-	for _, name := range []string{RawFile, ZstdFile, MapFile, InstallerFile, NetbootFile, ManifestFile, UKIFile, VerityFile} {
+	for _, name := range []string{RawFile, ZstdFile, MapFile, InstallerFile, NetbootFile, ManifestFile, UKIFile, VerityFile, BundleFile, BillFile} {
 		if err := os.Remove(filepath.Join(c.Out, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, err
 		}
@@ -200,21 +201,24 @@ func (b *builder) keys(context.Context) (err error) {
 }
 
 func (b *builder) buildTree(ctx context.Context) error {
-	files, err := preload(b.Preload)
+	files, err := preload(b.Preload, b.Profile.Arch)
 	if err != nil {
 		return err
 	}
 	if b.Settings == nil {
-		b.Settings = files[preloaded+"tributary.yaml"]
+		b.Settings = files[preloaded+settingsFile]
 	}
-	b.programs, err = tree.BuildPrograms(ctx, b.Root, b.Profile.Arch, b.Version, filepath.Join(b.Cache, "programs", b.Profile.Arch))
+	if err := checkSettings(b.Settings, b.Profile); err != nil {
+		return err
+	}
+	b.programs, err = tree.BuildPrograms(ctx, b.Root, b.Profile.Arch, b.Version, b.out(programsDir))
 	if err != nil {
 		return err
 	}
-	if files == nil {
-		files = map[string][]byte{}
-	}
 	files[anchorFile] = b.releases.Root
+	if files[hwprofiles.InstalledFile], err = b.Profile.Encode(); err != nil {
+		return err
+	}
 	b.tree, err = tree.Build(ctx, tree.Config{
 		Root: b.Root, Profile: b.Profile, Version: b.Version, Time: b.Time, Cache: filepath.Join(b.Cache, "debs"), Lock: b.Lock,
 		Programs: b.programs, Files: files, Out: b.Out, Log: b.Log,
@@ -224,47 +228,6 @@ func (b *builder) buildTree(ctx context.Context) error {
 	}
 	b.done.Kernel, b.done.Packages, b.done.Root = b.tree.KernelVersion, len(b.tree.Packages), b.tree.RootSize
 	return nil
-}
-
-// maxPreload bounds what a root may carry besides the system; its partition is the harder bound.
-const maxPreload = 4 << 30
-
-const preloaded = "usr/share/tributary/preload/"
-
-// preload reads the folder as files of the root: all of it lies below /usr/share/tributary/preload, certificates of a
-// private CA (ca/NAME.crt) are also trusted by the system, and tributary.yaml goes to CONFIG.
-func preload(dir string) (map[string][]byte, error) {
-	if dir == "" {
-		return nil, nil
-	}
-	files, total := map[string][]byte{}, int64(0)
-	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		if !d.Type().IsRegular() {
-			return fmt.Errorf("%s is no plain file", path)
-		}
-		rel, err := filepath.Rel(dir, path)
-		if err != nil {
-			return err
-		}
-		body, err := os.ReadFile(path)
-		if total += int64(len(body)); total > maxPreload {
-			return fmt.Errorf("%s holds more than %d bytes", dir, int64(maxPreload))
-		}
-		name := filepath.ToSlash(rel)
-		files[preloaded+name] = body
-		if ca, ok := strings.CutPrefix(name, "ca/"); ok && err == nil && !strings.Contains(ca, "/") {
-			// Every program of the system reads this folder besides the bundle.
-			if block, _ := pem.Decode(body); block == nil || block.Type != "CERTIFICATE" {
-				return fmt.Errorf("%s is no certificate in PEM", path)
-			}
-			files["etc/ssl/certs/preload-"+ca] = body
-		}
-		return err
-	})
-	return files, err
 }
 
 // salt is the same for every release, so that blocks that did not change keep their digests.
@@ -356,9 +319,9 @@ const example = `# Settings for this box, read at every start. Remove the leadin
 `
 
 func (b *builder) buildDisk(context.Context) (err error) {
-	config := fat.File{Path: "tributary.yaml", Content: strings.NewReader(string(b.Settings))}
+	config := fat.File{Path: settingsFile, Content: strings.NewReader(string(b.Settings))}
 	if b.Settings == nil {
-		config = fat.File{Path: "tributary.yaml.example", Content: strings.NewReader(example)}
+		config = fat.File{Path: settingsFile + ".example", Content: strings.NewReader(example)}
 	}
 	b.image, err = disk.Write(b.out(RawFile), disk.Layout{
 		Profile: b.Profile.Name, Arch: b.Profile.Arch, Sizes: b.Profile.Partitions, Time: b.Time,
@@ -387,7 +350,7 @@ func (b *builder) bill(context.Context) error {
 
 func (b *builder) writeManifest(context.Context) error {
 	// The raw disk's sum is known from compressing it; a quick build leaves it to the block map.
-	for _, name := range []string{ZstdFile, MapFile, RootFile, VerityFile, UKIFile, ManagerFile, InstallerFile, NetbootFile, BillFile} {
+	for _, name := range []string{ZstdFile, MapFile, RootFile, VerityFile, UKIFile, ManagerFile, BundleFile, InstallerFile, NetbootFile, BillFile} {
 		o, err := sum(b.out(name))
 		if errors.Is(err, os.ErrNotExist) {
 			continue

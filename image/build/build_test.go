@@ -42,42 +42,6 @@ func TestWords(t *testing.T) {
 	}
 }
 
-func TestPreload(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.MkdirAll(filepath.Join(dir, "apps"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "apps", "a.tar"), []byte("app"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	files, err := preload(dir)
-	if err != nil || string(files["usr/share/tributary/preload/apps/a.tar"]) != "app" || len(files) != 1 {
-		t.Errorf("%v %v", files, err)
-	}
-	if err := os.MkdirAll(filepath.Join(dir, "ca"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	ca := filepath.Join(dir, "ca", "ours.crt")
-	if err := os.WriteFile(ca, []byte("no certificate"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := preload(dir); err == nil {
-		t.Error("a broken certificate is taken")
-	}
-	if err := os.WriteFile(ca, []byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if files, err := preload(dir); err != nil || files["etc/ssl/certs/preload-ours.crt"] == nil {
-		t.Errorf("%v %v", files, err)
-	}
-	if err := os.Symlink("/etc/passwd", filepath.Join(dir, "link")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := preload(dir); err == nil {
-		t.Error("a link leads out of the folder")
-	}
-}
-
 func TestTitle(t *testing.T) {
 	if got := title("generic-amd64"); got != "TRIBUTARY_GENERIC_AMD64" {
 		t.Error(got)

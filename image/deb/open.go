@@ -76,6 +76,9 @@ func (c *Cache) open(p Package, kept string) (err error) {
 			return err
 		}
 	}
+	if err := os.Chmod(tmp.Name(), 0o644); err != nil { // another user's build may share the cache
+		return err
+	}
 	return os.Rename(tmp.Name(), kept)
 }
 

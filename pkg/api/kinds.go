@@ -75,6 +75,8 @@ type FleetSpec struct {
 	Settings *DeviceSettings `json:"settings,omitempty"`
 	// Release names the Release that the devices' system shall be. Empty: they stay as they are.
 	Release string `json:"release,omitempty"`
+	// Attest says what the devices' TPMs have to show.
+	Attest *AttestSpec `json:"attest,omitempty"`
 }
 
 // AppSpec is an app in the Compose format (compose-spec), inline or by reference.
@@ -163,6 +165,8 @@ type DeviceStatus struct {
 	Epoch   uint64 `json:"epoch,omitempty"`
 	Desired uint64 `json:"desired,omitempty"`
 	Applied uint64 `json:"applied,omitempty"`
+	// Attestation is what the device's TPM said of the system that runs; nil where none ever did.
+	Attestation *Attestation `json:"attestation,omitempty"`
 }
 
 // FleetStatus sums up a fleet.
@@ -264,6 +268,22 @@ type Hardware struct {
 	// names the box more exactly than the image's.
 	Profile       string `json:"profile,omitempty" cbor:"13,keyasint,omitempty"`
 	BetterProfile string `json:"betterProfile,omitempty" cbor:"14,keyasint,omitempty"`
+	// Power is what the box's profile says that it draws, for figures of energy where no
+	// sensor gives them.
+	Power *PowerModel `json:"power,omitempty" cbor:"15,keyasint,omitempty"`
+	// TPM is the version of the trusted platform module that the system uses: "2.0".
+	TPM string `json:"tpm,omitempty" cbor:"16,keyasint,omitempty"`
+}
+
+// PowerModel is a straight line between idle and full use, in watts. GPUIdleW and GPUMaxW
+// come on top for each accelerator. Sensors are what is tried before the model: rapl,
+// hwmon, ipmi.
+type PowerModel struct {
+	Sensors  []string `json:"sensors,omitempty" cbor:"1,keyasint,omitempty"`
+	IdleW    float64  `json:"idleW" cbor:"2,keyasint"`
+	MaxW     float64  `json:"maxW" cbor:"3,keyasint"`
+	GPUIdleW float64  `json:"gpuIdleW,omitempty" cbor:"4,keyasint,omitempty"`
+	GPUMaxW  float64  `json:"gpuMaxW,omitempty" cbor:"5,keyasint,omitempty"`
 }
 
 // NIC is one network interface.

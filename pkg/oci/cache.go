@@ -22,9 +22,9 @@ type Config struct {
 	Upstream Upstream
 	Log      *slog.Logger
 
-	// Bytes bounds the complete and arriving blobs. Default 80 % of the file system;
-	// negative: bounded by KeepFree alone.
-	Bytes int64
+	// Bytes bounds the complete and arriving blobs. Default 80 % of the file system, or
+	// Most where that is less; negative: bounded by KeepFree alone.
+	Bytes, Most int64
 	// KeepFree is what the cache leaves unused of its file system, so that the box's
 	// records and state can still be written. Default 64 MiB.
 	KeepFree int64
@@ -124,7 +124,7 @@ func Open(cfg Config) (*Cache, error) {
 		return nil, err
 	}
 	if cfg.Bytes == 0 {
-		if cfg.Bytes, err = defaultBytes(cfg.Dir); err != nil {
+		if cfg.Bytes, err = defaultBytes(cfg.Dir, cfg.Most); err != nil {
 			return nil, err
 		}
 	}
@@ -146,7 +146,7 @@ func (c *Cache) Close() error {
 // SetBudget changes the byte budget (0: the default) and evicts down to it.
 func (c *Cache) SetBudget(bytes int64) {
 	if bytes == 0 {
-		if n, err := defaultBytes(c.cfg.Dir); err == nil {
+		if n, err := defaultBytes(c.cfg.Dir, c.cfg.Most); err == nil {
 			bytes = n
 		}
 	}

@@ -532,13 +532,17 @@ func evict(entries []entry, pinned map[string]bool, r room, size, grow int64) (v
 	return victims, false
 }
 
-// defaultBytes is 80 % of the file system that holds dir.
-func defaultBytes(dir string) (int64, error) {
+// defaultBytes is 80 % of the file system that holds dir, and at most most where that is not 0.
+func defaultBytes(dir string, most int64) (int64, error) {
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(dir, &st); err != nil {
 		return 0, err
 	}
-	return int64(st.Blocks) * st.Bsize / 5 * 4, nil
+	bytes := int64(st.Blocks) * st.Bsize / 5 * 4
+	if most > 0 {
+		bytes = min(bytes, most)
+	}
+	return bytes, nil
 }
 
 // freeBytes is what an unprivileged writer may still write below dir.

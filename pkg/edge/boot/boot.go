@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tributary.dev/tributary/hwprofiles"
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/boot/blk"
 	"tributary.dev/tributary/pkg/edge/boot/cmdline"
@@ -63,6 +64,8 @@ type Judge interface {
 type Facts struct {
 	Settings Settings
 	Cmdline  cmdline.Line
+	// Profile is the image's hardware profile; without a name there is none.
+	Profile hwprofiles.Profile
 	// TokenFile is where the join token lies, when there is one.
 	TokenFile string
 	// Parent is join.parent of CONFIG, now or when it was last there.
@@ -133,6 +136,7 @@ func (b *booter) list() []step {
 		{"mounts", must, b.mounts},
 		{"console", logOn, b.openConsoles},
 		{"cmdline", must, b.readCmdline},
+		{"profile", logOn, b.readProfile},
 		{"watchdog", logOn, b.openWatchdog},
 		{"kernel", logOn, b.kernelSettings},
 		{"cgroups", logOn, b.cgroups},
@@ -145,6 +149,7 @@ func (b *booter) list() []step {
 		{"machine-id", logOn, b.machineID},
 		{"data", logOn, b.openData},
 		{"config", logOn, b.readConfig},
+		{"limits", logOn, b.heedProfile},
 		{"parent", logOn, b.keepParent},
 		{"hostname", logOn, b.hostname},
 		{"zram", logOn, b.zram},

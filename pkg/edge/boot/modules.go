@@ -60,6 +60,7 @@ func (b *booter) loadModules(ctx context.Context) (err error) {
 		if err := guarded(ctx, b.plug); err != nil {
 			b.say("drivers: %v", err)
 		}
+		b.setPorts("/sys")
 		if hostport.Find("/sys", "/dev") != "" {
 			log := slog.New(slog.NewTextHandler(b.out, nil))
 			b.forever(ctx, "host port", func(ctx context.Context) error { return hostport.Serve(ctx, agentSocket, log) })

@@ -61,6 +61,7 @@ func Probe(s Source) api.Hardware {
 	if h.Vendor == "" && h.Product != "" { // a device tree says both: "NVIDIA Jetson …"
 		h.Vendor, _, _ = strings.Cut(h.Product, " ")
 	}
+	h.Power = power(s.Root)
 	h.CPUs, h.CPUModel = cpus(p.read("proc/cpuinfo"))
 	h.MemoryBytes = memory(p.read("proc/meminfo"))
 	if s.Disk != nil {

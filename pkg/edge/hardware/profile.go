@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"tributary.dev/tributary/hwprofiles"
+	"tributary.dev/tributary/pkg/api"
 )
 
 // Box reads what tells families of boxes apart. As with Probe, what cannot be read is
@@ -90,6 +91,16 @@ func Running(s Source) (name string) {
 		}
 	}
 	return name
+}
+
+// power is the model of the profile that the running image carries; nil where none runs.
+func power(root fs.FS) *api.PowerModel {
+	p, err := hwprofiles.Installed(root)
+	if err != nil {
+		return nil
+	}
+	m := p.Power
+	return &api.PowerModel{Sensors: m.Sensors, IdleW: m.IdleW, MaxW: m.MaxW, GPUIdleW: m.GPUIdleW, GPUMaxW: m.GPUMaxW}
 }
 
 // Fitting names the profile that fits the box best; empty where none is for its

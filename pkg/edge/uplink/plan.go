@@ -16,7 +16,16 @@ type Link struct {
 	// Physical: it has a device behind it, so it is not one of the box's own bridges,
 	// tunnels or containers' ends.
 	Physical bool
+	// Rank is in which turn it is asked for an address without settings: 0 first, Last
+	// only when there is no other, Never not at all.
+	Rank int
 }
+
+// Ranks of interfaces.
+const (
+	Never = -1
+	Last  = 9
+)
 
 // Assignment is one interface with what it is to do.
 type Assignment struct {
@@ -44,7 +53,7 @@ func (a Assignment) Name() string {
 const firstMetric = 100
 
 // Plan says what each interface is to do. Without settings each wired one is asked by DHCP,
-// in the order of their names, which also orders their default routes. With settings an
+// in the order of their ranks and names, which also orders their default routes. With settings an
 // interface follows the first uplink that fits it, for each VLAN once; those that fit none
 // are left alone.
 func Plan(links []Link, s *api.NetworkSettings) (out []Assignment) {
@@ -53,6 +62,8 @@ func Plan(links []Link, s *api.NetworkSettings) (out []Assignment) {
 	uplinks := []api.Uplink{{DHCP: true}}
 	if s != nil && len(s.Uplinks) > 0 {
 		uplinks = s.Uplinks
+	} else {
+		links = byRank(links)
 	}
 	taken := map[string]bool{}
 	for i, u := range uplinks {
@@ -82,6 +93,23 @@ func Plan(links []Link, s *api.NetworkSettings) (out []Assignment) {
 			}
 		}
 	}
+	return out
+}
+
+// byRank are the interfaces that are asked without settings, in their turn.
+func byRank(links []Link) (out []Link) {
+	least := Last
+	for _, l := range links {
+		if l.Physical && l.Rank >= 0 {
+			least = min(least, l.Rank)
+		}
+	}
+	for _, l := range links {
+		if l.Physical && l.Rank >= 0 && (l.Rank < Last || least == Last) {
+			out = append(out, l)
+		}
+	}
+	sort.SliceStable(out, func(i, j int) bool { return out[i].Rank < out[j].Rank })
 	return out
 }
 

@@ -24,6 +24,26 @@ func TestPlan(t *testing.T) {
 	}
 }
 
+// Without settings, ranks say who is asked and in which turn; with settings they say nothing.
+func TestPlanByRank(t *testing.T) {
+	links := []Link{{Name: "eth0", Physical: true, Rank: 1}, {Name: "eth1", Physical: true}, {Name: "eth2", Physical: true, Rank: Last}, {Name: "eth3", Physical: true, Rank: Never}}
+	names := func(list []Assignment) (out string) {
+		for _, a := range list {
+			out += a.Link + " "
+		}
+		return out
+	}
+	if got := Plan(links, nil); names(got) != "eth1 eth0 " || got[0].Metric >= got[1].Metric {
+		t.Errorf("%+v", got)
+	}
+	if got := Plan(links[2:], nil); names(got) != "eth2 " {
+		t.Errorf("only the last is there: %+v", got)
+	}
+	if got := Plan(links, &api.NetworkSettings{Uplinks: []api.Uplink{{DHCP: true}}}); len(got) != 4 {
+		t.Errorf("with settings: %+v", got)
+	}
+}
+
 // No interface is given two tasks, and none that is the box's own.
 func TestPlanOnce(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

@@ -38,6 +38,8 @@ type Config struct {
 	Sys string
 	// Say is called for what a person wants to see.
 	Say func(format string, args ...any)
+	// Rank gives an interface its turn where there are no settings; nil is 0 for all.
+	Rank func(driver string) int
 	// Only limits it to these interfaces, for tests on a machine that lives.
 	Only []string
 }
@@ -186,6 +188,12 @@ func (r *runner) links() (out []Link) {
 		}
 		if target, err := os.Readlink(dev + "/driver"); err == nil {
 			k.Driver = filepath.Base(target)
+		}
+		if r.cfg.Rank != nil {
+			k.Rank = r.cfg.Rank(k.Driver)
+		}
+		if _, err := os.Lstat(dev + "/physfn"); err == nil {
+			k.Rank = Never // a virtual function is made for an app
 		}
 		out = append(out, k)
 	}
