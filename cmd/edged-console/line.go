@@ -22,7 +22,7 @@ type line struct {
 }
 
 // talk shows the console until the person leaves or the line ends.
-func talk(ctx context.Context, l line, box recovery.Box) error {
+func talk(ctx context.Context, l line, box *recovery.Appliance) error {
 	drawn := l.draws
 	for {
 		session, end := context.WithCancel(ctx)
@@ -42,6 +42,10 @@ func talk(ctx context.Context, l line, box recovery.Box) error {
 			drawn = true
 		case errors.Is(err, recovery.ErrPlain):
 			drawn = false
+		case errors.Is(err, recovery.ErrShell):
+			if err := enter(ctx, l, box); err != nil {
+				return err
+			}
 		default:
 			return err
 		}
@@ -109,4 +113,21 @@ func (s *session) Read(b []byte) (int, error) {
 		s.p.rest = append(s.p.rest, chunk[n:]...)
 		return n, nil
 	}
+}
+
+// enter runs the shell that a person was let into.
+func enter(ctx context.Context, l line, box *recovery.Appliance) error {
+	d, ok := box.Desk.(*desk)
+	if !ok {
+		return errors.New("there is no shell here")
+	}
+	id := d.open.ID()
+	d.tell("opened", id, "")
+	err := shell(ctx, l, d.shell, shellTime)
+	message := ""
+	if err != nil {
+		message = err.Error()
+	}
+	d.tell("closed", id, message)
+	return err
 }

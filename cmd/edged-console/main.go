@@ -6,6 +6,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -13,7 +14,9 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"tributary.dev/tributary/pkg/edge/recovery"
@@ -92,10 +95,11 @@ func run(ctx context.Context, args []string, in *os.File, out *os.File, errs io.
 	if err != nil {
 		return err
 	}
-	box := appliance(o.root)
+	if o.serve {
+		return serve(ctx, o, errs)
+	}
+	box := appliance(o.root, cmp.Or(strings.TrimPrefix(o.tty, "/dev/"), "stdio"))
 	switch {
-	case o.serve:
-		return serve(ctx, o, box, errs)
 	case o.tty != "":
 		f, err := os.OpenFile(o.tty, os.O_RDWR|syscall.O_NOCTTY, 0)
 		if err != nil {
@@ -107,10 +111,16 @@ func run(ctx context.Context, args []string, in *os.File, out *os.File, errs io.
 	return once(ctx, o, in, out, box)
 }
 
-func appliance(root string) *recovery.Appliance {
+// appliance is the box to a person who comes by where: the lock of the shell is each one's
+// own.
+func appliance(root, where string) *recovery.Appliance {
 	s := recovery.Usual()
 	s.Root = root
 	a := &recovery.Appliance{Sources: s}
+	at := func(path string) string { return filepath.Join("/", root, path) }
+	if _, err := os.Stat(filepath.Join(at(s.Run), "slot")); err == nil {
+		a.Desk = newDesk(root, at(s.Run), at(s.State), at("/data"), where)
+	}
 	if root == "" {
 		a.Reset = reset(s.Run)
 	}

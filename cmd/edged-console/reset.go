@@ -11,6 +11,7 @@ import (
 	"tributary.dev/tributary/pkg/disk/wipe"
 	"tributary.dev/tributary/pkg/edge/boot/blk"
 	"tributary.dev/tributary/pkg/edge/boot/cmdline"
+	"tributary.dev/tributary/pkg/edge/recovery/owner"
 )
 
 // reset destroys what this box keeps, on the disk that process 1 has named.
@@ -42,7 +43,14 @@ func reset(run string) func(context.Context, func(string)) error {
 			return err
 		}
 		defer data.Close()
-		return wipe.Run(state, data, stateSize, dataSize, say)
+		if err := wipe.Run(state, data, stateSize, dataSize, say); err != nil {
+			return err
+		}
+		// Whose the box was is told by nothing more. The next owner writes over it in any case.
+		if err := owner.Appliance(run, "").Forget(); err != nil {
+			say("what is kept of the owner stays: " + err.Error())
+		}
+		return nil
 	}
 }
 

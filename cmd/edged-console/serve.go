@@ -24,7 +24,7 @@ const firstFrame = 10 * time.Second
 
 // serve listens on the unix socket, for edged on behalf of a person elsewhere, and on vsock,
 // for the machine's host.
-func serve(ctx context.Context, o options, box recovery.Box, errs io.Writer) error {
+func serve(ctx context.Context, o options, errs io.Writer) error {
 	log := slog.New(slog.NewTextHandler(errs, nil))
 	free := make(chan struct{}, maxTalks)
 	ended := make(chan error, 2)
@@ -35,7 +35,9 @@ func serve(ctx context.Context, o options, box recovery.Box, errs io.Writer) err
 			return err
 		}
 		listening++
-		go func() { ended <- accept(ctx, l, free, log, func(c net.Conn) { framed(ctx, c, box) }) }()
+		go func() {
+			ended <- accept(ctx, l, free, log, func(c net.Conn) { framed(ctx, c, appliance(o.root, "socket")) })
+		}()
 	}
 	if o.port != 0 {
 		if l, err := vsock.Listen(uint32(o.port), nil); err != nil {
@@ -48,7 +50,7 @@ func serve(ctx context.Context, o options, box recovery.Box, errs io.Writer) err
 						log.Warn("vsock console refused", "from", c.RemoteAddr())
 						return
 					}
-					raw(ctx, c, box)
+					raw(ctx, c, appliance(o.root, "vsock"))
 				})
 			}()
 		}
@@ -109,7 +111,7 @@ func accept(ctx context.Context, l net.Listener, free chan struct{}, log *slog.L
 }
 
 // raw is a bare line, as a serial one.
-func raw(ctx context.Context, c net.Conn, box recovery.Box) {
+func raw(ctx context.Context, c net.Conn, box *recovery.Appliance) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { c.Close() })()
@@ -118,7 +120,7 @@ func raw(ctx context.Context, c net.Conn, box recovery.Box) {
 
 // framed speaks the frames of pkg/link/stream. The first is the size of the terminal; one
 // of no size is a line that cannot draw.
-func framed(ctx context.Context, c net.Conn, box recovery.Box) {
+func framed(ctx context.Context, c net.Conn, box *recovery.Appliance) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	conn := stream.NewConn(c, stream.Idle)

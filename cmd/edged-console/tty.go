@@ -20,7 +20,7 @@ import (
 )
 
 // live keeps the console on a terminal: it waits for a person, shows it, and waits again.
-func live(ctx context.Context, o options, f *os.File, box recovery.Box) error {
+func live(ctx context.Context, o options, f *os.File, box *recovery.Appliance) error {
 	old, err := term.MakeRaw(int(f.Fd()))
 	if err == nil {
 		defer func() { _ = term.Restore(int(f.Fd()), old) }() // the terminal may be gone
@@ -44,7 +44,7 @@ func live(ctx context.Context, o options, f *os.File, box recovery.Box) error {
 }
 
 // greet says who is there, and waits for Enter: nothing is shown to nobody.
-func greet(ctx context.Context, l line, box recovery.Box) error {
+func greet(ctx context.Context, l line, box *recovery.Appliance) error {
 	b := recovery.Banner(box.Facts(ctx))
 	if _, err := fmt.Fprintf(l.out, "\r\nTributary: %s, %s. Press Enter for the console.\r\n", b.Label, b.Text); err != nil {
 		return err
@@ -70,7 +70,7 @@ func screen(tty string) bool {
 }
 
 // once shows the console on standard input and output.
-func once(ctx context.Context, o options, in, out *os.File, box recovery.Box) error {
+func once(ctx context.Context, o options, in, out *os.File, box *recovery.Appliance) error {
 	l := line{in: nil, out: out, size: sizeOf(out, o)}
 	if term.IsTerminal(int(in.Fd())) && term.IsTerminal(int(out.Fd())) {
 		old, err := term.MakeRaw(int(in.Fd()))

@@ -30,12 +30,27 @@ type Appliance struct {
 	Reset func(ctx context.Context, say func(string)) error
 	// Rollback makes the other slot the next to start. Nil where there is none.
 	Rollback func(ctx context.Context, say func(string)) error
+	// Desk lets a person into a shell. Nil where there is none.
+	Desk Desk
+}
+
+// Desk is the lock of the shell, for one person at one console.
+type Desk interface {
+	Look() Shell
+	// Ask makes a new challenge.
+	Ask(ctx context.Context) error
+	// Try takes the answer. With nil the person may come in, once.
+	Try(ctx context.Context, answer string) error
 }
 
 // Facts implements Box.
 func (a *Appliance) Facts(ctx context.Context) Facts {
 	f := a.Gather(ctx)
 	f.Rollback = a.Rollback != nil
+	if a.Desk != nil {
+		s := a.Desk.Look()
+		f.Shell = &s
+	}
 	return f
 }
 
@@ -58,6 +73,19 @@ func (a *Appliance) Do(ctx context.Context, id string, fields map[string]string,
 		return setTime(fields["time"], a.built(), say)
 	case "support-bundle":
 		return a.support(ctx, fields["to"], say)
+	case "shell-challenge":
+		if a.Desk == nil {
+			return errNoShell
+		}
+		return a.Desk.Ask(ctx)
+	case "shell-answer":
+		if a.Desk == nil {
+			return errNoShell
+		}
+		if err := a.Desk.Try(ctx, fields["answer"]); err != nil {
+			return err
+		}
+		return ErrShell
 	case "rollback":
 		if a.Rollback == nil {
 			return errors.New("this box has no slots that the console could change")
@@ -77,6 +105,8 @@ func (a *Appliance) Do(ctx context.Context, id string, fields map[string]string,
 	}
 	return fmt.Errorf("%q is not known here", id)
 }
+
+var errNoShell = errors.New("this console opens no shell")
 
 // leave asks process 1 to end the box.
 func (a *Appliance) leave(ctx context.Context, do, why string, say func(string)) error {

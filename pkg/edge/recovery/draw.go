@@ -25,7 +25,7 @@ type DrawConfig struct {
 var ErrPlain = errors.New("the plain menus are wanted")
 
 // RunScreen draws the console until the person leaves (nil), wants the other face
-// (ErrPlain), or ctx ends. The terminal has to hand every key on, as in raw mode.
+// (ErrPlain), was let into a shell (ErrShell), or ctx ends. The terminal has to hand every key on, as in raw mode.
 func RunScreen(ctx context.Context, cfg DrawConfig, box Box) error {
 	if cfg.Width <= 0 || cfg.Height <= 0 {
 		cfg.Width, cfg.Height = 80, 24
@@ -57,6 +57,8 @@ func RunScreen(ctx context.Context, cfg DrawConfig, box Box) error {
 	switch {
 	case m.plain:
 		return ErrPlain
+	case m.shell:
+		return ErrShell
 	case errors.Is(err, tea.ErrProgramKilled) && ctx.Err() != nil:
 		return ctx.Err()
 	}
@@ -69,7 +71,7 @@ type drawn struct {
 	box           Box
 	screen        *Screen
 	width, height int
-	plain         bool
+	plain, shell  bool
 	send          func(tea.Msg)
 }
 
@@ -104,6 +106,10 @@ func (m *drawn) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	case said:
 		m.screen.Say(string(msg))
 	case ended:
+		if errors.Is(msg.err, ErrShell) {
+			m.shell = true
+			return m, tea.Quit
+		}
 		m.screen.Ended(msg.err)
 	case tea.KeyPressMsg:
 		return m, m.key(msg)

@@ -35,6 +35,8 @@ type Facts struct {
 	Sticks    []Stick
 	Update    *Update
 	Warnings  []api.Warning
+	// Shell is nil where the console opens none.
+	Shell *Shell
 	// Rollback: the console can start the other slot.
 	Rollback bool
 	Missing  []Missing
@@ -152,4 +154,14 @@ type Update struct {
 		Slot    string    `json:"slot"`
 		What    string    `json:"what"`
 	} `json:"history"`
+}
+
+// Shell is how the way into a root shell stands.
+type Shell struct {
+	// Challenge stands until Left is over, and is named ID in records; Code is its QR code.
+	Challenge, ID string
+	Code          [][]bool
+	Left          time.Duration
+	// Device is whose challenge it is, as far as the box knows.
+	Device string
 }

@@ -12,7 +12,7 @@ import (
 
 // Pages says what the console shows of these facts, and what can be done about them.
 func Pages(f Facts) []Page {
-	return []Page{boxPage(f), healthPage(f), networkPage(f), linkPage(f), slotsPage(f), appsPage(f), diskPage(f), timePage(f), pairingPage(f), supportPage(f), powerPage(f)}
+	return []Page{boxPage(f), healthPage(f), networkPage(f), linkPage(f), slotsPage(f), appsPage(f), diskPage(f), timePage(f), pairingPage(f), supportPage(f), shellPage(f), powerPage(f)}
 }
 
 // Banner is the line above all pages.
@@ -391,6 +391,45 @@ func supportPage(f Facts) Page {
 	}
 	p.Deeds = []Deed{{ID: "support-bundle", Title: "Write a support bundle", Fields: []Field{{Name: "to", Question: "USB partition, or a folder of this box", Default: cmp.Or(node, "/data/support")}}}}
 	return p
+}
+
+func shellPage(f Facts) Page {
+	p := Page{Name: "shell", Title: "Shell"}
+	ask := Deed{ID: "shell-challenge", Title: "Show a challenge"}
+	switch s := f.Shell; {
+	case s == nil:
+		p.Lines = []Line{{Text: "This console opens no shell: it runs on no appliance, or knows no way in."}}
+		return p
+	case s.Challenge == "":
+		p.Lines = []Line{
+			{Text: "Locked. There is no password. A root shell opens for one answer to one challenge: the box shows it, and whoever may (role rescuer or admin) has the core answer it. Neither needs a network at the box."},
+			{Text: "It is noted at the core, and told by the box when it is back. The shell ends after an hour, and then this is locked again."},
+		}
+		p.Deeds = []Deed{ask}
+	default:
+		name := Banner(f).Label
+		p.Lines = []Line{{Code: s.Code, Text: "Have this answered:\n" + fourGroups(s.Challenge) + "\n\nedgectl device unlock " + name + " --challenge ...\n\nDevice " + orNot(s.Device) + "\nGood for " + minutes(s.Left) + ".\nChallenge " + s.ID}}
+		ask.Title = "Show another challenge"
+		p.Deeds = []Deed{{ID: "shell-answer", Title: "Type the answer", Fields: []Field{{Name: "answer", Question: "answer, 18 characters; dashes and case do not count"}}}, ask}
+	}
+	return p
+}
+
+// fourGroups breaks a challenge into lines of four groups.
+func fourGroups(challenge string) string {
+	groups := strings.Split(challenge, "-")
+	var lines []string
+	for part := range slices.Chunk(groups, 4) {
+		lines = append(lines, strings.Join(part, " "))
+	}
+	return strings.Join(lines, "\n")
+}
+
+func minutes(d time.Duration) string {
+	if d < time.Minute {
+		return "less than a minute"
+	}
+	return fmt.Sprintf("%d minutes", int(d.Minutes()))
 }
 
 func powerPage(f Facts) Page {

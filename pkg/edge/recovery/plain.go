@@ -25,6 +25,10 @@ type PlainConfig struct {
 	Echo bool
 }
 
+// ErrShell is what a deed fails with that let the person into a shell: the face ends with it,
+// and whoever runs the face runs the shell and then the face again.
+var ErrShell = errors.New("the shell is open")
+
 // ErrDraw is returned by RunPlain when the person wants the drawn screen.
 var ErrDraw = errors.New("the drawn screen is wanted")
 
@@ -40,7 +44,7 @@ type plain struct {
 }
 
 // RunPlain shows numbered menus until In ends (nil), ctx ends, or the person wants another
-// face (ErrDraw). It sends no escape codes and nothing that is not ASCII. A goroutine that
+// face (ErrDraw) or was let into a shell (ErrShell). It sends no escape codes and nothing that is not ASCII. A goroutine that
 // is blocked in In.Read outlives it.
 func RunPlain(ctx context.Context, cfg PlainConfig, box Box) error {
 	if cfg.Width <= 0 {
@@ -244,7 +248,7 @@ func (p *plain) page(ctx context.Context, name string) error {
 
 // plainRows gives marks in signs instead of colours.
 func plainRows(lines []Line, width int) (out []row) {
-	for _, r := range layout(lines, width-2) {
+	for _, r := range layout(lines, width-2, hashes) {
 		sign := "  "
 		switch r.mark {
 		case Bad:
@@ -252,7 +256,7 @@ func plainRows(lines []Line, width int) (out []row) {
 		case Attention:
 			sign = "* "
 		}
-		out = append(out, row{text: strings.TrimRight(sign+r.text, " ")})
+		out = append(out, row{text: strings.TrimRight(sign+r.text, " "), lead: r.lead})
 	}
 	return out
 }
@@ -313,6 +317,9 @@ func (p *plain) deed(ctx context.Context, d Deed) error {
 	})
 	if e := p.paged(ctx, said); e != nil {
 		return e
+	}
+	if errors.Is(err, ErrShell) {
+		return err
 	}
 	if err != nil {
 		p.say(strings.Join(wrap("FAILED: "+clean(err.Error()), p.cfg.Width), "\r\n"))

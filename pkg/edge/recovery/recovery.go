@@ -31,6 +31,9 @@ type Line struct {
 	Label string
 	Text  string
 	Mark  Mark
+	// Code is a QR code, true for a dark module; Text then stands beside it, a line of Text a
+	// line.
+	Code [][]bool
 }
 
 // Page is one page of the console.
@@ -141,27 +144,33 @@ func wrap(text string, width int) (out []string) {
 type row struct {
 	text string
 	mark Mark
+	// lead is how much of text is of a code.
+	lead int
 }
 
 // layout breaks a page's lines to a width: labels stand in a column where there is room for
 // one, else on their own line.
-func layout(lines []Line, width int) (out []row) {
+func layout(lines []Line, width int, draw func([][]bool) []string) (out []row) {
 	column := 0
 	for _, l := range lines {
 		column = max(column, len([]rune(l.Label)))
 	}
 	column = min(column+2, width/2)
 	for _, l := range lines {
+		if len(l.Code) > 0 {
+			out = append(out, codeRows(l, width, draw)...)
+			continue
+		}
 		label, text := l.Label, clean(l.Text)
 		if l.Label == "" {
 			for _, t := range wrap(text, width) {
-				out = append(out, row{t, l.Mark})
+				out = append(out, row{text: t, mark: l.Mark})
 			}
 			continue
 		}
 		if len([]rune(label)) > column-1 {
 			for _, t := range wrap(label, width) {
-				out = append(out, row{t, l.Mark})
+				out = append(out, row{text: t, mark: l.Mark})
 			}
 			label = ""
 		}
@@ -169,8 +178,93 @@ func layout(lines []Line, width int) (out []row) {
 			if i > 0 {
 				label = ""
 			}
-			out = append(out, row{label + strings.Repeat(" ", column-len([]rune(label))) + t, l.Mark})
+			out = append(out, row{text: label + strings.Repeat(" ", column-len([]rune(label))) + t, mark: l.Mark})
 		}
+	}
+	return out
+}
+
+// codeRows sets the text of a code beside it where there is room, else above it.
+func codeRows(l Line, width int, draw func([][]bool) []string) (out []row) {
+	const gap, least = 2, 24
+	code := draw(l.Code)
+	wide := len([]rune(code[0]))
+	if wide > width {
+		l.Text += "\n(This screen is too narrow for the code.)"
+		code, wide = nil, 0
+	}
+	room := width - wide - gap
+	beside := wide > 0 && room >= least
+	if !beside {
+		room = width
+	}
+	var text []string
+	for line := range strings.SplitSeq(l.Text, "\n") {
+		text = append(text, wrap(clean(line), room)...)
+	}
+	if !beside {
+		for _, t := range text {
+			out = append(out, row{text: t, mark: l.Mark})
+		}
+		text = nil
+	}
+	for i := range max(len(code), len(text)) {
+		r := row{text: strings.Repeat(" ", wide), mark: l.Mark}
+		if i < len(code) {
+			r.text, r.lead = code[i], wide
+		}
+		if i < len(text) {
+			r.text += strings.Repeat(" ", gap) + text[i]
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// quiet is the light border of a code, in modules. The standard asks for four; readers of
+// today do with two, and a screen of 24 lines has no more.
+const quiet = 2
+
+func dark(code [][]bool, x, y int) bool {
+	x, y = x-quiet, y-quiet
+	return y >= 0 && y < len(code) && x >= 0 && x < len(code[y]) && code[y][x]
+}
+
+// halfBlocks draws a code with two modules a cell, one above the other: light modules are
+// what shines.
+func halfBlocks(code [][]bool) (out []string) {
+	size := len(code) + 2*quiet
+	for y := 0; y < size; y += 2 {
+		var line strings.Builder
+		for x := range size {
+			above, below := dark(code, x, y), y+1 >= size || dark(code, x, y+1)
+			line.WriteRune([]rune{'█', '▀', '▄', ' '}[bit(above)<<1|bit(below)])
+		}
+		out = append(out, line.String())
+	}
+	return out
+}
+
+func bit(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// hashes draws a code for a terminal that has no blocks, two characters a module.
+func hashes(code [][]bool) (out []string) {
+	size := len(code) + 2*quiet
+	for y := range size {
+		var line strings.Builder
+		for x := range size {
+			if dark(code, x, y) {
+				line.WriteString("  ")
+			} else {
+				line.WriteString("##")
+			}
+		}
+		out = append(out, line.String())
 	}
 	return out
 }

@@ -3,6 +3,7 @@ package recovery
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"flag"
 	"fmt"
@@ -15,8 +16,10 @@ import (
 
 	"github.com/charmbracelet/x/ansi"
 	"pgregory.net/rapid"
+	"rsc.io/qr"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/identity/unlock"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -58,7 +61,25 @@ func wellBox() Facts {
 		Version string `json:"version"`
 		Counter uint64 `json:"counter"`
 	}{"a": {Version: "1.4.0"}, "b": {Version: "1.3.2"}}
+	c := unlock.Challenge{Device: f.Agent.Device, Proven: true, Owner: [4]byte{1, 2, 3, 4}, Fresh: sha256.Sum256(nil)}
+	f.Shell = &Shell{Challenge: c.String(), ID: c.ID(), Code: testCode(c.String()), Left: 14*time.Minute + 30*time.Second, Device: f.Agent.Device.String()}
 	return f
+}
+
+// testCode is the challenge as edged-console makes it.
+func testCode(text string) (out [][]bool) {
+	code, err := qr.Encode(strings.ReplaceAll(text, "-", ""), qr.L)
+	if err != nil {
+		panic(err) // the text is of this file
+	}
+	for y := range code.Size {
+		line := make([]bool, code.Size)
+		for x := range line {
+			line[x] = code.Black(x, y)
+		}
+		out = append(out, line)
+	}
+	return out
 }
 
 // brokenBox is what is left when everything is.

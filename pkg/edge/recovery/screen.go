@@ -186,6 +186,7 @@ var (
 	styleHere = lipgloss.NewStyle().Bold(true).Reverse(true)
 	styleHead = lipgloss.NewStyle().Bold(true)
 	styleDim  = lipgloss.NewStyle().Faint(true)
+	styleCode = lipgloss.NewStyle().Foreground(lipgloss.BrightWhite).Background(lipgloss.Black)
 	styleMark = map[Mark]lipgloss.Style{
 		Good:      lipgloss.NewStyle().Foreground(lipgloss.Green),
 		Attention: lipgloss.NewStyle().Foreground(lipgloss.Yellow),
@@ -266,7 +267,7 @@ func (s *Screen) body(width, height int) []string {
 	if len(p.Deeds) > 0 {
 		room--
 	}
-	rows := layout(p.Lines, width-1)
+	rows := layout(p.Lines, width-1, halfBlocks)
 	out = append(out, s.window(rows, max(room, 2))...)
 	for len(out) < height-len(p.Deeds) {
 		out = append(out, "")
@@ -290,7 +291,8 @@ func (s *Screen) window(rows []row, room int) (out []string) {
 		shown = shown[:room-1]
 	}
 	for _, r := range shown {
-		out = append(out, styleMark[r.mark].Render(r.text))
+		text := []rune(r.text)
+		out = append(out, styleCode.Render(string(text[:r.lead]))+styleMark[r.mark].Render(string(text[r.lead:])))
 	}
 	if rest > 0 {
 		out = append(out, styleDim.Render(fmt.Sprintf("... %d more", rest)))
@@ -332,14 +334,14 @@ func (s *Screen) saidBody(width, height int) []string {
 	}
 	switch {
 	case s.busy:
-		rows = append(rows, row{"...", Attention})
+		rows = append(rows, row{text: "...", mark: Attention})
 		s.scroll = max(0, len(rows)-(height-2))
 	case s.failed != "":
 		for _, t := range wrap("FAILED: "+s.failed, width-1) {
-			rows = append(rows, row{t, Bad})
+			rows = append(rows, row{text: t, mark: Bad})
 		}
 	default:
-		rows = append(rows, row{"Done.", Good})
+		rows = append(rows, row{text: "Done.", mark: Good})
 	}
 	return append(out, s.window(rows, height-2)...)
 }

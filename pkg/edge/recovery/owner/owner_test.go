@@ -1,0 +1,143 @@
+package owner
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/ca"
+	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/identity/unlock"
+)
+
+// realm is a core's CA with its unlock key.
+func realm(t *testing.T) (*ca.CA, []byte) {
+	t.Helper()
+	c, err := ca.Open(t.TempDir(), ca.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, said, err := c.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c, said
+}
+
+func TestFind(t *testing.T) {
+	c, said := realm(t)
+	thief, thiefSaid := realm(t)
+	key, _, err := c.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	me := api.DeviceID{9}
+	closed := errors.New("the state is closed")
+	var trust *identity.Trust
+	dir := t.TempDir()
+	box := Box{Outside: File(filepath.Join(dir, "owner.key")), Anchor: Variable{dir, "TributaryOwner"}, Identity: func() (*identity.Trust, api.DeviceID, error) {
+		if trust == nil {
+			return nil, api.DeviceID{}, closed
+		}
+		return trust, me, nil
+	}}
+	if o, err := box.Find(); err == nil {
+		t.Fatalf("a box that never had a manifest opens to %v", o)
+	}
+	if err := box.Keep(c.Trust(), me, thiefSaid); err == nil {
+		t.Error("a statement by nobody of the trust is kept")
+	}
+	for range 2 {
+		if err := box.Keep(c.Trust(), me, said); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o, err := box.Find()
+	if err != nil || !o.Key.Equal(key.PublicKey()) || o.Device != me || o.Proven {
+		t.Errorf("with a closed state: %+v %v", o, err)
+	}
+	trust = c.Trust()
+	if o, err = box.Find(); err != nil || !o.Key.Equal(key.PublicKey()) || !o.Proven {
+		t.Errorf("with an open state: %+v %v", o, err)
+	}
+	// Who has had the disk has written another owner there.
+	kept, err := unlock.Kept{Trust: thief.Trust().Encode(), Key: thiefSaid, Device: me}.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := box.Outside.Write(kept); err != nil {
+		t.Fatal(err)
+	}
+	for name, state := range map[string]*identity.Trust{"an open state": c.Trust(), "a closed one": nil} {
+		trust = state
+		if o, err := box.Find(); err == nil {
+			t.Errorf("with %s, the thief's word opens: %+v", name, o)
+		}
+		mutant := box
+		mutant.Faults.Unsigned = true
+		if _, err := mutant.Find(); err != nil {
+			t.Errorf("with %s and the check removed it is refused all the same: %v", name, err)
+		}
+	}
+	// Without the firmware's word a closed state leaves nothing to go by.
+	trust = nil
+	if err := box.Keep(c.Trust(), me, said); err != nil {
+		t.Fatal(err)
+	}
+	if err := box.Anchor.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	if o, err := box.Find(); err == nil {
+		t.Errorf("without an anchor: %+v", o)
+	}
+	if err := errors.Join(box.Forget(), box.Forget()); err != nil {
+		t.Error(err)
+	}
+	if _, err := box.Find(); err == nil || !strings.Contains(err.Error(), "never had") {
+		t.Errorf("after a reset: %v", err)
+	}
+}
+
+func TestJournal(t *testing.T) {
+	state, run := t.TempDir(), t.TempDir()
+	at := time.Unix(1_800_000_000, 0).UTC()
+	if err := errors.Join(Note(Entry{Time: at, What: "opened", Challenge: "c1"}, filepath.Join(state, "closed"), run), Note(Entry{Time: at, What: "closed", Challenge: "c1"}, state, run)); err != nil {
+		t.Fatal(err)
+	}
+	if err := appendTo(filepath.Join(state, journalName), []byte("{\"time\":\"20")); err != nil { // a cut
+		t.Fatal(err)
+	}
+	var told []string
+	fail := errors.New("no spool yet")
+	tell := func(e Entry) error {
+		if fail != nil {
+			return fail
+		}
+		told = append(told, e.What+" "+e.Challenge)
+		return nil
+	}
+	if err := Take(tell, state, run); !errors.Is(err, fail) {
+		t.Fatal(err)
+	}
+	if err := Note(Entry{Time: at, What: "opened", Challenge: "c2"}, state); err != nil {
+		t.Fatal(err)
+	}
+	fail = nil
+	for range 3 {
+		if err := Take(tell, state, run); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := strings.Join(told, ", "); got != "closed c1, opened c1, opened c2" {
+		t.Errorf("told: %s", got)
+	}
+	for _, dir := range []string{state, run} {
+		if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+			t.Errorf("%v is left", left)
+		}
+	}
+}
