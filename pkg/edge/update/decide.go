@@ -102,9 +102,22 @@ type Deadlines struct {
 	Retry, RetryMost time.Duration
 }
 
-// Default deadlines. All is also that of process 1 (guard.go), which adds Grace.
+// Default deadlines. Process 1 waits a little longer (pkg/edge/update/guard).
 var Default = Deadlines{Kernel: 2 * time.Minute, Agent: 5 * time.Minute, Parent: 10 * time.Minute, Apps: 15 * time.Minute,
 	Steady: time.Minute, All: 20 * time.Minute, Retry: time.Hour, RetryMost: 24 * time.Hour}
+
+// Within are deadlines for a trial that is to be over sooner, as a release may ask for on its signed command line. Zero
+// changes nothing.
+func (d Deadlines) Within(all time.Duration) Deadlines {
+	if all <= 0 {
+		return d
+	}
+	for _, p := range []*time.Duration{&d.Kernel, &d.Agent, &d.Parent, &d.Apps, &d.All} {
+		*p = min(*p, all)
+	}
+	d.Steady = min(d.Steady, all/10)
+	return d
+}
 
 // Step decides. The state it returns must be on the disk before the thing to do is done. It is pure.
 func Step(s State, f Facts, d Deadlines) (State, Do) {

@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path"
 	"regexp"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"tributary.dev/tributary/pkg/disk/fat"
 	"tributary.dev/tributary/pkg/disk/gpt"
@@ -22,6 +25,14 @@ type Device interface {
 	io.ReaderAt
 	io.WriterAt
 	Sync() error
+}
+
+// forget has the next reads come from the medium. The kernel keeps what was read of a disk apart from what was read of its
+// partitions: after a file system on one was written, the other is out of date; and to verify from memory proves little.
+func (f *Flash) forget() {
+	if file, ok := f.Disk.(*os.File); ok {
+		_ = unix.IoctlSetInt(int(file.Fd()), unix.BLKFLSBUF, 0) // a plain file has one cache
+	}
 }
 
 // Flash reads and writes the slots of a disk. Each method may be repeated; none is used by two goroutines.
@@ -183,16 +194,22 @@ func (f *Flash) writeESP(t *gpt.Table, slot Slot, install uint64, uki, manager [
 	if err := f.Disk.Sync(); err != nil {
 		return err
 	}
-	err = fat.Write(esp, esp.size, fat.Options{Label: "ESP-" + strings.ToUpper(string(slot)), VolumeID: uint32(install), Time: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)}, []fat.File{
-		{Path: managerFile(f.Arch), Content: bytes.NewReader(manager)},
-		{Path: fmt.Sprintf("%s/tributary-%d+3.efi", ukiDir, install), Content: bytes.NewReader(uki)},
+	err = writeVolume(esp, esp.size, slot, install, fmt.Sprintf("tributary-%d+3.efi", install), uki, managerFile(f.Arch), manager)
+	return errors.Join(err, f.Disk.Sync())
+}
+
+// writeVolume writes an ESP. Ones that differ in a file's name alone differ in a folder alone.
+func writeVolume(w io.WriterAt, size int64, slot Slot, install uint64, name string, uki []byte, managerAt string, manager []byte) error {
+	return fat.Write(w, size, fat.Options{Label: "ESP-" + strings.ToUpper(string(slot)), VolumeID: uint32(install), Time: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)}, []fat.File{
+		{Path: managerAt, Content: bytes.NewReader(manager)},
+		{Path: ukiDir + "/" + name, Content: bytes.NewReader(uki)},
 		{Path: "loader/loader.conf", Content: strings.NewReader(loaderIs)},
 	})
-	return errors.Join(err, f.Disk.Sync())
 }
 
 // Verify reads a slot back: table, root and tree, ESP.
 func (f *Flash) Verify(slot Slot, d release.Description, install uint64) error {
+	f.forget()
 	t, err := f.table()
 	if err != nil {
 		return err
@@ -243,19 +260,26 @@ type ESP struct {
 // ukiName is the Boot Loader Specification's name with counters: name+LEFT-DONE.efi.
 var ukiName = regexp.MustCompile(`^tributary-(\d{1,18})(?:\+(\d{1,9})(?:-(\d{1,9}))?)?\.efi$`)
 
-// ReadESP reads the ESP of a slot with trust in nothing. Of several kernels the one with the highest counter is taken.
-func (f *Flash) ReadESP(slot Slot) (*ESP, error) {
+// LookESP reads names alone of a slot's ESP, with trust in nothing. Of several kernels the one with the highest counter is
+// taken.
+func (f *Flash) LookESP(slot Slot) (*ESP, error) {
+	f.forget()
+	_, found, err := f.look(slot)
+	return found, err
+}
+
+func (f *Flash) look(slot Slot) (*fat.Volume, *ESP, error) {
 	t, err := f.table()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	s, err := f.section(t, "esp-"+string(slot))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	v, err := fat.Open(s, s.size)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	found := &ESP{}
 	for _, e := range v.Entries() {
@@ -273,7 +297,16 @@ func (f *Flash) ReadESP(slot Slot) (*ESP, error) {
 		}
 	}
 	if found.Name == "" {
-		return nil, errors.New("no kernel image of ours is on the ESP")
+		return nil, nil, errors.New("no kernel image of ours is on the ESP")
+	}
+	return v, found, nil
+}
+
+// ReadESP reads all of a slot's ESP.
+func (f *Flash) ReadESP(slot Slot) (*ESP, error) {
+	v, found, err := f.look(slot)
+	if err != nil {
+		return nil, err
 	}
 	if found.UKI, err = v.ReadFile(ukiDir+"/"+found.Name, maxUKI); err != nil {
 		return nil, err

@@ -120,7 +120,7 @@ func (m *Manager) Warnings() (out []api.Warning) {
 			Remedy: "name another release, or raise the release's attempt once the cause is gone"})
 	}
 	if s.Phase == Trial || s.Phase == Confirming {
-		out = append(out, api.Warning{Name: "update-on-trial", Severity: api.Info, Since: m.cfg.Now().Unix(), Message: fmt.Sprintf("release %s is on trial in slot %s", s.Target.Name(), m.cfg.Running)})
+		out = append(out, api.Warning{Name: "update-on-trial", Severity: api.Info, Since: s.since(m.cfg.Now()).Unix(), Message: fmt.Sprintf("release %s is on trial in slot %s", s.Target.Name(), m.cfg.Running)})
 	}
 	return out
 }
@@ -134,10 +134,12 @@ const (
 
 // Run updates until ctx ends.
 func (m *Manager) Run(ctx context.Context) error {
-	pause := pauseMin
+	pause, last := pauseMin, Nothing
 	for ctx.Err() == nil {
 		do, err := m.turn(ctx)
 		wait := time.Duration(0)
+		again := do == last
+		last = do
 		switch {
 		case err != nil:
 			m.cfg.Log.Warn("the update waits", "doing", do, "for", pause, "err", err)
@@ -145,6 +147,8 @@ func (m *Manager) Run(ctx context.Context) error {
 			pause = min(2*pause, pauseMost)
 		case do == Nothing:
 			wait, pause = lookEvery, pauseMin
+		case again: // it was done, and is to be done again: never at full speed
+			wait = pauseMin
 		default:
 			pause = pauseMin
 		}
@@ -232,10 +236,10 @@ func (m *Manager) facts() (Facts, error) {
 	}
 	switch phase { // an ESP is read only where it tells something
 	case Armed, Trial, Confirming, Returned:
-		if e, err := c.Flash.ReadESP(c.Running.Other()); err == nil {
+		if e, err := c.Flash.LookESP(c.Running.Other()); err == nil {
 			f.Entered = e.Tried > 0
 		}
-		if e, err := c.Flash.ReadESP(c.Running); err == nil {
+		if e, err := c.Flash.LookESP(c.Running); err == nil {
 			f.Blessed = !e.Counted
 		}
 	}
@@ -251,9 +255,9 @@ func (m *Manager) perform(ctx context.Context, do Do, s State, done *Done) error
 	case Fetch:
 		return m.fetch(ctx, s)
 	case Write:
-		return m.write(s)
+		return m.write(ctx, s)
 	case Verify:
-		_, d, err := m.staged(s.Target.Digest)
+		_, d, err := m.parts(ctx, s)
 		if err != nil {
 			return err
 		}
@@ -400,8 +404,19 @@ func (m *Manager) way(p *release.Parts) (digest string, size int64, old release.
 	return digest, size, old, isDelta, err
 }
 
+// parts gives what Check laid aside. The work folder may be emptied at any time: then it is fetched and verified again.
+func (m *Manager) parts(ctx context.Context, s State) (*release.Parts, release.Description, error) {
+	if p, d, err := m.staged(s.Target.Digest); err == nil {
+		return p, d, nil
+	}
+	if err := m.check(ctx, s, &Done{}); err != nil {
+		return nil, release.Description{}, err
+	}
+	return m.staged(s.Target.Digest)
+}
+
 func (m *Manager) fetch(ctx context.Context, s State) error {
-	p, _, err := m.staged(s.Target.Digest)
+	p, _, err := m.parts(ctx, s)
 	if err != nil {
 		return err
 	}
@@ -413,14 +428,19 @@ func (m *Manager) fetch(ctx context.Context, s State) error {
 	return release.Source{Up: m.cfg.Artifacts, Repo: s.Target.Repo}.Download(ctx, digest, size, m.file("content"), m.cfg.Rate)
 }
 
-func (m *Manager) write(s State) error {
-	p, d, err := m.staged(s.Target.Digest)
+func (m *Manager) write(ctx context.Context, s State) error {
+	p, d, err := m.parts(ctx, s)
 	if err != nil {
 		return err
 	}
 	_, size, old, isDelta, err := m.way(p)
 	if err != nil {
 		return err
+	}
+	if info, err := os.Stat(m.file("content")); err != nil || info.Size() != size {
+		if err := m.fetch(ctx, s); err != nil {
+			return err
+		}
 	}
 	f, err := os.Open(m.file("content"))
 	if err != nil {

@@ -21,7 +21,6 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
-	"tributary.dev/tributary/pkg/disk/fat"
 	"tributary.dev/tributary/pkg/edge/update/efivar"
 	"tributary.dev/tributary/pkg/release"
 	"tributary.dev/tributary/pkg/release/delta"
@@ -63,6 +62,7 @@ type box struct {
 	running Slot
 	want    *Want
 	health  Health
+	record  *recording // nil: nothing is recorded
 }
 
 var errReboot = errors.New("the box starts anew")
@@ -76,11 +76,7 @@ func newBox(t *testing.T) (*box, release.Description, []byte) {
 	b := &box{t: t, dir: t.TempDir(), flash: flash, key: key, running: "a", reg: &registry{blobs: map[string][]byte{}}}
 	ok := Condition{OK: true}
 	b.health = Health{Kernel: ok, Agent: ok, Parent: ok, Known: true, Wanted: []string{"web"}, Apps: []string{"web"}}
-	vars := filepath.Join(b.dir, "efivars")
-	if err := os.Mkdir(vars, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	b.vars = efivar.Open(vars)
+	b.vars = emptyVars(t)
 	server := httptest.NewServer(b.reg)
 	t.Cleanup(server.Close)
 	if b.up.u, err = url.Parse(server.URL); err != nil {
@@ -105,7 +101,12 @@ func newBox(t *testing.T) (*box, release.Description, []byte) {
 	return b, d, content
 }
 
-// bless does what a rename does, where nothing can be mounted.
+func emptyVars(t *testing.T) *efivar.Vars {
+	t.Helper()
+	return efivar.Open(t.TempDir())
+}
+
+// bless does what a rename does, where nothing can be mounted: only the folder's sectors are written.
 func (b *box) bless(s Slot) {
 	e, err := b.flash.ReadESP(s)
 	if err != nil {
@@ -119,9 +120,26 @@ func (b *box) bless(s Slot) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	if err := fat.Write(esp, esp.size, fat.Options{Label: "ESP"}, []fat.File{{Path: managerFile("amd64"), Content: bytes.NewReader(e.Manager)},
-		{Path: fmt.Sprintf("%s/tributary-%d.efi", ukiDir, e.Install), Content: bytes.NewReader(e.UKI)}}); err != nil {
+	after := make(memory, esp.size)
+	if err := writeVolume(&after, esp.size, s, e.Install, fmt.Sprintf("tributary-%d.efi", e.Install), e.UKI, managerFile("amd64"), e.Manager); err != nil {
 		b.t.Fatal(err)
+	}
+	before := make([]byte, 512)
+	for at := int64(0); at < 4*mib; at += 512 { // tables and folders come first
+		if _, err := esp.ReadAt(before, at); err != nil {
+			b.t.Fatal(err)
+		}
+		if now := after[at : at+512]; !bytes.Equal(before, now) {
+			if _, err := esp.WriteAt(now, at); err != nil {
+				b.t.Fatal(err)
+			}
+		}
+	}
+	if err := b.flash.Disk.Sync(); err != nil {
+		b.t.Fatal(err)
+	}
+	if e, err := b.flash.ReadESP(s); err != nil || e.Counted {
+		b.t.Fatalf("blessing: %+v %v", e, err)
 	}
 }
 
@@ -164,7 +182,7 @@ func (b *box) run(d release.Description) (rebooted bool) {
 	b.t.Helper()
 	m := New(Config{State: filepath.Join(b.dir, "update.json"), Work: filepath.Join(b.dir, "work"), Anchor: filepath.Join(b.dir, "anchor.json"), Kept: filepath.Join(b.dir, "kept.json"),
 		Running: b.running, RootHash: d.RootHash, Version: d.Version, Counter: d.Counter, Arch: "amd64", Profile: "vm", BootID: fmt.Sprint(b.boot),
-		Flash: b.flash, Firmware: &BootVariables{b.vars, b.flash}, Artifacts: b.up, Bless: func(s Slot) error { b.bless(s); return nil },
+		Flash: b.flash, Firmware: b.firmware(), Artifacts: b.up, Bless: func(s Slot) error { b.bless(s); return nil },
 		Want: func() (*Want, bool) { return b.want, true }, Health: func() Health { return b.health }, Floor: func() uint64 { return 1 }, Raise: func(uint64) error { return nil },
 		Open: func(time.Time) bool { return true }, Trusted: func() bool { return true }, Reboot: func(context.Context, string) error { rebooted = true; return errReboot },
 		Now: func() time.Time { return time.Date(2026, 11, 22, 0, 0, 0, 0, time.UTC) }, Uptime: func() time.Duration { return b.uptime }, Deadlines: Default,
@@ -174,6 +192,7 @@ func (b *box) run(d release.Description) (rebooted bool) {
 		if err != nil && !errors.Is(err, errReboot) {
 			b.t.Fatalf("%s: %v", do, err)
 		}
+		b.record.keep()
 		if do == Nothing {
 			quiet++
 			b.uptime += 30 * time.Second
@@ -185,7 +204,7 @@ func (b *box) run(d release.Description) (rebooted bool) {
 // power starts the box anew: BootNext, used up, and then the order.
 func (b *box) power() {
 	b.t.Helper()
-	fw := &BootVariables{b.vars, b.flash}
+	fw := b.firmware()
 	next, err1 := fw.Next()
 	order, err2 := fw.Order()
 	if err := errors.Join(err1, err2, fw.ClearNext()); err != nil || len(order) == 0 {

@@ -151,6 +151,14 @@ type State struct {
 	History   []Entry       `json:"history,omitempty"`
 }
 
+// since is the time of the last line of the history.
+func (s State) since(otherwise time.Time) time.Time {
+	if n := len(s.History); n > 0 {
+		return s.History[n-1].Time
+	}
+	return otherwise
+}
+
 const format = 1
 
 func (s State) clone() State {
