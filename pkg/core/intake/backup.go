@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/sqlite"
 )
 
 // Watermark tells up to which record of each device a copy of the ledger counts.
@@ -23,7 +24,7 @@ func (s *Store) BackupTo(ctx context.Context, path string) (Watermark, error) {
 
 // ReadWatermark reads what a copy of the ledger counts.
 func ReadWatermark(ctx context.Context, path string) (_ Watermark, err error) {
-	db, err := openDB(path, 1)
+	db, err := sqlite.Open(path, sqlite.Options{Conns: 1, Cache: 16384})
 	if err != nil {
 		return nil, err
 	}

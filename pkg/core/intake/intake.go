@@ -12,17 +12,13 @@ import (
 	"embed"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/pressly/goose/v3"
-	_ "modernc.org/sqlite" // the driver named "sqlite"
-
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/sqlite"
 	"tributary.dev/tributary/pkg/link"
 )
 
@@ -74,13 +70,13 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 			err = errors.Join(fmt.Errorf("open the ledger %s: %w", cfg.Path, err), s.Close())
 		}
 	}()
-	if s.write, err = openDB(cfg.Path, 1); err != nil {
+	if s.write, err = sqlite.Open(cfg.Path, sqlite.Options{Conns: 1, Cache: 16384}); err != nil {
 		return nil, err
 	}
-	if err = migrate(ctx, s.write); err != nil {
+	if err = sqlite.Migrate(ctx, s.write, migrations); err != nil {
 		return nil, err
 	}
-	if s.read, err = openDB(cfg.Path, 4); err != nil {
+	if s.read, err = sqlite.Open(cfg.Path, sqlite.Options{Conns: 4}); err != nil {
 		return nil, err
 	}
 	if s.stmts, err = prepare(ctx, s.write); err != nil {
@@ -104,35 +100,6 @@ func (s *Store) Close() error {
 	}
 	s.read, s.write = nil, nil
 	return errors.Join(errs...)
-}
-
-func openDB(path string, conns int) (*sql.DB, error) {
-	dsn := (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath()}).String() +
-		"?_txlock=immediate&_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)"
-	if conns == 1 { // several keep SQLite's 2 MB each: the kernel has the pages once for all
-		dsn += "&_pragma=cache_size(-16384)"
-	}
-	db, err := sql.Open("sqlite", dsn)
-	if err != nil {
-		return nil, err
-	}
-	db.SetMaxOpenConns(conns)
-	db.SetMaxIdleConns(conns)
-	db.SetConnMaxLifetime(0)
-	return db, nil
-}
-
-func migrate(ctx context.Context, db *sql.DB) error {
-	dir, err := fs.Sub(migrations, "migrations")
-	if err != nil {
-		return err
-	}
-	provider, err := goose.NewProvider(goose.DialectSQLite3, db, dir, goose.WithDisableGlobalRegistry(true))
-	if err != nil {
-		return err
-	}
-	_, err = provider.Up(ctx)
-	return err
 }
 
 // device is what the writer keeps in memory of one device.

@@ -6,15 +6,11 @@ import (
 	"embed"
 	"errors"
 	"fmt"
-	"io/fs"
-	"net/url"
 	"sync"
 	"time"
 
-	"github.com/pressly/goose/v3"
-	_ "modernc.org/sqlite" // the driver named "sqlite"
-
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/sqlite"
 )
 
 //go:embed migrations/*.sql
@@ -55,21 +51,21 @@ func OpenSQLite(ctx context.Context, cfg Config) (*SQLite, error) {
 	}
 	s := &SQLite{cfg: cfg}
 	var err error
-	if s.write, err = open(cfg.Path, 1); err != nil {
+	if s.write, err = sqlite.Open(cfg.Path, sqlite.Options{Conns: 1, Cache: 8192, ForeignKeys: true}); err != nil {
 		return nil, err
 	}
 	s.read = &reader{DB: s.write} // a database in memory belongs to one connection
 	if cfg.Path != "" {
-		db, err := open(cfg.Path, 4)
+		db, err := sqlite.Open(cfg.Path, sqlite.Options{Conns: 4, ForeignKeys: true})
 		if err != nil {
 			s.write.Close()
 			return nil, err
 		}
 		s.read = &reader{DB: db}
 	}
-	if err := migrate(ctx, s.write); err != nil {
+	if err := sqlite.Migrate(ctx, s.write, migrations); err != nil {
 		s.Close()
-		return nil, fmt.Errorf("bring the schema of %s up to date: %w", cfg.Path, err)
+		return nil, fmt.Errorf("%s: %w", cfg.Path, err)
 	}
 	if s.hot, err = prepare(ctx, s.write, sqlGet, sqlWrite, sqlStatus, sqlPutStatus, sqlCount, sqlSetCount, sqlPutBox); err == nil {
 		s.read.hot, err = prepare(ctx, s.read.DB, sqlGet, sqlCount, sqlToken)
@@ -101,38 +97,6 @@ func (s *SQLite) Close() error {
 // BackupTo writes a consistent copy of the database to a new file, while others write.
 func (s *SQLite) BackupTo(ctx context.Context, path string) error {
 	_, err := s.read.ExecContext(ctx, "VACUUM INTO ?", path)
-	return err
-}
-
-func open(path string, conns int) (*sql.DB, error) {
-	dsn := ":memory:"
-	if path != "" {
-		dsn = (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath()}).String()
-	}
-	dsn += "?_txlock=immediate&_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(1)"
-	if conns == 1 { // several keep SQLite's 2 MB each: the kernel has the pages once for all
-		dsn += "&_pragma=cache_size(-8192)"
-	}
-	db, err := sql.Open("sqlite", dsn)
-	if err != nil {
-		return nil, fmt.Errorf("open the database %s: %w", path, err)
-	}
-	db.SetMaxOpenConns(conns)
-	db.SetMaxIdleConns(conns)
-	db.SetConnMaxLifetime(0)
-	return db, nil
-}
-
-func migrate(ctx context.Context, db *sql.DB) error {
-	dir, err := fs.Sub(migrations, "migrations")
-	if err != nil {
-		return err
-	}
-	provider, err := goose.NewProvider(goose.DialectSQLite3, db, dir, goose.WithDisableGlobalRegistry(true))
-	if err != nil {
-		return err
-	}
-	_, err = provider.Up(ctx)
 	return err
 }
 
