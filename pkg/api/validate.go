@@ -179,6 +179,7 @@ func validateSettings(s *DeviceSettings, at string, f *findings) {
 }
 
 func validateFleet(s *FleetSpec, f *findings) {
+	validateAttest(s.Attest, f)
 	s.Selector.validate("spec.selector", f)
 	if s.Selector.Empty() {
 		f.add("spec.selector", "an empty selector picks no device", "give matchLabels or matchExpressions; for every device: matchExpressions: [{key: hw.tributary/arch, operator: Exists}]")
