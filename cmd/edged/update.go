@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -22,7 +25,7 @@ import (
 	"tributary.dev/tributary/pkg/edge/boot/blk"
 	"tributary.dev/tributary/pkg/edge/boot/cmdline"
 	"tributary.dev/tributary/pkg/edge/update"
-	"tributary.dev/tributary/pkg/edge/update/efivar"
+	"tributary.dev/tributary/pkg/efi"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
 	"tributary.dev/tributary/pkg/manifest"
 )
@@ -31,9 +34,11 @@ import (
 const (
 	updateState = "/state/update.json"
 	keptRoot    = "/state/release-root.json"
-	floorFile   = "/state/security-counter" // until the TPM has it
+	floorFile   = "/state/security-counter" // beside the TPM's, for boxes without one
+	panicFile   = "/state/last-panic"
 	anchorRoot  = "/usr/share/tributary/release-root.json"
 	writeMemory = 192 << 20 // while a delta is applied
+	trialMost   = 24 * time.Hour
 )
 
 // openUpdate makes the updater of an appliance. A box that cannot be updated still runs its apps.
@@ -77,12 +82,13 @@ func (b *box) makeUpdate() (*update.Manager, error) {
 		return nil, err
 	}
 	counter, _ := strconv.ParseUint(words["tributary.counter"], 10, 64) // an image without one has none
+	floor := &floor{log: b.log}
 	flash := &update.Flash{Disk: disk, Size: size, Arch: runtime.GOARCH}
 	return update.New(update.Config{
 		State: updateState, Work: filepath.Join(b.o.data, "update"), Anchor: anchorRoot, Kept: keptRoot,
 		Running: update.Slot(strings.TrimSpace(string(slot))), RootHash: fmt.Sprintf("%x", hash), Version: words["tributary.version"], Counter: counter,
 		Arch: runtime.GOARCH, Profile: profile, BootID: bootID,
-		Flash: flash, Firmware: &update.BootVariables{Vars: efivar.Open(efivar.Dir), Flash: flash}, Artifacts: b.artifacts(),
+		Flash: flash, Firmware: &update.BootVariables{Vars: efi.FS(efi.Dir), Flash: flash}, Artifacts: b.artifacts(),
 		Bless: func(s update.Slot) error {
 			d, err := blk.Read(name, hash)
 			if err != nil {
@@ -94,9 +100,10 @@ func (b *box) makeUpdate() (*update.Manager, error) {
 			}
 			return update.BlessOn(node, filepath.Join(boot.Dir, "esp"))
 		},
-		Want: b.wantedRelease, Health: b.trialHealth, Floor: readFloor, Raise: raiseFloor,
+		Want: b.wantedRelease, Health: b.trialHealth, Floor: floor.get, Raise: floor.raise,
 		Open: func(time.Time) bool { return true }, Trusted: func() bool { return false }, Reboot: func(ctx context.Context, reason string) error { _, err := boot.Ask(ctx, "reboot", reason); return err },
-		Now: b.clock.Now, Uptime: uptime, Deadlines: update.Default, Log: b.log,
+		Now: b.clock.Now, Uptime: uptime, Log: b.log,
+		Deadlines: update.Default.Within(words.Seconds("tributary.trial", 0, trialMost)), Panic: update.LastWords(panicFile),
 		Room: func() func() {
 			limit := debug.SetMemoryLimit(writeMemory)
 			return func() { debug.SetMemoryLimit(limit); debug.FreeOSMemory() }
@@ -117,17 +124,43 @@ func uptime() time.Duration {
 	return time.Duration(t.Nano())
 }
 
-func readFloor() uint64 {
-	s, err := text(floorFile)
-	if err != nil {
-		return 0
-	}
-	n, _ := strconv.ParseUint(s, 10, 64) // rubbish is no floor
-	return n
+// floor is the lowest security counter that this box still takes. The TPM keeps it, where there is one, and then does not
+// open STATE for a release below; the file keeps it for all boxes.
+type floor struct {
+	log  *slog.Logger
+	once sync.Once
+	n    atomic.Uint64
 }
 
-func raiseFloor(n uint64) error {
-	return atomicfile.Write(floorFile, fmt.Appendf(nil, "%d\n", max(n, readFloor())), 0o600)
+func (f *floor) get() uint64 {
+	f.once.Do(func() {
+		s, _ := text(floorFile)
+		kept, _ := strconv.ParseUint(s, 10, 64) // rubbish is no floor
+		in, err := boot.Floor(context.Background())
+		if err == nil && in < kept { // it was not there when the release was confirmed
+			err = boot.RaiseFloor(context.Background(), kept)
+		}
+		if err != nil && !errors.Is(err, boot.ErrNoTPM) {
+			f.log.Warn("the TPM does not keep the security floor; a file does", "err", err)
+		}
+		f.n.Store(max(kept, in))
+	})
+	return f.n.Load()
+}
+
+// raise is called for a release that was confirmed. The file comes first: what it says is made up for in the TPM.
+func (f *floor) raise(n uint64) error {
+	if n <= f.get() {
+		return nil
+	}
+	if err := atomicfile.Write(floorFile, fmt.Appendf(nil, "%d\n", n), 0o600); err != nil {
+		return err
+	}
+	f.n.Store(n)
+	if err := boot.RaiseFloor(context.Background(), n); err != nil && !errors.Is(err, boot.ErrNoTPM) {
+		f.log.Warn("the TPM does not keep the security floor; a file does", "floor", n, "err", err)
+	}
+	return nil
 }
 
 // wantedRelease reads the manifest's item.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf16"
 
@@ -112,13 +113,37 @@ func Order(v Variables) ([]uint16, error) {
 	return out, err
 }
 
+// keep writes a variable where it says something else, since flash memory wears out, and reads it back, since some
+// firmwares only seem to take what they are given.
+func keep(v Variables, name string, data []byte) error {
+	if _, old, err := v.Get(name, Global); err == nil && bytes.Equal(old, data) {
+		return nil
+	}
+	if err := v.Set(name, Global, kept, data); err != nil {
+		return fmt.Errorf("EFI variable %s: %w", name, err)
+	}
+	if _, back, err := v.Get(name, Global); err != nil || !bytes.Equal(back, data) {
+		return fmt.Errorf("EFI variable %s does not keep what is written: %w", name, errors.Join(err, errors.ErrUnsupported))
+	}
+	return nil
+}
+
 // SetOrder writes the boot order.
 func SetOrder(v Variables, order []uint16) error {
 	var b []byte
 	for _, n := range order {
 		b = binary.LittleEndian.AppendUint16(b, n)
 	}
-	return v.Set("BootOrder", Global, kept, b)
+	return keep(v, "BootOrder", b)
+}
+
+// First puts these entries first in the boot order, in this order, and leaves the others behind them as they were.
+func First(v Variables, front ...uint16) error {
+	old, err := Order(v)
+	if err != nil {
+		return err
+	}
+	return SetOrder(v, append(slices.Clone(front), slices.DeleteFunc(old, func(n uint16) bool { return slices.Contains(front, n) })...))
 }
 
 // Entry reads one boot entry.
@@ -130,10 +155,26 @@ func Entry(v Variables, n uint16) (Option, error) {
 	return DecodeOption(b)
 }
 
-// SetNext makes the firmware start that entry once, before all others. It is used up before the entry starts.
-func SetNext(v Variables, n uint16) error {
-	return v.Set("BootNext", Global, kept, binary.LittleEndian.AppendUint16(nil, n))
+// Next is what the firmware starts once, if it is set.
+func Next(v Variables) (n uint16, set bool, err error) {
+	_, b, err := v.Get("BootNext", Global)
+	if errors.Is(err, ErrNone) {
+		return 0, false, nil
+	}
+	if err != nil || len(b) != 2 {
+		return 0, false, fmt.Errorf("BootNext of %d bytes: %w", len(b), errors.Join(err, errors.ErrUnsupported))
+	}
+	return binary.LittleEndian.Uint16(b), true, nil
 }
+
+// SetNext makes the firmware start that entry once, before all others. It is used up before the entry starts (UEFI 2.10,
+// 3.3).
+func SetNext(v Variables, n uint16) error {
+	return keep(v, "BootNext", binary.LittleEndian.AppendUint16(nil, n))
+}
+
+// ClearNext takes that back.
+func ClearNext(v Variables) error { return v.Delete("BootNext", Global) }
 
 // Current is the entry that this start came from.
 func Current(v Variables) (uint16, error) {
@@ -147,49 +188,54 @@ func Current(v Variables) (uint16, error) {
 	return binary.LittleEndian.Uint16(b), nil
 }
 
-// Ensure makes sure that there are entries like these and that the boot order begins with them, in their order. An entry
-// of the same name is written again only when it differs, so that flash is spared; others keep their places behind.
-// It answers the entries' numbers, and may be repeated.
+// Ensure makes sure that there are entries like these, and leaves the boot order alone. An entry of the same name is
+// written again only when it differs; of several, the first in the boot order is taken. It answers the entries' numbers,
+// and may be repeated.
 func Ensure(v Variables, want ...Option) ([]uint16, error) {
 	order, err := Order(v)
 	if err != nil {
 		return nil, err
 	}
+	names, err := v.List(Global)
+	if err != nil {
+		return nil, err
+	}
+	taken := slices.Clone(order)
+	for _, name := range names {
+		if digits, ok := strings.CutPrefix(name, "Boot"); ok && len(digits) == 4 {
+			if n, err := strconv.ParseUint(digits, 16, 16); err == nil {
+				taken = append(taken, uint16(n))
+			}
+		}
+	}
+	slices.Sort(taken[len(order):])
 	byName := map[string]uint16{}
-	for _, n := range slices.Backward(order) {
+	for _, n := range slices.Backward(taken) {
 		if o, err := Entry(v, n); err == nil {
 			byName[o.Name] = n
 		}
 	}
-	var front []uint16
+	var numbers []uint16
 	for _, o := range want {
 		n, ok := byName[o.Name]
 		if !ok {
-			if n, err = free(v, append(front, order...)); err != nil {
+			if n, err = free(taken); err != nil {
 				return nil, err
 			}
+			taken = append(taken, n)
 		}
-		if _, old, err := v.Get(entryName(n), Global); err != nil || !bytes.Equal(old, o.Encode()) {
-			if err := v.Set(entryName(n), Global, kept, o.Encode()); err != nil {
-				return nil, err
-			}
+		if err := keep(v, entryName(n), o.Encode()); err != nil {
+			return nil, err
 		}
-		front = append(front, n)
+		numbers = append(numbers, n)
 	}
-	next := append(slices.Clone(front), slices.DeleteFunc(slices.Clone(order), func(n uint16) bool { return slices.Contains(front, n) })...)
-	if slices.Equal(next, order) {
-		return front, nil
-	}
-	return front, SetOrder(v, next)
+	return numbers, nil
 }
 
 // free finds a number that no entry has.
-func free(v Variables, taken []uint16) (uint16, error) {
+func free(taken []uint16) (uint16, error) {
 	for n := uint16(0); n < 0x1000; n++ {
-		if slices.Contains(taken, n) {
-			continue
-		}
-		if _, _, err := v.Get(entryName(n), Global); errors.Is(err, ErrNone) {
+		if !slices.Contains(taken, n) {
 			return n, nil
 		}
 	}

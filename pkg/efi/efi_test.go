@@ -53,6 +53,12 @@ func TestEnsure(t *testing.T) {
 				if err != nil || !slices.Equal(got, []uint16{2, 3}) {
 					t.Fatal(got, err)
 				}
+				if again, err := Ensure(v, b); err != nil || !slices.Equal(again, []uint16{3}) {
+					t.Fatal(again, err) // also where the order does not have it yet
+				}
+				if err := First(v, got...); err != nil {
+					t.Fatal(err)
+				}
 				order, err := Order(v)
 				if err != nil || !slices.Equal(order, []uint16{2, 3, 0, 1}) {
 					t.Fatal(order, err)
@@ -64,19 +70,54 @@ func TestEnsure(t *testing.T) {
 			if err := SetNext(v, 3); err != nil {
 				t.Fatal(err)
 			}
-			if _, next, err := v.Get("BootNext", Global); err != nil || !bytes.Equal(next, []byte{3, 0}) {
-				t.Error(next, err)
+			if n, set, err := Next(v); err != nil || !set || n != 3 {
+				t.Error(n, set, err)
 			}
-			if err := errors.Join(v.Delete("BootNext", Global), v.Delete("BootNext", Global)); err != nil {
+			if err := errors.Join(ClearNext(v), ClearNext(v)); err != nil {
 				t.Error(err)
 			}
-			if _, _, err := v.Get("BootNext", Global); !errors.Is(err, ErrNone) {
-				t.Error(err)
+			if _, set, err := Next(v); err != nil || set {
+				t.Error(set, err)
 			}
 			if _, err := Current(v); !errors.Is(err, ErrNone) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// forgetful takes what is written and keeps something else, as some firmwares do.
+type forgetful struct{ Memory }
+
+func (f forgetful) Set(name string, vendor gpt.GUID, attributes uint32, data []byte) error {
+	return f.Memory.Set(name, vendor, attributes, bytes.Repeat([]byte{0}, len(data)))
+}
+
+func TestNotKept(t *testing.T) {
+	if err := SetNext(forgetful{Memory{}}, 3); err == nil {
+		t.Error("a variable that is not kept passes for written")
+	}
+	if err := FS(t.TempDir() + "/none").Usable(); err == nil {
+		t.Error("no variables are usable")
+	}
+}
+
+// TestEncode holds an option against the bytes that the specification asks for, put down by hand.
+func TestEncode(t *testing.T) {
+	id, err := gpt.Parse("11223344-5566-7788-99aa-bbccddeeff00")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []byte{
+		1, 0, 0, 0, 66, 0, 'A', 0, 0, 0,
+		4, 1, 42, 0, 1, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0x44, 0x33, 0x22, 0x11, 0x66, 0x55, 0x88, 0x77,
+		0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff, 0, 2, 2,
+		4, 4, 18, 0, '\\', 0, 'a', 0, '.', 0, 'e', 0, 'f', 0, 'i', 0, 0, 0, 0x7f, 0xff, 4, 0,
+	}
+	want[4] = byte(len(want) - 10)
+	got := Option{Active: true, Name: "A", Path: HardDrive(1, gpt.Partition{ID: id, First: 2048, Last: 6143}, "a.efi")}.Encode()
+	if !bytes.Equal(got, want) {
+		t.Fatalf("\n%x\n%x", got, want)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -48,8 +49,13 @@ const (
 	immutable   = 0x10 // FS_IMMUTABLE_FL of linux/fs.h
 )
 
+// Dir is where the kernel shows the variables.
+const Dir = "/sys/firmware/efi/efivars"
+
 // Variables is the firmware's store.
 type Variables interface {
+	// List gives the names of a vendor's variables, in no order.
+	List(vendor gpt.GUID) ([]string, error)
 	// Get answers ErrNone where there is none.
 	Get(name string, vendor gpt.GUID) (attributes uint32, data []byte, err error)
 	// Set writes or, with the attribute for it, appends. It may be repeated.
@@ -63,6 +69,33 @@ type FS string
 
 func (f FS) path(name string, vendor gpt.GUID) string {
 	return filepath.Join(string(f), name+"-"+vendor.String())
+}
+
+// Usable tells whether there are variables at all, and that they can be written: a firmware started the old way has
+// none, and some kernels (PREEMPT_RT) and firmwares leave them read-only.
+func (f FS) Usable() error {
+	if _, err := os.ReadDir(string(f)); err != nil {
+		return fmt.Errorf("the firmware shows no variables: %w", err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(string(f), &st); err != nil {
+		return err
+	}
+	if st.Flags&unix.ST_RDONLY != 0 {
+		return errors.New("the firmware's variables are read-only")
+	}
+	return nil
+}
+
+// List implements Variables.
+func (f FS) List(vendor gpt.GUID) (names []string, err error) {
+	list, err := os.ReadDir(string(f))
+	for _, e := range list {
+		if name, ok := strings.CutSuffix(e.Name(), "-"+vendor.String()); ok {
+			names = append(names, name)
+		}
+	}
+	return names, err
 }
 
 // Get implements Variables.
@@ -120,6 +153,16 @@ func (f FS) unlock(path string) {
 type Memory map[string][]byte
 
 func key(name string, vendor gpt.GUID) string { return name + "-" + vendor.String() }
+
+// List implements Variables.
+func (m Memory) List(vendor gpt.GUID) (names []string, err error) {
+	for k := range m {
+		if name, ok := strings.CutSuffix(k, "-"+vendor.String()); ok {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
 
 // Get implements Variables.
 func (m Memory) Get(name string, vendor gpt.GUID) (uint32, []byte, error) {

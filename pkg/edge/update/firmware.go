@@ -5,17 +5,22 @@ import (
 	"strings"
 
 	"tributary.dev/tributary/pkg/disk/gpt"
-	"tributary.dev/tributary/pkg/edge/update/efivar"
+	"tributary.dev/tributary/pkg/efi"
 )
 
 // BootVariables is the Firmware of a box: a boot option for each slot's ESP, known by the partition's GUID.
 type BootVariables struct {
-	Vars  *efivar.Vars
+	Vars  efi.Variables
 	Flash *Flash
 }
 
 // Usable implements Firmware.
-func (b *BootVariables) Usable() error { return b.Vars.Usable() }
+func (b *BootVariables) Usable() error {
+	if u, ok := b.Vars.(interface{ Usable() error }); ok {
+		return u.Usable()
+	}
+	return nil
+}
 
 // options gives the numbers of both boot options, which it makes where they are missing. The order is left alone.
 func (b *BootVariables) options() (map[Slot]uint16, error) {
@@ -23,19 +28,19 @@ func (b *BootVariables) options() (map[Slot]uint16, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := map[Slot]uint16{}
-	for _, s := range []Slot{"a", "b"} {
+	slots, want := []Slot{"a", "b"}, []efi.Option(nil)
+	for _, s := range slots {
 		n, p := t.Find("esp-" + string(s))
 		if n == 0 {
 			return nil, fmt.Errorf("the disk has no partition esp-%s", s)
 		}
-		out[s], err = b.Vars.Ensure(efivar.Entry{Name: "Tributary " + strings.ToUpper(string(s)), Partition: uint32(n), Start: p.First, Count: p.Last - p.First + 1,
-			ID: p.ID, File: `\` + strings.ReplaceAll(managerFile(b.Flash.Arch), "/", `\`)})
-		if err != nil {
-			return nil, err
-		}
+		want = append(want, efi.Option{Active: true, Name: "Tributary " + strings.ToUpper(string(s)), Path: efi.HardDrive(n, p, managerFile(b.Flash.Arch))})
 	}
-	return out, nil
+	numbers, err := efi.Ensure(b.Vars, want...)
+	if err != nil {
+		return nil, err
+	}
+	return map[Slot]uint16{"a": numbers[0], "b": numbers[1]}, nil
 }
 
 func slotOf(options map[Slot]uint16, number uint16) Slot {
@@ -53,7 +58,7 @@ func (b *BootVariables) Order() (order []Slot, err error) {
 	if err != nil {
 		return nil, err
 	}
-	list, err := b.Vars.Order()
+	list, err := efi.Order(b.Vars)
 	for _, n := range list {
 		if s := slotOf(options, n); s != "" {
 			order = append(order, s)
@@ -68,7 +73,7 @@ func (b *BootVariables) Next() (Slot, error) {
 	if err != nil {
 		return "", err
 	}
-	n, set, err := b.Vars.Next()
+	n, set, err := efi.Next(b.Vars)
 	if err != nil || !set {
 		return "", err
 	}
@@ -81,11 +86,11 @@ func (b *BootVariables) SetNext(s Slot) error {
 	if err != nil {
 		return err
 	}
-	return b.Vars.SetNext(options[s])
+	return efi.SetNext(b.Vars, options[s])
 }
 
 // ClearNext implements Firmware.
-func (b *BootVariables) ClearNext() error { return b.Vars.ClearNext() }
+func (b *BootVariables) ClearNext() error { return efi.ClearNext(b.Vars) }
 
 // SetOrder implements Firmware.
 func (b *BootVariables) SetOrder(first Slot) error {
@@ -93,5 +98,5 @@ func (b *BootVariables) SetOrder(first Slot) error {
 	if err != nil {
 		return err
 	}
-	return b.Vars.SetOrder(options[first], options[first.Other()])
+	return efi.First(b.Vars, options[first], options[first.Other()])
 }

@@ -18,6 +18,7 @@ import (
 	"tributary.dev/tributary/pkg/disk/cut"
 	"tributary.dev/tributary/pkg/disk/gpt"
 	"tributary.dev/tributary/pkg/edge/update/starts"
+	"tributary.dev/tributary/pkg/efi"
 	"tributary.dev/tributary/pkg/release"
 )
 
@@ -288,7 +289,7 @@ func (r *recorded) goOn(image *cut.Image, s starts.Start) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	again.vars = emptyVars(r.t)
+	again.vars = efi.Memory{}
 	fw := &BootVariables{again.vars, again.flash}
 	var v variables
 	if err := json.Unmarshal(image.Notes[noteVars], &v); err != nil {

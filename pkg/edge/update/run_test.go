@@ -21,7 +21,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
-	"tributary.dev/tributary/pkg/edge/update/efivar"
+	"tributary.dev/tributary/pkg/efi"
 	"tributary.dev/tributary/pkg/release"
 	"tributary.dev/tributary/pkg/release/delta"
 )
@@ -53,7 +53,7 @@ type box struct {
 	t       *testing.T
 	dir     string
 	flash   *Flash
-	vars    *efivar.Vars
+	vars    efi.Memory
 	reg     *registry
 	up      endpoint
 	key     crypto.Signer
@@ -76,7 +76,7 @@ func newBox(t *testing.T) (*box, release.Description, []byte) {
 	b := &box{t: t, dir: t.TempDir(), flash: flash, key: key, running: "a", reg: &registry{blobs: map[string][]byte{}}}
 	ok := Condition{OK: true}
 	b.health = Health{Kernel: ok, Agent: ok, Parent: ok, Known: true, Wanted: []string{"web"}, Apps: []string{"web"}}
-	b.vars = emptyVars(t)
+	b.vars = efi.Memory{}
 	server := httptest.NewServer(b.reg)
 	t.Cleanup(server.Close)
 	if b.up.u, err = url.Parse(server.URL); err != nil {
@@ -99,11 +99,6 @@ func newBox(t *testing.T) (*box, release.Description, []byte) {
 	}
 	b.boot, b.uptime = 1, 20*time.Minute
 	return b, d, content
-}
-
-func emptyVars(t *testing.T) *efivar.Vars {
-	t.Helper()
-	return efivar.Open(t.TempDir())
 }
 
 // bless does what a rename does, where nothing can be mounted: only the folder's sectors are written.

@@ -277,6 +277,10 @@ func (c Config) entries(name string) error {
 		}
 		want = append(want, efi.Option{Active: true, Name: "Tributary " + strings.ToUpper(slot), Path: efi.HardDrive(n, p, file)})
 	}
-	_, err = efi.Ensure(c.EFI, want...)
+	numbers, err := efi.Ensure(c.EFI, want...)
+	if err != nil {
+		return err
+	}
+	err = efi.First(c.EFI, numbers...)
 	return err
 }
