@@ -27,6 +27,7 @@ var remedies = map[string]string{
 	"bad-batch":        "records came that the device did not sign: look at its parent; the device keeps its own and sends them again",
 	"bad-frame":        "the box sends what cannot be read: compare its version with the core's, then look at the box",
 	"foreign-frame":    "the box speaks for devices that are not attached to it: look at it; if it was not you, retire it",
+	"state-locked":     "if the change of its firmware was meant, approve it: edgectl device unlock-state NAME; if not, look at the box before anything else",
 	"state-incomplete": "somebody between leaves out some of what the device reports: look at its parent, or move the device to another",
 	"window-full":      "records from below the device wait and none is acknowledged: look at its uplink, and at the core's disk",
 	"unproven-state":   "somebody between says without proof that the device has nothing to report: look at its parent",

@@ -41,6 +41,10 @@ type Config struct {
 	Publish func(s *manifest.Signed, tombstones map[string]uint64) error
 	// Reports tells what devices reported; nil when nobody does.
 	Reports Reports
+	// Attested tells whether a device's TPM shows what it should, and if not, why; Attestation
+	// is what people see of that. Both may be nil: then nothing is attested.
+	Attested    func(api.DeviceID) (ok bool, why string)
+	Attestation func(api.DeviceID) *api.Attestation
 	// Homecoming is how long after the start a device may stay away before that is an
 	// event, and Quiet how long an alarm stands after it was raised last. Zero is the
 	// default: 2 and 15 minutes.
@@ -220,6 +224,7 @@ type result struct {
 	fleets []string
 	next   State
 	signed *manifest.Signed // nil: nothing changed
+	held   []api.Warning    // about secrets that were withheld
 	err    error
 }
 
@@ -296,12 +301,14 @@ func (l *Loop) renderOne(e *entry, revoked []api.DeviceID) result {
 			return r
 		}
 	}
-	next, seal, changed := Next(e.state, l.cfg.Epoch, want, func(plain []byte) [32]byte {
+	fingerprint := func(plain []byte) [32]byte {
 		h := sha256.New()
 		h.Write(recipientBytes) // of fixed length
 		h.Write(plain)
 		return [32]byte(h.Sum(nil))
-	})
+	}
+	r.held = l.holdSecrets(e, w, r.fleets, want, fingerprint)
+	next, seal, changed := Next(e.state, l.cfg.Epoch, want, fingerprint)
 	if !changed {
 		return r
 	}
@@ -328,7 +335,7 @@ func (l *Loop) renderOne(e *entry, revoked []api.DeviceID) result {
 func (l *Loop) commit(ctx context.Context, results []result) (changed int, err error) {
 	var records []*store.ManifestRecord
 	for _, r := range results {
-		r.e.warnings = nil
+		r.e.warnings = r.held
 		if r.err != nil {
 			l.cfg.Log.Error("no manifest for a device; it keeps the one it has", "device", r.e.Name, "tenant", r.e.Tenant, "err", r.err)
 			r.e.warnings = []api.Warning{{Name: "manifest-refused", Severity: api.Degraded, Message: "the core cannot make the manifest: " + r.err.Error(), Since: l.cfg.Now().Unix()}}

@@ -31,8 +31,9 @@ type World struct {
 	Apps    map[string]*App
 	Configs map[string][]byte // CBOR api.ConfigData, deterministic
 	Secrets map[string][]byte // the same, in the clear: in memory only
-	// Releases are items as they go into manifests.
+	// Releases are items as they go into manifests, and Images what their devices' TPMs show.
 	Releases map[string]Want
+	Images   map[string][32]byte
 }
 
 // App is what rendering reads of an App object.
@@ -47,6 +48,8 @@ type Want struct {
 	Refs  []manifest.Ref
 	Body  []byte
 	Plain []byte
+	// Keep leaves the item as the device has it, whatever Plain is now.
+	Keep bool
 }
 
 // Selected lists the fleets that pick a device, by name.
@@ -158,7 +161,9 @@ func Next(prev State, epoch uint64, want map[string]Want, fingerprint func(plain
 	for key, w := range want {
 		old, had := prev.Items[key]
 		same := had && !fresh
-		if w.Plain != nil {
+		if w.Keep && same {
+			next.Seals[key] = prev.Seals[key]
+		} else if w.Plain != nil {
 			hash := fingerprint(w.Plain)
 			same = same && prev.Seals[key] == hash
 			next.Seals[key] = hash

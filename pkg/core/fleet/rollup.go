@@ -380,6 +380,9 @@ func (l *Loop) digest(id api.DeviceID, before api.DeviceStatus, r *Report) (api.
 	e.parent = r.Parent
 	desired := e.state.Generation
 	s, labels, bad := StatusOf(before, r, l.worlds.tierOf(r.Parent), l.cfg.Epoch, desired, append(slices.Clip(e.warnings), l.alarms.of(id)...))
+	if l.cfg.Attestation != nil {
+		s.Attestation = l.cfg.Attestation(id)
+	}
 	if e.relay != s.Relay {
 		l.turned[e] = true
 	}

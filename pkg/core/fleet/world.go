@@ -73,7 +73,7 @@ func newWorlds() *worlds {
 func (w *worlds) tenant(name string) *tenant {
 	t := w.tenants[name]
 	if t == nil {
-		t = &tenant{World: World{Fleets: map[string]*api.FleetSpec{}, Apps: map[string]*App{}, Configs: map[string][]byte{}, Secrets: map[string][]byte{}, Releases: map[string]Want{}}, devices: map[string]*entry{}}
+		t = &tenant{World: World{Fleets: map[string]*api.FleetSpec{}, Apps: map[string]*App{}, Configs: map[string][]byte{}, Secrets: map[string][]byte{}, Releases: map[string]Want{}, Images: map[string][32]byte{}}, devices: map[string]*entry{}}
 		w.tenants[name] = t
 	}
 	return t
@@ -199,6 +199,10 @@ func (t *tenant) setRelease(name string, o *api.Object, d dirty) error {
 	if !ok {
 		return api.Errorf(api.Invalid, "%q names no release", spec.Artifact)
 	}
+	delete(t.Images, name)
+	if image, ok := api.ParsePCR(spec.PCR11); ok {
+		t.Images[name] = image
+	}
 	want := Want{Refs: []manifest.Ref{{Repo: repo, Digest: digest}}, Body: encode(api.ReleaseWant{Attempt: spec.Attempt})}
 	if reflect.DeepEqual(t.Releases[name], want) {
 		return nil
@@ -294,6 +298,7 @@ func (w *worlds) unset(key api.Key, d dirty) *entry {
 		t.touchFleets(func(s *api.FleetSpec) bool { return slices.Contains(s.Apps, key.Name) }, d)
 	case api.KindRelease:
 		delete(t.Releases, key.Name)
+		delete(t.Images, key.Name)
 		t.touchFleets(func(s *api.FleetSpec) bool { return s.Release == key.Name }, d)
 	case api.KindConfig:
 		delete(t.Configs, key.Name)

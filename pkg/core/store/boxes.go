@@ -110,6 +110,11 @@ func (s *SQLite) EachBox(ctx context.Context, f func(Box) error) error {
 
 // DeleteBox implements Boxes.
 func (s *SQLite) DeleteBox(ctx context.Context, device api.DeviceID) error {
-	_, err := s.write.ExecContext(ctx, "DELETE FROM boxes WHERE device = ?", device[:])
-	return err
+	return s.tx(ctx, func(w *writer) error {
+		if _, err := w.ExecContext(ctx, "DELETE FROM attestations WHERE device = ?", device[:]); err != nil {
+			return err
+		}
+		_, err := w.ExecContext(ctx, "DELETE FROM boxes WHERE device = ?", device[:])
+		return err
+	})
 }

@@ -7,6 +7,7 @@
 package attest
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/sha256"
@@ -90,6 +91,24 @@ func refused(format string, args ...any) error {
 
 // Verify judges evidence. All errors are ErrRefused.
 func (x Expect) Verify(e *Evidence) (*Verdict, error) {
+	v, err := x.Authentic(e)
+	if err != nil {
+		return nil, err
+	}
+	for n, want := range x.PCRs {
+		if got, ok := e.PCR(n); (!ok || got != want) && !x.Faults.NoPCRs {
+			return nil, refused("PCR %d is %x, expected %x", n, got, want)
+		}
+	}
+	if err := x.release(e, v); err != nil {
+		return nil, err
+	}
+	return v, nil
+}
+
+// Authentic judges who speaks, and when, and that the values given are those that the TPM signed;
+// not whether they are good. All errors are ErrRefused.
+func (x Expect) Authentic(e *Evidence) (*Verdict, error) {
 	f := x.Faults
 	if err := e.check(); err != nil {
 		return nil, refused("%v", err)
@@ -114,16 +133,7 @@ func (x Expect) Verify(e *Evidence) (*Verdict, error) {
 	if err := e.matches(q, f); err != nil {
 		return nil, err
 	}
-	for n, want := range x.PCRs {
-		if got, ok := e.value(n); (!ok || got != want) && !f.NoPCRs {
-			return nil, refused("PCR %d is %x, expected %x", n, got, want)
-		}
-	}
-	v := &Verdict{Resets: q.resets, Clock: q.clock}
-	if err := x.release(e, v); err != nil {
-		return nil, err
-	}
-	return v, nil
+	return &Verdict{Resets: q.resets, Clock: q.clock}, nil
 }
 
 // matches compares the values given with what the TPM signed.
@@ -149,7 +159,7 @@ func (e *Evidence) matches(q *quote, f Faults) error {
 // release finds out what runs: the log replayed must lead to PCR 11's value by way of a known
 // release's, and behind it nothing but words that the system itself measures.
 func (x Expect) release(e *Evidence, v *Verdict) error {
-	have, ok := e.value(PCRKernel)
+	have, ok := e.PCR(PCRKernel)
 	if !ok {
 		return refused("PCR 11 is not among the values")
 	}
@@ -181,6 +191,20 @@ func (x Expect) release(e *Evidence, v *Verdict) error {
 		return refused("the box runs a system that is none of the releases it may run")
 	}
 	return nil
+}
+
+// Image is the value of PCR 11 that the log gives the image that was started: without what the
+// system itself measured behind it. ok is false when the log does not lead to the PCR's value.
+func (e *Evidence) Image() (image [32]byte, ok bool) {
+	have, ok := e.PCR(PCRKernel)
+	if !ok || len(e.Log) == 0 {
+		return have, ok
+	}
+	log := e.Log
+	if bytes.Equal(log[len(log)-1], Event([]byte(StateOpened))) {
+		log = log[:len(log)-1]
+	}
+	return Replay(log), Replay(e.Log) == have
 }
 
 // compare is for a box whose firmware kept no log: PCR 11 is a release's value, or that with the

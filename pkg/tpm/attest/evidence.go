@@ -30,7 +30,8 @@ const (
 	pcrs        = 24
 )
 
-func (e *Evidence) value(n uint) (out [32]byte, ok bool) {
+// PCR is the value given for one.
+func (e *Evidence) PCR(n uint) (out [32]byte, ok bool) {
 	for _, p := range e.PCRs {
 		if p.Index == n {
 			return [32]byte(p.Value), true

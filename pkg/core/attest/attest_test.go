@@ -1,0 +1,408 @@
+package attest
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/store"
+	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/tpm"
+	judge "tributary.dev/tributary/pkg/tpm/attest"
+	"tributary.dev/tributary/pkg/tpm/tpmtest"
+)
+
+const (
+	ourKeys, newKeys = "our db", "our db, and another key"
+	v1, v2           = "release 1", "release 2"
+)
+
+var box1 = api.DeviceID{1}
+
+// site is a core's room with a store of its own, and a clock that a test moves.
+type site struct {
+	*Room
+	t       *testing.T
+	now     time.Time
+	sealing *ecdsa.PrivateKey
+	systems []judge.Release
+	retired bool
+	changed int
+	path    string
+}
+
+func newSite(t *testing.T) *site {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &site{t: t, now: time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC), sealing: key, path: filepath.Join(t.TempDir(), "core.db"),
+		systems: []judge.Release{{Name: "1", PCR11: after(v1)}, {Name: "2", PCR11: after(v2)}}}
+	s.open()
+	return s
+}
+
+func (s *site) open() {
+	s.t.Helper()
+	db, err := store.OpenSQLite(s.t.Context(), store.Config{Path: s.path, Now: func() time.Time { return s.now }})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { db.Close() })
+	s.Room, err = Open(s.t.Context(), Config{
+		Store: db, Active: func(api.DeviceID) bool { return !s.retired }, NameOf: func(api.DeviceID) string { return "box" },
+		Systems: func(api.DeviceID) []judge.Release { return s.systems },
+		OpenKey: func(i identity.SealInfo, b []byte) ([]byte, error) { return identity.Open(s.sealing, i, b) },
+		Changed: func(api.DeviceID) { s.changed++ }, Alarm: func(api.DeviceID, api.Warning) {},
+		Now: func() time.Time { return s.now }, Random: rand.Reader, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func after(events ...string) [32]byte {
+	var log [][]byte
+	for _, e := range events {
+		log = append(log, judge.Event([]byte(e)))
+	}
+	return judge.Replay(log)
+}
+
+// machine is a box with a TPM.
+type machine struct {
+	*tpmtest.Box
+	t    *testing.T
+	tpm  *tpm.TPM
+	log  [][]byte
+	name api.DeviceID
+}
+
+func newMachine(t *testing.T) *machine {
+	return &machine{Box: tpmtest.New(t), t: t, name: box1}
+}
+
+// boot starts it; opened: it took its state's key out.
+func (m *machine) boot(firmware, system string, opened bool) *machine {
+	m.t.Helper()
+	m.tpm, m.log = tpm.New(m.Start()), nil
+	err := m.tpm.Extend(tpm.PCRSecureBoot, []byte(firmware))
+	for _, e := range append([]string{system}, map[bool][]string{true: {judge.StateOpened}}[opened]...) {
+		err = errors.Join(err, m.tpm.Extend(tpm.PCRKernel, []byte(e)))
+		m.log = append(m.log, judge.Event([]byte(e)))
+	}
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return m
+}
+
+func (m *machine) evidence(nonce [32]byte) []byte {
+	m.t.Helper()
+	e, err := m.tpm.Quote(nonce, []uint{tpm.PCRSecureBoot, tpm.PCRKernel}, m.log)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	b, err := e.Encode()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return b
+}
+
+func (s *site) challenge() judge.Challenge {
+	c, err := judge.NewChallenge(rand.Reader, s.now, Life)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return c
+}
+
+func (s *site) report(m *machine, c judge.Challenge, key []byte) *judge.Report {
+	s.t.Helper()
+	p, err := m.tpm.Public()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	r := &judge.Report{Evidence: m.evidence(c.Nonce), Attestation: p.Attestation, Endorsement: p.Endorsement, Sealed: "file"}
+	if key != nil {
+		if r.Escrow, err = identity.Seal(&s.sealing.PublicKey, identity.SealInfo{Device: m.name, Name: judge.EscrowName}, key); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	return r
+}
+
+// tell has the device answer a challenge, with a key for the escrow or nil.
+func (s *site) tell(m *machine, key []byte) judge.Reply {
+	s.t.Helper()
+	c := s.challenge()
+	reply, err := s.Report(s.t.Context(), m.name, c, s.report(m, c, key))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return reply
+}
+
+// ask has a box that waits ask for its state's key.
+func (s *site) ask(m *machine) (*identity.RecoverReply, error) {
+	nonce := identity.RecoverNonce(m.name, []byte("the core's nonce"))
+	return s.Recover(s.t.Context(), nonce, &identity.RecoverRequest{Device: m.name, Evidence: m.evidence(nonce), Reason: "PCR 7 changed"})
+}
+
+func secret(t *testing.T) []byte {
+	b := make([]byte, tpm.MaxCredential)
+	if _, err := rand.Read(b); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// TestRecovery goes from the first report to a box with other firmware that gets its key back.
+func TestRecovery(t *testing.T) {
+	s, m, key := newSite(t), newMachine(t), secret(t)
+	if reply := s.tell(m.boot(ourKeys, v1, true), key); !reply.Escrowed || reply.Refused != "" {
+		t.Fatalf("%+v", reply)
+	}
+	if ok, why := s.Attested(box1); !ok || s.Status(box1).System != "1" || !s.Status(box1).Escrow {
+		t.Fatalf("%s, %+v", why, s.Status(box1))
+	}
+	if err := s.Approve(t.Context(), box1, "anna"); api.CodeOf(err) != api.Conflict {
+		t.Errorf("approved where nothing waits: %v", err)
+	}
+	// The release changes, then the firmware's keys: the box waits.
+	m.boot(newKeys, v2, false)
+	reply, err := s.ask(m)
+	if err != nil || reply.Blob != nil || reply.Message == "" {
+		t.Fatalf("nobody has approved: %+v, %v", reply, err)
+	}
+	if w := s.Status(box1).Waiting; w == nil || w.System != "2" || w.Message != "PCR 7 changed" || w.Approved != nil {
+		t.Errorf("%+v", w)
+	}
+	s.open() // the core restarts
+	if _, err := s.ask(m); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Approve(t.Context(), box1, "anna"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the first answer is lost
+		if reply, err = s.ask(m); err != nil {
+			t.Fatal(err)
+		}
+		got, err := m.tpm.Activate(tpm.Credential{Blob: reply.Blob, Secret: reply.Secret})
+		if err != nil || !bytes.Equal(got, key) {
+			t.Fatalf("%x, %v", got, err)
+		}
+	}
+	// It comes up, and the new firmware is the measure.
+	if reply := s.tell(m.boot(newKeys, v2, true), nil); reply.Refused != "" {
+		t.Errorf("%+v", reply)
+	}
+	if ok, why := s.Attested(box1); !ok || s.Status(box1).Waiting != nil {
+		t.Errorf("%s, %+v", why, s.Status(box1))
+	}
+	if reply := s.tell(m.boot(ourKeys, v2, true), nil); reply.Refused == "" {
+		t.Error("the old firmware is still taken")
+	}
+}
+
+// TestRecoveryRefused goes through who must not get the key, and through the same with the check
+// that should stop it left out.
+func TestRecoveryRefused(t *testing.T) {
+	other := newMachine(t)
+	for name, c := range map[string]struct {
+		try     func(t *testing.T, s *site, m *machine) (*identity.RecoverReply, error)
+		without Faults
+	}{
+		"no approval": {func(t *testing.T, s *site, m *machine) (*identity.RecoverReply, error) {
+			return s.ask(m.boot(newKeys, v1, false))
+		}, Faults{NoApproval: true}},
+		"an approval for other firmware": {func(t *testing.T, s *site, m *machine) (*identity.RecoverReply, error) {
+			s.approved(m.boot(newKeys, v1, false))
+			return s.ask(m.boot("a thief's keys", v1, false))
+		}, Faults{NoApproval: true}},
+		"an approval of yesterday": {func(t *testing.T, s *site, m *machine) (*identity.RecoverReply, error) {
+			s.approved(m.boot(newKeys, v1, false))
+			s.now = s.now.Add(24 * time.Hour)
+			return s.ask(m)
+		}, Faults{NoApproval: true}},
+		"a stale nonce": {func(t *testing.T, s *site, m *machine) (*identity.RecoverReply, error) {
+			s.approved(m.boot(newKeys, v1, false))
+			old := identity.RecoverNonce(box1, []byte("yesterday's"))
+			return s.Recover(t.Context(), identity.RecoverNonce(box1, []byte("today's")), &identity.RecoverRequest{Device: box1, Evidence: m.evidence(old)})
+		}, Faults{Faults: judge.Faults{NoNonce: true}}},
+		"another box's quote": {func(t *testing.T, s *site, m *machine) (*identity.RecoverReply, error) {
+			s.approved(m.boot(newKeys, v1, false))
+			return s.ask(other.boot(newKeys, v1, false))
+		}, Faults{Faults: judge.Faults{NoKey: true}}},
+		"an altered PCR": {func(t *testing.T, s *site, m *machine) (*identity.RecoverReply, error) {
+			s.approved(m.boot(newKeys, v1, false))
+			m.boot("a thief's keys", v1, false)
+			nonce := identity.RecoverNonce(box1, nil)
+			e, err := judge.Decode(m.evidence(nonce))
+			if err != nil {
+				t.Fatal(err)
+			}
+			good := after(newKeys)
+			e.PCRs[0].Value = good[:]
+			b, err := e.Encode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s.Recover(t.Context(), nonce, &identity.RecoverRequest{Device: box1, Evidence: b})
+		}, Faults{Faults: judge.Faults{NoDigest: true}}},
+		"another system": {func(t *testing.T, s *site, m *machine) (*identity.RecoverReply, error) {
+			s.approved(m.boot(newKeys, v1, false))
+			return s.ask(m.boot(newKeys, "a thief's", false))
+		}, Faults{NoSystem: true}},
+		"a running system": {func(t *testing.T, s *site, m *machine) (*identity.RecoverReply, error) {
+			s.approved(m.boot(newKeys, v1, false))
+			return s.ask(m.boot(newKeys, v1, true))
+		}, Faults{NoSystem: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, m, key := newSite(t), newMachine(t), secret(t)
+			if !s.tell(m.boot(ourKeys, v1, true), key).Escrowed {
+				t.Fatal("no escrow")
+			}
+			if reply, err := c.try(t, s, m); err == nil && reply.Blob != nil {
+				t.Error("the key is given away")
+			}
+			s, m = newSite(t), newMachine(t)
+			if !s.tell(m.boot(ourKeys, v1, true), key).Escrowed {
+				t.Fatal("no escrow")
+			}
+			s.cfg.Faults = c.without
+			if reply, err := c.try(t, s, m); err != nil || reply.Blob == nil {
+				t.Errorf("the check left out, it is still refused, so this test shows nothing: %v", err)
+			}
+		})
+	}
+}
+
+func (s *site) approved(m *machine) {
+	s.t.Helper()
+	if _, err := s.ask(m); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := s.Approve(s.t.Context(), box1, "anna"); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// TestRecoveryNeedsEscrow: of whom the core has no key, or who is retired, nothing is heard.
+func TestRecoveryNeedsEscrow(t *testing.T) {
+	s, m := newSite(t), newMachine(t).boot(ourKeys, v1, false)
+	if _, err := s.ask(m); api.CodeOf(err) != api.Forbidden {
+		t.Errorf("an unknown box: %v", err)
+	}
+	s.tell(m.boot(ourKeys, v1, true), nil)
+	if _, err := s.ask(m.boot(ourKeys, v1, false)); api.CodeOf(err) != api.Forbidden {
+		t.Errorf("no escrow: %v", err)
+	}
+	s.tell(m.boot(ourKeys, v1, true), secret(t))
+	s.retired = true
+	if _, err := s.ask(m.boot(ourKeys, v1, false)); api.CodeOf(err) != api.Forbidden {
+		t.Errorf("retired: %v", err)
+	}
+	s.retired = false
+	if _, err := s.ask(m); err != nil {
+		t.Errorf("neither: %v", err)
+	}
+}
+
+// TestReportRefused: who is not attested, and why; with the check left out it would be.
+func TestReportRefused(t *testing.T) {
+	other := newMachine(t)
+	for name, c := range map[string]struct {
+		try     func(s *site, m *machine) judge.Reply
+		without Faults
+	}{
+		"another TPM":    {func(s *site, _ *machine) judge.Reply { return s.tell(other.boot(ourKeys, v1, true), nil) }, Faults{NoIdentity: true}},
+		"other firmware": {func(s *site, m *machine) judge.Reply { return s.tell(m.boot(newKeys, v1, true), nil) }, Faults{NoBaseline: true}},
+		"another system": {func(s *site, m *machine) judge.Reply { return s.tell(m.boot(ourKeys, "none of ours", true), nil) },
+			Faults{Faults: judge.Faults{NoRelease: true}}},
+		"a stale nonce": {func(s *site, m *machine) judge.Reply {
+			r := s.report(m.boot(ourKeys, v1, true), s.challenge(), nil)
+			reply, err := s.Report(context.Background(), box1, s.challenge(), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return reply
+		}, Faults{Faults: judge.Faults{NoNonce: true}}},
+		"too late": {func(s *site, m *machine) judge.Reply {
+			c := s.challenge()
+			r := s.report(m.boot(ourKeys, v1, true), c, nil)
+			s.now = s.now.Add(Life)
+			reply, err := s.Report(context.Background(), box1, c, r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return reply
+		}, Faults{Faults: judge.Faults{NoDeadlines: true}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, m := newSite(t), newMachine(t)
+			s.tell(m.boot(ourKeys, v1, true), nil)
+			reply := c.try(s, m)
+			if ok, why := s.Attested(box1); ok || why == "" || reply.Refused != why {
+				t.Errorf("believed: %v, %q, %q", ok, why, reply.Refused)
+			}
+			s, m = newSite(t), newMachine(t)
+			s.tell(m.boot(ourKeys, v1, true), nil)
+			s.cfg.Faults = c.without
+			c.try(s, m)
+			if ok, why := s.Attested(box1); !ok {
+				t.Errorf("the check left out, it is still refused, so this test shows nothing: %s", why)
+			}
+		})
+	}
+}
+
+// TestApproveFirmware: a running box whose firmware changed is taken as it is once a person says so.
+func TestApproveFirmware(t *testing.T) {
+	s, m := newSite(t), newMachine(t)
+	s.tell(m.boot(ourKeys, v1, true), nil)
+	s.tell(m.boot(newKeys, v1, true), nil)
+	if err := s.Approve(t.Context(), box1, "anna"); err != nil {
+		t.Fatal(err)
+	}
+	s.tell(m, nil)
+	if ok, why := s.Attested(box1); !ok {
+		t.Error(why)
+	}
+	s.now = s.now.Add(MaxAge + time.Hour)
+	if ok, _ := s.Attested(box1); ok {
+		t.Error("what was shown three days ago still holds")
+	}
+}
+
+// TestEscrowRefused: a key that the core cannot open, or of another length, is no escrow.
+func TestEscrowRefused(t *testing.T) {
+	s, m := newSite(t), newMachine(t)
+	if s.tell(m.boot(ourKeys, v1, true), []byte("short")).Escrowed {
+		t.Error("a short key")
+	}
+	c := s.challenge()
+	r := s.report(m, c, secret(t))
+	r.Escrow[len(r.Escrow)-1] ^= 1
+	if reply, err := s.Report(t.Context(), box1, c, r); err != nil || reply.Escrowed || reply.Refused == "" {
+		t.Errorf("%+v, %v", reply, err)
+	}
+	// Bound to the device: another's does not pass.
+	c = s.challenge()
+	r = s.report(m, c, secret(t))
+	if reply, err := s.Report(t.Context(), api.DeviceID{2}, c, r); err != nil || reply.Escrowed {
+		t.Errorf("another device's: %+v, %v", reply, err)
+	}
+}
