@@ -25,6 +25,7 @@ const usage = `edged keeps one box of a Tributary.
   edged status   show how the running box stands
   edged console  show the recovery console (see edged console -h)
   edged records  print the records that the box keeps, one JSON object a line
+  edged recover  ask the core for the key of STATE, in process 1's place
   edged version  print the version
 
 Exit status: 0 success, 1 failure, 2 wrong usage or a join token that is none, 6 not reachable.
@@ -52,6 +53,8 @@ func dispatch(ctx context.Context, args []string, out, errs io.Writer) int {
 		err = console(args[1:])
 	case "records":
 		err = records(ctx, args[1:], out, errs)
+	case "recover":
+		err = recoverState(ctx, args[1:], errs)
 	case "version", "--version":
 		fmt.Fprintln(out, version)
 	case "help", "-h", "--help":

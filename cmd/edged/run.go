@@ -239,6 +239,9 @@ func (b *box) hardware() api.Hardware {
 	h := hardware.Probe(hardware.Host(b.o.data))
 	b.family.once.Do(b.findFamily)
 	h.Profile = b.family.running
+	if hasTPM() {
+		h.TPM = "2.0"
+	}
 	if p := b.family.fitting.Load(); p != nil && *p != h.Profile {
 		h.BetterProfile = *p
 	}
@@ -357,7 +360,7 @@ func (b *box) makeAgent(context.Context) error {
 		Identity: b.member.Live, Link: b.link, Workload: b.work, Meter: b.meter, Records: b.spool, State: b.state, Clock: b.clock,
 		Artifacts: b.artifacts(), Parents: b.parents, Settings: b.offerSettings, RenewTrust: b.member.RenewSoon,
 		Hardware: b.hardware, Labels: hardware.Labels, Addresses: hardware.Addresses, Relay: b.o.relay, Version: version,
-		Warnings: warnings, Stream: b.parents.Stream, Console: "/run/tributary/console.sock", Log: b.log,
+		Warnings: warnings, Stream: b.parents.Stream, Console: "/run/tributary/console.sock", Attest: b.attest, Log: b.log,
 	})
 	b.agent.Store(a)
 	return err

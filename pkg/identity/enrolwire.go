@@ -19,6 +19,7 @@ import (
 //	GET  trust   → Trust.Encode; header Replay-Nonce (as in RFC 8555 section 6.5)
 //	POST device  sealed EnrolRequest → sealed EnrolReply
 //	POST renew   sealed RenewRequest → sealed EnrolReply
+//	POST recover sealed RecoverRequest → sealed EnrolReply
 //
 // A body is sealed by HPKE to the core's sealing key, which the root of the join token
 // certifies; the reply is sealed under a key exported from the same context (RFC 9180
@@ -78,6 +79,8 @@ type EnrolReply struct {
 	Time int64 `cbor:"7,keyasint,omitempty"`
 	// Error stands alone when the core refuses.
 	Error *EnrolError `cbor:"8,keyasint,omitempty"`
+	// Recover answers a RecoverRequest, alone.
+	Recover *RecoverReply `cbor:"9,keyasint,omitempty"`
 }
 
 // EnrolError is an api.Error on the wire.

@@ -43,6 +43,8 @@ type Recovery struct {
 	// certificate, by which the core is known.
 	Parents []string `json:"parents"`
 	Root    []byte   `json:"root"`
+	// Why is the TPM's word on this start; it stands in memory's file alone.
+	Why string `json:"why,omitempty"`
 }
 
 func (r *Recovery) check() error {
@@ -170,6 +172,7 @@ func (b *booter) sealers() []Sealer {
 // lock notes that the core is to be asked.
 func (b *booter) lock(r *Recovery, why error) {
 	b.keys.locked = r
+	r.Why = why.Error()
 	text, err := json.Marshal(r)
 	if err == nil {
 		err = os.WriteFile(b.run(recoveryFile), text, 0o600)

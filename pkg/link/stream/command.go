@@ -24,6 +24,7 @@ const (
 	Forward Verb = "forward" // App, Service, Port → Stdin, Stdout; one TCP connection
 	Top     Verb = "top"     // Follow → Stdout: one JSON Sample a line
 	Console Verb = "console" // TTY, Size → Stdin, Stdout: the recovery console
+	Attest  Verb = "attest"  // Nonce → Stdout: an attest.Report; Stdin: an attest.Reply
 )
 
 // The bounds of a command.
@@ -73,6 +74,8 @@ type Command struct {
 	// Tail is the number of lines from the end; negative is all that is kept.
 	Tail int    `cbor:"14,keyasint,omitempty"`
 	Port uint16 `cbor:"15,keyasint,omitempty"`
+	// Nonce is what a TPM is to sign: 32 bytes.
+	Nonce []byte `cbor:"16,keyasint,omitempty"`
 }
 
 // aad binds the signature to its use: a manifest or acknowledgement can never pass
@@ -108,6 +111,11 @@ func (c *Command) Check() error {
 	}
 	switch c.Verb {
 	case Top, Console:
+		return nil
+	case Attest:
+		if len(c.Nonce) != 32 {
+			return api.Errorf(api.Invalid, "a nonce of %d bytes", len(c.Nonce))
+		}
 		return nil
 	case Logs:
 		return needApp()
