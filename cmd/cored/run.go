@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/attest"
 	"tributary.dev/tributary/pkg/core/ca"
 	"tributary.dev/tributary/pkg/core/fleet"
 	"tributary.dev/tributary/pkg/core/intake"
@@ -99,6 +100,10 @@ type core struct {
 	fleet    *fleet.Loop
 	server   *server.Server
 	https    net.Listener
+	hub      *stream.Hub
+
+	attest    *attest.Room // what devices' TPMs show
+	questions chan question
 
 	bootstrap net.Listener        // nil where boxes do not ask
 	greeter   *onboard.Server     // what answers there
@@ -143,6 +148,7 @@ func (c *core) open(ctx context.Context) error {
 		{"the roster of devices", c.openRoster},
 		{"the registry", c.openRegistry},
 		{"the tree of devices", c.openTree},
+		{"what TPMs showed", c.openAttest},
 		{"the fleets", c.openFleet},
 		{"the server", c.openServer},
 		{"the bootstrap server", c.openBootstrap},
@@ -300,6 +306,9 @@ func (c *core) presence(news []link.Presence) {
 		if !p.Heard.IsZero() {
 			c.intake.Seen(p.Device, p.Heard)
 		}
+		if p.Online {
+			c.question(question{id: p.Device})
+		}
 		c.fleet.Reported(p.Device)
 	}
 }
@@ -316,17 +325,17 @@ func (c *core) openFleet(ctx context.Context) error {
 		Store: c.store, Epoch: c.epoch, SealKey: c.roster.SealKey,
 		Signer:  func() (*ecdsa.PrivateKey, []byte) { return c.ca.Signer() },
 		Unlock:  c.unlockStatement,
-		Publish: c.end.Publish, Reports: reports{c.intake, c.end.Heard}, Now: time.Now, Log: c.log,
+		Publish: c.end.Publish, Reports: reports{c.intake, c.end.Heard}, Attested: c.attest.Attested, Attestation: c.attest.Status, Now: time.Now, Log: c.log,
 	})
 	return c.fleet.Load(ctx)
 }
 
 func (c *core) openServer(context.Context) (err error) {
 	signer, _ := c.ca.Signer()
-	hub := stream.NewHub(stream.HubConfig{Identity: c.live, Signer: signer, Send: c.command, Log: c.log})
+	c.hub = stream.NewHub(stream.HubConfig{Identity: c.live, Signer: signer, Send: c.command, Log: c.log})
 	apps := &server.Apps{Store: c.store, Artifacts: c.registry}
 	cfg := server.Config{
-		Store: c.store, Tokens: c.store, Devices: c.roster, Unlocks: c.rescueDesk(), Heard: c.end.Heard, Ledger: ledger{c.intake, c.store, c.roster}, Streams: hub,
+		Store: c.store, Tokens: c.store, Devices: c.roster, Unlocks: c.rescueDesk(), Heard: c.end.Heard, Ledger: ledger{c.intake, c.store, c.roster}, Streams: c.hub,
 		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: c.admitToken, api.KindExpectedDevice: c.admitExpected},
 		Removal: map[string]server.Removal{api.KindDevice: func(_ context.Context, o *api.Object) error { return c.roster.MayDelete(o) },
 			api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindSecret: apps.MayRemove},
@@ -335,7 +344,11 @@ func (c *core) openServer(context.Context) (err error) {
 				Doc: "The OCI registry (distribution-spec 1.1): people by token as the password of Basic authentication, devices by certificate; repositories are TENANT/NAME."},
 			{Pattern: identity.EnrolPrefix, Access: server.Open, Handler: c.ca.Handler(registrar{c}, c.log),
 				Doc: "Enrolment and renewal of devices: trust, device and renew below it, by join token or certificate."},
-			{Pattern: stream.PathPrefix, Access: server.Open, Handler: hub,
+			{Pattern: "POST " + identity.PathRecover, Access: server.Open, Handler: c.ca.RecoverHandler(c.attest, c.log),
+				Doc: "Boxes whose TPM does not give the key of their state ask for it here, by their TPM's word."},
+			{Pattern: "POST /api/v1/devices/{name}/unlock-state", Access: server.Rescuers, Handler: http.HandlerFunc(c.unlockState),
+				Doc: "Approves a device's new firmware: a box that waits for the key of its state gets it, encrypted to its TPM."},
+			{Pattern: stream.PathPrefix, Access: server.Open, Handler: c.hub,
 				Doc: "Streams that devices dial in answer to a command, by certificate."},
 		},
 		Metrics: c.metrics, Log: c.log, Now: time.Now, Version: version,
@@ -383,6 +396,7 @@ func (c *core) serve(ctx context.Context) error {
 	g.Go(func() error { return c.fleet.Run(ctx) })
 	g.Go(func() error { return c.renew(ctx) })
 	g.Go(func() error { return c.tidy(ctx) })
+	g.Go(func() error { return c.runAttest(ctx) })
 	g.Go(func() error { return c.collect(ctx) })
 	g.Go(func() error { return c.order(ctx) })
 	g.Go(func() error { return c.serveHTTPS(ctx) })

@@ -36,7 +36,7 @@ func (a *app) deviceCommand() *cobra.Command {
 			},
 		})
 	}
-	c.AddCommand(a.unlockCommand())
+	c.AddCommand(a.unlockCommand(), a.unlockStateCommand())
 	return c
 }
 

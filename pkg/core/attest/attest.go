@@ -172,13 +172,6 @@ func (r *Room) Known() (ids []api.DeviceID) {
 	return ids
 }
 
-// Forget drops a device from memory; the store drops it with its box.
-func (r *Room) Forget(id api.DeviceID) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.records, id)
-}
-
 // Due tells whether a device that is there should be asked again.
 func (r *Room) Due(id api.DeviceID) bool {
 	r.mu.Lock()
