@@ -72,7 +72,7 @@ func (c *core) runAttest(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-minute.C:
-			if err := c.attest.Tidy(ctx); err != nil {
+			if err := c.reviewAttest(ctx); err != nil {
 				return err
 			}
 		case <-hour.C:
@@ -96,6 +96,17 @@ func (c *core) runAttest(ctx context.Context) error {
 			}()
 		}
 	}
+}
+
+func (c *core) reviewAttest(ctx context.Context) error {
+	if err := c.attest.Tidy(ctx); err != nil {
+		return err
+	}
+	changed, err := c.attest.Review(ctx)
+	for _, id := range changed {
+		err = errors.Join(err, c.fleet.Touch(ctx, id))
+	}
+	return err
 }
 
 // saysTPM tells whether a device said that it has a TPM.

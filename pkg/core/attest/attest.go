@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -108,6 +109,8 @@ type shown struct {
 	// Changed: the firmware's keys, or the TPM itself, are not those that were known: a person
 	// may take the new ones.
 	Changed bool `json:"changed,omitempty"`
+	// Unknown: all is well but for the system, which is none that the device may run.
+	Unknown bool `json:"unknown,omitempty"`
 }
 
 // waiting is a box before its state.
@@ -302,14 +305,55 @@ func (r *Room) judge(rec *record, systems []judge.Release, c judge.Challenge, re
 		rec.Escrow = nil // no other TPM opens what would be made of it
 	}
 	rec.TPM, rec.PCR7, rec.Waiting, rec.Approved = public, pcr7[:], nil, nil
+	rec.Image = nil
 	if image, ok := e.Image(); ok {
 		rec.Image = image[:]
 	}
 	v, err := x.Verify(e)
 	if err != nil {
+		rec.Shown.Unknown = rec.Image != nil
 		return true, err
 	}
 	rec.Shown.System = v.Release
+	return true, nil
+}
+
+// Review judges anew by what the devices may run now, and lists those of which the outcome is
+// another. What their TPMs showed stays as good as it was.
+func (r *Room) Review(ctx context.Context) (changed []api.DeviceID, err error) {
+	for _, id := range r.Known() {
+		systems := r.cfg.Systems(id)
+		if again, err := r.review(ctx, id, systems); err != nil {
+			return changed, err
+		} else if again {
+			changed = append(changed, id)
+		}
+	}
+	return changed, nil
+}
+
+func (r *Room) review(ctx context.Context, id api.DeviceID, systems []judge.Release) (changed bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rec := r.copyOf(id)
+	s := &rec.Shown
+	if len(rec.Image) != 32 || s.Refused != "" && !s.Unknown {
+		return false, nil
+	}
+	at := slices.IndexFunc(systems, func(one judge.Release) bool { return one.PCR11 == [32]byte(rec.Image) })
+	switch {
+	case at >= 0 && (s.System != systems[at].Name || s.Unknown):
+		s.System, s.Refused, s.Unknown = systems[at].Name, "", false
+	case at < 0 && !s.Unknown:
+		s.System, s.Unknown = "", true
+		s.Refused = fmt.Errorf("%w: the box runs a system that is none of the releases it may run any more", judge.ErrRefused).Error()
+	default:
+		return false, nil
+	}
+	if err := r.save(ctx, id, rec); err != nil {
+		return false, err
+	}
+	r.cfg.Changed(id)
 	return true, nil
 }
 

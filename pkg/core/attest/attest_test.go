@@ -369,6 +369,35 @@ func TestReportRefused(t *testing.T) {
 	}
 }
 
+// TestReview: what a device may run changes, and with it what its last word is worth.
+func TestReview(t *testing.T) {
+	s, m := newSite(t), newMachine(t)
+	all := s.systems
+	s.systems = nil
+	if s.tell(m.boot(ourKeys, v1, true), nil).Refused == "" {
+		t.Fatal("believed, and nothing may run")
+	}
+	for _, c := range []struct {
+		systems  []judge.Release
+		attested bool
+		changed  int
+	}{{nil, false, 0}, {all, true, 1}, {all, true, 0}, {all[1:], false, 1}, {all, true, 1}} {
+		s.systems = c.systems
+		changed, err := s.Review(t.Context())
+		if ok, why := s.Attested(box1); err != nil || ok != c.attested || len(changed) != c.changed {
+			t.Errorf("%d systems: %v, %q, %v, %v", len(c.systems), ok, why, changed, err)
+		}
+	}
+	// What was refused for another reason stays refused.
+	s.tell(m.boot(newKeys, v1, true), nil)
+	if changed, err := s.Review(t.Context()); err != nil || len(changed) != 0 {
+		t.Errorf("%v, %v", changed, err)
+	}
+	if ok, _ := s.Attested(box1); ok {
+		t.Error("other firmware is believed")
+	}
+}
+
 // TestApproveFirmware: a running box whose firmware changed is taken as it is once a person says so.
 func TestApproveFirmware(t *testing.T) {
 	s, m := newSite(t), newMachine(t)
