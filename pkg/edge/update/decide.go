@@ -305,7 +305,7 @@ func (s State) writing(f Facts, d Deadlines) (State, Do) {
 			return s, Nothing // what runs now is what the trial is measured by
 		case done.Err == nil:
 			s.Slots[other] = *s.Target
-			s.Phase, s.Arms, s.Boot, s.Baseline = Armed, 1, f.Boot, slices.Clone(f.Health.Apps)
+			s.Phase, s.Arms, s.Boot, s.Baseline = Armed, s.Arms+1, f.Boot, slices.Clone(f.Health.Apps)
 			s.note(f, s.Target.Name(), other, "", fmt.Sprintf("written to slot %s and verified; to be tried once", other))
 			return s, Arm
 		case s.Writes >= maxWrites:
@@ -345,9 +345,10 @@ func (s State) armed(f Facts, d Deadlines) (State, Do) {
 	}
 	if f.Boot != s.Boot { // a boot has passed
 		if s.Verdict == nil && !f.Entered && s.Arms < maxArms {
-			s.Arms, s.Boot = s.Arms+1, f.Boot
-			s.note(f, s.Target.Name(), "", "", "the trial did not begin (power was cut, or the firmware did not take the order); once more")
-			return s, Arm
+			// Power was cut, the firmware did not take the order, or the slot was hurt: it is read again before.
+			s.Phase, s.Writes = Verifying, 1
+			s.note(f, s.Target.Name(), "", "", "the trial did not begin; the slot is verified and tried once more")
+			return s.writing(f, d)
 		}
 		return s.back(f)
 	}
@@ -376,6 +377,9 @@ func (s State) armed(f Facts, d Deadlines) (State, Do) {
 func (s State) back(f Facts) (State, Do) {
 	if s.Verdict == nil {
 		reason := fmt.Sprintf("release %s was started and did not come so far as to be judged: it hung, crashed or lost power", s.Target.Name())
+		if !f.Entered {
+			reason = fmt.Sprintf("release %s was to be started %d times, and the firmware started the old one each time", s.Target.Name(), s.Arms)
+		}
 		if f.Panic != "" {
 			reason += "; its kernel said: " + f.Panic
 		}
