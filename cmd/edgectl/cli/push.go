@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -29,41 +30,43 @@ func (a *app) pushCommand() *cobra.Command {
 SOURCE is an OCI image layout, as a folder or a tar, or the output of ` + "`docker save`" + `.
 What the registry has already is not sent again. The pushed image is printed by digest.`,
 		Example: "  edgectl app push web/ default/web:1\n  docker save web:1 -o web.tar && edgectl app push web.tar default/web:1",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
-			source, err := push.Open(args[0], os.TempDir())
-			if err != nil {
-				return err
-			}
-			defer source.Close()
-			target := push.Target{Base: cl.Base(), Transport: cl.HTTP().Transport, Token: cl.Token(), Agent: "edgectl/" + buildVersion()}
-			name := args[1]
-			if !strings.Contains(name, "/") { // as in a Compose file: the tenant's own
-				tenant := cl.Tenant()
-				if tenant == "" {
-					tenant = api.DefaultTenant
-				}
-				name = tenant + "/" + name
-			}
-			reference, err := target.Reference(name)
-			if err != nil {
-				return err
-			}
-			progress, finish := a.progress("pushing "+name, quiet)
-			digest, err := push.Push(cmd.Context(), source, target, name, progress)
-			finish()
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(a.Out, "%s@%s\n", reference.Context().RepositoryStr(), digest)
-			return nil
-		},
+		RunE:    func(cmd *cobra.Command, args []string) error { return a.push(cmd.Context(), args[0], args[1], quiet) },
 	}
 	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "no progress bar")
 	return c
+}
+
+// push sends what lies at path to the core's registry, and prints it by digest.
+func (a *app) push(ctx context.Context, path, name string, quiet bool) error {
+	cl, err := a.client()
+	if err != nil {
+		return err
+	}
+	source, err := push.Open(path, os.TempDir())
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	target := push.Target{Base: cl.Base(), Transport: cl.HTTP().Transport, Token: cl.Token(), Agent: "edgectl/" + buildVersion()}
+	if !strings.Contains(name, "/") { // as in a Compose file: the tenant's own
+		tenant := cl.Tenant()
+		if tenant == "" {
+			tenant = api.DefaultTenant
+		}
+		name = tenant + "/" + name
+	}
+	reference, err := target.Reference(name)
+	if err != nil {
+		return err
+	}
+	progress, finish := a.progress("pushing "+name, quiet)
+	digest, err := push.Push(ctx, source, target, name, progress)
+	finish()
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(a.Out, "%s@%s\n", reference.Context().RepositoryStr(), digest)
+	return err
 }
 
 // progress draws a bar on standard error where that is a terminal.

@@ -17,14 +17,14 @@ import (
 )
 
 func (a *app) releaseCommand() *cobra.Command {
-	c := &cobra.Command{Use: "release", Short: "Sign releases of the boxes' system, offline",
-		Long: `Sign releases of the boxes' system. None of these commands talks to a core: run them where the keys are.
+	c := &cobra.Command{Use: "release", Short: "Sign releases of the boxes' system, offline, and push them",
+		Long: `Sign releases of the boxes' system. None of these commands but push talks to a core: run them where the keys are.
 
   edgectl release key sign-1.key                     a new key
   edgectl release root --version 1 --root-key r1.pub --root-key r2.pub --root-threshold 2 --key s1.pub root.json
   edgectl release sign --key sign-1.key update.tbu   one more signature on a bundle (or on a root.json)
-  oras copy --from-oci-layout update.tbu …           push it, then apply a Release that names it`}
-	c.AddCommand(a.releaseKeyCommand(), a.releaseRootCommand(), a.releaseSignCommand(), a.releaseShowCommand())
+  edgectl release push update.tbu default/system     into the core's registry; then apply a Release that names what it prints`}
+	c.AddCommand(a.releaseKeyCommand(), a.releaseRootCommand(), a.releaseSignCommand(), a.releaseShowCommand(), a.releasePushCommand())
 	return c
 }
 
@@ -44,6 +44,15 @@ func (a *app) releaseKeyCommand() *cobra.Command {
 			}
 			return atomicfile.Write(args[0]+".pub", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o644)
 		}}
+}
+
+func (a *app) releasePushCommand() *cobra.Command {
+	var quiet bool
+	c := &cobra.Command{Use: "push FILE [TENANT/]NAME[:TAG]", Short: "Push a signed bundle into the core's registry, and print it as a Release names it", Args: cobra.ExactArgs(2),
+		Example: "  edgectl release push build/generic-amd64/update.tbu default/system",
+		RunE:    func(cmd *cobra.Command, args []string) error { return a.push(cmd.Context(), args[0], args[1], quiet) }}
+	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "no progress bar")
+	return c
 }
 
 func readPublic(files []string) (keys []crypto.PublicKey, err error) {
