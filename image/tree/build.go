@@ -61,7 +61,18 @@ func Sets(p hwprofiles.Profile, lock *deb.Lock) []string {
 	if len(p.Microcode) > 0 {
 		out = append(out, "microcode")
 	}
+	for _, name := range p.Extensions {
+		out = append(out, extensionSets(name, p.Arch, lock)...)
+	}
 	return append(out, firmwareSets(p, lock)...)
+}
+
+// extensionSets is the set of an extension's firmware, where it has one.
+func extensionSets(name, arch string, lock *deb.Lock) []string {
+	if _, ok := lock.Sets[deb.Key{Arch: arch, Set: "extension-" + name}]; ok {
+		return []string{"extension-" + name}
+	}
+	return nil
 }
 
 // firmwareSets are firmware-<class> and firmware-<class>+<more> for each class of the profile. A class without a set
@@ -93,6 +104,7 @@ func Build(ctx context.Context, c Config) (*Result, error) {
 		{"packages", b.packages},
 		{"kernel", b.kernelAndModules},
 		{"firmware", b.firmware},
+		{"extensions", b.extensions},
 		{"programs", b.programs},
 		{"made files", b.made},
 		{"closure", func() error { return b.tree.CheckClosed(c.Profile.Arch, libraries(c.Profile.Arch)) }},

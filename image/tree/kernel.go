@@ -208,20 +208,25 @@ func (t *Tree) addModules(cache *deb.Cache, k *kernel, rootfs fs.FS, p hwprofile
 	if err != nil {
 		return nil, err
 	}
+	return chosen, t.putModules(cache, k, chosen)
+}
+
+// putModules puts modules and their tables there.
+func (t *Tree) putModules(cache *deb.Cache, k *kernel, chosen []*modules.Module) error {
 	objects, err := k.readModules(cache, chosen)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	base := modulesDir + k.Release + "/"
 	for _, m := range chosen {
 		if err := t.Put(base+m.Path, File{Mode: 0o644, Data: objects[m.Name], From: k.pkg.Name}); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	for name, b := range k.Tables(chosen) {
 		if err := t.Put(base+name, File{Mode: 0o644, Data: b, From: made}); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return chosen, nil
+	return nil
 }

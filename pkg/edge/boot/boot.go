@@ -154,6 +154,7 @@ func (b *booter) list() []step {
 		{"hostname", logOn, b.hostname},
 		{"zram", logOn, b.zram},
 		{"network", logOn, b.network},
+		{"extensions", logOn, b.extend},
 		{"buttons", logOn, b.buttons},
 		{"children", logOn, b.startChildren},
 	}

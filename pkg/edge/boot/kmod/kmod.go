@@ -282,3 +282,9 @@ func match(aliases io.Reader, devices []string) (out []string, err error) {
 	}
 	return out, s.Err()
 }
+
+// Holds tells whether the tree has a module of that name.
+func (t *Tree) Holds(name string) bool {
+	_, ok := t.files[Name(name)]
+	return ok
+}
