@@ -157,6 +157,49 @@ func (c *core) admitExpected(ctx context.Context, ch server.Change) (server.Deci
 	return server.Decision{}, err
 }
 
+// stickData answers a person who writes a stick for a box: what the box would be told. It
+// is nothing secret, and of use with a voucher alone.
+func (c *core) stickData(w http.ResponseWriter, r *http.Request) {
+	answer, err := c.signedData(r.Context(), r.URL.Query().Get("serial"))
+	if err != nil {
+		var e *api.Error
+		if !errors.As(err, &e) {
+			c.log.Error("no signed data for a stick", "err", err)
+			e = &api.Error{Code: api.Internal, Message: "the core could not make the data; its log tells why"}
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(e.Code.HTTPStatus())
+		_ = json.NewEncoder(w).Encode(e) // the reader has gone when this fails
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(answer)
+}
+
+func (c *core) signedData(ctx context.Context, serial string) (*voucher.Answer, error) {
+	if c.greeter == nil {
+		return nil, errNoGreeter
+	}
+	o, err := c.expected(ctx, serial)
+	if err != nil {
+		return nil, err
+	}
+	if o == nil {
+		return nil, &api.Error{Code: api.NotFound, Message: "the device " + serial + " is not expected", Remedy: "edgectl device expect " + serial + " --voucher FILE"}
+	}
+	var spec api.ExpectedDeviceSpec
+	if err := json.Unmarshal(o.Spec, &spec); err != nil {
+		return nil, err
+	}
+	if spec.Voucher == "" {
+		return nil, &api.Error{Code: api.Invalid, Message: "nothing on a stick would make the device " + serial + " believe this core", Remedy: "it takes a voucher: edgectl device expect " + serial + " --voucher FILE --again"}
+	}
+	spec.Code = "" // the proof of a code belongs to the box alone
+	return c.greeter.Answer(api.DeviceID{}, &spec)
+}
+
+var errNoGreeter = &api.Error{Code: api.Unavailable, Message: "boxes do not ask this core whose they are", Remedy: "start cored with --listen-bootstrap :8444"}
+
 // whoShows fills in the serial number of the box that waits and shows a code.
 func (c *core) whoShows(spec *api.ExpectedDeviceSpec) error {
 	code, err := voucher.ReadCode(spec.Code)
@@ -164,7 +207,7 @@ func (c *core) whoShows(spec *api.ExpectedDeviceSpec) error {
 		return err
 	}
 	if c.greeter == nil {
-		return &api.Error{Code: api.Unavailable, Message: "boxes do not ask this core whose they are", Remedy: "start cored with --listen-bootstrap :8444"}
+		return errNoGreeter
 	}
 	switch list := c.greeter.ByCode(code); len(list) {
 	case 0:
@@ -211,7 +254,7 @@ func (c *core) noteWaiting(ctx context.Context, b onboard.Box) {
 
 // enrolExpected lets a box in by its own key.
 func (c *core) enrolExpected(ctx context.Context, a ca.Application) (ca.Grant, error) {
-	serial, err := onboard.Proved(a.IDevID, a.Device, c.makers)
+	serial, err := onboard.Proved(a.IDevID, a.CSR, a.BirthProof, a.Device, c.makers)
 	if err != nil {
 		return ca.Grant{}, err
 	}

@@ -33,6 +33,8 @@ type options struct {
 	listenHTTPS   string
 	verbose       bool
 	memoryLimitMB int
+	findOwner     bool
+	finder        string // program that finds him, with more arguments
 }
 
 func parseOptions(args []string, errs io.Writer) (options, error) {
@@ -56,6 +58,8 @@ func parseOptions(args []string, errs io.Writer) (options, error) {
 	f.StringVar(&o.listenHTTPS, "listen-https", ":8443", "where a relay serves artifacts, enrolment and streams")
 	f.Int64Var(&o.cacheMB, "cache", 0, "MiB of artifacts that a relay keeps at most, unless the core says otherwise; 0 is 80 % of the disk")
 	f.StringVar(&o.preload, "preload", "/usr/share/tributary/preload/apps", "folder of OCI image layouts, one for each repository, that are looked into before the parent is asked")
+	f.BoolVar(&o.findOwner, "find-owner", false, "a box without a membership and a join token finds its owner by itself (RFC 8572); --parent may be left out")
+	f.StringVar(&o.finder, "find-owner-with", besideMe("edged-onboard"), "the program that finds him, with what more it is told")
 	f.BoolVar(&o.verbose, "verbose", false, "log details")
 	f.IntVar(&o.memoryLimitMB, "memory-limit", 0, "memory in MiB that the garbage collector tries to stay under; 0 is 24, or 128 for a relay")
 	if err := f.Parse(args); err != nil {
@@ -66,6 +70,9 @@ func parseOptions(args []string, errs io.Writer) (options, error) {
 	}
 	if f.NArg() > 0 {
 		return o, &api.Error{Code: api.Invalid, Message: fmt.Sprintf("%q is not understood", f.Arg(0)), Remedy: "see edged run -h"}
+	}
+	if o.findOwner && strings.TrimSpace(parent) == "" {
+		return o, nil
 	}
 	var err error
 	o.parents, err = parseParents(parent)

@@ -109,6 +109,7 @@ func (b *box) live(ctx context.Context) error {
 		{"state", b.openState},
 		{"local socket", b.serveLocal},
 		{"listeners", b.openListeners},
+		{"owner", b.findOwner},
 		{"membership", b.join},
 		{"records", b.openSpool},
 		{"link", b.makeLink},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -32,8 +33,10 @@ type EnrolConfig struct {
 	Labels    map[string]string
 	Relay     bool
 	Addresses []string
-	// IDevID is the box's birth certificate, where it comes by ExpectedToken.
+	// IDevID is the box's birth certificate, where it comes by ExpectedToken, and Birth the
+	// key of that; nil is Key.
 	IDevID []*x509.Certificate
+	Birth  *ecdsa.PrivateKey
 	// HTTP is nil for a client of its own. Whom it connects to does not matter: what is
 	// sent and believed is sealed and certified end to end.
 	HTTP *http.Client
@@ -48,6 +51,12 @@ func Enrol(ctx context.Context, cfg EnrolConfig) (*Identity, *EnrolReply, error)
 	if err != nil {
 		return nil, nil, err
 	}
+	var proof []byte
+	if cfg.Birth != nil && !cfg.Birth.Equal(cfg.Key) {
+		if proof, err = ecdsa.SignASN1(rand.Reader, cfg.Birth, birthDigest(csr)); err != nil {
+			return nil, nil, err
+		}
+	}
 	c := enrolClient{url: cfg.ParentURL, http: cfg.HTTP}
 	if c.http == nil {
 		c.http = enrolHTTP(nil)
@@ -55,8 +64,32 @@ func Enrol(ctx context.Context, cfg EnrolConfig) (*Identity, *EnrolReply, error)
 	}
 	return c.run(ctx, cfg.Token.RootFP[:], PathEnrol, cfg.Key, cfg.Seal, EnrolRequest{
 		TokenID: cfg.Token.ID, Secret: cfg.Token.Secret, CSR: csr, Name: cfg.Name, Hardware: cfg.Hardware,
-		Labels: cfg.Labels, Relay: cfg.Relay, Addresses: cfg.Addresses, IDevID: ders(cfg.IDevID),
+		Labels: cfg.Labels, Relay: cfg.Relay, Addresses: cfg.Addresses, IDevID: ders(cfg.IDevID), BirthProof: proof,
 	})
+}
+
+// birthDigest is what the key of a birth certificate signs to vouch for a request.
+func birthDigest(csr []byte) []byte {
+	h := sha256.New()
+	h.Write([]byte("tributary/birth/1\x00"))
+	h.Write(csr)
+	return h.Sum(nil)
+}
+
+// CheckBirth verifies that the key of a birth certificate vouches for a request: it is the
+// request's own key, or signed it.
+func CheckBirth(birth *x509.Certificate, csr, proof []byte) error {
+	r, err := x509.ParseCertificateRequest(csr)
+	if err != nil {
+		return err
+	}
+	if bytes.Equal(r.RawSubjectPublicKeyInfo, birth.RawSubjectPublicKeyInfo) {
+		return nil
+	}
+	if pub, ok := birth.PublicKey.(*ecdsa.PublicKey); !ok || !ecdsa.VerifyASN1(pub, birthDigest(csr), proof) {
+		return errors.New("the birth certificate is of another key, which does not vouch for this one")
+	}
+	return nil
 }
 
 // RenewConfig is what a box needs to renew.

@@ -52,6 +52,10 @@ type EnrolRequest struct {
 	// IDevID is the birth certificate of the device key, DER, leaf first, of a box that
 	// comes by ExpectedToken and has one by a manufacturer.
 	IDevID [][]byte `cbor:"9,keyasint,omitempty"`
+	// BirthProof is the signature of the birth certificate's key over the request where that
+	// is another than the device key (CheckBirth): a factory reset makes a new device key,
+	// and a manufacturer's birth certificate stays.
+	BirthProof []byte `cbor:"10,keyasint,omitempty"`
 }
 
 // ExpectedToken stands for the id of a join token with a box that the core expects: its

@@ -27,6 +27,8 @@ type Box struct {
 	Role string
 	// EdgedArgs are added to edged's command line.
 	EdgedArgs []string
+	// Alone: it is told neither a parent nor a join token.
+	Alone bool
 	// Program is edged, unless a test puts another one in its place: a name in the lab's
 	// Bin, or a whole path.
 	Program string
@@ -86,9 +88,11 @@ func (b *Box) StartEdged(context.Context) error {
 	if !filepath.IsAbs(program) {
 		program = filepath.Join(b.lab.Bin, program)
 	}
-	args := []string{program, "run", "--data", b.Data(), "--run", b.Run(), "--name", b.Name,
-		"--parent", b.Uplink.ParentAddr, "--join-token-file", b.lab.tokenFile(b.Role), "--containerd", b.sock(),
+	args := []string{program, "run", "--data", b.Data(), "--run", b.Run(), "--name", b.Name, "--containerd", b.sock(),
 		"--cni-bin", filepath.Join(b.lab.Bin, "cni"), "--log-helper", filepath.Join(b.lab.Bin, "edged-log")}
+	if !b.Alone {
+		args = append(args, "--parent", b.Uplink.ParentAddr, "--join-token-file", b.lab.tokenFile(b.Role))
+	}
 	if b.Relay {
 		args = append(args, "--relay", "--listen-mqtt", ":8883", "--listen-https", ":8443")
 	}
@@ -105,6 +109,12 @@ func (b *Box) Start(ctx context.Context) error {
 	}
 	return b.StartEdged(ctx)
 }
+
+// Prefix is what a command line starts with to run in the box's network.
+func (b *Box) Prefix() []string { return b.ns.argv() }
+
+// StopEdged asks edged to end.
+func (b *Box) StopEdged() { b.edged.stop(20 * time.Second) }
 
 // KillEdged ends edged as a crash would. KillContainerd does so to containerd.
 func (b *Box) KillEdged()      { b.edged.kill() }

@@ -33,6 +33,8 @@ type BoxSpec struct {
 	// Role is the value of the label "role" that the box's join token gives.
 	Role      string
 	EdgedArgs []string
+	// Alone: the box is told neither a parent nor a join token.
+	Alone bool
 }
 
 // Tree is the tree of the demo: a core, an aggregation relay, an access relay and
@@ -100,7 +102,7 @@ func (l *Lab) add(ctx context.Context, bs BoxSpec) error {
 	if err != nil {
 		return err
 	}
-	b := &Box{Name: bs.Name, Relay: bs.Relay, Parent: bs.Parent, Role: bs.Role, EdgedArgs: bs.EdgedArgs, lab: l, ns: ns}
+	b := &Box{Name: bs.Name, Relay: bs.Relay, Parent: bs.Parent, Role: bs.Role, EdgedArgs: bs.EdgedArgs, Alone: bs.Alone, lab: l, ns: ns}
 	l.Boxes[bs.Name] = b
 	l.order = append(l.order, bs.Name)
 	b.Uplink, err = join(ctx, l.links, parent, ns)
@@ -170,7 +172,7 @@ func (l *Lab) tokenFile(role string) string { return filepath.Join(l.Dir, "join-
 func (l *Lab) Join(ctx context.Context) error {
 	made := map[string]bool{}
 	for _, b := range l.Boxes {
-		if made[b.Role] {
+		if made[b.Role] || b.Alone {
 			continue
 		}
 		made[b.Role] = true

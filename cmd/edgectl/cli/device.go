@@ -10,23 +10,36 @@ import (
 	"github.com/spf13/cobra"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/identity/voucher"
 )
 
 func (a *app) deviceCommand() *cobra.Command {
-	c := &cobra.Command{Use: "device", Short: "Approve, retire or unlock devices"}
+	c := &cobra.Command{Use: "device", Short: "Expect, approve, retire or unlock devices"}
+	var e expectFlags
 	for verb, short := range map[string]string{
-		"approve": "Let a device that enrolled receive what it is to run",
+		"approve": "Let a device that enrolled receive what it is to run, or let a box in by its pairing code",
 		"retire":  "Revoke a device's certificate, for good",
 	} {
 		done := map[string]string{"approve": "approved", "retire": "retired"}[verb]
-		c.AddCommand(&cobra.Command{
-			Use: verb + " NAME…", Short: short, Args: cobra.MinimumNArgs(1), ValidArgsFunction: a.completeDevices,
+		use := " NAME…"
+		if verb == "approve" {
+			use = " NAME|CODE…"
+		}
+		one := &cobra.Command{
+			Use: verb + use, Short: short, Args: cobra.MinimumNArgs(1), ValidArgsFunction: a.completeDevices,
 			RunE: func(cmd *cobra.Command, args []string) error {
 				cl, err := a.client()
 				if err != nil {
 					return err
 				}
 				for _, name := range args {
+					_, scanned := parseLabel(name)
+					if verb == "approve" && (scanned || voucher.IsCode(name)) {
+						if err := a.approveByCode(cmd, &e, name); err != nil {
+							return err
+						}
+						continue
+					}
 					if _, err := cl.Act(cmd.Context(), strings.TrimPrefix(name, "device/"), verb); err != nil {
 						return err
 					}
@@ -34,9 +47,17 @@ func (a *app) deviceCommand() *cobra.Command {
 				}
 				return nil
 			},
-		})
+		}
+		if verb == "approve" {
+			e.add(one)
+			one.Long = short + `.
+
+In place of a name: the pairing code that a box without an owner shows on its console, such as 7K2M-9QXA-4HTR, or
+what the QR code of its label says. The box that shows the code then comes in, and no other.`
+		}
+		c.AddCommand(one)
 	}
-	c.AddCommand(a.unlockCommand(), a.unlockStateCommand())
+	c.AddCommand(a.unlockCommand(), a.unlockStateCommand(), a.expectCommand(), a.importCommand(), a.stickCommand())
 	return c
 }
 

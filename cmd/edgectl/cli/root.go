@@ -147,7 +147,7 @@ func (a *app) root() *cobra.Command {
 	for group, commands := range map[string][]*cobra.Command{
 		"objects": {a.applyCommand(), a.getCommand(), a.describeCommand(), a.deleteCommand(), a.diffCommand(), a.appCommand()},
 		"devices": {a.deviceCommand(), a.logsCommand(), a.execCommand(), a.forwardCommand(), a.topCommand(), a.consoleCommand(), a.recordsCommand(), a.usageCommand(), a.eventsCommand()},
-		"setup":   {a.loginCommand(), a.contextCommand(), a.tokenCommand(), a.hwCommand(), a.releaseCommand(), a.schemaCommand(), a.versionCommand()},
+		"setup":   {a.loginCommand(), a.contextCommand(), a.tokenCommand(), a.voucherCommand(), a.hwCommand(), a.releaseCommand(), a.schemaCommand(), a.versionCommand()},
 	} {
 		for _, c := range commands {
 			c.GroupID = group

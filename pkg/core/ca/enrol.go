@@ -47,8 +47,11 @@ type Application struct {
 	Labels             map[string]string
 	Relay              bool
 	Addresses          []string
-	IDevID             [][]byte // see identity.EnrolRequest
-	Remote             string   // who asked last: the box, or the relay next to the core
+	// CSR, IDevID and BirthProof: see identity.EnrolRequest.
+	CSR        []byte
+	IDevID     [][]byte
+	BirthProof []byte
+	Remote     string // who asked last: the box, or the relay next to the core
 }
 
 // Grant is the registrar's yes.
@@ -130,7 +133,8 @@ func (h *handler) enrol(w http.ResponseWriter, r *http.Request, body []byte) {
 			return nil, err
 		}
 		a.TokenID, a.Secret, a.Name, a.Hardware = req.TokenID, req.Secret, req.Name, req.Hardware
-		a.Labels, a.Relay, a.Addresses, a.IDevID = req.Labels, req.Relay, req.Addresses, req.IDevID
+		a.Labels, a.Relay, a.Addresses = req.Labels, req.Relay, req.Addresses
+		a.CSR, a.IDevID, a.BirthProof = req.CSR, req.IDevID, req.BirthProof
 		g, err := h.reg.Enrol(r.Context(), a)
 		if err != nil {
 			return nil, err

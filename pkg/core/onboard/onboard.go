@@ -362,8 +362,9 @@ func (s *Server) progress(ctx context.Context, c caller, body []byte) (any, erro
 	return nil, s.cfg.Note(ctx, o, c.id, p)
 }
 
-// Proved reads whose birth a chain of certificates tells, and that it is of the key.
-func Proved(ders [][]byte, device api.DeviceID, makers []*x509.Certificate) (serial string, err error) {
+// Proved reads whose birth a chain of certificates tells, and that it vouches for the
+// request of a device.
+func Proved(ders [][]byte, csr, proof []byte, device api.DeviceID, makers []*x509.Certificate) (serial string, err error) {
 	if len(ders) == 0 {
 		return device.String(), nil // a device without a manufacturer's is its own word
 	}
@@ -378,8 +379,8 @@ func Proved(ders [][]byte, device api.DeviceID, makers []*x509.Certificate) (ser
 		}
 		chain = append(chain, c)
 	}
-	if api.NewDeviceID(chain[0].RawSubjectPublicKeyInfo) != device {
-		return "", api.Errorf(api.Forbidden, "the birth certificate is of another key")
+	if err := identity.CheckBirth(chain[0], csr, proof); err != nil {
+		return "", &api.Error{Code: api.Forbidden, Message: err.Error()}
 	}
 	if serial, err = voucher.Serial(chain, makers); err != nil {
 		return "", &api.Error{Code: api.Forbidden, Message: err.Error()}

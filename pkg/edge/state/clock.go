@@ -59,6 +59,14 @@ func (c *Clock) Now() time.Time {
 	return now
 }
 
+// Floor is a moment that is certainly past, by what the core signed; the zero time when
+// nothing is known.
+func (c *Clock) Floor() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.at()
+}
+
 // at is the floor now. c.mu is held.
 func (c *Clock) at() time.Time {
 	if c.floor.IsZero() {

@@ -6,11 +6,13 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"math/big"
 	"time"
 
+	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
 )
 
@@ -86,4 +88,49 @@ func Serial(chain, manufacturers []*x509.Certificate) (string, error) {
 		return "", fmt.Errorf("the certificate of %s is not by a manufacturer that is known here: %w", serial, err)
 	}
 	return serial, nil
+}
+
+// NewManufacturer makes the certificate under which a manufacturer signs vouchers and
+// births: its own root, for as long as its devices live.
+func NewManufacturer(key *ecdsa.PrivateKey, name string) (*x509.Certificate, error) {
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		return nil, err
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(50, 0, 0),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
+}
+
+// ParseBirth reads the key of a device and the certificates of its birth, its own first,
+// from one PEM file.
+func ParseBirth(text []byte) (key *ecdsa.PrivateKey, chain []*x509.Certificate, err error) {
+	var certs bytes.Buffer
+	for {
+		var p *pem.Block
+		if p, text = pem.Decode(text); p == nil {
+			break
+		}
+		if p.Type == "CERTIFICATE" {
+			err = pem.Encode(&certs, p)
+		} else if p.Type != "EC PARAMETERS" { // openssl writes them beside a key
+			key, err = identity.ParseKey(pem.EncodeToMemory(p))
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+	}
+	if chain, err = identity.ParseCerts(certs.Bytes()); err != nil {
+		return nil, nil, err
+	}
+	if key == nil || !key.PublicKey.Equal(chain[0].PublicKey) {
+		return nil, nil, &api.Error{Code: api.Invalid, Message: "the file does not hold the key of its first certificate", Remedy: "write key and certificates of the box's birth into it, the box's own first"}
+	}
+	return key, chain, nil
 }

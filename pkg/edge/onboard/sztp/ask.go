@@ -7,13 +7,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
-	"os"
-	"path/filepath"
 	"time"
 
 	"tributary.dev/tributary/pkg/identity/voucher"
@@ -33,12 +29,12 @@ func client(chain []*x509.Certificate, key *ecdsa.PrivateKey) *http.Client {
 }
 
 // ask is get-bootstrapping-data of one server.
-func ask(ctx context.Context, c *http.Client, root string, q voucher.Ask) (Artifacts, error) {
+func ask(ctx context.Context, c *http.Client, root, hint string, q voucher.Ask) (Artifacts, error) {
 	body, err := voucher.Input(q)
 	if err != nil {
 		return Artifacts{}, err
 	}
-	b, err := call(ctx, c, root+voucher.PathData, body)
+	b, err := call(ctx, c, root+voucher.PathData, hint, body)
 	if err != nil {
 		return Artifacts{}, err
 	}
@@ -55,17 +51,20 @@ func report(ctx context.Context, c *http.Client, root string, p voucher.Progress
 	if err != nil {
 		return err
 	}
-	_, err = call(ctx, c, root+voucher.PathProgress, body)
+	_, err = call(ctx, c, root+voucher.PathProgress, "", body)
 	return err
 }
 
-func call(ctx context.Context, c *http.Client, url string, body []byte) ([]byte, error) {
+func call(ctx context.Context, c *http.Client, url, hint string, body []byte) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
 	req.Header.Set("Content-Type", voucher.MediaType)
 	req.Header.Set("Accept", voucher.MediaType)
+	if hint != "" {
+		req.Header.Set(voucher.HintHeader, hint)
+	}
 	resp, err := c.Do(req)
 	if err != nil {
 		return nil, err
@@ -94,52 +93,4 @@ func saying(b []byte) string {
 		return "it does not say why"
 	}
 	return fmt.Sprintf("%.300q", e.Errors.Error[0].Message)
-}
-
-// The files of a stick, in DER, in a folder tributary/ or in one named after the serial
-// number below it; the latter goes first.
-const (
-	stickDir      = "tributary"
-	stickConveyed = "conveyed-information.cms"
-	stickOwner    = "owner-certificate.cms"
-	stickVoucher  = "ownership-voucher.cms"
-)
-
-// readStick reads the signed data of removable storage (RFC 8572 section 4.1).
-func readStick(mount, serial string) (Artifacts, error) {
-	dirs := []string{filepath.Join(mount, stickDir)}
-	if filepath.Base(serial) == serial && serial != "." && serial != ".." {
-		dirs = []string{filepath.Join(dirs[0], serial), dirs[0]}
-	}
-	err := error(fs.ErrNotExist)
-	for _, dir := range dirs {
-		var a Artifacts
-		if a.Conveyed, err = readSome(filepath.Join(dir, stickConveyed), voucher.MaxConveyed); errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return a, err
-		}
-		if a.OwnerCert, err = readSome(filepath.Join(dir, stickOwner), voucher.MaxVoucher); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return a, err
-		}
-		if a.Voucher, err = readSome(filepath.Join(dir, stickVoucher), voucher.MaxVoucher); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return a, err
-		}
-		return a, nil
-	}
-	return Artifacts{}, err
-}
-
-func readSome(path string, most int64) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, most+1))
-	if err == nil && int64(len(b)) > most {
-		return nil, fmt.Errorf("%s is larger than %d bytes", path, most)
-	}
-	return b, err
 }

@@ -1,6 +1,7 @@
 package sztp
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -19,6 +20,7 @@ import (
 	"pgregory.net/rapid"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/disk/fat"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/identity/voucher"
 )
@@ -295,12 +297,12 @@ func TestStick(t *testing.T) {
 	if _, err := readStick(mount, "TB-1"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("an empty stick: %v", err)
 	}
-	dir := filepath.Join(mount, stickDir, "TB-1")
+	dir := filepath.Join(mount, StickDir, "TB-1")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	a := w.artifacts(answer{})
-	for name, b := range map[string][]byte{stickConveyed: a.Conveyed, stickOwner: a.OwnerCert, stickVoucher: a.Voucher} {
+	for name, b := range map[string][]byte{StickConveyed: a.Conveyed, StickOwner: a.OwnerCert, StickVoucher: a.Voucher} {
 		if err := os.WriteFile(filepath.Join(dir, name), b, 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -311,6 +313,25 @@ func TestStick(t *testing.T) {
 	}
 	if _, err := Judge(w.me(), Clock{}, got); err != nil {
 		t.Error(err)
+	}
+	// The same in a FAT file system, which no kernel mounts; and a disk with something else.
+	image := filepath.Join(t.TempDir(), "stick.img")
+	f := try(os.Create(image))(t)
+	files := []fat.File{}
+	for name, b := range map[string][]byte{StickConveyed: a.Conveyed, StickOwner: a.OwnerCert, StickVoucher: a.Voucher} {
+		files = append(files, fat.File{Path: StickDir + "/" + name, Content: bytes.NewReader(b)})
+	}
+	if err := errors.Join(f.Truncate(64<<20), fat.Write(f, 64<<20, fat.Options{Label: "STICK"}, files), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if got, err = readStick(image, "TB-1"); err != nil || !bytes.Equal(got.Voucher, a.Voucher) {
+		t.Errorf("from FAT: %v", err)
+	}
+	if err := os.WriteFile(image, make([]byte, 1<<20), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readStick(image, "TB-1"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an empty disk: %v", err)
 	}
 	if _, err := readStick(mount, "../TB-1"); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a serial number that climbs: %v", err)
@@ -341,4 +362,26 @@ func FuzzParseList(f *testing.F) {
 			t.Errorf("%q becomes %q, %v", list, again, err)
 		}
 	})
+}
+
+// A disk of the box itself is no stick.
+func TestSticks(t *testing.T) {
+	sys := t.TempDir()
+	for path, text := range map[string]string{
+		"block/sda/removable": "1\n", "block/sda/size": "100\n", "block/sda/sda1/partition": "1\n", "block/sda/sda2/partition": "2\n",
+		"block/sdb/removable": "1\n", "block/sdb/size": "100\n", "block/sr0/removable": "1\n", "block/sr0/size": "0\n",
+		"block/nvme0n1/removable": "0\n", "block/nvme0n1/size": "100\n", "block/nvme0n1/nvme0n1p1/partition": "1\n",
+		"devices/pci/usb2/2-1/sdc/removable": "0\n", "devices/pci/usb2/2-1/sdc/size": "9\n",
+	} {
+		path = filepath.Join(sys, path)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("../devices/pci/usb2/2-1/sdc", filepath.Join(sys, "block/sdc")); err != nil {
+		t.Fatal(err)
+	}
+	if got := Sticks(sys, "/dev"); !slices.Equal(got, []string{"/dev/sda1", "/dev/sda2", "/dev/sdb", "/dev/sdc"}) {
+		t.Errorf("%q", got)
+	}
 }

@@ -20,6 +20,7 @@ import (
 
 // Config is what a search is given. Key, IDevID, Sources, Clock and Log are needed.
 type Config struct {
+	// Key is that of the IDevID.
 	Key *ecdsa.PrivateKey
 	// IDevID is the certificate of the box's birth, leaf first: a manufacturer's, or
 	// voucher.SelfIDevID.
@@ -42,7 +43,9 @@ type Search struct {
 	cfg    Config
 	device Device
 	http   *http.Client
+	hint   string
 	said   string
+	by     Source // that led to the owner
 }
 
 // New prepares a search; it contacts nobody.
@@ -57,6 +60,7 @@ func New(cfg Config) (*Search, error) {
 		if s.device.Code, err = voucher.Code(cfg.Key); err != nil {
 			return nil, err
 		}
+		s.hint = voucher.Hint(s.device.Code, s.device.ID)
 	}
 	return s, nil
 }
@@ -102,7 +106,7 @@ func (s *Search) walk(ctx context.Context, r *Round) *Found {
 		v, err := s.judge(ctx, source)
 		f := r.Heard(v, err)
 		if f != nil {
-			f.Source = strings.ToValidUTF8(f.Source, "")
+			f.Source, s.by = strings.ToValidUTF8(f.Source, ""), source
 			s.report(ctx, source, voucher.Initiated, "the owner is believed")
 			return f
 		}
@@ -122,7 +126,7 @@ func (s *Search) judge(ctx context.Context, source Source) (*Verdict, error) {
 		if _, err := rand.Read(nonce); err != nil {
 			return nil, err
 		}
-		a, err = ask(ctx, s.http, source.Place, voucher.Ask{SignedDataPreferred: []any{nil}, OSName: "Tributary", Nonce: nonce})
+		a, err = ask(ctx, s.http, source.Place, s.hint, voucher.Ask{SignedDataPreferred: []any{nil}, OSName: "Tributary", Nonce: nonce})
 	}
 	if err != nil {
 		return nil, err
@@ -132,7 +136,7 @@ func (s *Search) judge(ctx context.Context, source Source) (*Verdict, error) {
 
 // report tells the server that answered how it went; it matters to nobody but its owner.
 func (s *Search) report(ctx context.Context, source Source, kind, message string) {
-	if source.Kind == Stick {
+	if source.Kind == Stick || source.Place == "" {
 		return
 	}
 	if err := report(ctx, s.http, source.Place, voucher.Progress{Type: kind, Message: message}); err != nil {
@@ -140,11 +144,9 @@ func (s *Search) report(ctx context.Context, source Source, kind, message string
 	}
 }
 
-// Done tells the sources that the box is a member now.
-func (s *Search) Done(ctx context.Context, roots []string) {
-	for _, r := range roots {
-		s.report(ctx, Source{BuiltIn, r}, voucher.Complete, "")
-	}
+// Done tells whoever led to the owner that the box is a member now.
+func (s *Search) Done(ctx context.Context) {
+	s.report(ctx, s.by, voucher.Complete, "")
 }
 
 // tell says locally why nobody was believed: the pairing code, and each refusal.
@@ -179,7 +181,7 @@ func (s *Search) warning(r *Round) api.Warning {
 	w := api.Warning{Name: "no-owner", Severity: api.Critical, Message: b.String(), Remedy: "have the owner expect it: edgectl device expect " + s.device.Serial + " --voucher FILE"}
 	if s.device.Code != "" {
 		w.Message += "; its pairing code is " + s.device.Code
-		w.Remedy = "let it in: edgectl device expect " + s.device.Serial + " --code " + s.device.Code
+		w.Remedy = "let it in: edgectl device approve " + s.device.Code
 	}
 	return w
 }

@@ -1,0 +1,247 @@
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/onboard/sztp"
+	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/identity/atomicfile"
+	"tributary.dev/tributary/pkg/identity/voucher"
+)
+
+// box is one without an owner.
+type box struct {
+	o     options
+	log   *slog.Logger
+	out   *json.Encoder
+	floor time.Time
+
+	key    *ecdsa.PrivateKey // of the birth certificate
+	idevid []*x509.Certificate
+	makers []*x509.Certificate
+	finder *sztp.Search
+}
+
+// wake finds out who the box is.
+func (b *box) wake() (err error) {
+	if b.makers, err = certificates(b.o.makers); err != nil {
+		return err
+	}
+	if b.key, b.idevid, err = birth(b.o.birth); err != nil {
+		return err
+	}
+	if b.key == nil {
+		if b.key, _, err = identity.LoadOrCreateKeys(b.identity("")); err != nil {
+			return err
+		}
+		if b.idevid, err = voucher.SelfIDevID(b.key); err != nil {
+			return err
+		}
+	}
+	if text, err := readSome(b.o.built, 64); err == nil {
+		if s, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64); err == nil {
+			_ = b.raise(time.Unix(s, 0)) // never fails
+		}
+	}
+	b.finder, err = sztp.New(sztp.Config{
+		Key: b.key, IDevID: b.idevid, Makers: b.makers, Pairing: !b.o.noPairing, Sources: b.sources, Clock: b.clock,
+		Waiting: b.tell, Pause: b.o.pause, Log: b.log,
+	})
+	return err
+}
+
+// search looks for the owner, and shows the pairing code meanwhile.
+func (b *box) search(ctx context.Context) (*sztp.Found, error) {
+	d := b.finder.Device()
+	if _, err := os.Stat(filepath.Dir(b.o.code)); err == nil && d.Code != "" && b.o.code != "" {
+		if err := atomicfile.Write(b.o.code, []byte(d.Code+"\n"), 0o600); err != nil {
+			b.log.Warn("the pairing code is not on the console", "err", err)
+		}
+		defer os.Remove(b.o.code)
+	}
+	begin := api.Warning{Name: "no-owner", Severity: api.Critical, Message: "this box looks for its owner; its serial number is " + d.Serial}
+	if d.Code != "" {
+		begin.Message += " and its pairing code is " + d.Code
+		begin.Remedy = "let it in: edgectl device approve " + d.Code
+	}
+	b.tell(begin)
+	return b.finder.Run(ctx)
+}
+
+// now never precedes what is certainly past.
+func (b *box) now() time.Time {
+	if now := time.Now(); now.After(b.floor) {
+		return now
+	}
+	return b.floor
+}
+
+func (b *box) raise(t time.Time) error {
+	if t.After(b.floor) {
+		b.floor = t
+	}
+	return nil
+}
+
+// clock tells what the box knows of the time before it knows anybody: what edged kept and
+// when the image was built are past; the machine's clock counts once the kernel is told
+// that it is in step with another.
+func (b *box) clock() sztp.Clock {
+	var t unix.Timex
+	state, err := unix.Adjtimex(&t)
+	return sztp.Clock{Now: b.now(), Floor: b.floor, Trusted: err == nil && state != unix.TIME_ERROR && t.Status&unix.STA_UNSYNC == 0}
+}
+
+// birth reads a manufacturer's key and certificates from one PEM file; nothing without it.
+func birth(path string) (*ecdsa.PrivateKey, []*x509.Certificate, error) {
+	text, err := readSome(path, 64<<10)
+	if path == "" || errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	key, chain, err := voucher.ParseBirth([]byte(text))
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return key, chain, nil
+}
+
+func certificates(path string) ([]*x509.Certificate, error) {
+	text, err := readSome(path, 64<<10)
+	if path == "" || errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	certs, err := identity.ParseCerts([]byte(text))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return certs, nil
+}
+
+// roots are the HTTPS roots of parents, at which the box enrols.
+func (b *box) roots(parents []api.ParentRef) (out []string) {
+	for _, p := range parents {
+		host, _, err := net.SplitHostPort(p.Address)
+		if err != nil {
+			host = p.Address
+		}
+		port := p.HTTPSPort
+		if port == 0 {
+			port = 8443
+		}
+		out = append(out, "https://"+net.JoinHostPort(host, strconv.Itoa(port)))
+	}
+	return out
+}
+
+// sitePatience is how long answers of the site are waited for.
+const sitePatience = 2 * time.Second
+
+// sources names whom to ask for the owner, as things stand now.
+func (b *box) sources(ctx context.Context) (out []sztp.Source) {
+	add := func(kind sztp.Kind, places []string) {
+		for _, p := range places {
+			out = append(out, sztp.Source{Kind: kind, Place: p})
+		}
+	}
+	switch b.o.sticks {
+	case "auto":
+		add(sztp.Stick, sztp.Sticks("/sys", "/dev"))
+	case "none":
+	default:
+		add(sztp.Stick, list(b.o.sticks))
+	}
+	add(sztp.DHCP, b.byDHCP())
+	if b.o.site != "off" {
+		to, _ := netip.ParseAddrPort(b.o.site) // "on": the usual group
+		found, err := sztp.OnSite(ctx, to, sitePatience)
+		if err != nil {
+			b.log.Debug("the site is not asked", "err", err)
+		}
+		add(sztp.Site, found)
+		add(sztp.Site, sztp.ByDNS(ctx, net.DefaultResolver, searchDomains()))
+	}
+	if text, err := readSome(b.o.servers, 64<<10); err == nil {
+		for _, line := range strings.Split(text, "\n") {
+			line, _, _ = strings.Cut(line, "#")
+			add(sztp.BuiltIn, strings.Fields(line))
+		}
+	}
+	add(sztp.BuiltIn, list(b.o.bootstrap))
+	return out
+}
+
+// byDHCP are the servers that options 143 and 136 name.
+func (b *box) byDHCP() (out []string) {
+	text, err := readSome(b.o.uplinks, 256<<10)
+	if err != nil {
+		return nil
+	}
+	var uplinks []struct {
+		Name string `json:"name"`
+		SZTP []byte `json:"sztp"`
+	}
+	if err := json.Unmarshal([]byte(text), &uplinks); err != nil {
+		b.log.Warn("what DHCP gave cannot be read", "file", b.o.uplinks, "err", err)
+		return nil
+	}
+	for _, u := range uplinks {
+		servers, err := sztp.ParseList(u.SZTP)
+		if err != nil {
+			b.log.Warn("what DHCP says of bootstrap servers is not used", "uplink", u.Name, "err", err)
+		}
+		out = append(out, servers...)
+	}
+	return out
+}
+
+func list(text string) []string {
+	return strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' })
+}
+
+// searchDomains are those of resolv.conf.
+func searchDomains() []string {
+	text, err := readSome("/etc/resolv.conf", 16<<10)
+	if err != nil {
+		return nil
+	}
+	for _, line := range strings.Split(text, "\n") {
+		if rest, ok := strings.CutPrefix(line, "search "); ok {
+			return strings.Fields(rest)
+		}
+	}
+	return nil
+}
+
+func readSome(path string, most int64) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, most))
+	return string(b), err
+}
