@@ -10,7 +10,9 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 	"unsafe"
 
@@ -99,6 +101,15 @@ func agentArgs(f boot.Facts) (argv []string, why string) {
 	if f.Settings.Name != "" {
 		argv = append(argv, "--name", f.Settings.Name)
 	}
+	if len(f.Settings.Labels) > 0 {
+		var pairs []string
+		for k, v := range f.Settings.Labels {
+			pairs = append(pairs, k+"="+v)
+		}
+		slices.Sort(pairs)
+		argv = append(argv, "--labels", strings.Join(pairs, ","))
+	}
+	argv = append(argv, "--proxy-file", boot.Dir+"/"+uplink.ProxyFile)
 	if f.Settings.Relay {
 		argv = append(argv, "--relay")
 		if most := f.Profile.Relay.Cache; most > 0 {

@@ -21,6 +21,8 @@ type options struct {
 	token         string
 	tokenFile     string
 	name          string
+	labels        map[string]string
+	proxyFile     string
 	containerd    string
 	cniBin        string
 	logHelper     string
@@ -48,6 +50,11 @@ func parseOptions(args []string, errs io.Writer) (options, error) {
 	f.StringVar(&o.token, "join-token", "", "join token for the first start")
 	f.StringVar(&o.tokenFile, "join-token-file", "", "file that holds the join token; it is watched until the box has enrolled")
 	f.StringVar(&o.name, "name", hostname(), "name wished for")
+	f.Func("labels", "what the box says of itself beside its hardware, as rack=3,room=b; fleets pick it by hw.tributary/config.rack", func(text string) (err error) {
+		o.labels, err = parseLabels(text)
+		return err
+	})
+	f.StringVar(&o.proxyFile, "proxy-file", "", "file that holds the HTTP proxy by which parents are reached that are on none of the box's own networks; it may change or go at any time")
 	f.StringVar(&o.containerd, "containerd", "/run/containerd/containerd.sock", "containerd's socket")
 	f.StringVar(&o.cniBin, "cni-bin", "/opt/cni/bin", "folder of the CNI plugins bridge, host-local and portmap")
 	f.StringVar(&o.logHelper, "log-helper", besideMe("edged-log"), "the edged-log program")
@@ -77,6 +84,19 @@ func parseOptions(args []string, errs io.Writer) (options, error) {
 	var err error
 	o.parents, err = parseParents(parent)
 	return o, err
+}
+
+// parseLabels reads key=value pairs between commas.
+func parseLabels(text string) (map[string]string, error) {
+	out := map[string]string{}
+	for pair := range strings.SplitSeq(text, ",") {
+		k, v, ok := strings.Cut(strings.TrimSpace(pair), "=")
+		if !ok || k == "" {
+			return nil, fmt.Errorf("%q is no key=value", pair)
+		}
+		out[k] = v
+	}
+	return out, nil
 }
 
 func hostname() string {

@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"encoding/binary"
+	"net"
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/agent"
 	"tributary.dev/tributary/pkg/link"
 	"tributary.dev/tributary/pkg/link/mqtt"
+	"tributary.dev/tributary/pkg/link/proxy"
 	"tributary.dev/tributary/pkg/manifest"
 )
 
@@ -17,7 +19,7 @@ import (
 func (b *box) makeLink(context.Context) error {
 	live := b.member.Live
 	b.parents = agent.NewParents(agent.ParentsConfig{
-		Live: live, First: b.o.parents, Count: b.https.Wrap, Log: b.log,
+		Live: live, First: b.o.parents, Count: b.https.Wrap, Dial: b.dial(30 * time.Second), Log: b.log,
 		Attach: func(list []api.ParentRef) { b.uplink.SetParents(list) },
 		Current: func() (string, bool) {
 			if b.link == nil {
@@ -26,7 +28,7 @@ func (b *box) makeLink(context.Context) error {
 			return b.link.Parent()
 		},
 	})
-	b.uplink = mqtt.NewUplink(mqtt.UplinkConfig{Identity: live, Parents: b.parents.List(), Leads: b.parents.Leads, Log: b.log})
+	b.uplink = mqtt.NewUplink(mqtt.UplinkConfig{Identity: live, Parents: b.parents.List(), Leads: b.parents.Leads, Dial: b.dial(-1), Log: b.log})
 	var down link.Downlink
 	if b.o.relay {
 		broker, err := mqtt.NewBroker(mqtt.BrokerConfig{Listener: b.listen.mqtt, Identity: live, Log: b.log})
@@ -58,6 +60,11 @@ func (b *box) makeLink(context.Context) error {
 		live.Refused = b.link.Revoked // nobody is served before this
 	}
 	return err
+}
+
+// dial reaches parents, by the proxy of the moment if there is one.
+func (b *box) dial(keepAlive time.Duration) proxy.Dial {
+	return proxy.Through(proxy.FromFile(b.o.proxyFile), (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: keepAlive}).DialContext, net.InterfaceAddrs)
 }
 
 // parentWatch tells Parents when a session begins, so that what failed is tried again.

@@ -31,6 +31,7 @@ import (
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/link"
 	"tributary.dev/tributary/pkg/link/mqtt"
+	"tributary.dev/tributary/pkg/link/proxy"
 	"tributary.dev/tributary/pkg/link/spool"
 	"tributary.dev/tributary/pkg/link/stream"
 	"tributary.dev/tributary/pkg/oci"
@@ -101,6 +102,7 @@ func tuneMemory(o options) {
 
 // live makes the rooms one after the other and runs them until ctx ends.
 func (b *box) live(ctx context.Context) error {
+	ctx = proxy.With(ctx, b.dial(30*time.Second))
 	for _, step := range []struct {
 		name string
 		make func(context.Context) error
@@ -266,6 +268,17 @@ func (b *box) findFamily() {
 	b.family.running = *b.family.fitting.Load()
 }
 
+// labels are what the box says of itself: its hardware, and what it was told by --labels.
+// Fleets can pick boxes by either, but nobody who writes a box's CONFIG gives it a label of
+// people's.
+func (b *box) labels(h api.Hardware) map[string]string {
+	out := hardware.Labels(h)
+	for k, v := range b.o.labels {
+		out[api.Reserved+"config."+k] = v
+	}
+	return out
+}
+
 func (b *box) join(ctx context.Context) (err error) {
 	b.member, err = onboard.Join(ctx, onboard.Config{
 		Dir: filepath.Join(b.o.data, "identity"),
@@ -281,7 +294,7 @@ func (b *box) join(ctx context.Context) (err error) {
 		},
 		Describe: func() identity.EnrolConfig {
 			h := b.hardware()
-			return identity.EnrolConfig{Name: b.o.name, Hardware: h, Labels: hardware.Labels(h), Relay: b.o.relay, Addresses: hardware.Addresses()}
+			return identity.EnrolConfig{Name: b.o.name, Hardware: h, Labels: b.labels(h), Relay: b.o.relay, Addresses: hardware.Addresses()}
 		},
 		Now: b.clock.Now, Raise: b.clock.Raise, Log: b.log,
 	})
@@ -360,7 +373,7 @@ func (b *box) makeAgent(context.Context) error {
 	a, err := agent.New(agent.Config{
 		Identity: b.member.Live, Link: b.link, Workload: b.work, Meter: b.meter, Records: b.spool, State: b.state, Clock: b.clock,
 		Artifacts: b.artifacts(), Parents: b.parents, Settings: b.offerSettings, RenewTrust: b.member.RenewSoon,
-		Hardware: b.hardware, Labels: hardware.Labels, Addresses: hardware.Addresses, Relay: b.o.relay, Version: version,
+		Hardware: b.hardware, Labels: b.labels, Addresses: hardware.Addresses, Relay: b.o.relay, Version: version,
 		Warnings: warnings, Stream: b.parents.Stream, Console: "/run/tributary/console.sock", Attest: b.attest, Log: b.log,
 	})
 	b.agent.Store(a)

@@ -28,6 +28,9 @@ type Uplink struct {
 	VLAN int64 `json:"vlan,omitempty"`
 	// Metric orders default routes, the smallest wins; 0 is by the place in the list.
 	Metric int64 `json:"metric,omitempty"`
+	// Cost is what the owner makes of using it: 0 is free, and one that costs leads out only
+	// while the parent is reached by none that costs less.
+	Cost int64 `json:"cost,omitempty"`
 }
 
 // UplinkMatch picks interfaces; what is empty fits all.
@@ -72,6 +75,9 @@ func (n *NetworkSettings) Validate(at string) error {
 		}
 		if u.Metric < 0 || u.Metric > 1<<20 {
 			bad(item+"metric", "%d is not between 0 and 1048576", u.Metric)
+		}
+		if u.Cost < 0 || u.Cost > 1000 {
+			bad(item+"cost", "%d is not between 0 and 1000", u.Cost)
 		}
 	}
 	return errors.Join(errs...)

@@ -14,11 +14,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/link/proxy"
 )
 
 // EnrolConfig is what a box needs to enrol.
@@ -206,7 +208,11 @@ func enrolHTTP(i *Identity) *http.Client {
 	if i != nil {
 		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return i.tlsCertificate(), nil }
 	}
-	return &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: cfg, Proxy: nil}}
+	direct := (&net.Dialer{Timeout: 15 * time.Second}).DialContext
+	return &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: cfg, Proxy: nil,
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return proxy.From(ctx, direct)(ctx, network, address)
+		}}}
 }
 
 // run is one exchange: trust, sealed request, checked reply.

@@ -14,6 +14,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/link/proxy"
 )
 
 // DefaultHTTPS is the port of a parent's artifacts, enrolment and streams.
@@ -28,6 +29,7 @@ type Parents struct {
 	attach  func([]api.ParentRef)
 	current func() (id string, connected bool)
 	count   func(net.Conn) net.Conn
+	dial    proxy.Dial
 	log     *slog.Logger
 	changed chan struct{}
 
@@ -49,12 +51,14 @@ type ParentsConfig struct {
 	Current func() (id string, connected bool)
 	// Count wraps each HTTPS connection; nil counts nothing.
 	Count func(net.Conn) net.Conn
+	// Dial is how parents are reached over HTTPS; nil is directly.
+	Dial proxy.Dial
 	Log   *slog.Logger
 }
 
 // NewParents starts with the place of enrolment.
 func NewParents(cfg ParentsConfig) *Parents {
-	p := &Parents{live: cfg.Live, first: cfg.First, attach: cfg.Attach, current: cfg.Current, count: cfg.Count, log: cfg.Log,
+	p := &Parents{live: cfg.Live, first: cfg.First, attach: cfg.Attach, current: cfg.Current, count: cfg.Count, dial: cfg.Dial, log: cfg.Log,
 		changed: make(chan struct{}, 1)}
 	p.list = rank(nil, cfg.First)
 	return p
@@ -223,8 +227,11 @@ func (p *Parents) newClient(at api.ParentRef) *http.Client {
 		ReadBufferSize: 16 << 10, WriteBufferSize: 4 << 10,
 	}
 	t.DialContext = dialer.DialContext
+	if p.dial != nil {
+		t.DialContext = p.dial
+	}
 	if p.count != nil {
-		t.DialContext = counted(dialer.DialContext, p.count)
+		t.DialContext = counted(t.DialContext, p.count)
 	}
 	return &http.Client{Transport: t}
 }

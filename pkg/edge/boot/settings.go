@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"regexp"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -71,11 +72,19 @@ func (s *Settings) validate() error {
 	if len(s.Labels) > 64 {
 		bad("labels", "%d of them, more than 64", len(s.Labels))
 	}
+	for k, v := range s.Labels {
+		if !labelWord.MatchString(k) || v != "" && !labelWord.MatchString(v) {
+			bad("labels", "%.80q: %.80q is no label: letters, digits, - and _ and ., at most 40", k, v)
+		}
+	}
 	if s.Network != nil {
 		errs = append(errs, s.Network.Validate("network."))
 	}
 	return errors.Join(errs...)
 }
+
+// labelWord is a label's key without a prefix, or its value.
+var labelWord = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9_.-]{0,38}[A-Za-z0-9])?$`)
 
 func validName(s string) bool {
 	if len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {

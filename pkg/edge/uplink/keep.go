@@ -36,6 +36,9 @@ func Keep(ctx context.Context, k Keeping) error {
 	if k.Every <= 0 {
 		k.Every = 2 * time.Second
 	}
+	if k.Now == nil {
+		k.Now = time.Now
+	}
 	t, err := trial.Load(k.File, k.Settings)
 	if err != nil {
 		k.Say("network settings: %v; beginning with CONFIG's", err)
@@ -52,7 +55,7 @@ func Keep(ctx context.Context, k Keeping) error {
 func (k Keeping) live(ctx context.Context, t trial.Trial) (trial.Trial, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	cfg := k.Config
-	cfg.Settings = t.Settings
+	cfg.Settings, cfg.Online = t.Settings, k.Online
 	ended := make(chan error, 1)
 	go func() { ended <- Run(ctx, cfg) }()
 	stop := func() {
@@ -64,7 +67,7 @@ func (k Keeping) live(ctx context.Context, t trial.Trial) (trial.Trial, error) {
 	saved := trial.Trial{}
 	tick := time.NewTicker(k.Every)
 	defer tick.Stop()
-	for last := time.Now(); ; {
+	for last := k.Now(); ; {
 		if due(saved, t) {
 			k.keep(t)
 			saved = t
@@ -86,7 +89,7 @@ func (k Keeping) live(ctx context.Context, t trial.Trial) (trial.Trial, error) {
 			return t, err
 		case <-tick.C:
 		}
-		now := time.Now()
+		now := k.Now()
 		t = k.hear(t)
 		if t.Phase == trial.OnTrial || t.Phase == trial.Unproven {
 			t = t.Tick(now.Sub(last), k.Online(ctx))
@@ -109,7 +112,7 @@ func (k Keeping) keep(t trial.Trial) {
 	if err := t.Save(k.File); err != nil {
 		k.Say("network settings are not kept: %v", err)
 	}
-	if err := t.Show(k.Run, time.Now()); err != nil {
+	if err := t.Show(k.Run, k.Now()); err != nil {
 		k.Say("%v", err)
 	}
 }

@@ -36,6 +36,7 @@ type Assignment struct {
 	Gateway   netip.Addr
 	DNS       []netip.Addr
 	Metric    int
+	Cost      int64
 }
 
 // Name is the interface that carries the addresses.
@@ -50,7 +51,11 @@ func (a Assignment) Name() string {
 	return name
 }
 
-const firstMetric = 100
+const (
+	firstMetric = 100
+	// costMetric puts the routes of costly uplinks behind those of cheaper ones.
+	costMetric = 10_000
+)
 
 // Plan says what each interface is to do. Without settings each wired one is asked by DHCP,
 // in the order of their ranks and names, which also orders their default routes. With settings an
@@ -68,13 +73,13 @@ func Plan(links []Link, s *api.NetworkSettings) (out []Assignment) {
 	taken := map[string]bool{}
 	for i, u := range uplinks {
 		for _, l := range links {
-			a := Assignment{Link: l.Name, VLAN: int(u.VLAN), DHCP: u.DHCP || len(u.Addresses) == 0, Metric: int(u.Metric)}
+			a := Assignment{Link: l.Name, VLAN: int(u.VLAN), DHCP: u.DHCP || len(u.Addresses) == 0, Metric: int(u.Metric), Cost: u.Cost}
 			if !l.Physical || !fits(u.Match, l) || taken[a.Name()] {
 				continue
 			}
 			taken[a.Name()] = true
 			if a.Metric == 0 {
-				a.Metric = firstMetric*(i+1) + len(out)
+				a.Metric = firstMetric*(i+1) + len(out) + costMetric*int(min(max(u.Cost, 0), maxCost))
 			}
 			for _, text := range u.Addresses {
 				if p, err := netip.ParsePrefix(text); err == nil { // validated where it was read

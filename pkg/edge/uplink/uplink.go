@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -26,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/identity/atomicfile"
 )
 
 // Config says how the uplinks are to be.
@@ -38,11 +40,21 @@ type Config struct {
 	Sys string
 	// Say is called for what a person wants to see.
 	Say func(format string, args ...any)
+	// Online tells whether the parent is reached; with it, and several uplinks, the way out is
+	// changed while it is not (Choice). It is asked each Choose, by default ten seconds.
+	Online func(context.Context) bool
+	Choose time.Duration
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
 	// Rank gives an interface its turn where there are no settings; nil is 0 for all.
 	Rank func(driver string) int
 	// Only limits it to these interfaces, for tests on a machine that lives.
 	Only []string
 }
+
+// ProxyFile is below Config.Run and holds the proxy of the settings in force; it is not there
+// when they name none.
+const ProxyFile = "proxy"
 
 // Status is one uplink in uplinks.json.
 type Status struct {
@@ -53,6 +65,10 @@ type Status struct {
 	Gateway string   `json:"gateway,omitempty"`
 	DNS     []string `json:"dns,omitempty"`
 	NTP     []string `json:"ntp,omitempty"`
+	Metric  int      `json:"metric,omitempty"`
+	Cost    int64    `json:"cost,omitempty"`
+	// Best: the way out goes by it.
+	Best bool `json:"best,omitempty"`
 	// SZTP is DHCP option 143 as it came, for the onboarding.
 	SZTP []byte `json:"sztp,omitempty"`
 }
@@ -62,13 +78,23 @@ type runner struct {
 	mu   sync.Mutex
 	dns  map[string]resolvers
 	seen map[string]Status
+	best string
 }
 
 // Run keeps the uplinks until ctx ends. Interfaces that appear later are taken in too.
 func Run(ctx context.Context, cfg Config) error {
 	r := &runner{cfg: cfg, dns: map[string]resolvers{}, seen: map[string]Status{}}
+	if r.cfg.Now == nil {
+		r.cfg.Now = time.Now
+	}
+	if r.cfg.Choose <= 0 {
+		r.cfg.Choose = 10 * time.Second
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if err := tellProxy(filepath.Join(cfg.Run, ProxyFile), cfg.Settings); err != nil {
+		return err
+	}
 	if lo, err := netlink.LinkByName("lo"); err == nil {
 		if err := netlink.LinkSetUp(lo); err != nil {
 			return fmt.Errorf("lo: %w", err)
@@ -80,6 +106,14 @@ func Run(ctx context.Context, cfg Config) error {
 	news := make(chan netlink.LinkUpdate, 64)
 	if err := netlink.LinkSubscribeWithOptions(news, ctx.Done(), netlink.LinkSubscribeOptions{ListExisting: true}); err != nil {
 		return err
+	}
+	if r.cfg.Online != nil {
+		chosen := make(chan struct{})
+		go func() {
+			defer close(chosen)
+			r.choose(ctx)
+		}()
+		defer func() { cancel(); <-chosen }()
 	}
 	tasks := map[string]*task{}
 	defer func() {
@@ -101,6 +135,17 @@ func Run(ctx context.Context, cfg Config) error {
 			r.follow(ctx, tasks, u)
 		}
 	}
+}
+
+// tellProxy writes the proxy of the settings down, for root alone: it may hold a password.
+func tellProxy(path string, s *api.NetworkSettings) error {
+	if s != nil && s.Proxy != "" {
+		return atomicfile.Write(path, []byte(s.Proxy+"\n"), 0o600)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // task is the care of one assignment.
@@ -272,7 +317,7 @@ func (r *runner) fixed(link netlink.Link, a Assignment) error {
 			return fmt.Errorf("address %s: %w", p, err)
 		}
 	}
-	s := Status{Name: a.Name(), Up: true, Address: a.Addresses[0].String()}
+	s := Status{Name: a.Name(), Up: true, Address: a.Addresses[0].String(), Metric: a.Metric, Cost: a.Cost}
 	if a.Gateway.IsValid() {
 		s.Gateway = a.Gateway.String()
 		all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
@@ -309,7 +354,7 @@ func (r *runner) lease(ctx context.Context, t *task, link netlink.Link) error {
 		if e.lost {
 			in.drop()
 			r.cfg.Say("%s: the lease is gone", t.Name())
-			if err := r.tell(Status{Name: t.Name(), DHCP: true}, resolvers{metric: t.Metric}); err != nil {
+			if err := r.tell(Status{Name: t.Name(), DHCP: true, Metric: t.Metric, Cost: t.Cost}, resolvers{metric: t.Metric}); err != nil {
 				return err
 			}
 		}
@@ -318,7 +363,7 @@ func (r *runner) lease(ctx context.Context, t *task, link netlink.Link) error {
 				return err
 			}
 			r.cfg.Say("%s: %s by DHCP from %s, for %v", t.Name(), e.got.Address, e.got.Server, e.got.End)
-			if err := r.tell(status(t.Name(), *e.got), resolvers{t.Metric, e.got.DNS, e.got.Search}); err != nil {
+			if err := r.tell(status(t.Assignment, *e.got), resolvers{t.Metric, e.got.DNS, e.got.Search}); err != nil {
 				return err
 			}
 		}
@@ -463,8 +508,8 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-func status(name string, l Lease) Status {
-	s := Status{Name: name, Up: true, DHCP: true, Address: l.Address.String(), SZTP: l.SZTP}
+func status(a Assignment, l Lease) Status {
+	s := Status{Name: a.Name(), Up: true, DHCP: true, Address: l.Address.String(), SZTP: l.SZTP, Metric: a.Metric, Cost: a.Cost}
 	for _, rt := range l.Routes {
 		if rt.To.Bits() == 0 {
 			s.Gateway = rt.Via.String()
@@ -492,9 +537,14 @@ func (r *runner) write() error {
 	var list []resolvers
 	all := make([]Status, 0, len(r.seen))
 	for name, s := range r.seen {
-		list = append(list, r.dns[name])
+		d := r.dns[name]
+		if s.Best = name == r.best; s.Best {
+			d.metric = 0
+		}
+		list = append(list, d)
 		all = append(all, s)
 	}
+	slices.SortFunc(all, func(a, b Status) int { return strings.Compare(a.Name, b.Name) })
 	text, err := json.Marshal(all)
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/link/proxy"
 )
 
 // handshakeLimit bounds dialling, TLS and the upgrade together.
@@ -21,12 +22,13 @@ const handshakeLimit = 20 * time.Second
 
 // Upgrade dials u (https, or http for a local socket's proxy), asks for Protocol
 // and returns the raw connection. Failures that the server explains with an
-// api.Error in JSON come back as that. dial nil is a plain TCP dial.
+// api.Error in JSON come back as that. dial nil is TCP, by
+// the proxy that ctx names if any.
 func Upgrade(ctx context.Context, u *url.URL, conf *tls.Config, header http.Header, dial func(ctx context.Context, network, addr string) (net.Conn, error)) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeLimit)
 	defer cancel()
 	if dial == nil {
-		dial = (&net.Dialer{KeepAlive: 30 * time.Second}).DialContext
+		dial = proxy.From(ctx, (&net.Dialer{KeepAlive: 30 * time.Second}).DialContext)
 	}
 	conn, err := dial(ctx, "tcp", hostPort(u))
 	if err != nil {
