@@ -87,14 +87,15 @@ func consoleArgs(tty string) []string {
 
 // agentArgs is the command line of the agent on the appliance.
 func agentArgs(f boot.Facts) (argv []string, why string) {
-	if f.Parent == "" {
-		return nil, "this box knows no parent to attach to"
+	// Without a parent, or a token for it, the box looks for its owner by itself.
+	argv = []string{"/usr/bin/edged", "run", "--data", f.Data, "--run", "/run/edged", "--find-owner"}
+	if f.Parent != "" {
+		parent, err := boot.ParentFlag(f.Parent)
+		if err != nil {
+			return nil, err.Error()
+		}
+		argv = append(argv, "--parent", parent)
 	}
-	parent, err := boot.ParentFlag(f.Parent)
-	if err != nil {
-		return nil, err.Error()
-	}
-	argv = []string{"/usr/bin/edged", "run", "--data", f.Data, "--run", "/run/edged", "--parent", parent}
 	if f.TokenFile != "" {
 		argv = append(argv, "--join-token-file", f.TokenFile)
 	}

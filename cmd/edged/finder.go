@@ -36,17 +36,16 @@ func (b *box) findOwner(ctx context.Context) error {
 			return err
 		}
 	}
-	if len(b.o.parents) > 0 {
-		return nil
-	}
 	owner, err := onboard.LoadOwner(b.o.data)
 	if err != nil {
 		return err
 	}
-	if owner == nil {
+	if owner != nil { // after what a person named, if anything
+		b.o.parents = append(b.o.parents, owner.Parents...)
+	}
+	if len(b.o.parents) == 0 {
 		return &api.Error{Code: api.Invalid, Message: "this box is a member and nobody says where it attaches", Remedy: "pass --parent"}
 	}
-	b.o.parents = owner.Parents
 	return nil
 }
 

@@ -19,6 +19,8 @@ const maxPreload = 4 << 30
 const (
 	preloaded    = "usr/share/tributary/preload/"
 	settingsFile = "tributary.yaml"
+	makersFile   = "manufacturers.pem" // whose vouchers count with the box's owner (edged-onboard)
+	serversFile  = "bootstrap-servers" // whom a box asks at last for its owner
 )
 
 // preload reads a folder as files of the root, all of it below /usr/share/tributary/preload: apps/TENANT/NAME are OCI
@@ -53,6 +55,14 @@ func preload(dir, arch string) (map[string][]byte, error) {
 		top, below, _ := strings.Cut(name, "/")
 		switch {
 		case name == settingsFile:
+		case name == makersFile:
+			if err := checkCertificate(body); err != nil {
+				return fmt.Errorf("%s: %w", path, err)
+			}
+		case name == serversFile:
+			if !strings.HasPrefix(string(body), "https://") {
+				return fmt.Errorf("%s: want one https://host:port a line", path)
+			}
 		case top == "ca" && !strings.Contains(below, "/") && strings.HasSuffix(below, ".crt"):
 			if err := checkCertificate(body); err != nil {
 				return fmt.Errorf("%s: %w", path, err)
@@ -65,7 +75,7 @@ func preload(dir, arch string) (map[string][]byte, error) {
 			}
 			layouts[repo] = true
 		default:
-			return fmt.Errorf("%s has no place: a preload holds apps/, ca/NAME.crt and %s", path, settingsFile)
+			return fmt.Errorf("%s has no place: a preload holds apps/, ca/NAME.crt, %s, %s and %s", path, settingsFile, makersFile, serversFile)
 		}
 		files[preloaded+name] = body
 		return nil

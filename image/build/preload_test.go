@@ -34,6 +34,8 @@ func folder(t *testing.T) (dir, digest string) {
 		"apps/default/web/blobs/sha256/" + oci.Digest(bundle)[7:]:       bundle,
 		"apps/default/web/blobs/sha256/" + oci.Digest([]byte("{}"))[7:]: []byte("{}"),
 		"ca/ours.crt":    authority(t),
+		makersFile:       authority(t),
+		serversFile:      []byte("https://core.example:8444\n"),
 		"tributary.yaml": []byte("name: box\nrelay: true\n"),
 	} {
 		put(t, dir, name, b)
@@ -72,7 +74,8 @@ func TestPreload(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"usr/share/tributary/preload/apps/default/web/blobs/sha256/" + digest[7:], "usr/share/tributary/preload/ca/ours.crt", "etc/ssl/certs/preload-ours.crt", "usr/share/tributary/preload/tributary.yaml"} {
+	for _, name := range []string{"usr/share/tributary/preload/apps/default/web/blobs/sha256/" + digest[7:], "usr/share/tributary/preload/ca/ours.crt", "etc/ssl/certs/preload-ours.crt", "usr/share/tributary/preload/tributary.yaml",
+		"usr/share/tributary/preload/manufacturers.pem", "usr/share/tributary/preload/bootstrap-servers"} {
 		if files[name] == nil {
 			t.Errorf("no %s", name)
 		}
@@ -104,9 +107,11 @@ func TestPreloadRefused(t *testing.T) {
 			put(t, dir, "ca/b.crt", []byte("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"))
 			return nil
 		},
-		"a key's file":   func(dir, _ string) error { put(t, dir, "ca/b.key", []byte("x")); return nil },
-		"a slip":         func(dir, _ string) error { put(t, dir, "app/x", []byte("x")); return nil },
-		"a link outside": func(dir, _ string) error { return os.Symlink("/etc/passwd", filepath.Join(dir, "ca", "link.crt")) },
+		"a manufacturer who is none": func(dir, _ string) error { put(t, dir, makersFile, []byte("x")); return nil },
+		"a server without TLS":       func(dir, _ string) error { put(t, dir, serversFile, []byte("http://a\n")); return nil },
+		"a key's file":               func(dir, _ string) error { put(t, dir, "ca/b.key", []byte("x")); return nil },
+		"a slip":                     func(dir, _ string) error { put(t, dir, "app/x", []byte("x")); return nil },
+		"a link outside":             func(dir, _ string) error { return os.Symlink("/etc/passwd", filepath.Join(dir, "ca", "link.crt")) },
 	} {
 		dir, digest := folder(t)
 		if err := spoil(dir, digest); err != nil {

@@ -34,6 +34,7 @@ var programs = []program{
 	{name: "edged", pkg: ours + "edged", tags: noTrace},
 	{name: "edged-boot", pkg: ours + "edged-boot"},
 	{name: "edged-console", pkg: ours + "edged-console"},
+	{name: "edged-onboard", pkg: ours + "edged-onboard"},
 	{name: "edged-log", pkg: ours + "edged-log"},
 	{name: "edged-shim", pkg: ours + "edged-shim"},
 	{name: "edged-init", pkg: ours + "edged-init"},

@@ -122,6 +122,10 @@ func ParentFlag(text string) (string, error) {
 	return host + ":8883," + port, nil
 }
 
+// birthFile is the key and the certificates that a manufacturer gave a box without a TPM.
+// On CONFIG they outlive a factory reset. The program that looks for the owner reads them.
+const birthFile = "idevid.pem"
+
 // readConfig mounts CONFIG for as long as it takes to read it, read-only.
 func (b *booter) readConfig(context.Context) error {
 	b.facts.TokenFile = b.run("join-token") // the agent watches it: the token may come later
@@ -139,6 +143,11 @@ func (b *booter) readConfig(context.Context) error {
 		return fmt.Errorf("%s: %w", node, err)
 	}
 	text, readErr := readSome("/config/tributary.yaml", MaxSettings+1)
+	if birth, err := readSome("/config/"+birthFile, MaxSettings); err == nil {
+		if err := os.WriteFile(b.run(birthFile), birth, 0o600); err != nil {
+			b.say("config: %v", err)
+		}
+	}
 	if err := unix.Unmount("/config", 0); err != nil {
 		b.say("config: %v", err)
 	}

@@ -1,0 +1,304 @@
+// Package onboarding answers: does a box that knows neither parent nor token come to its
+// owner, by each way that there is, and to nobody else?
+//
+// Real programs in network namespaces: it needs root and the built programs.
+package onboarding
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/identity/voucher"
+	"tributary.dev/tributary/tests/lab"
+)
+
+// Roles that this program plays in the networks of boxes, where it starts itself.
+const (
+	roleVariable = "TRIBUTARY_ONBOARDING_ROLE"
+	roleDHCP     = "dhcp-server"
+	roleUplink   = "dhcp-client"
+	roleRogue    = "rogue"
+)
+
+func TestMain(m *testing.M) {
+	if role := os.Getenv(roleVariable); role != "" {
+		if err := play(role, os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, role+":", err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// site is a lab with a core that boxes ask, and a manufacturer.
+type site struct {
+	*lab.Lab
+	t     *testing.T
+	maker maker
+}
+
+type maker struct {
+	key  *ecdsa.PrivateKey
+	cert *x509.Certificate
+}
+
+func newMaker(t testing.TB, name string) maker {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	cert, err := voucher.NewManufacturer(key, name)
+	must(t, err)
+	return maker{key, cert}
+}
+
+func (m maker) voucher(t testing.TB, serial string, owner *x509.Certificate, expires *time.Time) []byte {
+	t.Helper()
+	made := time.Now().Add(-time.Minute)
+	if expires != nil {
+		made = expires.Add(-time.Hour)
+	}
+	raw, err := voucher.Sign(&voucher.Voucher{CreatedOn: made, ExpiresOn: expires, Assertion: voucher.Verified, SerialNumber: serial, PinnedDomainCert: owner.Raw}, m.key, []*x509.Certificate{m.cert})
+	must(t, err)
+	return raw
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// newSite raises a core with a bootstrap port, and namespaces for boxes.
+func newSite(t *testing.T, boxes ...lab.BoxSpec) *site {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("raises real boxes: not in the short form")
+	}
+	if err := lab.Root(); err != nil {
+		t.Skip(err)
+	}
+	root, err := filepath.Abs("../..")
+	must(t, err)
+	bin := cmp.Or(os.Getenv("TRIBUTARY_BIN"), filepath.Join(root, "bin"))
+	if _, err := os.Stat(filepath.Join(bin, "edged-onboard")); err != nil {
+		t.Skip("needs the programs: run make build")
+	}
+	dir, err := os.MkdirTemp("", "tributary-onboarding-")
+	must(t, err)
+	m := newMaker(t, "Example Boxes")
+	makers := filepath.Join(dir, "manufacturers.pem")
+	must(t, os.WriteFile(makers, identity.FormatCerts([]*x509.Certificate{m.cert}), 0o644))
+	for i := range boxes {
+		own := filepath.Join(dir, boxes[i].Name)
+		find := []string{filepath.Join(bin, "edged-onboard"), "--manufacturers", makers, "--code-file", filepath.Join(own, "pairing-code"), "--pause", "1s",
+			"--uplinks", filepath.Join(own, "net", "uplinks.json"), "--birth", filepath.Join(own, "idevid.pem"), "--bootstrap-file", filepath.Join(own, "servers"), "--build-time", filepath.Join(own, "built")}
+		if boxes[i].Alone {
+			boxes[i].EdgedArgs = append([]string{"--find-owner", "--find-owner-with", strings.Join(append(find, boxes[i].EdgedArgs...), " ")}, "--verbose")
+		}
+	}
+	l, err := lab.New(t.Context(), lab.Spec{Name: fmt.Sprintf("to%d", os.Getpid()%10000), Bin: bin, Dir: dir, Boxes: boxes,
+		CoredArgs: []string{"--listen-bootstrap", ":8444", "--manufacturers", makers}})
+	must(t, err)
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Errorf("taking the site down: %v", err)
+		}
+		if t.Failed() {
+			t.Logf("the logs are in %s", dir)
+			return
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, b := range boxes {
+		must(t, os.MkdirAll(filepath.Join(dir, b.Name, "net"), 0o755))
+		box := l.Boxes[b.Name]
+		if b.Parent == "core" { // the core answers at all its addresses
+			if _, err := box.Command(t.Context(), "ip", "route", "add", "default", "via", box.Uplink.ParentAddr); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	must(t, l.StartCore(t.Context()))
+	return &site{l, t, m}
+}
+
+func (s *site) dir(name string) string { return filepath.Join(s.Dir, name) }
+
+// root is the owner's.
+func (s *site) root() *x509.Certificate {
+	b, err := os.ReadFile(filepath.Join(s.CoreDir(), "ca", "root.crt"))
+	must(s.t, err)
+	certs, err := identity.ParseCerts(b)
+	must(s.t, err)
+	return certs[0]
+}
+
+// born gives a box a birth certificate by the manufacturer.
+func (s *site) born(name, serial string) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(s.t, err)
+	chain, err := voucher.IssueIDevID(&key.PublicKey, serial, s.maker.key, []*x509.Certificate{s.maker.cert})
+	must(s.t, err)
+	text, err := identity.FormatKey(key)
+	must(s.t, err)
+	must(s.t, os.WriteFile(filepath.Join(s.dir(name), "idevid.pem"), append(text, identity.FormatCerts(chain)...), 0o600))
+}
+
+func (s *site) edgectl(args ...string) string {
+	s.t.Helper()
+	out, err := s.Edgectl(s.t.Context(), "", args...)
+	must(s.t, err)
+	return out
+}
+
+// expect tells the core of a box, with a voucher.
+func (s *site) expect(serial, name string, raw []byte) {
+	s.t.Helper()
+	file := filepath.Join(s.Dir, "voucher-"+name)
+	must(s.t, os.WriteFile(file, raw, 0o644))
+	s.edgectl("device", "expect", serial, "--voucher", file, "--name", name, "--labels", "role=field")
+}
+
+// warning waits until a box says locally what a text of words holds.
+func (s *site) warning(name string, words ...string) api.Warning {
+	s.t.Helper()
+	var last api.Warning
+	err := lab.Until(s.t.Context(), name+" says "+strings.Join(words, ", "), 60*time.Second, func(ctx context.Context) error {
+		b, err := s.Boxes[name].Local(ctx, "/status")
+		if err != nil {
+			return err
+		}
+		var st struct{ Warnings []api.Warning }
+		if err := json.Unmarshal(b, &st); err != nil {
+			return err
+		}
+		for _, w := range st.Warnings {
+			last = w
+			missing := false
+			for _, word := range words {
+				missing = missing || !strings.Contains(w.Name+" "+w.Message+" "+w.Remedy, word)
+			}
+			if !missing {
+				return nil
+			}
+		}
+		return fmt.Errorf("it says %+v", st.Warnings)
+	})
+	must(s.t, err)
+	return last
+}
+
+// member waits until a box is online at the core under a name.
+func (s *site) member(name string) api.DeviceStatus {
+	s.t.Helper()
+	var st api.DeviceStatus
+	err := lab.Until(s.t.Context(), name+" is a member", 90*time.Second, func(ctx context.Context) error {
+		var list struct{ Items []api.Object }
+		if err := s.GetJSON(ctx, &list, "get", "devices"); err != nil {
+			return err
+		}
+		for _, o := range list.Items {
+			if o.Metadata.Name == name {
+				if err := json.Unmarshal(o.Status, &st); err != nil {
+					return err
+				}
+				if st.Online {
+					return nil
+				}
+				return errors.New("it has enrolled and is not online")
+			}
+		}
+		return fmt.Errorf("none of %d devices has the name", len(list.Items))
+	})
+	must(s.t, err)
+	return st
+}
+
+// start starts boxes' edged, with a containerd each.
+func (s *site) start(names ...string) {
+	s.t.Helper()
+	for _, n := range names {
+		must(s.t, s.Boxes[n].Start(s.t.Context()))
+	}
+}
+
+// process starts this program in another role in a network; it ends with the test.
+func (s *site) process(prefix []string, role string, args ...string) {
+	s.t.Helper()
+	me, err := os.Executable()
+	must(s.t, err)
+	argv := append(append(append([]string{}, prefix...), me), args...)
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), roleVariable+"="+role)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	log, err := os.OpenFile(filepath.Join(s.Dir, role+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	must(s.t, err)
+	cmd.Stdout, cmd.Stderr = log, log
+	must(s.t, cmd.Start())
+	log.Close()
+	s.t.Cleanup(func() {
+		_ = cmd.Process.Kill() // it may have ended
+		_ = cmd.Wait()
+	})
+}
+
+func alone(name string, finder ...string) lab.BoxSpec {
+	return lab.BoxSpec{Name: name, Parent: "core", Role: "field", Alone: true, EdgedArgs: finder}
+}
+
+// TestSources lets boxes come in by each source at once.
+func TestSources(t *testing.T) {
+	stick := filepath.Join(t.TempDir(), "stick.img")
+	s := newSite(t,
+		alone("by-image", "--sticks", "none", "--ask-site", "off", "--bootstrap", "https://10.77.0.1:8444"),
+		alone("by-code", "--sticks", "none", "--ask-site", "off", "--bootstrap", "https://10.77.0.1:8444"),
+	)
+	_ = stick
+	s.born("by-image", "EX-0001")
+	s.expect("EX-0001", "by-image", s.maker.voucher(t, "EX-0001", s.root(), nil))
+	begin := time.Now()
+	s.start("by-image", "by-code")
+
+	// A person reads the code at the console and types it.
+	s.warning("by-code", "no-owner", "its pairing code is", "edgectl device approve")
+	var code []byte
+	must(t, lab.Until(t.Context(), "a code at the console", time.Minute, func(context.Context) (err error) {
+		code, err = os.ReadFile(filepath.Join(s.dir("by-code"), "pairing-code"))
+		return err
+	}))
+	must(t, lab.Until(t.Context(), "the box has asked", time.Minute, func(ctx context.Context) error {
+		_, err := s.Edgectl(ctx, "", "device", "approve", strings.TrimSpace(string(code)), "--name", "by-code")
+		return err
+	}))
+	s.member("by-image")
+	t.Logf("by the servers of the image: a member after %.1f s", time.Since(begin).Seconds())
+	s.member("by-code")
+	if _, err := os.Stat(filepath.Join(s.dir("by-code"), "pairing-code")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the code is still shown: %v", err)
+	}
+	_, _, _ = bytes.MinRead, base64.StdEncoding, io.EOF
+}
+
+func play(role string, args []string) error { return nil }
