@@ -152,6 +152,12 @@ func (s *Set) Append(at time.Time, key *Key) (Variable, error) {
 	return authenticated("db", securityDB, attributes|appendWrite, at, List(s.Owner(), key.cert), s.KEK)
 }
 
+// Revoke gives the variable by which a box's firmware starts nothing any more that was signed by that key: the last
+// step of a rotation, once both slots of all boxes hold what a newer key signed. There is no way back but by setup mode.
+func (s *Set) Revoke(at time.Time, key *Key) (Variable, error) {
+	return authenticated("dbx", securityDB, attributes|appendWrite, at, List(s.Owner(), key.cert), s.KEK)
+}
+
 type write struct {
 	name    string
 	vendor  gpt.GUID

@@ -148,6 +148,29 @@ func TestOVMFVars(t *testing.T) {
 	}
 }
 
+// Of a store with a boot option, all that was there is still there.
+func TestHTTPBoot(t *testing.T) {
+	template, err := os.ReadFile("/usr/share/OVMF/OVMF_VARS_4M.ms.fd")
+	if err != nil {
+		t.Skipf("needs ovmf: run tests/install-deps vm: %v", err)
+	}
+	fd, err := HTTPBoot(template, "http://10.0.2.2:8080/netboot.efi")
+	if err != nil || len(fd) != len(template) {
+		t.Fatal(err)
+	}
+	before, _, err := read(template)
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, _, err := read(fd)
+	if err != nil || len(after) != len(before)+2 {
+		t.Fatalf("%d variables, before %d: %v", len(after), len(before), err)
+	}
+	if last := after[len(after)-2]; last.name != "Boot0000" || !bytes.Contains(last.data, []byte("http://10.0.2.2:8080/netboot.efi\x7f\xff\x04\x00")) {
+		t.Errorf("%q %q", last.name, last.data)
+	}
+}
+
 func FuzzLists(f *testing.F) {
 	// Fuzzing's workers each come by here: making RSA keys in an instrumented program takes seconds.
 	s, err := LoadOrCreate(filepath.Join(os.TempDir(), "tributary-fuzz-keys"))

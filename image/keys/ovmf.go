@@ -9,6 +9,7 @@ import (
 	"unicode/utf16"
 
 	"tributary.dev/tributary/pkg/disk/gpt"
+	"tributary.dev/tributary/pkg/efi"
 )
 
 // OVMF, the UEFI firmware of virtual machines, keeps its variables in a file of this layout (EDK2,
@@ -78,6 +79,18 @@ func read(fd []byte) (vars []stored, next int, err error) {
 	return vars, at, nil
 }
 
+// Stored gives the variables in force.
+func Stored(fd []byte) (efi.Memory, error) {
+	vars, _, err := read(fd)
+	out := efi.Memory{}
+	for _, v := range vars {
+		if err := out.Set(v.name, v.guid, v.attrs, v.data); err != nil {
+			return nil, err
+		}
+	}
+	return out, err
+}
+
 func put(fd []byte, at, end int, v stored) (int, error) {
 	le := binary.LittleEndian
 	var name []byte
@@ -136,6 +149,34 @@ func (s *Set) OVMFVars(template []byte, at time.Time) ([]byte, error) {
 	}
 	for _, v := range keep {
 		if from, err = put(out, from, end, v); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// HTTPBoot gives a copy of an OVMF variable store whose firmware starts what lies at that address, over the first card
+// that reaches it (UEFI 2.10, 24.7): the boot option is a URI alone, which the firmware completes.
+func HTTPBoot(fd []byte, uri string) ([]byte, error) {
+	le := binary.LittleEndian
+	path := append(le.AppendUint16([]byte{3, 24}, uint16(4+len(uri))), uri...) // messaging device path, URI (10.3.4.24)
+	path = append(path, 0x7f, 0xff, 4, 0)
+	option := le.AppendUint16(le.AppendUint32(nil, 1), uint16(len(path))) // active (3.1.3)
+	for _, u := range utf16.Encode([]rune("HTTP\x00")) {
+		option = le.AppendUint16(option, u)
+	}
+	option = append(option, path...)
+	out := bytes.Clone(fd)
+	_, at, err := read(out)
+	if err != nil {
+		return nil, err
+	}
+	_, end, err := store(out)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range []stored{{"Boot0000", globalVariable, 7, make([]byte, 16), option}, {"BootOrder", globalVariable, 7, make([]byte, 16), []byte{0, 0}}} {
+		if at, err = put(out, at, end, v); err != nil {
 			return nil, err
 		}
 	}

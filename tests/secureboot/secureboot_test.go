@@ -18,6 +18,7 @@ import (
 
 	"tributary.dev/tributary/hwprofiles"
 	"tributary.dev/tributary/image/disk"
+	"tributary.dev/tributary/image/initramfs"
 	"tributary.dev/tributary/image/keys"
 	"tributary.dev/tributary/image/uki"
 	"tributary.dev/tributary/pkg/disk/verity"
@@ -30,6 +31,9 @@ const (
 	efi      = "/usr/lib/systemd/boot/efi/"
 )
 
+// refused is what firmware and boot manager say of what they do not start.
+const refused = `(?i)Security Violation|Access Denied|Secure Boot violation|bad signature|EFI_ACCESS|Error loading`
+
 var day = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
 // parts are what a disk is made of.
@@ -37,8 +41,8 @@ type parts struct {
 	uki, manager []byte
 }
 
-// build makes an unsigned image, and gives the unsigned boot manager beside it.
-func build(t *testing.T, ctx context.Context) parts {
+// build makes an unsigned image, with more files in its first file system, and gives the unsigned boot manager beside it.
+func build(t *testing.T, ctx context.Context, files ...initramfs.File) parts {
 	t.Helper()
 	if runtime.GOARCH != "amd64" {
 		t.Skip("needs an amd64 host")
@@ -60,8 +64,12 @@ func build(t *testing.T, ctx context.Context) parts {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var more bytes.Buffer
+	if err := initramfs.Write(&more, files); err != nil {
+		t.Fatal(err)
+	}
 	image, err := uki.Build(uki.Config{
-		Stub: read(efi + "linuxx64.efi.stub"), Kernel: read(kernel.Image), Initrd: read(kernel.Initrd),
+		Stub: read(efi + "linuxx64.efi.stub"), Kernel: read(kernel.Image), Initrd: append(read(kernel.Initrd), more.Bytes()...),
 		Cmdline: vm.SerialCmdline(runtime.GOARCH) + " quiet", OSRelease: "ID=tributary\nVERSION_ID=1\nPRETTY_NAME=\"Tributary\"\n", Uname: "test",
 	})
 	if err != nil {
@@ -112,11 +120,17 @@ func sign(t *testing.T, k *keys.Key, pe []byte) []byte {
 // boot starts a machine whose firmware checks signatures, and waits until it says what is wanted.
 func boot(t *testing.T, ctx context.Context, p parts, vars []byte, want string) *vm.Machine {
 	t.Helper()
-	dir := t.TempDir()
-	store := filepath.Join(dir, "vars.fd")
+	store := filepath.Join(t.TempDir(), "vars.fd")
 	if err := os.WriteFile(store, vars, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	return start(t, ctx, p, store, want)
+}
+
+// start is boot with a variable store that stays.
+func start(t *testing.T, ctx context.Context, p parts, store, want string) *vm.Machine {
+	t.Helper()
+	dir := t.TempDir()
 	spec := vm.Spec{
 		Name: "box", Arch: "amd64", MemoryMiB: 512, SecureBoot: true, Vars: store, NoReboot: true, Life: patience,
 		Disks: []vm.Disk{{Path: layOut(t, p)}},
@@ -135,9 +149,11 @@ func boot(t *testing.T, ctx context.Context, p parts, vars []byte, want string) 
 	return m
 }
 
-func owner(t *testing.T) (*keys.Set, []byte) {
+func owner(t *testing.T) (*keys.Set, []byte) { return ownerOf(t, t.TempDir()) }
+
+func ownerOf(t *testing.T, dir string) (*keys.Set, []byte) {
 	t.Helper()
-	set, err := keys.LoadOrCreate(t.TempDir())
+	set, err := keys.LoadOrCreate(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +218,7 @@ func TestOthersDoNot(t *testing.T) {
 		{"unsigned boot manager", parts{good.uki, p.manager}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			boot(t, ctx, c.p, vars, `(?i)Security Violation|Access Denied|Secure Boot violation|bad signature|EFI_ACCESS|Error loading`)
+			boot(t, ctx, c.p, vars, refused)
 		})
 		if c.name == "altered" {
 			// Without the check the same bytes start: it is the signature that stops them.

@@ -26,7 +26,7 @@ type Kernel struct {
 // guestModules are what a guest needs to reach the cards and ports that Spec gives it,
 // with what those need in turn.
 var guestModules = []string{"virtio.ko", "virtio_ring.ko", "virtio_pci_modern_dev.ko", "virtio_pci_legacy_dev.ko", "virtio_pci.ko", "failover.ko", "net_failover.ko",
-	"virtio_net.ko", "virtio_console.ko"}
+	"virtio_net.ko", "virtio_console.ko", "efivarfs.ko"}
 
 // TestKernel makes, in the checkout's cache, the newest cloud kernel of the machine's own
 // Debian with tests/vm/guest for an initrd. It asks the mirror once; afterwards it needs no
@@ -49,7 +49,7 @@ func TestKernel(ctx context.Context, root, arch string) (*Kernel, error) {
 		return nil, err
 	}
 	k := &Kernel{Image: filepath.Join(dir, "vmlinuz"), Initrd: filepath.Join(dir, "initrd")}
-	modules := filepath.Join(dir, "modules")
+	modules := filepath.Join(dir, fmt.Sprintf("modules.%d", len(guestModules))) // an older checkout's lie beside them
 	if _, err := os.Stat(modules); err != nil {
 		if err := unpackKernel(ctx, filepath.Join(root, ".cache", "debs"), arch, k.Image, modules); err != nil {
 			return nil, fmt.Errorf("fetching a kernel to boot: %w", err)

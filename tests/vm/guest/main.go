@@ -11,6 +11,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -28,7 +29,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"tributary.dev/tributary/pkg/disk/gpt"
 	"tributary.dev/tributary/pkg/edge/boot/hostport"
+	"tributary.dev/tributary/pkg/efi"
 )
 
 func main() {
@@ -130,6 +133,27 @@ func echo(l net.Listener) {
 	}
 }
 
+// writeVariable writes /NAME to efivarfs: NAME-GUID, and first in it the attributes, as everywhere there.
+func writeVariable(name string) error {
+	b, err := os.ReadFile("/" + name)
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount("efivarfs", "/sys/firmware/efi/efivars", "efivarfs", 0, ""); err != nil && err != unix.EBUSY {
+		return err
+	}
+	short, vendor, _ := strings.Cut(filepath.Base(name), "-")
+	id, err := gpt.Parse(vendor)
+	if err != nil {
+		return err
+	}
+	if err := efi.FS("/sys/firmware/efi/efivars").Set(short, id, binary.LittleEndian.Uint32(b), b[4:]); err != nil {
+		return err
+	}
+	say("%s is written", short)
+	return nil
+}
+
 func obey(words []string) error {
 	if len(words) == 0 {
 		return nil
@@ -142,6 +166,8 @@ func obey(words []string) error {
 		text, err := os.ReadFile(rest[0])
 		say("%s: %s", rest[0], strings.TrimSpace(string(text[:min(len(text), 4096)])))
 		return err
+	case words[0] == "variable" && len(rest) == 1: // a signed write to the firmware, from a file of the initrd
+		return writeVariable(rest[0])
 	case words[0] == "off":
 		return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	case words[0] == "reboot":
