@@ -53,7 +53,7 @@ type ParentsConfig struct {
 	Count func(net.Conn) net.Conn
 	// Dial is how parents are reached over HTTPS; nil is directly.
 	Dial proxy.Dial
-	Log   *slog.Logger
+	Log  *slog.Logger
 }
 
 // NewParents starts with the place of enrolment.

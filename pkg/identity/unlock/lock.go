@@ -75,7 +75,7 @@ type LockConfig struct {
 
 // Lock is the box's side, for one person at a console. It is used by one goroutine at a time.
 type Lock struct {
-	cfg   LockConfig
+	cfg  LockConfig
 	key  *ecdh.PrivateKey // nil while no challenge stands
 	c    Challenge
 	born time.Duration
