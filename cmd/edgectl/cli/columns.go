@@ -80,6 +80,7 @@ func (a *app) deviceColumns(t *table, wide bool) {
 	if wide {
 		t.header = append(t.header, "ID", "SITE", "ADDRESSES", "VERSION", "LABELS")
 	}
+	t.under = updateText
 	names := map[string]string{}
 	t.learn = func(obj *api.Object) {
 		var st api.DeviceStatus
@@ -111,6 +112,18 @@ func (a *app) deviceColumns(t *table, wide bool) {
 		}
 		return row
 	}
+}
+
+// updateText says in plain words why a device does not run the release that it should.
+func updateText(obj *api.Object) string {
+	var st api.DeviceStatus
+	_ = readStatus(obj, &st)
+	for _, w := range st.Health {
+		if w.Name == "update-refused" || w.Name == "update-waits" {
+			return w.Name + ": " + w.Message
+		}
+	}
+	return ""
 }
 
 func hardwareText(h *api.Hardware) string {

@@ -205,8 +205,10 @@ type table struct {
 	header []string
 	// learn, when there is one, sees every object of a batch before row makes its row:
 	// a device's row names its parent, which may come later.
-	learn   func(*api.Object)
-	row     func(*api.Object) []string
+	learn func(*api.Object)
+	row   func(*api.Object) []string
+	// under, when there is one, gives a line to stand below an object's row; "" for none.
+	under   func(*api.Object) string
 	pending []pendingRow
 	rows    [][]string
 	widths  []int
@@ -225,17 +227,21 @@ func (t *table) add(o *api.Object, note string) {
 }
 
 func (t *table) write(w io.Writer, header bool) {
+	under := map[int]string{}
 	for _, p := range t.pending {
 		row := t.row(p.object)
+		if t.under != nil {
+			under[len(t.rows)] = t.under(p.object)
+		}
 		if p.note != "" {
 			row = append(row, p.note)
 		}
 		t.rows = append(t.rows, row)
 	}
 	t.pending = nil
-	rows := t.rows
+	rows, first := t.rows, 0
 	if header {
-		rows = append([][]string{t.header}, rows...)
+		rows, first = append([][]string{t.header}, rows...), 1
 	}
 	for _, row := range rows {
 		for i, cell := range row {
@@ -246,7 +252,7 @@ func (t *table) write(w io.Writer, header bool) {
 			t.widths[i] = max(t.widths[i], utf8.RuneCountInString(row[i]))
 		}
 	}
-	for _, row := range rows {
+	for n, row := range rows {
 		var b strings.Builder
 		for i, cell := range row {
 			b.WriteString(cell)
@@ -255,6 +261,9 @@ func (t *table) write(w io.Writer, header bool) {
 			}
 		}
 		fmt.Fprintln(w, strings.TrimRight(b.String(), " "))
+		if line := under[n-first]; line != "" {
+			fmt.Fprintf(w, "    %s\n", strings.ReplaceAll(printable(line), "\n", " "))
+		}
 	}
 	t.rows = nil
 }

@@ -132,3 +132,20 @@ func TestHealthText(t *testing.T) {
 		}
 	}
 }
+
+// Below a device that refuses its release stands why, in plain words and on one line; other warnings take no room.
+func TestRefusedUpdateIsExplained(t *testing.T) {
+	a := &app{now: time.Now}
+	table := a.tableOf(api.KindDevice, getOptions{})
+	for name, status := range map[string]string{
+		"bad":  `{"online":true,"health":[{"name":"update-refused","severity":"degraded","message":"release v2: the agent ended 4 times,\nat last by exit status 3"}]}`,
+		"good": `{"online":true,"health":[{"name":"state-key-unsealed","severity":"degraded","message":"the key lies beside it"}]}`,
+	} {
+		table.add(&api.Object{Kind: api.KindDevice, Metadata: api.Meta{Name: name}, Spec: []byte(`{"approved":true}`), Status: []byte(status)}, "")
+	}
+	var out strings.Builder
+	table.write(&out, true)
+	if text := out.String(); !strings.Contains(text, "\n    update-refused: release v2: the agent ended 4 times, at last by exit status 3\n") || strings.Contains(text, "lies beside") || strings.Count(text, "\n") != 4 {
+		t.Errorf("it says\n%s", text)
+	}
+}

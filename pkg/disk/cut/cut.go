@@ -196,51 +196,59 @@ func (i *Image) Extents(each func(off int64, data []byte) error) error {
 	return nil
 }
 
-// Decode reads the log that the kernel's dm-log-writes and QEMU's blklogwrites write. The ops' data lie in b.
+// Decode reads the log that the kernel's dm-log-writes and QEMU's blklogwrites write. The ops' data lie in b; ends tells
+// where in b each of them ends. A writer that was killed has not counted its last entries: they are read all the same.
 // (Documentation/admin-guide/device-mapper/log-writes.rst)
-func Decode(b []byte) (Log, error) {
+func Decode(b []byte) (log Log, ends []int64, err error) {
 	const magic, flagFlush, flagFUA, flagDiscard, flagMark = 0x6a736677736872, 1, 2, 4, 8
 	le := binary.LittleEndian
 	if len(b) < 4096 || le.Uint64(b) != magic {
-		return nil, errors.New("no log of writes")
+		return nil, nil, errors.New("no log of writes")
 	}
 	entries, size := le.Uint64(b[16:]), int64(le.Uint32(b[24:]))
 	if size != 512 && size != 4096 {
-		return nil, fmt.Errorf("a log of sectors of %d bytes", size)
+		return nil, nil, fmt.Errorf("a log of sectors of %d bytes", size)
 	}
-	var log Log
 	at := size
-	for range entries {
+	add := func(op Op) { log, ends = append(log, op), append(ends, at) }
+	for n := uint64(0); ; n++ {
 		if at+size > int64(len(b)) {
-			return nil, fmt.Errorf("the log ends after %d of %d entries", len(log), entries)
+			if n < entries {
+				return nil, nil, fmt.Errorf("the log ends after %d of %d entries", n, entries)
+			}
+			return log, ends, nil
 		}
 		e := b[at:]
 		where, count, flags, length := le.Uint64(e), le.Uint64(e[8:]), le.Uint64(e[16:]), le.Uint64(e[24:])
-		at += size
-		if where > 1<<40 || count > 1<<40 || length > 1<<20 {
-			return nil, fmt.Errorf("entry %d is not one", len(log))
+		if n >= entries && where|count|flags|length == 0 {
+			return log, ends, nil
 		}
+		if where > 1<<40 || count > 1<<40 || length > 1<<20 {
+			return nil, nil, fmt.Errorf("entry %d is not one", n)
+		}
+		at += size
 		if flags&flagFlush != 0 { // what was written before is durable, then comes this write
-			log = append(log, Op{Kind: Flush})
+			add(Op{Kind: Flush})
 		}
 		bytes := int64(count) * sector
 		switch {
 		case flags&flagMark != 0:
-			if int64(length) > int64(len(b))-at {
-				return nil, errors.New("the log ends in a mark")
-			}
-			log = append(log, Op{Kind: Note, Name: string(e[32:min(32+int64(length), size)])})
+			add(Op{Kind: Note, Name: string(e[32:min(32+int64(length), size)])})
+			at += int64(length) / size * size
 		case flags&flagDiscard != 0: // content is undefined afterwards; it stays
 		case count > 0:
 			if bytes > int64(len(b))-at {
-				return nil, fmt.Errorf("the log ends in entry %d", len(log))
+				if n >= entries {
+					return log, ends, nil
+				}
+				return nil, nil, fmt.Errorf("the log ends in entry %d", n)
 			}
-			log = append(log, Op{Kind: Write, Offset: int64(where) * sector, Data: b[at : at+bytes : at+bytes]})
+			data := b[at : at+bytes : at+bytes]
 			at += (bytes + size - 1) / size * size
+			add(Op{Kind: Write, Offset: int64(where) * sector, Data: data})
 			if flags&flagFUA != 0 { // durable itself; whoever asks for it asked for a flush before
-				log = append(log, Op{Kind: Flush})
+				add(Op{Kind: Flush})
 			}
 		}
 	}
-	return log, nil
 }

@@ -99,9 +99,9 @@ func kernels() []byte {
 }
 
 func TestDecode(t *testing.T) {
-	log, err := Decode(kernels())
-	if err != nil {
-		t.Fatal(err)
+	log, ends, err := Decode(kernels())
+	if err != nil || len(ends) != len(log) || ends[0] != 512+512+1024 {
+		t.Fatal(ends, err)
 	}
 	if len(log) != 4 || log[0].Offset != 4096 || len(log[0].Data) != 1024 || log[1].Kind != Flush || log[2].Data[0] != 9 || log[3].Kind != Flush {
 		t.Fatalf("%+v", log)
@@ -112,7 +112,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(kernels())
 	f.Add(kernels()[:600])
 	f.Fuzz(func(t *testing.T, b []byte) {
-		log, err := Decode(b)
+		log, _, err := Decode(b)
 		if err != nil {
 			return
 		}

@@ -173,6 +173,7 @@ func (s *State) note(f Facts, version string, slot Slot, cause Cause, what strin
 // refuse ends an attempt for good, until something changes.
 func (s *State) refuse(f Facts, cause Cause, reason string) {
 	t := *s.Target
+	reason = strings.ReplaceAll(reason, "\n", "; ")
 	s.Refused = slices.DeleteFunc(s.Refused, func(r Refusal) bool { return r.Digest == t.Digest })
 	s.Refused = append(s.Refused, Refusal{Release: t, Verdict: Verdict{cause, reason}, Base: f.Root, Time: f.Now})
 	s.Refused = s.Refused[max(0, len(s.Refused)-maxRefused):]

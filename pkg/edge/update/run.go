@@ -85,6 +85,13 @@ type Manager struct {
 	mu    sync.Mutex
 	state State
 	done  *Done
+	// waits is what keeps the update from going on, since when, and how often it did in a row.
+	waits struct {
+		doing Do
+		err   error
+		since time.Time
+		times int
+	}
 }
 
 // New reads what was kept. A state that cannot be read is told in the log and begun anew.
@@ -119,6 +126,13 @@ func (m *Manager) Warnings() (out []api.Warning) {
 		out = append(out, api.Warning{Name: "update-refused", Severity: api.Degraded, Since: r.Time.Unix(), Message: r.Reason,
 			Remedy: "name another release, or raise the release's attempt once the cause is gone"})
 	}
+	m.mu.Lock()
+	waits := m.waits
+	m.mu.Unlock()
+	if waits.times >= waitsTold {
+		out = append(out, api.Warning{Name: "update-waits", Severity: api.Degraded, Since: waits.since.Unix(), Message: fmt.Sprintf("the update does not go on (%s): %v", waits.doing, waits.err),
+			Remedy: "it is tried again by itself; make room on DATA, or see to the parent, where the message says so"})
+	}
 	if s.Phase == Trial || s.Phase == Confirming {
 		out = append(out, api.Warning{Name: "update-on-trial", Severity: api.Info, Since: s.since(m.cfg.Now()).Unix(), Message: fmt.Sprintf("release %s is on trial in slot %s", s.Target.Name(), m.cfg.Running)})
 	}
@@ -130,6 +144,7 @@ const (
 	lookEvery = 5 * time.Second
 	pauseMin  = 5 * time.Second
 	pauseMost = 10 * time.Minute
+	waitsTold = 3 // failures in a row before people hear of it
 )
 
 // Run updates until ctx ends.
@@ -140,6 +155,7 @@ func (m *Manager) Run(ctx context.Context) error {
 		wait := time.Duration(0)
 		again := do == last
 		last = do
+		m.note(do, err)
 		switch {
 		case err != nil:
 			m.cfg.Log.Warn("the update waits", "doing", do, "for", pause, "err", err)
@@ -164,6 +180,22 @@ func (m *Manager) Run(ctx context.Context) error {
 		timer.Stop()
 	}
 	return nil
+}
+
+// note counts what fails again and again.
+func (m *Manager) note(do Do, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case err == nil && (do != Nothing || m.state.Phase == Idle):
+		m.waits.times = 0 // something went well
+	case err != nil:
+		if m.waits.times == 0 {
+			m.waits.since = m.cfg.Now()
+		}
+		m.waits.doing, m.waits.err = do, err
+		m.waits.times++
+	}
 }
 
 // turn observes, decides, keeps, and does one thing.
