@@ -163,6 +163,7 @@ func (s *State) learn(f Facts) {
 
 func (s *State) rest() {
 	s.Phase, s.Target, s.Verdict, s.Boot, s.Arms, s.Writes, s.Baseline, s.WellSince = Idle, nil, nil, "", 0, 0, nil, -1
+	s.By = ""
 }
 
 func (s *State) note(f Facts, version string, slot Slot, cause Cause, what string) {
@@ -345,7 +346,7 @@ func (s State) armed(f Facts, d Deadlines) (State, Do) {
 		return s.trial(f, d)
 	}
 	if f.Boot != s.Boot { // a boot has passed
-		if s.Verdict == nil && !f.Entered && s.Arms < maxArms {
+		if s.Verdict == nil && !f.Entered && s.Arms < maxArms && s.By == "" {
 			// Power was cut, the firmware did not take the order, or the slot was hurt: it is read again before.
 			s.Phase, s.Writes = Verifying, 1
 			s.note(f, s.Target.Name(), "", "", "the trial did not begin; the slot is verified and tried once more")
@@ -353,7 +354,7 @@ func (s State) armed(f Facts, d Deadlines) (State, Do) {
 		}
 		return s.back(f)
 	}
-	if f.Want == nil || f.Want.Digest != s.Target.Digest {
+	if s.By == "" && (f.Want == nil || f.Want.Digest != s.Target.Digest) {
 		if f.Next != "" {
 			return s, Disarm
 		}
@@ -368,7 +369,7 @@ func (s State) armed(f Facts, d Deadlines) (State, Do) {
 	if f.Next != f.Running.Other() {
 		return s, Arm
 	}
-	if !f.Open {
+	if !f.Open && s.By == "" {
 		return s, Nothing
 	}
 	return s, Reboot

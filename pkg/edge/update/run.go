@@ -84,6 +84,7 @@ type Manager struct {
 
 	mu    sync.Mutex
 	state State
+	stamp time.Time // of the file, as it was written or read last
 	done  *Done
 	// waits is what keeps the update from going on, since when, and how often it did in a row.
 	waits struct {
@@ -100,7 +101,32 @@ func New(cfg Config) *Manager {
 	if err != nil {
 		cfg.Log.Error("the update's state cannot be read; what runs is taken for good", "err", err)
 	}
-	return &Manager{cfg: cfg, state: s, poke: make(chan struct{}, 1)}
+	return &Manager{cfg: cfg, state: s, stamp: stampOf(cfg.State), poke: make(chan struct{}, 1)}
+}
+
+func stampOf(file string) time.Time {
+	info, err := os.Stat(file)
+	if err != nil {
+		return time.Time{}
+	}
+	return info.ModTime()
+}
+
+// reload takes over what someone else wrote into the state: process 1 a verdict, a person the wish to go back.
+func (m *Manager) reload() {
+	now := stampOf(m.cfg.State)
+	if now.Equal(m.stamp) || now.IsZero() {
+		return
+	}
+	s, err := Load(m.cfg.State)
+	if err != nil {
+		m.cfg.Log.Error("the update's state was changed and cannot be read; it stays as it was known", "err", err)
+	} else {
+		m.mu.Lock()
+		m.state = s
+		m.mu.Unlock()
+	}
+	m.stamp = now
 }
 
 // State is how the update stands. From any goroutine.
@@ -200,6 +226,7 @@ func (m *Manager) note(do Do, err error) {
 
 // turn observes, decides, keeps, and does one thing.
 func (m *Manager) turn(ctx context.Context) (Do, error) {
+	m.reload()
 	f, err := m.facts()
 	if err != nil {
 		return Nothing, err
@@ -210,6 +237,7 @@ func (m *Manager) turn(ctx context.Context) (Do, error) {
 		if err := Save(m.cfg.State, s); err != nil {
 			return do, err // nothing is done that is not on the disk
 		}
+		m.stamp = stampOf(m.cfg.State)
 		for _, e := range s.History[min(len(before.History), len(s.History)):] {
 			m.cfg.Log.Info("update", "version", e.Version, "slot", e.Slot, "what", e.What)
 		}

@@ -21,6 +21,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"tributary.dev/tributary/pkg/edge/update/guard"
 	"tributary.dev/tributary/pkg/efi"
 	"tributary.dev/tributary/pkg/release"
 	"tributary.dev/tributary/pkg/release/delta"
@@ -287,5 +288,43 @@ func TestForged(t *testing.T) {
 	}
 	if _, err := b.flash.ReadESP("b"); err == nil {
 		t.Fatal("something was written")
+	}
+}
+
+// TestBackByPerson: a person at the console goes back from a confirmed release. The old one is tried, confirmed and stays,
+// though the manifest names the other; until that is named anew.
+func TestBackByPerson(t *testing.T) {
+	b, d1, c1 := newBox(t)
+	d2, c2 := sample(t, 2)
+	b.want = &Want{Repo: "os/vm", Digest: b.push(d2, c2, d1, c1, b.key)}
+	b.run(d1)
+	b.power()
+	g := &guard.Guard{Path: filepath.Join(b.dir, "update.json"), Running: "b"}
+	if b.run(d2); b.state().Good != "b" {
+		t.Fatalf("not confirmed: %+v", b.state())
+	}
+	if version, err := g.Back("2", "a person", time.Now()); err != nil || version != d1.Version {
+		t.Fatal(version, err)
+	}
+	if err := guard.Next(b.vars, "a"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Back("2", "a person", time.Now()); err == nil {
+		t.Fatal("back twice")
+	}
+	b.power()
+	if b.run(d1) || b.running != "a" || b.state().Good != "a" {
+		t.Fatalf("in slot %s, %+v", b.running, b.state())
+	}
+	b.power()
+	if b.run(d1) || b.running != "a" {
+		t.Fatal("it does not stay")
+	}
+	if r := b.state().Refusal(b.want, d1.RootHash); r == nil || !strings.Contains(r.Reason, "a person went back to slot A") {
+		t.Fatalf("%+v", b.state().Refused)
+	}
+	b.want.Attempt++
+	if !b.run(d1) {
+		t.Fatal("it is not tried when somebody asks for it again")
 	}
 }

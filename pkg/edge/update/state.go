@@ -85,6 +85,7 @@ const (
 	CauseParent   Cause = "parent-silent" // did not reach the parent
 	CauseApps     Cause = "apps"          // apps that ran before do not run
 	CauseUnsteady Cause = "unsteady"      // healthy now and then
+	CausePerson   Cause = "person"        // a person went back
 )
 
 // Verdict is why a release was left.
@@ -146,9 +147,11 @@ type State struct {
 	// WellSince is the uptime since which all conditions of the trial hold; -1: they don't.
 	WellSince time.Duration `json:"wellSince,omitempty"`
 	Verdict   *Verdict      `json:"verdict,omitempty"`
-	Refused   []Refusal     `json:"refused,omitempty"`
-	Later     *Later        `json:"later,omitempty"`
-	History   []Entry       `json:"history,omitempty"`
+	// By is the person who asked for the other slot, whatever the manifest says (guard.Back).
+	By      string    `json:"by,omitempty"`
+	Refused []Refusal `json:"refused,omitempty"`
+	Later   *Later    `json:"later,omitempty"`
+	History []Entry   `json:"history,omitempty"`
 }
 
 // since is the time of the last line of the history.
