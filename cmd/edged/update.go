@@ -88,7 +88,7 @@ func (b *box) makeUpdate() (*update.Manager, error) {
 		State: updateState, Work: filepath.Join(b.o.data, "update"), Anchor: anchorRoot, Kept: keptRoot,
 		Running: update.Slot(strings.TrimSpace(string(slot))), RootHash: fmt.Sprintf("%x", hash), Version: words["tributary.version"], Counter: counter,
 		Arch: runtime.GOARCH, Profile: profile, BootID: bootID,
-		Flash: flash, Firmware: &update.BootVariables{Vars: efi.FS(efi.Dir), Flash: flash}, Artifacts: b.artifacts(),
+		Flash: flash, Firmware: &update.BootVariables{Vars: efi.FS(efi.Dir), Flash: flash}, Artifacts: b.fromUSB(b.artifacts()),
 		Bless: func(s update.Slot) error {
 			d, err := blk.Read(name, hash)
 			if err != nil {
@@ -170,6 +170,9 @@ func (b *box) wantedRelease() (w *update.Want, known bool) {
 		return nil, false
 	}
 	item, ok := m.Manifest.Items[manifest.KeyRelease]
+	if w := b.broughtRelease(item); w != nil {
+		return w, true
+	}
 	if !ok || len(item.Refs) == 0 {
 		return nil, true
 	}

@@ -86,6 +86,8 @@ func (a *Appliance) Do(ctx context.Context, id string, fields map[string]string,
 			return err
 		}
 		return ErrShell
+	case "usb-update":
+		return a.takeUpdate(ctx, fields["from"], fields["file"], say)
 	case "rollback":
 		if a.Rollback == nil {
 			return errors.New("this box has no slots that the console could change")
@@ -350,17 +352,12 @@ func setTime(text string, floor time.Time, say func(string)) error {
 
 func (a *Appliance) support(ctx context.Context, to string, say func(string)) error {
 	name := "tributary-support-" + a.Now().UTC().Format("20060102-150405") + ".tar.gz"
-	dir := to
-	if strings.HasPrefix(to, "/dev/") {
-		stick, err := mountStick(to, a.path(a.Run, "stick"))
-		if err != nil {
-			return err
-		}
-		defer stick()
-		dir = a.path(a.Run, "stick")
-	} else if dir = a.path(to); !filepath.IsAbs(to) {
-		return errors.New("name a USB partition (/dev/...) or a folder that begins with /")
-	} else if err := os.MkdirAll(dir, 0o700); err != nil {
+	dir, done, err := a.medium(to, false)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	say("Gathering...")
@@ -382,16 +379,20 @@ func (a *Appliance) support(ctx context.Context, to string, say func(string)) er
 }
 
 // mountStick mounts a removable partition until the function that it returns is called.
-func mountStick(node, dir string) (func(), error) {
+func mountStick(node, dir string, readOnly bool) (func(), error) {
 	if strings.Contains(node, "..") {
 		return nil, errors.New("that is no partition")
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
+	flags := uintptr(unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC)
+	if readOnly {
+		flags |= unix.MS_RDONLY
+	}
 	var err error
 	for _, kind := range []string{"vfat", "exfat", "ext4"} {
-		if err = unix.Mount(node, dir, kind, unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, ""); err == nil {
+		if err = unix.Mount(node, dir, kind, flags, ""); err == nil {
 			return func() {
 				_ = unix.Unmount(dir, 0) // what was written has been synced
 			}, nil

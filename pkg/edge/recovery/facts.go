@@ -99,13 +99,19 @@ type Uplink struct {
 	Address string   `json:"address"`
 	Gateway string   `json:"gateway"`
 	DNS     []string `json:"dns"`
+	Metric  int      `json:"metric"`
+	Cost    int64    `json:"cost"`
+	// Best: the way out goes by it.
+	Best bool `json:"best"`
 }
 
 // Link is an interface of the machine itself.
 type Link struct {
 	Name, MAC, State string
-	Speed            string
-	Addresses        []string
+	// Kind is "Wi-Fi", "mobile", or empty for a card with a socket.
+	Kind      string
+	Speed     string
+	Addresses []string
 }
 
 // Trial is how network settings that were changed here stand.

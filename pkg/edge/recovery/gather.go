@@ -27,14 +27,16 @@ type Sources struct {
 	// Run is process 1's folder, Agent the agent's local socket, Init process 1's.
 	Run, Agent, Init string
 	// State is where STATE is mounted. Volumes are the file systems to measure, by name.
-	State   string
+	State string
+	// Data is the agent's folder.
+	Data    string
 	Volumes map[string]string
 	Now     func() time.Time
 }
 
 // Usual are the sources of an appliance.
 func Usual() Sources {
-	return Sources{Run: "/run/tributary", Agent: "/run/edged/edged.sock", Init: "/run/tributary/init.sock", State: "/state",
+	return Sources{Run: "/run/tributary", Agent: "/run/edged/edged.sock", Init: "/run/tributary/init.sock", State: "/state", Data: "/data/edged",
 		Volumes: map[string]string{"system": "/", "state": "/state", "data": "/data", "run": "/run"}, Now: time.Now}
 }
 
@@ -261,6 +263,12 @@ func kib(text []byte, name string) int64 {
 	return 0
 }
 
+// Kinds of network cards, by the kernel's DEVTYPE.
+const (
+	wifi   = "Wi-Fi"
+	mobile = "mobile"
+)
+
 // links are the machine's network cards: what has a device behind it.
 func (s Sources) links() (out []Link) {
 	names, _ := filepath.Glob(s.path("sys/class/net/*/device")) // the pattern is well formed
@@ -269,6 +277,10 @@ func (s Sources) links() (out []Link) {
 		name := filepath.Base(dir)
 		at := func(file string) string { return s.word("sys/class/net", name, file) }
 		l := Link{Name: name, MAC: at("address"), State: at("operstate")}
+		uevent, err := readSome(s.path("sys/class/net", name, "uevent"), 4<<10)
+		if err == nil {
+			l.Kind = map[string]string{"wlan": wifi, "wwan": mobile}[value(uevent, "DEVTYPE")]
+		}
 		if speed, err := strconv.Atoi(at("speed")); err == nil && speed > 0 {
 			l.Speed = fmt.Sprintf("%d Mb/s", speed)
 		}
@@ -320,7 +332,7 @@ func (s Sources) sticks() (out []Stick) {
 	disks, _ := filepath.Glob(s.path("sys/block/*")) // the pattern is well formed
 	for _, d := range disks {
 		disk := filepath.Base(d)
-		if s.word("sys/block", disk, "removable") != "1" && !usb(d) || s.word("sys/block", disk, "size") == "0" {
+		if s.word("sys/block", disk, "removable") != "1" && !onUSB(d) || s.word("sys/block", disk, "size") == "0" {
 			continue
 		}
 		model := s.word("sys/block", disk, "device/model")
@@ -344,7 +356,7 @@ func (s Sources) sticks() (out []Stick) {
 	return out
 }
 
-func usb(dir string) bool {
+func onUSB(dir string) bool {
 	target, err := os.Readlink(dir)
 	return err == nil && strings.Contains(target, "/usb")
 }

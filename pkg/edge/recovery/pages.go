@@ -183,6 +183,12 @@ func networkPage(f Facts) Page {
 		if u.Gateway != "" {
 			text += " by " + u.Gateway
 		}
+		if u.Cost > 0 {
+			text += fmt.Sprintf(", costs %d", u.Cost)
+		}
+		if u.Best && len(f.Uplinks) > 1 {
+			text += ", leads out"
+		}
 		p.Lines = append(p.Lines, Line{Label: u.Name, Text: how + ", " + text, Mark: mark})
 	}
 	for _, l := range f.Links {
@@ -192,6 +198,12 @@ func networkPage(f Facts) Page {
 		}
 		if len(l.Addresses) > 0 && !up[l.Name] {
 			text += ", " + strings.Join(l.Addresses, " ")
+		}
+		switch l.Kind {
+		case wifi:
+			text += ", Wi-Fi: this system joins no wireless network"
+		case mobile:
+			text += ", mobile: it is used where its modem shows itself as a network card; this system dials none"
 		}
 		mark := Plain
 		if l.State != "up" {
@@ -282,8 +294,13 @@ func slotsPage(f Facts) Page {
 			}
 		}
 	}
+	if len(f.Sticks) > 0 {
+		p.Deeds = append(p.Deeds, Deed{ID: "usb-update", Title: "Install an update from USB", Confirm: "install",
+			Fields:  []Field{{Name: "from", Question: "USB partition, or a folder of this box", Default: f.Sticks[0].Node}, {Name: "file", Question: "file (*.tbu), or nothing for the only one"}},
+			Warning: "The box tries the update as any other: only one that is signed is installed, and one that is no good is left again. Apps stop while it starts anew."})
+	}
 	if f.Rollback {
-		p.Deeds = []Deed{{ID: "rollback", Title: "Start the other slot", Confirm: "rollback", Warning: "The box starts anew from its other slot. Apps stop meanwhile."}}
+		p.Deeds = append(p.Deeds, Deed{ID: "rollback", Title: "Start the other slot", Confirm: "rollback", Warning: "The box starts anew from its other slot. Apps stop meanwhile."})
 	}
 	return p
 }

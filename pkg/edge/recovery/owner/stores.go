@@ -123,7 +123,7 @@ func (c Config) in(flags uintptr, do func(File) error) error {
 		return err
 	}
 	defer os.Remove(dir)
-	if err := unix.Mount(node, dir, "vfat", flags|unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, "iocharset=ascii,umask=077"); err != nil {
+	if err := unix.Mount(node, dir, "vfat", flags|unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, "iocharset=ascii,fmask=177,dmask=077"); err != nil {
 		return fmt.Errorf("%s: %w", node, err)
 	}
 	err = do(File(filepath.Join(dir, c.Name)))
