@@ -123,6 +123,9 @@ func appliance(root, where string) *recovery.Appliance {
 	}
 	if root == "" {
 		a.Reset = reset(s.Run)
+		if _, err := os.Stat(filepath.Join(s.State, "update.json")); err == nil {
+			a.Rollback = rollback(s.Run, s.State, where)
+		}
 	}
 	return a
 }
