@@ -49,6 +49,8 @@ type BoxSpec struct {
 	Relay bool
 	// MemoryMiB is 768 if zero.
 	MemoryMiB int
+	// DiskLog is a file that receives every write and flush of the disk; empty: none.
+	DiskLog string
 }
 
 // Profiles are the images that a machine of an architecture boots.

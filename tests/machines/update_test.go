@@ -1,0 +1,349 @@
+package machines
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"tributary.dev/tributary/pkg/disk/gpt"
+	"tributary.dev/tributary/tests/lab"
+	"tributary.dev/tributary/tests/story"
+)
+
+// trial is what the releases of these tests ask for: less time to prove themselves than on a real box.
+const trial = "tributary.trial=150"
+
+// updating is a box that joined a core, and the releases that are pushed to that.
+type updating struct {
+	*testing.T
+	ctx    context.Context
+	tree   *Tree
+	story  *story.Story
+	system *System
+	// artifacts are what was pushed, by version.
+	artifacts map[string]string
+}
+
+// needUpdating starts a core and a box with the image, whose command line says more than the image's own.
+func needUpdating(t *testing.T, d time.Duration) *updating {
+	t.Helper()
+	disk := needImage(t, runtime.GOARCH)
+	profile := Profiles[runtime.GOARCH]
+	if _, err := os.Stat(filepath.Join(filepath.Dir(disk), ".programs")); err != nil {
+		t.Skip("needs an image with its programs beside it: run make image PROFILE=" + profile)
+	}
+	system, err := Open(filepath.Dir(disk), runtime.GOARCH, profile, filepath.Join(root, ".cache", "keys"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	images := filepath.Join(dir, "images")
+	if err := os.MkdirAll(filepath.Join(images, profile), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := system.Flash(disk, filepath.Join(images, profile, "disk.raw"), trial, "tributary.debug"); err != nil {
+		t.Fatal(err)
+	}
+	bin, err := filepath.Abs(cmp.Or(os.Getenv("TRIBUTARY_BIN"), filepath.Join(root, "bin")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree, err := New(Spec{Bin: bin, Images: images, Dir: filepath.Join(dir, "tree"), Boxes: []BoxSpec{{Name: "box", Parent: "core", Role: "field"}},
+		Say: func(format string, args ...any) { t.Logf(format, args...) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := &updating{T: t, artifacts: map[string]string{}, tree: tree, system: system, story: &story.Story{Tree: tree, Root: root, Out: os.Stderr, Wait: patience, Bear: []string{"state-key-unsealed", "no-tpm"}}}
+	t.Cleanup(func() {
+		if t.Failed() && tree.Machine("box") != nil {
+			t.Logf("the box's serial line:\n%s", tree.Machine("box").Console.Tail(200))
+		}
+		if err := tree.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	u.ctx = ctx
+	if err := u.story.Raise(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+// release makes a release, pushes it and has the fleet want it.
+func (u *updating) release(v Variant) {
+	u.Helper()
+	file := filepath.Join(u.TempDir(), "update.tbu")
+	if err := u.system.Release(v, file); err != nil {
+		u.Fatal(err)
+	}
+	out, err := u.tree.Edgectl(u.ctx, "", "release", "push", "--quiet", file, "default/system")
+	if err != nil {
+		u.Fatal(err)
+	}
+	u.artifacts[v.Version] = strings.TrimSpace(out)
+	u.want(v.Version, u.artifacts[v.Version], 0)
+}
+
+// want names a release for the fleet.
+func (u *updating) want(name, artifact string, attempt int) {
+	u.Helper()
+	text := fmt.Sprintf("apiVersion: tributary/v1\nkind: Release\nmetadata: {name: %s}\nspec: {artifact: %q, attempt: %d}\n---\n", name, artifact, attempt) +
+		fmt.Sprintf("apiVersion: tributary/v1\nkind: Fleet\nmetadata: {name: field}\nspec: {selector: {matchLabels: {role: field}}, release: %s}\n", name)
+	if _, err := u.tree.Edgectl(u.ctx, text, "apply", "-f", "-"); err != nil {
+		u.Fatal(err)
+	}
+}
+
+// says waits for a line on the box's serial console.
+func (u *updating) says(pattern string) []string {
+	u.Helper()
+	found, err := u.tree.Machine("box").Expect(u.ctx, pattern)
+	if err != nil {
+		u.Fatal(err)
+	}
+	return found
+}
+
+// runs waits until the box runs a release, as its kernel's command line says.
+func (u *updating) runs(version string) {
+	u.Helper()
+	u.says(`tributary\.version=` + regexp.QuoteMeta(version) + `[ \r\n]`)
+}
+
+// warned waits until the core shows a warning of the box, and answers its words.
+func (u *updating) warned(name string) (words string) {
+	u.Helper()
+	err := lab.Until(u.ctx, "the core shows "+name, 2*patience, func(ctx context.Context) error {
+		devices, err := u.story.Devices(ctx)
+		if err != nil {
+			return err
+		}
+		d := devices["box"]
+		for _, w := range d.Status.Health {
+			if w.Name == name {
+				words = w.Message
+				return nil
+			}
+		}
+		return fmt.Errorf("it has %+v", d.Status.Health)
+	})
+	if err != nil {
+		u.Fatal(err)
+	}
+	return words
+}
+
+// refused waits until the core shows that the box refuses the wanted release, and why.
+func (u *updating) refused(pattern string) {
+	u.Helper()
+	words := u.warned("update-refused")
+	u.Logf("edgectl: update-refused: %s", words)
+	if !regexp.MustCompile(pattern).MatchString(words) {
+		u.Errorf("the reason is %q, which is not like %q", words, pattern)
+	}
+}
+
+// calm waits until the box is online without a warning of an update.
+func (u *updating) calm() {
+	u.Helper()
+	err := lab.Until(u.ctx, "the box is calm", 2*patience, func(ctx context.Context) error {
+		devices, err := u.story.Devices(ctx)
+		if err != nil {
+			return err
+		}
+		d := devices["box"]
+		for _, w := range d.Status.Health {
+			if strings.HasPrefix(w.Name, "update-") {
+				return fmt.Errorf("%s: %s", w.Name, w.Message)
+			}
+		}
+		if !d.Status.Online || d.Status.Applied != d.Status.Desired {
+			return errors.New("it is not online and current")
+		}
+		return nil
+	})
+	if err != nil {
+		u.Fatal(err)
+	}
+}
+
+// standIn builds a program for a release that does not work.
+func standIn(t *testing.T, body string, imports ...string) []byte {
+	t.Helper()
+	dir := t.TempDir()
+	var source strings.Builder
+	source.WriteString("package main\n\n")
+	for _, i := range imports {
+		fmt.Fprintf(&source, "import %q\n", i)
+	}
+	fmt.Fprintf(&source, "\nfunc main() {\n%s\n}\n", body)
+	if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(source.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", "stand-in", "main.go")
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), "CGO_ENABLED=0", "GO111MODULE=off", "GOFLAGS=")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	program, err := os.ReadFile(filepath.Join(dir, "stand-in"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return program
+}
+
+// TestUpdate: a release is pushed, fetched, written, tried and confirmed; one below its security counter is refused; and an
+// older version with the same counter is taken, deliberately.
+func TestUpdate(t *testing.T) {
+	u := needUpdating(t, 15*time.Minute)
+	u.updates(Variant{Version: "v2", Counter: 2})
+	u.release(Variant{Version: "below", Counter: 1})
+	u.refused(`security counter 1; this box accepts none below 2`)
+	u.updates(Variant{Version: "v0", Counter: 2})
+}
+
+func (u *updating) updates(v Variant) {
+	u.Helper()
+	at := time.Now()
+	u.release(v)
+	u.runs(v.Version)
+	u.says(`confirmed: system, agent, parent and apps are well`)
+	u.calm()
+	u.Logf("%s confirmed after %.0f s", v.Version, time.Since(at).Seconds())
+}
+
+// TestUpdateGoesBack: releases that do not work, each in its way. The box is back in the old slot by itself, and says why.
+func TestUpdateGoesBack(t *testing.T) {
+	u := needUpdating(t, 45*time.Minute)
+	for _, c := range []struct {
+		name    string
+		variant Variant
+		tried   bool
+		reason  string
+	}{
+		{"unsigned", Variant{Stranger: true}, false, `not signed|signature|threshold`},
+		{"crash", Variant{Replace: map[string][]byte{"edged": standIn(t, "os.Exit(3)", "os")}}, true, `the agent ended 4 times, at last by exit status 3`},
+		{"panic", Variant{Replace: map[string][]byte{"edged-boot": standIn(t, "os.Exit(3)", "os")}}, true, `its kernel said: Attempted to kill init`},
+		{"hang", Variant{Replace: map[string][]byte{"edged-boot": standIn(t, "for {\ntime.Sleep(time.Hour)\n}", "time")}}, true, `it hung, crashed or lost power`},
+		{"silent", Variant{Words: []string{"module_blacklist=virtio_net"}}, true, `the parent was not reached within`},
+		{"full", Variant{Replace: map[string][]byte{"edged": standIn(t, `
+	f, _ := os.Create("/data/filler")
+	for b := make([]byte, 1<<20); ; {
+		if _, err := f.Write(b); err != nil {
+			break
+		}
+	}
+	os.Exit(3)`, "os")}}, true, `the agent ended 4 times`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			u := *u
+			u.T = t
+			at := time.Now()
+			c.variant.Version, c.variant.Counter = c.name, 1
+			u.release(c.variant)
+			if c.tried {
+				u.says(`starting \S+ "Tributary B"`)
+				u.runs("v1")
+			}
+			u.refused(c.reason)
+			t.Logf("back after %.0f s", time.Since(at).Seconds())
+			if c.tried {
+				return
+			}
+			if strings.Contains(u.tree.Machine("box").Console.String(), c.name+`" slot=b what="written`) {
+				t.Error("it was written")
+			}
+		})
+	}
+}
+
+// TestUpdateHeals: slots and ESPs that are hurt from outside. The box starts what is whole, and makes the rest anew.
+func TestUpdateHeals(t *testing.T) {
+	u := needUpdating(t, 30*time.Minute)
+	box := u.tree.boxes["box"]
+	// hurt cuts the power, writes zeros, and gives power again.
+	hurt := func(label string, size int64) {
+		t.Helper()
+		if err := box.PowerCut(); err != nil {
+			t.Fatal(err)
+		}
+		if err := zero(box.Disk(), label, size); err != nil {
+			t.Fatal(err)
+		}
+		if err := box.Start(u.ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	u.release(Variant{Version: "v2", Counter: 1})
+	u.says(`the end of this boot`) // on the way to the trial
+	hurt("root-b", 1<<20)
+	u.runs("v1")
+	u.refused(`its kernel said: .*(verity|corrupt|VFS|init)|hung, crashed`)
+
+	u.release(Variant{Version: "v3", Counter: 1})
+	u.says(`the end of this boot`)
+	hurt("esp-b", 1<<20) // the trial does not begin; the slot is written again
+	u.says(`the trial did not begin`)
+	u.runs("v3")
+	u.says(`confirmed: system, agent, parent and apps are well`)
+	u.calm()
+
+	hurt("esp-b", 1<<20) // of the slot that runs: the other starts by itself, and the release is installed again
+	u.runs("v1")
+	u.runs("v3")
+	u.says(`confirmed: system, agent, parent and apps are well`)
+	u.calm()
+}
+
+// zero writes zeros to the beginning of a partition.
+func zero(disk, label string, size int64) error {
+	f, err := os.OpenFile(disk, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	table, _, err := gpt.Read(f, info.Size())
+	if err != nil {
+		return err
+	}
+	n, p := table.Find(label)
+	if n == 0 {
+		return errors.New("no partition " + label)
+	}
+	_, err = f.WriteAt(make([]byte, size), table.Offset(p))
+	return errors.Join(err, f.Sync())
+}
+
+// TestUpdateSilentParent: the parent is away for everybody while a release is on trial. The box goes back, finds the
+// parent silent there too, and does not blame the release, which is tried again.
+func TestUpdateSilentParent(t *testing.T) {
+	u := needUpdating(t, 25*time.Minute)
+	box := u.tree.boxes["box"]
+	u.release(Variant{Version: "v2", Counter: 1})
+	u.says(`the end of this boot`)
+	box.cut(true)
+	u.says(`the parent was not reached within`)
+	u.runs("v1")
+	u.says(`free of blame: the parent is silent in slot a too`)
+	box.cut(false)
+	u.calm()
+	u.want("v2", u.artifacts["v2"], 1) // sooner than in an hour
+	u.runs("v2")
+	u.says(`confirmed: system, agent, parent and apps are well`)
+	u.calm()
+}
