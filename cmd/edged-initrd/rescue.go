@@ -36,6 +36,7 @@ const (
 	showLog
 	restart
 	powerOff
+	installAnew
 )
 
 // choose maps keys to actions. There is no shell here, and nothing that writes to a disk.
@@ -51,6 +52,8 @@ func choose(key byte) action {
 		return restart
 	case '5', 'p':
 		return powerOff
+	case '6', 'i':
+		return installAnew
 	case '\r', '\n', ' ', '?', 'h':
 		return showMenu
 	}
@@ -63,6 +66,7 @@ const menu = `
   3  log        the kernel's log
   4  restart
   5  power off
+  6  reinstall  start the installer on a USB stick
 `
 
 // rescue speaks on every console until its time is over or a person chooses to leave.
@@ -89,6 +93,10 @@ func (r *rise) rescue(cause error) {
 			r.verify(t)
 		case showLog:
 			t.printf("%s\n", kernelLog())
+		case installAnew:
+			if r.reinstall(t) {
+				return
+			}
 		case restart:
 			return
 		case powerOff:

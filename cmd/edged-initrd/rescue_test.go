@@ -8,11 +8,13 @@ import (
 
 	"tributary.dev/tributary/pkg/disk/gpt"
 	"tributary.dev/tributary/pkg/disk/verity"
+	"tributary.dev/tributary/pkg/edge/boot/install"
+	"tributary.dev/tributary/pkg/efi"
 )
 
 // Every key that the menu shows does what it says, and no other key does anything.
 func TestChoose(t *testing.T) {
-	want := map[byte]action{'1': showSlots, '2': verifySlots, '3': showLog, '4': restart, '5': powerOff,
+	want := map[byte]action{'1': showSlots, '2': verifySlots, '3': showLog, '4': restart, '5': powerOff, '6': installAnew, 'i': installAnew,
 		's': showSlots, 'v': verifySlots, 'l': showLog, 'r': restart, 'p': powerOff,
 		'\r': showMenu, '\n': showMenu, ' ': showMenu, '?': showMenu, 'h': showMenu}
 	for k := range 256 {
@@ -61,5 +63,36 @@ func TestVerifySlot(t *testing.T) {
 	}
 	if err := check(); err == nil {
 		t.Error("a flipped bit is not found")
+	}
+}
+
+// The installer's stick is started next, once, and stands behind what the firmware starts
+// always; asking again makes no second entry.
+func TestStartOnce(t *testing.T) {
+	vars := efi.Memory{}
+	stick := gpt.Partition{Type: gpt.ESP, ID: gpt.Named("stick"), First: 2048, Last: 4095, Name: install.Label}
+	if err := efi.SetOrder(vars, []uint16{7}); err != nil {
+		t.Fatal(err)
+	}
+	var first uint16
+	for range 2 {
+		if err := startOnce(vars, 1, stick); err != nil {
+			t.Fatal(err)
+		}
+		n, set, err := efi.Next(vars)
+		if err != nil || !set || first != 0 && n != first {
+			t.Fatalf("%d %v %v", n, set, err)
+		}
+		first = n
+		o, err := efi.Entry(vars, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if id, ok := efi.PartitionOf(o.Path); !ok || id != stick.ID {
+			t.Errorf("it starts %v", id)
+		}
+	}
+	if order, err := efi.Order(vars); err != nil || len(order) == 0 || order[0] != 7 {
+		t.Errorf("the order is %v, %v", order, err)
 	}
 }

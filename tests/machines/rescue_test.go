@@ -3,11 +3,13 @@ package machines
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
 
+	"tributary.dev/tributary/pkg/disk/gpt"
 	"tributary.dev/tributary/tests/vm"
 )
 
@@ -53,4 +55,62 @@ func TestRescue(t *testing.T) {
 	alone := power(t, ctx, spec)
 	expect(t, ctx, alone, `The box starts anew`)
 	expect(t, ctx, alone, `Tributary cannot start its system`)
+}
+
+// TestRescueReinstall: a box whose only system is damaged offers its rescue with Secure Boot
+// on, finds the damage, and starts the installer that is on a USB stick, once, from its menu.
+func TestRescueReinstall(t *testing.T) {
+	spec := flashed(t, runtime.GOARCH, "")
+	medium := filepath.Join(filepath.Dir(needImage(t, runtime.GOARCH)), "installer.iso")
+	if _, err := os.Stat(medium); err != nil {
+		t.Skipf("needs %s: run make image PROFILE=%s", medium, Profiles[runtime.GOARCH])
+	}
+	damage(t, spec.Disks[0].Path)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	spec.Disks[0].BootIndex = 1 // the box's own disk comes first
+	spec.Disks = append(spec.Disks, vm.Disk{Path: medium, USB: true, ReadOnly: true})
+	m := power(t, ctx, spec)
+	for _, c := range []struct{ key, says string }{
+		{"", `Tributary cannot start its system: `},
+		{"", `or the box starts anew`},
+		{"2", `slot a: reading … [^w\n]`},
+		{"3", `edged-initrd: `},
+		{"6", `The installer on .* is started`},
+		{"", `installing onto this box`},
+		{"", `The image lies on`},
+	} {
+		if c.key != "" {
+			if err := m.Send(c.key); err != nil {
+				t.Fatal(err)
+			}
+		}
+		expect(t, ctx, m, c.says)
+	}
+	keepCapture(t, "rescue.txt", m.Console.String())
+}
+
+// damage makes the hash tree of slot A one that does not fit.
+func damage(t *testing.T, disk string) {
+	t.Helper()
+	f, err := os.OpenFile(disk, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	table, _, err := gpt.Read(f, info.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, p := table.Find("root-a-verity")
+	if n == 0 {
+		t.Fatal("the disk has no slot A")
+	}
+	if _, err := f.WriteAt(make([]byte, 64<<10), table.Offset(p)); err != nil {
+		t.Fatal(err)
+	}
 }
