@@ -61,7 +61,14 @@ func (c *core) question(q question) {
 	}
 }
 
-// runAttest asks devices that come, and those that are there once a day.
+// booted is told of devices that started anew: what their TPMs showed is of the past.
+func (c *core) booted(id api.DeviceID, boot string) {
+	if !c.attest.Heard(id, boot) {
+		c.question(question{id: id})
+	}
+}
+
+// runAttest asks devices that come or started, and those that are there once a day.
 func (c *core) runAttest(ctx context.Context) error {
 	free := make(chan struct{}, asking)
 	minute, hour := time.NewTicker(time.Minute), time.NewTicker(time.Hour)

@@ -306,7 +306,7 @@ func (c *core) presence(news []link.Presence) {
 		if !p.Heard.IsZero() {
 			c.intake.Seen(p.Device, p.Heard)
 		}
-		if p.Online {
+		if p.Online && c.attest.Due(p.Device) {
 			c.question(question{id: p.Device})
 		}
 		c.fleet.Reported(p.Device)
@@ -325,7 +325,7 @@ func (c *core) openFleet(ctx context.Context) error {
 		Store: c.store, Epoch: c.epoch, SealKey: c.roster.SealKey,
 		Signer:  func() (*ecdsa.PrivateKey, []byte) { return c.ca.Signer() },
 		Unlock:  c.unlockStatement,
-		Publish: c.end.Publish, Reports: reports{c.intake, c.end.Heard}, Attested: c.attest.Attested, Attestation: c.attest.Status, Now: time.Now, Log: c.log,
+		Publish: c.end.Publish, Reports: reports{c.intake, c.end.Heard}, Attested: c.attest.Attested, Attestation: c.attest.Status, Booted: c.booted, Now: time.Now, Log: c.log,
 	})
 	return c.fleet.Load(ctx)
 }

@@ -27,6 +27,15 @@ func hasTPM() bool {
 	return true
 }
 
+// bootName names this start of a box with a TPM; empty on others.
+func bootName() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil || len(b) < 8 || !hasTPM() {
+		return ""
+	}
+	return string(b[:8])
+}
+
 // attest answers the core's question what this box runs, and where STATE's key is to go into the
 // TPM, gives the core a key of it in escrow first.
 func (b *box) attest(ctx context.Context, nonce []byte, talk io.ReadWriter) error {
@@ -70,7 +79,7 @@ func describe(ctx context.Context, nonce []byte, me *identity.Identity) (r attes
 	if err != nil {
 		return r, nil, &api.Error{Code: api.Unavailable, Message: "the TPM does not answer", Err: err}
 	}
-	r = attest.Report{Evidence: q.Evidence, Attestation: q.Attestation, Endorsement: q.Endorsement, Sealed: q.Sealed, Unfit: q.Unfit}
+	r = attest.Report{Boot: bootName(), Evidence: q.Evidence, Attestation: q.Attestation, Endorsement: q.Endorsement, Sealed: q.Sealed, Unfit: q.Unfit}
 	if !q.Ready {
 		return r, nil, nil
 	}

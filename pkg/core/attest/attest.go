@@ -104,6 +104,7 @@ type shown struct {
 	Refused string    `json:"refused,omitempty"`
 	PCR7    []byte    `json:"pcr7,omitempty"`
 	PCR11   []byte    `json:"pcr11,omitempty"`
+	Boot    string    `json:"boot,omitempty"` // which start of the device it was
 	Sealed  string    `json:"sealed,omitempty"`
 	Unfit   string    `json:"unfit,omitempty"`
 	// Changed: the firmware's keys, or the TPM itself, are not those that were known: a person
@@ -183,6 +184,14 @@ func (r *Room) Due(id api.DeviceID) bool {
 	return rec == nil || r.cfg.Now().Sub(rec.Shown.At) > MaxAge/2
 }
 
+// Heard tells whether a device's TPM was asked in the start that boot names.
+func (r *Room) Heard(id api.DeviceID, boot string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rec := r.records[id]
+	return rec != nil && rec.Shown.Boot == boot
+}
+
 // Attested tells whether a device's TPM shows what it should, and if not, why.
 func (r *Room) Attested(id api.DeviceID) (ok bool, why string) {
 	r.mu.Lock()
@@ -239,7 +248,7 @@ func (r *Room) Report(ctx context.Context, id api.DeviceID, c judge.Challenge, r
 	}
 	rec := r.copyOf(id)
 	fresh, err := r.judge(rec, systems, c, report)
-	rec.Shown.At, rec.Shown.Sealed, rec.Shown.Unfit = r.cfg.Now(), clip(report.Sealed), clip(report.Unfit)
+	rec.Shown.At, rec.Shown.Boot, rec.Shown.Sealed, rec.Shown.Unfit = r.cfg.Now(), clip(report.Boot), clip(report.Sealed), clip(report.Unfit)
 	if err != nil {
 		rec.Shown.Refused, rec.Shown.System = err.Error(), ""
 	}

@@ -2,6 +2,8 @@ package fleet
 
 import (
 	"encoding/json"
+	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -10,6 +12,37 @@ import (
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/tpm/attest"
 )
+
+// TestBooted: each start of a device is told once.
+func TestBooted(t *testing.T) {
+	c := newCore(t, "")
+	id := c.device(1, nil)
+	var boots []string
+	c.change = func(cfg *Config) {
+		cfg.Booted = func(of api.DeviceID, boot string) {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if of == id {
+				boots = append(boots, boot)
+			}
+		}
+	}
+	c.run()
+	c.until("a manifest", c.has(id))
+	for i, boot := range []string{"a", "a", "b"} {
+		c.report(id, &Report{Entries: map[string][]byte{keyBoot: encode(boot), keyVersion: encode(fmt.Sprint(i))}})
+		c.until("the report", func() bool {
+			o, err := c.db.Get(t.Context(), api.Key{Tenant: "default", Kind: api.KindDevice, Name: "d1"})
+			var s api.DeviceStatus
+			return err == nil && json.Unmarshal(o.Status, &s) == nil && s.Version == fmt.Sprint(i)
+		})
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !slices.Equal(boots, []string{"a", "b"}) {
+		t.Errorf("%v", boots)
+	}
+}
 
 // TestSecretsWait: a fleet that wants attested devices gives them new secrets only once they are,
 // and takes none away that they hold. Without the wish all get theirs.

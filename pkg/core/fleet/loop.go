@@ -45,6 +45,9 @@ type Config struct {
 	// is what people see of that. Both may be nil: then nothing is attested.
 	Attested    func(api.DeviceID) (ok bool, why string)
 	Attestation func(api.DeviceID) *api.Attestation
+	// Booted is told of devices that started anew, by the name that they give the start, and of
+	// each when it is first heard of; it returns at once. May be nil.
+	Booted func(id api.DeviceID, boot string)
 	// Homecoming is how long after the start a device may stay away before that is an
 	// event, and Quiet how long an alarm stands after it was raised last. Zero is the
 	// default: 2 and 15 minutes.

@@ -42,6 +42,7 @@ const (
 	keyVersion   = "version"
 	keyAddresses = "addresses"
 	keyRelay     = "relay"
+	keyBoot      = "boot"
 )
 
 // StatusOf turns a report into the status of a device, on top of the one before: a
@@ -380,6 +381,12 @@ func (l *Loop) digest(id api.DeviceID, before api.DeviceStatus, r *Report) (api.
 	e.parent = r.Parent
 	desired := e.state.Generation
 	s, labels, bad := StatusOf(before, r, l.worlds.tierOf(r.Parent), l.cfg.Epoch, desired, append(slices.Clip(e.warnings), l.alarms.of(id)...))
+	if raw := r.Entries[keyBoot]; l.cfg.Booted != nil && string(raw) != e.boot {
+		var boot string
+		if e.boot = string(raw); decMode.Unmarshal(raw, &boot) == nil {
+			l.cfg.Booted(id, boot)
+		}
+	}
 	if l.cfg.Attestation != nil {
 		s.Attestation = l.cfg.Attestation(id)
 	}

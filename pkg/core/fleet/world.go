@@ -55,6 +55,7 @@ type entry struct {
 
 	// what it reported, as far as sums need it
 	parent   string
+	boot     string // as it was reported
 	relay    bool
 	online   bool
 	current  bool

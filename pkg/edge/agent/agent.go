@@ -103,6 +103,8 @@ type Config struct {
 	Stream stream.Parent
 	// Console is the unix socket of the box's recovery console. May be empty.
 	Console string
+	// Boot names this start of the box, where the core is to ask its TPM after each. May be empty.
+	Boot string
 	// Attest answers the core's question what this box runs, on its stream. May be nil.
 	Attest func(ctx context.Context, nonce []byte, talk io.ReadWriter) error
 	// Retry bounds the pause after something could not be fetched. Default 2 s to 1 min.

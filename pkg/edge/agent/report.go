@@ -24,6 +24,7 @@ const (
 	keyVersion   = "version"   // text
 	keyAddresses = "addresses" // []string
 	keyRelay     = "relay"     // bool
+	keyBoot      = "boot"      // text: another at each start of a box whose TPM the core asks
 )
 
 var encMode = func() cbor.EncMode {
@@ -87,6 +88,9 @@ func (a *Agent) reportProbe() {
 	a.put(keyAddresses, addresses)
 	a.put(keyVersion, a.cfg.Version)
 	a.put(keyRelay, a.cfg.Relay)
+	if a.cfg.Boot != "" {
+		a.put(keyBoot, a.cfg.Boot)
+	}
 }
 
 func (a *Agent) reportNow() {

@@ -10,6 +10,8 @@ type Report struct {
 	Evidence    []byte `json:"evidence,omitempty"`
 	Attestation []byte `json:"attestation,omitempty"`
 	Endorsement []byte `json:"endorsement,omitempty"`
+	// Boot names this start of the box, as it reports it.
+	Boot string `json:"boot,omitempty"`
 	// Sealed is what keeps the key of the box's state: "tpm2" or "file"; Unfit is why it is not
 	// the TPM.
 	Sealed string `json:"sealed,omitempty"`
