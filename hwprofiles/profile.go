@@ -55,6 +55,9 @@ type Kernel struct {
 	// Args stand in the signed command line, in this order. Those of consoles, CPU
 	// isolation and huge pages are made from their own fields; see Cmdline.
 	Args []string `json:"args,omitempty"`
+	// DeviceTree is the board's, as the kernel's package has it: rockchip/rk3588-rock-5b.dtb.
+	// It is signed with the kernel and takes the place of the firmware's; empty leaves that.
+	DeviceTree string `json:"deviceTree,omitempty"`
 }
 
 // Partitions are sizes in MiB. There are two each of ESP, root and verity. They can't

@@ -151,6 +151,8 @@ func TestFaults(t *testing.T) {
 		"panics for ever":       {"kernel: {args: [panic=0]}", "kernel.args[0]"},
 		"no panic":              {"kernel: {args: [quiet]}", "kernel.args"},
 		"too long":              {"kernel: {args: [panic=10, " + strings.Repeat("a=", 1) + strings.Repeat("b", 199) + "]}", "kernel.args[1]"},
+		"a tree for a PC":       {"kernel: {deviceTree: rockchip/rk3588-rock-5b.dtb}", "kernel.deviceTree"},
+		"a path for a tree":     {"kernel: {deviceTree: ../../etc/x.dtb}", "kernel.deviceTree"},
 		"a path for a class":    {"modules: [../../etc]", "modules[0]"},
 		"a path for a driver":   {"watchdog: {drivers: [/lib/x.ko]}", "watchdog.drivers[0]"},
 		"no watchdog":           {"watchdog: {drivers: []}", "watchdog.timeout"},

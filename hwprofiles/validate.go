@@ -58,6 +58,7 @@ var (
 	moduleShape  = compiled(`^[a-zA-Z0-9][a-zA-Z0-9_-]*$`)
 	ttyShape     = compiled(`^(tty[0-9]{1,2}|tty(S|AMA|USB|AML|FIQ|mxc|LP|THS|TCU|PS|SC|MSM)[0-9]{1,2}|hvc[0-9]{1,2})$`)
 	cpusShape    = compiled(`^[0-9]{1,4}(-([0-9]{1,4}|N))?(,[0-9]{1,4}(-([0-9]{1,4}|N))?){0,15}$`)
+	dtbShape     = compiled(`^[a-z0-9][a-z0-9,._-]*(/[a-z0-9][a-z0-9,._-]*){1,2}\.dtb$`)
 	patternShape = compiled(`^[ -~]+$`)
 	pciShape     = compiled(`^[0-9a-f]{4}:([0-9a-f]{4}|\*)$`)
 )
@@ -154,6 +155,9 @@ const maxArgs = 1400
 
 func (c *checker) kernel(p Profile) {
 	c.oneOf("kernel.flavour", p.Kernel.Flavour, "cloud", "full", "rt")
+	tree := p.Kernel.DeviceTree
+	c.fault(tree == "" || len(tree) <= 128 && dtbShape().MatchString(tree), "kernel.deviceTree", "name it as below /usr/lib/linux-image-VERSION: rockchip/rk3588-rock-5b.dtb", "%s is no device tree", quote(tree))
+	c.fault(tree == "" || p.Arch == "arm64", "kernel.deviceTree", "remove it", "only arm64 boards have device trees")
 	var panics bool
 	for i, arg := range p.Kernel.Args {
 		at := fmt.Sprintf("kernel.args[%d]", i)

@@ -290,7 +290,7 @@ func (b *builder) signedUKI(cmdline string, more []byte) ([]byte, error) {
 	for _, part := range []struct {
 		to   *[]byte
 		path string
-	}{{&c.Stub, b.tree.Stub}, {&c.Kernel, b.tree.Kernel}, {&c.Initrd, b.tree.Initrd}, {&c.Microcode, b.tree.Microcode}} {
+	}{{&c.Stub, b.tree.Stub}, {&c.Kernel, b.tree.Kernel}, {&c.Initrd, b.tree.Initrd}, {&c.Microcode, b.tree.Microcode}, {&c.DeviceTree, b.tree.DeviceTree}} {
 		if part.path == "" {
 			continue
 		}

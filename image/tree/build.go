@@ -44,6 +44,7 @@ type Result struct {
 	Initrd        string // initrd.cpio.zst
 	Stub          string // stub.efi, of systemd
 	BootManager   string // boot.efi, systemd-boot
+	DeviceTree    string // board.dtb, of the profile's board; "" when it names none
 	Microcode     string // microcode.cpio, to stand before the initrd; "" when the profile has none
 	KernelVersion string // uname -r
 	OSRelease     []byte // the text of etc/os-release
@@ -298,6 +299,9 @@ func (b *builder) bootParts() error {
 			return fmt.Errorf("no package of the set boot holds %s", name)
 		}
 	}
+	if err := b.deviceTree(); err != nil {
+		return err
+	}
 	err = errors.Join(b.write(&b.result.Stub, "stub.efi", parts[dir+"linux"+efi+".efi.stub"]),
 		b.write(&b.result.BootManager, "boot.efi", parts[dir+"systemd-boot"+efi+".efi"]))
 	if err != nil || len(b.Profile.Microcode) == 0 {
@@ -315,6 +319,23 @@ func (b *builder) bootParts() error {
 		return err
 	}
 	return b.write(&b.result.Microcode, "microcode.cpio", early)
+}
+
+// deviceTree takes the board's out of the kernel's package.
+func (b *builder) deviceTree() error {
+	name := b.Profile.Kernel.DeviceTree
+	if name == "" {
+		return nil
+	}
+	at := "usr/lib/linux-image-" + b.kernel.Release + "/" + name
+	parts := map[string][]byte{at: nil}
+	if err := readInto(b.cache, b.kernel.pkg, parts); err != nil {
+		return err
+	}
+	if parts[at] == nil {
+		return fmt.Errorf("%s has no device tree %s", b.kernel.pkg, name)
+	}
+	return b.write(&b.result.DeviceTree, "board.dtb", parts[at])
 }
 
 func (b *builder) rootImage() error {

@@ -15,7 +15,9 @@ type Config struct {
 	Cmdline   string // at most 4096 bytes, one line
 	OSRelease string // the file /etc/os-release
 	Uname     string // the kernel's release
-	PolicyKey []byte // PEM of the key that signs Policy; the stub gives it to the initramfs in /.extra
+	// DeviceTree is given to the kernel in place of the firmware's, where the firmware brings no ACPI tables; may be empty.
+	DeviceTree []byte
+	PolicyKey  []byte // PEM of the key that signs Policy; the stub gives it to the initramfs in /.extra
 
 	// Policy is asked, once all measured parts stand, for the signature file of PCR 11's value (systemd-measure's
 	// JSON, which the stub gives to the initramfs); nil leaves it out. It is not measured itself.
@@ -52,6 +54,12 @@ func Build(c Config) ([]byte, error) {
 		{".uname", []byte(c.Uname)},
 		{".initrd", initrd},
 		{".linux", c.Kernel},
+	}
+	if len(c.DeviceTree) > 0 {
+		if len(c.DeviceTree) < 40 || string(c.DeviceTree[:4]) != "\xd0\x0d\xfe\xed" {
+			return nil, errors.New("what is given as a device tree is none")
+		}
+		parts = append(parts, addition{".dtb", c.DeviceTree})
 	}
 	if len(c.PolicyKey) > 0 {
 		parts = append(parts, addition{".pcrpkey", c.PolicyKey})

@@ -91,6 +91,7 @@ func TestBuildRefuses(t *testing.T) {
 		"other machine": func(c *Config) { c.Stub = program(MachineARM64, "254") },
 		"two lines":     func(c *Config) { c.Cmdline = "a\nb" },
 		"no kernel":     func(c *Config) { c.Kernel = nil },
+		"no tree":       func(c *Config) { c.DeviceTree = []byte("/dts-v1/;") },
 		"no PE":         func(c *Config) { c.Kernel = []byte("MZ but nothing else") },
 	} {
 		c := config(program(MachineAMD64, "254.26-1"))
@@ -232,6 +233,19 @@ func TestPCR11(t *testing.T) {
 	}
 	if again, _ := PCR11(withPolicy); again != first {
 		t.Error("the policy's own section is measured")
+	}
+	c = config(program(MachineAMD64, "254.26-1"))
+	c.DeviceTree = append([]byte("\xd0\x0d\xfe\xed"), make([]byte, 100)...)
+	withTree, err := Build(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want = [32]byte{}
+	for _, s := range [][2]string{{".linux", string(program(MachineAMD64, "x"))}, {".osrel", "ID=tributary\n"}, {".cmdline", "roothash=00 quiet"}, {".initrd", "micro\x00\x00\x00initrd"}, {".dtb", string(c.DeviceTree)}, {".uname", "6.12.0"}} {
+		want = Extend(Extend(want, []byte(s[0]+"\x00")), []byte(s[1]))
+	}
+	if v, err := PCR11(withTree); err != nil || v != want {
+		t.Errorf("with a device tree PCR 11 is %x, want %x: %v", v, want, err)
 	}
 	older, err := Build(config(program(MachineAMD64, "252.39-1")))
 	if err != nil {
