@@ -176,6 +176,25 @@ func (c *core) stickData(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(answer)
 }
 
+// greetings answers boxes that ask by way of a relay, to whom the bootstrap port need not
+// be open.
+func (c *core) greetings(w http.ResponseWriter, r *http.Request) {
+	if r.TLS == nil {
+		http.Error(w, "TLS is needed", http.StatusUnauthorized)
+		return
+	}
+	id, role, err := identity.PeerID(*r.TLS)
+	if err != nil || role != identity.RoleDevice || !c.roster.Active(id) {
+		http.Error(w, "a relay's certificate is needed", http.StatusForbidden)
+		return
+	}
+	if c.greeter == nil {
+		http.Error(w, errNoGreeter.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	c.greeter.Passed(w, r)
+}
+
 func (c *core) signedData(ctx context.Context, serial string) (*voucher.Answer, error) {
 	if c.greeter == nil {
 		return nil, errNoGreeter

@@ -344,6 +344,8 @@ func (c *core) openServer(context.Context) (err error) {
 				Doc: "The OCI registry (distribution-spec 1.1): people by token as the password of Basic authentication, devices by certificate; repositories are TENANT/NAME."},
 			{Pattern: identity.EnrolPrefix, Access: server.Open, Handler: c.ca.Handler(registrar{c}, c.log),
 				Doc: "Enrolment and renewal of devices: trust, device and renew below it, by join token or certificate."},
+			{Pattern: "POST " + identity.GreetPrefix, Access: server.Open, Handler: http.HandlerFunc(c.greetings),
+				Doc: "What boxes that look for their owner ask by way of a relay, by the relay's certificate."},
 			{Pattern: "GET /bootstrap/v1/data", Access: server.Admins, Handler: http.HandlerFunc(c.stickData),
 				Doc: "Signed data for the expected box of a serial number, for a USB stick."},
 			{Pattern: "POST " + identity.PathRecover, Access: server.Open, Handler: c.ca.RecoverHandler(c.attest, c.log),

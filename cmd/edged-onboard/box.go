@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/onboard/dnssd"
 	"tributary.dev/tributary/pkg/edge/onboard/sztp"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
@@ -177,7 +178,7 @@ func (b *box) sources(ctx context.Context) (out []sztp.Source) {
 	add(sztp.DHCP, b.byDHCP())
 	if b.o.site != "off" {
 		to, _ := netip.ParseAddrPort(b.o.site) // "on": the usual group
-		found, err := sztp.OnSite(ctx, to, sitePatience)
+		found, err := dnssd.OnSite(ctx, to, sitePatience)
 		if err != nil {
 			b.log.Debug("the site is not asked", "err", err)
 		}

@@ -129,6 +129,7 @@ func run(ctx context.Context, args []string, out, errs io.Writer) error {
 			return ctx.Err()
 		}
 		b.log.Warn("the owner that was found does not let the box in; looking again", "err", err)
+		b.finder.Decline(found, err)
 		b.pause(ctx)
 	}
 }
@@ -184,8 +185,11 @@ func (b *box) enrol(ctx context.Context, f *sztp.Found) error {
 		},
 		Now: b.now, Raise: b.raise, Log: b.log,
 	})
+	if last != nil && err != nil {
+		return last
+	}
 	if err != nil {
-		return errors.Join(err, last)
+		return err
 	}
 	b.finder.Done(ctx)
 	return nil

@@ -33,6 +33,7 @@ type options struct {
 	preload       string
 	listenMQTT    string
 	listenHTTPS   string
+	listenGreet   string
 	verbose       bool
 	memoryLimitMB int
 	findOwner     bool
@@ -62,6 +63,7 @@ func parseOptions(args []string, errs io.Writer) (options, error) {
 	f.StringVar(&o.pool, "pool", "10.213.0.0/16", "addresses for app networks")
 	f.BoolVar(&o.relay, "relay", false, "serve children")
 	f.StringVar(&o.listenMQTT, "listen-mqtt", ":8883", "where a relay serves MQTT")
+	f.StringVar(&o.listenGreet, "listen-bootstrap", ":8444", "where a relay answers boxes that look for their owner (RFC 8572), of which it tells by mDNS; empty: nowhere")
 	f.StringVar(&o.listenHTTPS, "listen-https", ":8443", "where a relay serves artifacts, enrolment and streams")
 	f.Int64Var(&o.cacheMB, "cache", 0, "MiB of artifacts that a relay keeps at most, unless the core says otherwise; 0 is 80 % of the disk")
 	f.StringVar(&o.preload, "preload", "/usr/share/tributary/preload/apps", "folder of OCI image layouts, one for each repository, that are looked into before the parent is asked")

@@ -67,7 +67,7 @@ type box struct {
 		fitting atomic.Pointer[string]
 	}
 	settings chan api.DeviceSettings
-	listen   struct{ mqtt, https net.Listener }
+	listen   struct{ mqtt, https, greet net.Listener }
 }
 
 // run is edged run.
@@ -151,7 +151,7 @@ func (b *box) runAll(ctx context.Context) error {
 		loops = append(loops, []struct {
 			name string
 			run  func(context.Context) error
-		}{{"relay", b.serve.Run}, {"relay https", func(ctx context.Context) error { return b.serve.Serve(ctx, b.listen.https) }}}...)
+		}{{"relay", b.serve.Run}, {"relay https", func(ctx context.Context) error { return b.serve.Serve(ctx, b.listen.https) }}, {"relay greeter", b.greet}}...)
 	}
 	if b.updater != nil {
 		loops = append(loops, struct {
@@ -188,7 +188,7 @@ func (b *box) close() {
 	if b.state != nil {
 		errs = append(errs, b.state.Close())
 	}
-	for _, l := range []net.Listener{b.listen.mqtt, b.listen.https} {
+	for _, l := range []net.Listener{b.listen.mqtt, b.listen.https, b.listen.greet} {
 		if l != nil {
 			_ = l.Close() // closed already by who served it
 		}
@@ -225,12 +225,18 @@ func (b *box) openListeners(context.Context) (err error) {
 	if b.listen.https, err = net.Listen("tcp", b.o.listenHTTPS); err != nil {
 		return &api.Error{Code: api.Conflict, Message: "cannot serve HTTPS", Remedy: "choose another address with --listen-https", Err: err}
 	}
+	if b.o.listenGreet == "" {
+		return nil
+	}
+	if b.listen.greet, err = net.Listen("tcp", b.o.listenGreet); err != nil {
+		return &api.Error{Code: api.Conflict, Message: "cannot answer boxes that look for their owner", Remedy: "choose another address with --listen-bootstrap, or none", Err: err}
+	}
 	return nil
 }
 
 // listensOn tells where a relay takes its children.
 func (b *box) listensOn() (out []net.Addr) {
-	for _, l := range []net.Listener{b.listen.mqtt, b.listen.https} {
+	for _, l := range []net.Listener{b.listen.mqtt, b.listen.https, b.listen.greet} {
 		if l != nil {
 			out = append(out, l.Addr())
 		}

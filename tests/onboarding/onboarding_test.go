@@ -12,11 +12,9 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,6 +24,8 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/disk/fat"
+	"tributary.dev/tributary/pkg/edge/onboard"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/identity/voucher"
 	"tributary.dev/tributary/tests/lab"
@@ -65,7 +65,7 @@ type maker struct {
 func newMaker(t testing.TB, name string) maker {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
-	cert, err := voucher.NewManufacturer(key, name)
+	cert, err := voucher.NewManufacturer(key, name, time.Now().AddDate(0, -1, 0))
 	must(t, err)
 	return maker{key, cert}
 }
@@ -268,18 +268,100 @@ func alone(name string, finder ...string) lab.BoxSpec {
 	return lab.BoxSpec{Name: name, Parent: "core", Role: "field", Alone: true, EdgedArgs: finder}
 }
 
-// TestSources lets boxes come in by each source at once.
+// stickOf writes signed data of the core onto a FAT32 image, as a person does with a stick.
+func (s *site) stickOf(serial string) (image string) {
+	s.t.Helper()
+	dir := s.t.TempDir()
+	s.edgectl("device", "stick", serial, dir)
+	var files []fat.File
+	must(s.t, filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		rel, _ := filepath.Rel(dir, path)
+		files = append(files, fat.File{Path: filepath.ToSlash(rel), Content: bytes.NewReader(b)})
+		return err
+	}))
+	if len(files) != 3 {
+		s.t.Fatalf("%d files on the stick", len(files))
+	}
+	image = filepath.Join(s.Dir, "stick.img")
+	f, err := os.Create(image)
+	must(s.t, err)
+	must(s.t, errors.Join(f.Truncate(64<<20), fat.Write(f, 64<<20, fat.Options{Label: "STICK", Time: time.Now()}, files), f.Close()))
+	return image
+}
+
+// plug makes an image a disk of the machine, if it can.
+func (s *site) plug(image string) string {
+	out, err := exec.CommandContext(s.t.Context(), "losetup", "--find", "--show", "--read-only", image).Output()
+	if err != nil {
+		s.t.Logf("no loop device (%v): the stick is read as a file", err)
+		return image
+	}
+	dev := strings.TrimSpace(string(out))
+	s.t.Cleanup(func() { _ = exec.Command("losetup", "--detach", dev).Run() }) // at the latest with the machine
+	return dev
+}
+
+// dhcp gives a box's link a DHCP server that names bootstrap servers, and the box a client.
+func (s *site) dhcp(name string, servers ...string) {
+	s.t.Helper()
+	box := s.Boxes[name]
+	dev := s.device(box)
+	for _, argv := range [][]string{{"ip", "route", "flush", "dev", dev}, {"ip", "addr", "flush", "dev", dev}} {
+		if _, err := box.Command(s.t.Context(), argv...); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	s.process(s.CorePrefix(), roleDHCP, "down"+strings.TrimPrefix(dev, "up"), box.Uplink.ParentAddr, box.Uplink.ChildAddr, strings.Join(servers, ","))
+	s.process(box.Prefix(), roleUplink, dev, filepath.Join(s.dir(name), "net"))
+}
+
+// device is the name of a box's network card.
+func (s *site) device(b *lab.Box) string {
+	out, err := b.Command(s.t.Context(), "ip", "-o", "link", "show")
+	must(s.t, err)
+	for _, line := range strings.Split(out, "\n") {
+		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], "up") {
+			dev, _, _ := strings.Cut(strings.TrimSuffix(f[1], ":"), "@")
+			return dev
+		}
+	}
+	s.t.Fatalf("no network card in %q", out)
+	return ""
+}
+
+// TestSources lets boxes come in by each source at once: the servers of the image, a
+// pairing code, a stick, DHCP, and a relay that answers the site. Another hears six forged
+// answers by DHCP, says so, and comes to its owner all the same.
 func TestSources(t *testing.T) {
-	stick := filepath.Join(t.TempDir(), "stick.img")
+	quiet := []string{"--sticks", "none", "--ask-site", "off"}
+	stick := filepath.Join(t.TempDir(), "stick")
 	s := newSite(t,
-		alone("by-image", "--sticks", "none", "--ask-site", "off", "--bootstrap", "https://10.77.0.1:8444"),
-		alone("by-code", "--sticks", "none", "--ask-site", "off", "--bootstrap", "https://10.77.0.1:8444"),
+		alone("by-image", append(quiet, "--bootstrap", "https://10.77.0.1:8444")...),
+		alone("by-code", append(quiet, "--bootstrap", "https://10.77.0.1:8444")...),
+		alone("by-stick", "--sticks", stick, "--ask-site", "off"),
+		alone("by-dhcp", quiet...),
+		lab.BoxSpec{Name: "relay", Parent: "core", Role: "relay", Relay: true},
+		lab.BoxSpec{Name: "by-site", Parent: "relay", Alone: true, EdgedArgs: []string{"--sticks", "none"}},
+		alone("lied-to", append(quiet, "--bootstrap", "https://10.77.0.1:8444")...),
 	)
-	_ = stick
-	s.born("by-image", "EX-0001")
-	s.expect("EX-0001", "by-image", s.maker.voucher(t, "EX-0001", s.root(), nil))
+	for i, name := range []string{"by-image", "by-stick", "by-dhcp", "by-site", "lied-to"} {
+		serial := fmt.Sprintf("EX-000%d", i+1)
+		s.born(name, serial)
+		if name != "lied-to" {
+			s.expect(serial, name, s.maker.voucher(t, serial, s.root(), nil))
+		}
+	}
+	must(t, os.Symlink(s.plug(s.stickOf("EX-0002")), stick))
+	s.dhcp("by-dhcp", "https://10.77.0.1:8444")
+	must(t, os.WriteFile(filepath.Join(s.dir("lied-to"), "built"), fmt.Append(nil, time.Now().Add(-24*time.Hour).Unix()), 0o644))
+	s.dhcp("lied-to", s.rogue("EX-0005", s.Boxes["lied-to"].Uplink.ParentAddr)...)
+	must(t, s.Join(t.Context()))
 	begin := time.Now()
-	s.start("by-image", "by-code")
+	s.start("relay", "by-image", "by-code", "by-stick", "by-dhcp", "by-site", "lied-to")
 
 	// A person reads the code at the console and types it.
 	s.warning("by-code", "no-owner", "its pairing code is", "edgectl device approve")
@@ -292,13 +374,35 @@ func TestSources(t *testing.T) {
 		_, err := s.Edgectl(ctx, "", "device", "approve", strings.TrimSpace(string(code)), "--name", "by-code")
 		return err
 	}))
-	s.member("by-image")
-	t.Logf("by the servers of the image: a member after %.1f s", time.Since(begin).Seconds())
-	s.member("by-code")
+	for _, name := range []string{"by-image", "by-code", "by-stick", "by-dhcp", "by-site"} {
+		st := s.member(name)
+		t.Logf("%s: a member after %.1f s", name, time.Since(begin).Seconds())
+		if parent := st.Parent; name == "by-site" && (parent == "" || parent == "core") {
+			t.Errorf("%s hangs at %q, not at the relay", name, parent)
+		}
+	}
 	if _, err := os.Stat(filepath.Join(s.dir("by-code"), "pairing-code")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the code is still shown: %v", err)
 	}
-	_, _, _ = bytes.MinRead, base64.StdEncoding, io.EOF
-}
+	for i, want := range []string{"image https://10.77.0.1:8444", "stick " + stick, "DHCP https://10.77.0.1:8444", "site https://"} {
+		name := []string{"by-image", "by-stick", "by-dhcp", "by-site"}[i]
+		if o, err := onboard.LoadOwner(s.Boxes[name].Data()); err != nil || o == nil || !strings.HasPrefix(o.Source, want) {
+			t.Errorf("%s found its owner by %+v (%v), not by %s", name, o, err, want)
+		}
+	}
+	var o api.Object
+	must(t, s.GetJSON(t.Context(), &o, "get", "expecteddevice", "ex-0001"))
+	if !strings.Contains(string(o.Status), "bootstrap-complete") {
+		t.Errorf("the core heard %s", o.Status)
+	}
 
-func play(role string, args []string) error { return nil }
+	// Six lies by DHCP: each is named, and none is believed.
+	s.warning("lied-to", "forged:", "wrong-owner:", "wrong-box:", "expired:", "replayed:", "unsigned:", "not expected here")
+	var list struct{ Items []api.Object }
+	must(t, s.GetJSON(t.Context(), &list, "get", "devices"))
+	if len(list.Items) != 6 { // with the relay
+		t.Errorf("%d devices", len(list.Items))
+	}
+	s.expect("EX-0005", "lied-to", s.maker.voucher(t, "EX-0005", s.root(), nil))
+	s.member("lied-to")
+}

@@ -68,7 +68,7 @@ func (a *app) voucherKeygenCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			cert, err := voucher.NewManufacturer(key, name)
+			cert, err := voucher.NewManufacturer(key, name, a.now().Add(-time.Hour))
 			if err != nil {
 				return err
 			}

@@ -9,8 +9,10 @@
 package onboard
 
 import (
+	"bytes"
 	"context"
 	"crypto"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
@@ -100,6 +102,47 @@ func New(cfg Config) *Server {
 
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
+
+type attachKey struct{}
+
+// Passed answers what a relay passes on (identity.Greeting). The caller has checked that it
+// is a relay of this core.
+func (s *Server) Passed(w http.ResponseWriter, r *http.Request) {
+	var q identity.Greeting
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, identity.MaxGreeting)).Decode(&q); err != nil {
+		fail(w, http.StatusBadRequest, "malformed-message", "no greeting")
+		return
+	}
+	op := strings.TrimPrefix(r.URL.Path, identity.GreetPrefix)
+	state := &tls.ConnectionState{}
+	for _, der := range q.Chain {
+		c, err := x509.ParseCertificate(der)
+		if err != nil || len(state.PeerCertificates) == 8 {
+			fail(w, http.StatusBadRequest, "malformed-message", "the box's certificates cannot be read")
+			return
+		}
+		state.PeerCertificates = append(state.PeerCertificates, c)
+	}
+	ctx := context.WithValue(r.Context(), attachKey{}, q.Attach)
+	inner, err := http.NewRequestWithContext(ctx, http.MethodPost, "/restconf/operations/ietf-sztp-bootstrap-server:"+op, bytes.NewReader(q.Input))
+	if err != nil {
+		fail(w, http.StatusBadRequest, "malformed-message", "no operation")
+		return
+	}
+	inner.TLS, inner.RemoteAddr = state, r.RemoteAddr
+	inner.Header.Set("Content-Type", voucher.MediaType)
+	inner.Header.Set(voucher.HintHeader, q.Hint)
+	s.mux.ServeHTTP(w, inner)
+}
+
+// maxAttach bounds the addresses of a relay that a box is told.
+const maxAttach = 8
+
+// parents is where a box attaches: at the relay by which it asks, if it does, else here.
+func (s *Server) parents(ctx context.Context) []api.ParentRef {
+	attach, _ := ctx.Value(attachKey{}).([]api.ParentRef)
+	return append(attach[:min(len(attach), maxAttach):min(len(attach), maxAttach)], s.cfg.Parents...)
+}
 
 // hostMeta tells where RESTCONF begins (RFC 8040 section 3.1).
 func hostMeta(w http.ResponseWriter, _ *http.Request) {
@@ -275,15 +318,19 @@ func (s *Server) data(ctx context.Context, c caller, body []byte) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.Answer(c.id, spec)
+	return s.answer(c.id, spec, s.parents(ctx))
 }
 
 // Answer is what a box is told. It holds no secret and may lie on a stick or in a relay's
 // cache.
 func (s *Server) Answer(id api.DeviceID, spec *api.ExpectedDeviceSpec) (*voucher.Answer, error) {
+	return s.answer(id, spec, s.cfg.Parents)
+}
+
+func (s *Server) answer(id api.DeviceID, spec *api.ExpectedDeviceSpec, parents []api.ParentRef) (*voucher.Answer, error) {
 	owner := s.cfg.Owner()
 	a := &voucher.Answer{Reporting: "verbose"}
-	config, err := json.Marshal(map[string]any{"parents": s.cfg.Parents, "name": spec.Name})
+	config, err := json.Marshal(map[string]any{"parents": parents, "name": spec.Name})
 	if err != nil {
 		return nil, err
 	}

@@ -68,6 +68,7 @@ func New(cfg Config) (*Server, error) {
 		s.mux.Handle(stream.PathPrefix, s.children(cfg.Stream))
 	}
 	s.mux.Handle(identity.EnrolPrefix, enrolments(cfg.Parent, cfg.Log))
+	s.mux.Handle(identity.GreetPrefix, s.children(http.HandlerFunc(s.greetings)))
 	s.mux.HandleFunc("/healthz", s.health)
 	return s, nil
 }

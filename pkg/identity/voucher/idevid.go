@@ -92,13 +92,13 @@ func Serial(chain, manufacturers []*x509.Certificate) (string, error) {
 
 // NewManufacturer makes the certificate under which a manufacturer signs vouchers and
 // births: its own root, for as long as its devices live.
-func NewManufacturer(key *ecdsa.PrivateKey, name string) (*x509.Certificate, error) {
+func NewManufacturer(key *ecdsa.PrivateKey, name string, from time.Time) (*x509.Certificate, error) {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
 	if err != nil {
 		return nil, err
 	}
 	tmpl := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(50, 0, 0),
+		SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: from, NotAfter: from.AddDate(50, 0, 0),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)

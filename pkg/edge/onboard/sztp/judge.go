@@ -64,6 +64,7 @@ const (
 	Expired    Reason = "expired"
 	Replayed   Reason = "replayed"   // the voucher answers another question
 	Unreadable Reason = "unreadable" // what the owner said cannot be used
+	Declined   Reason = "declined"   // the owner did not let the box in
 )
 
 // Refusal is an answer that the box does not take.

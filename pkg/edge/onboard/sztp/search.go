@@ -45,7 +45,8 @@ type Search struct {
 	http   *http.Client
 	hint   string
 	said   string
-	by     Source // that led to the owner
+	by     Source              // that led to the owner
+	no     map[[32]byte]string // owners who did not let the box in, and what they said
 }
 
 // New prepares a search; it contacts nobody.
@@ -63,6 +64,13 @@ func New(cfg Config) (*Search, error) {
 		s.hint = voucher.Hint(s.device.Code, s.device.ID)
 	}
 	return s, nil
+}
+
+// Decline tells that an owner who was found did not let the box in: the next walk asks
+// others, who may have become its owners since, and the one after that asks him again.
+func (s *Search) Decline(f *Found, why error) {
+	s.no = map[[32]byte]string{f.RootFP: why.Error()}
+	s.report(context.Background(), s.by, voucher.Failed, why.Error())
 }
 
 // Device is who the box is, with its pairing code.
@@ -87,6 +95,7 @@ func (s *Search) Run(ctx context.Context) (*Found, error) {
 			return nil, ctx.Err()
 		}
 		s.tell(r)
+		s.no = nil
 		t := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
@@ -104,6 +113,11 @@ func (s *Search) walk(ctx context.Context, r *Round) *Found {
 			return nil
 		}
 		v, err := s.judge(ctx, source)
+		if err == nil && v.Owner != nil && v.Conveyed.Onboarding != nil {
+			if why, no := s.no[identity.Fingerprint(v.Owner)]; no {
+				err = refuse(Declined, "the owner did not let the box in: %.200s", why)
+			}
+		}
 		f := r.Heard(v, err)
 		if f != nil {
 			f.Source, s.by = strings.ToValidUTF8(f.Source, ""), source

@@ -1,15 +1,20 @@
-package sztp
+// Package dnssd answers: who on this site serves boxes that look for their owner? It asks by
+// multicast DNS (RFC 6762, RFC 6763), and answers for a relay.
+package dnssd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
+	"golang.org/x/sys/unix"
 )
 
 // Service is the DNS-SD type under which bootstrap servers are found (RFC 6763, RFC 8572
@@ -20,6 +25,7 @@ const (
 	maxPacket = 9000 // RFC 6762 section 17
 	maxRecord = 128  // of one packet, that are looked at
 	mdnsPort  = 5353
+	maxList   = 16
 )
 
 var mdns4 = netip.AddrPortFrom(netip.AddrFrom4([4]byte{224, 0, 0, 251}), mdnsPort)
@@ -158,7 +164,7 @@ func OnSite(ctx context.Context, to netip.AddrPort, patience time.Duration) ([]s
 	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		return nil, err
 	}
-	if _, err := conn.WriteToUDPAddrPort(q, to); err != nil {
+	if err := ask(conn, q, to); err != nil {
 		return nil, fmt.Errorf("ask the site: %w", err)
 	}
 	got, b := newAnswers(), make([]byte, maxPacket+1)
@@ -172,24 +178,47 @@ func OnSite(ctx context.Context, to netip.AddrPort, patience time.Duration) ([]s
 	return got.roots(), ctx.Err()
 }
 
-// ByDNS looks bootstrap servers up in the site's own domains (RFC 6763 section 10).
-func ByDNS(ctx context.Context, r *net.Resolver, domains []string) (out []string) {
-	for _, d := range domains[:min(len(domains), 4)] {
-		_, list, err := r.LookupSRV(ctx, "sztp", "tcp", d)
-		if err != nil {
-			continue // no such service there
+// ask sends a question: to the group on every link, since a box without an owner may have
+// no route that names one.
+func ask(conn *net.UDPConn, q []byte, to netip.AddrPort) error {
+	if !to.Addr().IsMulticast() {
+		_, err := conn.WriteToUDPAddrPort(q, to)
+		return err
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	list, err := net.Interfaces()
+	if err != nil {
+		return err
+	}
+	asked, last := 0, errors.New("no network is up")
+	for _, i := range list {
+		if i.Flags&net.FlagUp == 0 || i.Flags&net.FlagMulticast == 0 || i.Flags&net.FlagLoopback != 0 {
+			continue
 		}
-		for _, s := range list[:min(len(list), maxList)] {
-			if root, ok := rootOf(fmt.Sprintf("https://%s:%d", strings.TrimSuffix(s.Target, "."), s.Port)); ok {
-				out = append(out, root)
-			}
+		if err := raw.Control(func(fd uintptr) {
+			last = unix.SetsockoptIPMreqn(int(fd), unix.IPPROTO_IP, unix.IP_MULTICAST_IF, &unix.IPMreqn{Ifindex: int32(i.Index)})
+		}); err != nil {
+			return err
+		}
+		if last == nil {
+			_, last = conn.WriteToUDPAddrPort(q, to)
+		}
+		if last == nil {
+			asked++
 		}
 	}
-	return out
+	if asked > 0 {
+		return nil
+	}
+	return last
 }
 
 // Announcement is the answer to Query of one who serves at an address: name tells servers
-// of a link apart.
+// of a link apart. It repeats the question, as those want who ask from a port of their own
+// (RFC 6762 section 6.7).
 func Announcement(id uint16, name string, at netip.AddrPort) ([]byte, error) {
 	service, err := dnsmessage.NewName(Service + ".local.")
 	if err != nil {
@@ -207,6 +236,7 @@ func Announcement(id uint16, name string, at netip.AddrPort) ([]byte, error) {
 		return dnsmessage.ResourceHeader{Name: n, Class: dnsmessage.ClassINET, TTL: 120}
 	}
 	m := dnsmessage.Message{Header: dnsmessage.Header{ID: id, Response: true, Authoritative: true},
+		Questions:   []dnsmessage.Question{{Name: service, Type: dnsmessage.TypePTR, Class: dnsmessage.ClassINET}},
 		Answers:     []dnsmessage.Resource{{Header: head(service), Body: &dnsmessage.PTRResource{PTR: instance}}},
 		Additionals: []dnsmessage.Resource{{Header: head(instance), Body: &dnsmessage.SRVResource{Target: host, Port: at.Port()}}}}
 	if ip := at.Addr(); ip.Is4() {
@@ -237,4 +267,98 @@ func Asks(packet []byte) (id uint16, ok bool) {
 		}
 	}
 	return 0, false
+}
+
+// Serve answers questions of a link for bootstrap servers, until ctx ends: at names the
+// address that a box should ask, by the box's own address and the name of the interface at
+// which its question came; false is no answer. Its errors are those of the socket.
+func Serve(ctx context.Context, conn *net.UDPConn, name string, at func(from netip.Addr) (netip.AddrPort, bool)) error {
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	b := make([]byte, maxPacket+1)
+	for {
+		n, from, err := conn.ReadFromUDPAddrPort(b)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			return err
+		}
+		id, ok := Asks(b[:n])
+		if !ok {
+			continue
+		}
+		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+		where, ok := at(from.Addr())
+		if !ok {
+			continue
+		}
+		if packet, err := Announcement(id, name, where); err == nil {
+			_, _ = conn.WriteToUDPAddrPort(packet, from) // it asks again
+		}
+	}
+}
+
+// Listen takes questions at the group of mDNS on the interfaces of this machine that are up
+// now; Follow takes in others that come later.
+func Listen() (*net.UDPConn, error) {
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		if e := c.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+			if err == nil {
+				err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+			}
+		}); e != nil {
+			return e
+		}
+		return err
+	}}
+	c, err := lc.ListenPacket(context.Background(), "udp4", ":5353")
+	if err != nil {
+		return nil, err
+	}
+	conn := c.(*net.UDPConn) // what udp4 gives
+	Follow(conn)
+	return conn, nil
+}
+
+// Follow joins the group on interfaces where it is not joined yet.
+func Follow(conn *net.UDPConn) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return
+	}
+	list, err := net.Interfaces()
+	if err != nil {
+		return
+	}
+	for _, i := range list {
+		if i.Flags&net.FlagUp == 0 || i.Flags&net.FlagMulticast == 0 || i.Flags&net.FlagLoopback != 0 {
+			continue
+		}
+		_ = raw.Control(func(fd uintptr) { // joined already, most often
+			_ = unix.SetsockoptIPMreqn(int(fd), unix.IPPROTO_IP, unix.IP_ADD_MEMBERSHIP, &unix.IPMreqn{Multiaddr: mdns4.Addr().As4(), Ifindex: int32(i.Index)})
+		})
+	}
+}
+
+// OnLink is this machine's address in the network of another.
+func OnLink(other netip.Addr) (netip.Addr, bool) {
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	for _, a := range list {
+		ipnet, ok := a.(*net.IPNet)
+		if !ok {
+			continue
+		}
+		mine, ok := netip.AddrFromSlice(ipnet.IP)
+		ones, _ := ipnet.Mask.Size()
+		mine = mine.Unmap()
+		if ok && mine != other && netip.PrefixFrom(mine, ones).Contains(other) {
+			return mine, true
+		}
+	}
+	return netip.Addr{}, false
 }

@@ -1,8 +1,11 @@
-package sztp
+package dnssd
 
 import (
+	"context"
+	"errors"
 	"net"
 	"net/netip"
+	"net/url"
 	"slices"
 	"testing"
 	"time"
@@ -60,10 +63,47 @@ func FuzzAnswers(f *testing.F) {
 		got := newAnswers()
 		got.read(b, Service+".local.")
 		for _, root := range got.roots() {
-			if _, ok := rootOf(root); !ok {
+			if u, err := url.Parse(root); err != nil || u.Hostname() == "" || u.Port() == "" {
 				t.Errorf("%q is no root", root)
 			}
 		}
 		Asks(b)
 	})
+}
+
+// The answer of a server, and not of the machine itself.
+func TestServe(t *testing.T) {
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- Serve(ctx, conn, "relay", func(from netip.Addr) (netip.AddrPort, bool) {
+			return netip.AddrPortFrom(netip.MustParseAddr("192.0.2.7"), 8444), from.IsLoopback()
+		})
+	}()
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		got, err := OnSite(t.Context(), conn.LocalAddr().(*net.UDPAddr).AddrPort(), 200*time.Millisecond)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if slices.Equal(got, []string{"https://192.0.2.7:8444"}) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%q", got)
+		}
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if at, ok := OnLink(netip.MustParseAddr("127.0.0.9")); !ok || at != netip.MustParseAddr("127.0.0.1") {
+		t.Errorf("%v, %v", at, ok)
+	}
+	if at, ok := OnLink(netip.MustParseAddr("203.0.113.9")); ok {
+		t.Errorf("an address on a strange network: %v", at)
+	}
 }

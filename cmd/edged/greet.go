@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/onboard/dnssd"
+)
+
+// greet has a relay answer boxes of its site that look for their owner.
+func (b *box) greet(ctx context.Context) error {
+	if b.listen.greet == nil {
+		<-ctx.Done()
+		return nil
+	}
+	conf := b.member.Live.ServerTLSOptional()
+	// Boxes show the certificate of their birth, which the core judges.
+	conf.ClientAuth, conf.VerifyConnection, conf.MinVersion = tls.RequestClientCert, nil, tls.VersionTLS12
+	srv := &http.Server{Handler: b.serve.Greeter(b.attachHere), TLSConfig: conf, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second,
+		WriteTimeout: 30 * time.Second, IdleTimeout: 30 * time.Second, MaxHeaderBytes: 32 << 10, ErrorLog: slog.NewLogLogger(b.log.Handler(), slog.LevelDebug)}
+	go b.announce(ctx)
+	context.AfterFunc(ctx, func() { srv.Close() })
+	if err := srv.ServeTLS(b.listen.greet, "", ""); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// attachHere is where the box that asks reaches this relay: where it asked.
+func (b *box) attachHere(r *http.Request) []api.ParentRef {
+	local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	if !ok {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(local.String())
+	if err != nil {
+		return nil
+	}
+	_, mqtt, _ := net.SplitHostPort(b.listen.mqtt.Addr().String())   // a listener's address
+	_, https, _ := net.SplitHostPort(b.listen.https.Addr().String()) // always has a port
+	port, _ := strconv.Atoi(https)
+	return []api.ParentRef{{Device: b.member.Live.Get().ID().String(), Address: net.JoinHostPort(host, mqtt), HTTPSPort: port}}
+}
+
+// followLinks is how often the relay looks for networks that came since.
+const followLinks = time.Minute
+
+// announce answers the site by mDNS, in the networks of this relay.
+func (b *box) announce(ctx context.Context) {
+	_, text, _ := net.SplitHostPort(b.listen.greet.Addr().String())
+	port, _ := strconv.ParseUint(text, 10, 16) // a listener's address always has a port
+	name := b.member.Live.Get().ID().String()
+	for ctx.Err() == nil {
+		conn, err := dnssd.Listen()
+		if err == nil {
+			one, cancel := context.WithCancel(ctx)
+			go func() {
+				tick := time.NewTicker(followLinks)
+				defer tick.Stop()
+				for {
+					select {
+					case <-one.Done():
+						return
+					case <-tick.C:
+						dnssd.Follow(conn)
+					}
+				}
+			}()
+			err = dnssd.Serve(one, conn, name, func(from netip.Addr) (netip.AddrPort, bool) {
+				at, ok := dnssd.OnLink(from)
+				return netip.AddrPortFrom(at, uint16(port)), ok
+			})
+			cancel()
+			conn.Close()
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		b.log.Warn("boxes of this site do not hear of this relay by mDNS", "err", err)
+		t := time.NewTimer(followLinks)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+		case <-t.C:
+		}
+	}
+}
