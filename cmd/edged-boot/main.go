@@ -21,6 +21,7 @@ import (
 	"tributary.dev/tributary/hwprofiles"
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/boot"
+	"tributary.dev/tributary/pkg/edge/recovery/presence"
 	"tributary.dev/tributary/pkg/edge/uplink"
 )
 
@@ -48,6 +49,7 @@ func main() {
 			return uplink.Keep(ctx, uplink.Keeping{Config: uplink.Config{Settings: s, Run: boot.Dir, Sys: "/sys", Say: say, Rank: rank()}, File: "/state/network.json",
 				Online: func(ctx context.Context) bool { return online(ctx, "/run/edged/edged.sock") }})
 		},
+		Button:  func() bool { return presence.Pressed(boot.Dir, sinceBoot()) },
 		Agent:   agentArgs,
 		Judge:   judge,
 		Console: consoleArgs,
@@ -118,4 +120,13 @@ func agentArgs(f boot.Facts) (argv []string, why string) {
 		}
 	}
 	return argv, ""
+}
+
+// sinceBoot is the clock by which the console asks for the button.
+func sinceBoot() time.Duration {
+	var t unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) != nil {
+		return 0
+	}
+	return time.Duration(t.Nano())
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 
 	"tributary.dev/tributary/pkg/edge/recovery"
 	"tributary.dev/tributary/pkg/edge/recovery/owner"
+	"tributary.dev/tributary/pkg/edge/recovery/presence"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
 	"tributary.dev/tributary/pkg/identity/unlock"
 )
@@ -29,16 +31,19 @@ type desk struct {
 	note   func(owner.Entry)
 	where  string
 	shell  []string
+	// press waits for a person at the box, where the profile takes that for an answer.
+	press func(ctx context.Context, say func(string)) error
 
 	mu   sync.Mutex
 	lock *unlock.Lock
-	open unlock.Challenge // the last that was answered
+	open string // the challenge that was answered last
 }
 
 // Look implements recovery.Desk.
 func (d *desk) Look() (s recovery.Shell) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	s.Button = d.press != nil
 	if d.lock == nil {
 		return s
 	}
@@ -46,7 +51,7 @@ func (d *desk) Look() (s recovery.Shell) {
 	if !ok {
 		return s
 	}
-	s = recovery.Shell{Challenge: c.String(), ID: c.ID(), Left: left, Device: c.Device.String()}
+	s = recovery.Shell{Button: s.Button, Challenge: c.String(), ID: c.ID(), Left: left, Device: c.Device.String()}
 	if !c.Proven {
 		s.Device += " (the state is closed)"
 	}
@@ -95,11 +100,26 @@ func (d *desk) Try(_ context.Context, answer string) error {
 	c, err := d.lock.Try(answer)
 	switch {
 	case err == nil:
-		d.open = c
+		d.open = c.ID()
 	case !errors.Is(err, unlock.ErrTyped):
 		d.tell("refused", before.ID(), err.Error())
 	}
 	return err
+}
+
+// Press implements recovery.Desk.
+func (d *desk) Press(ctx context.Context, say func(string)) error {
+	if d.press == nil {
+		return errors.New("this box takes no button for an answer")
+	}
+	if err := d.press(ctx, say); err != nil { // without the lock: it takes minutes
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.open = ""
+	d.tell("pressed", "", "the power button was pressed, which opens the shell by this box's profile")
+	return nil
 }
 
 func (d *desk) tell(what, challenge, message string) {
@@ -140,6 +160,9 @@ func (f limitFile) Save(l unlock.Limit) error {
 	return atomicfile.Write(string(f), b, 0o600)
 }
 
+// remote: who comes by the sockets does not stand before the box, whatever button is pressed.
+func remote(where string) bool { return where == bySocket || where == byVsock }
+
 // newDesk is the desk of a person who comes by where. Below a root that is not the box's own
 // all lies in files there.
 func newDesk(root, run, state, data, where string) *desk {
@@ -151,7 +174,15 @@ func newDesk(root, run, state, data, where string) *desk {
 	if root != "" {
 		argv = []string{"/bin/sh"}
 	}
-	return &desk{box: box, shell: argv, limits: limitFile(filepath.Join(run, "unlock-limit.json")), uptime: bootTime, where: where, note: func(e owner.Entry) {
+	var press func(context.Context, func(string)) error
+	rules, err := presence.ReadRules(filepath.Join("/", root, "usr/lib/tributary/profile.json"))
+	if window, ok := rules.ByButton(); err == nil && ok && !remote(where) {
+		press = func(ctx context.Context, say func(string)) error {
+			say(fmt.Sprintf("Press the box's power button within %v. It does not switch the box off now.", window))
+			return presence.Ask(ctx, run, window, bootTime)
+		}
+	}
+	return &desk{box: box, press: press, shell: argv, limits: limitFile(filepath.Join(run, "unlock-limit.json")), uptime: bootTime, where: where, note: func(e owner.Entry) {
 		e.Time = time.Now().UTC()
 		_ = owner.Note(e, state, run) // the core knows of the answer that it gave in any case
 	}}

@@ -121,7 +121,7 @@ func enter(ctx context.Context, l line, box *recovery.Appliance) error {
 	if !ok {
 		return errors.New("there is no shell here")
 	}
-	id := d.open.ID()
+	id := d.open
 	d.tell("opened", id, "")
 	err := shell(ctx, l, d.shell, shellTime)
 	message := ""

@@ -22,6 +22,12 @@ const maxTalks = 8
 // firstFrame is how long a caller on the unix socket may take to say what it is.
 const firstFrame = 10 * time.Second
 
+// Whence a person comes who does not sit at a terminal of the box.
+const (
+	bySocket = "socket"
+	byVsock  = "vsock"
+)
+
 // serve listens on the unix socket, for edged on behalf of a person elsewhere, and on vsock,
 // for the machine's host.
 func serve(ctx context.Context, o options, errs io.Writer) error {
@@ -36,7 +42,7 @@ func serve(ctx context.Context, o options, errs io.Writer) error {
 		}
 		listening++
 		go func() {
-			ended <- accept(ctx, l, free, log, func(c net.Conn) { framed(ctx, c, appliance(o.root, "socket")) })
+			ended <- accept(ctx, l, free, log, func(c net.Conn) { framed(ctx, c, appliance(o.root, bySocket)) })
 		}()
 	}
 	if o.port != 0 {
@@ -50,7 +56,7 @@ func serve(ctx context.Context, o options, errs io.Writer) error {
 						log.Warn("vsock console refused", "from", c.RemoteAddr())
 						return
 					}
-					raw(ctx, c, appliance(o.root, "vsock"))
+					raw(ctx, c, appliance(o.root, byVsock))
 				})
 			}()
 		}

@@ -15,6 +15,7 @@ import (
 	"tributary.dev/tributary/pkg/core/ca"
 	"tributary.dev/tributary/pkg/core/rescue"
 	"tributary.dev/tributary/pkg/edge/recovery/owner"
+	"tributary.dev/tributary/pkg/edge/recovery/presence"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/identity/unlock"
 )
@@ -276,4 +277,42 @@ func TestNoShellElsewhere(t *testing.T) {
 	if err := box.Do(t.Context(), "shell-answer", nil, func(string) {}); err == nil {
 		t.Error("an answer is taken")
 	}
+}
+
+// TestButton: where the profile says so, the power button opens the shell, for a person at a
+// terminal of the box and for nobody who comes over a socket.
+func TestButton(t *testing.T) {
+	s := newSite(t)
+	dir := filepath.Join(s.root, "usr/lib/tributary")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "profile.json"), []byte(`{"physicalPresence":{"proof":["button"],"shell":true,"window":60}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, where := range []string{bySocket, byVsock} {
+		if box := appliance(s.root, where); box.Desk.Look().Button || box.Desk.Press(t.Context(), func(string) {}) == nil {
+			t.Errorf("by %s the button is an answer", where)
+		}
+	}
+	x := newTerminal(t, 0, 0)
+	begin(t, "--tty", x.path, "--root", s.root)
+	x.expect("Press Enter for the console.")
+	x.send("\r")
+	x.expect("drawn screen: ")
+	x.send("shell\r")
+	x.expect("2  Open by the power button")
+	x.expect("go back: ")
+	x.send("2\r")
+	x.expect("Press the box's power button")
+	for deadline := time.Now().Add(patience); !presence.Pressed(filepath.Join(s.root, "run/tributary"), bootTime()); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nobody asks for the button")
+		}
+	}
+	x.expect("locks it again.")
+	x.send("exit\n")
+	x.expect("Locked.")
+	x.expect("drawn screen: ")
+	x.send("\x04")
 }

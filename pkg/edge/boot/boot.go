@@ -49,6 +49,9 @@ type Config struct {
 	// Recover is the command line of the child that asks the core for STATE's key, when the
 	// TPM does not give it; the file holds a Recovery.
 	Recover func(f Facts, file string) (argv []string)
+	// Button takes a press of the power button for something else than switching the box off,
+	// and tells whether it did; nil never does.
+	Button func() bool
 	// Judge makes the judge of a release on trial; nil for none.
 	Judge func(Facts) Judge
 }

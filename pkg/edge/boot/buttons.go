@@ -43,8 +43,10 @@ func (b *booter) buttons(ctx context.Context) error {
 		}
 		go func() {
 			defer f.Close()
-			if err := waitPower(f); err == nil {
-				b.ask(request{Do: doPowerOff, Reason: "the power button"})
+			for waitPower(f) == nil {
+				if b.cfg.Button == nil || !b.cfg.Button() {
+					b.ask(request{Do: doPowerOff, Reason: "the power button"})
+				}
 			}
 		}()
 	}

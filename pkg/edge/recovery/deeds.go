@@ -41,6 +41,8 @@ type Desk interface {
 	Ask(ctx context.Context) error
 	// Try takes the answer. With nil the person may come in, once.
 	Try(ctx context.Context, answer string) error
+	// Press waits for the box's button, and is like a right answer then.
+	Press(ctx context.Context, say func(string)) error
 }
 
 // Facts implements Box.
@@ -83,6 +85,14 @@ func (a *Appliance) Do(ctx context.Context, id string, fields map[string]string,
 			return errNoShell
 		}
 		if err := a.Desk.Try(ctx, fields["answer"]); err != nil {
+			return err
+		}
+		return ErrShell
+	case "shell-button":
+		if a.Desk == nil {
+			return errNoShell
+		}
+		if err := a.Desk.Press(ctx, say); err != nil {
 			return err
 		}
 		return ErrShell

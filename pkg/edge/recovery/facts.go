@@ -164,6 +164,8 @@ type Update struct {
 
 // Shell is how the way into a root shell stands.
 type Shell struct {
+	// Button: this box's profile takes its power button for an answer.
+	Button bool
 	// Challenge stands until Left is over, and is named ID in records; Code is its QR code.
 	Challenge, ID string
 	Code          [][]bool

@@ -429,6 +429,9 @@ func shellPage(f Facts) Page {
 		ask.Title = "Show another challenge"
 		p.Deeds = []Deed{{ID: "shell-answer", Title: "Type the answer", Fields: []Field{{Name: "answer", Question: "answer, 18 characters; dashes and case do not count"}}}, ask}
 	}
+	if f.Shell.Button {
+		p.Deeds = append(p.Deeds, Deed{ID: "shell-button", Title: "Open by the power button"})
+	}
 	return p
 }
 
