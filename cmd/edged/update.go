@@ -101,7 +101,8 @@ func (b *box) makeUpdate() (*update.Manager, error) {
 			return update.BlessOn(node, filepath.Join(boot.Dir, "esp"))
 		},
 		Want: b.wantedRelease, Health: b.trialHealth, Floor: floor.get, Raise: floor.raise,
-		Open: func(time.Time) bool { return true }, Trusted: func() bool { return false }, Reboot: func(ctx context.Context, reason string) error { _, err := boot.Ask(ctx, "reboot", reason); return err },
+		Open: func(t time.Time) bool { return b.updateSettings().UpdateHours.Contain(t) }, Rate: func() int64 { return b.updateSettings().UpdateBytesPerSecond },
+		Trusted: func() bool { return false }, Reboot: func(ctx context.Context, reason string) error { _, err := boot.Ask(ctx, "reboot", reason); return err },
 		Now: b.clock.Now, Uptime: uptime, Log: b.log,
 		Deadlines: update.Default.Within(words.Seconds("tributary.trial", 0, trialMost)), Panic: update.LastWords(panicFile),
 		Room: func() func() {
@@ -182,6 +183,18 @@ func (b *box) wantedRelease() (w *update.Want, known bool) {
 		w.Attempt = more.Attempt
 	}
 	return w, true
+}
+
+// updateSettings reads the manifest's settings; an unknown manifest has none.
+func (b *box) updateSettings() (s api.DeviceSettings) {
+	m := b.link.Manifest()
+	if m == nil {
+		return s
+	}
+	if item, ok := m.Manifest.Items[manifest.KeyDevice]; ok && cbor.Unmarshal(item.Body, &s) != nil {
+		return api.DeviceSettings{}
+	}
+	return s
 }
 
 // trialHealth is what a release on trial is judged by.

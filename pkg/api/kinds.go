@@ -64,6 +64,11 @@ type DeviceSettings struct {
 	SpoolBytes int64 `json:"spoolBytes,omitempty"`
 	// CacheBytes bounds a relay's artifact cache. Default: 80 % of its file system.
 	CacheBytes int64 `json:"cacheBytes,omitempty"`
+	// UpdateHours are when releases of the system are fetched and tried, in UTC: "22:00-04:30".
+	// Empty: at any hour.
+	UpdateHours Hours `json:"updateHours,omitempty"`
+	// UpdateBytesPerSecond bounds the download of a release. Default: no bound; at least 1024.
+	UpdateBytesPerSecond int64 `json:"updateBytesPerSecond,omitempty"`
 }
 
 // FleetSpec gives apps, configs, secrets and settings to the devices it selects.

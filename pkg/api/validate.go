@@ -176,6 +176,12 @@ func validateSettings(s *DeviceSettings, at string, f *findings) {
 	}
 	bytes(s.SpoolBytes, "spoolBytes")
 	bytes(s.CacheBytes, "cacheBytes")
+	if err := s.UpdateHours.Check(); err != nil {
+		f.addf(join(at, "updateHours"), "write hours of the day in UTC, such as 22:00-04:30", "%v", err)
+	}
+	if v := s.UpdateBytesPerSecond; v != 0 && (v < 1<<10 || v > 1<<40) {
+		f.addf(join(at, "updateBytesPerSecond"), "from 1024 to 1 TiB; leave it out for no bound", "%d bytes a second is out of range", v)
+	}
 }
 
 func validateFleet(s *FleetSpec, f *findings) {

@@ -122,10 +122,12 @@ func overlay(a, b *api.DeviceSettings) *api.DeviceSettings {
 		return a
 	}
 	return &api.DeviceSettings{
-		MeterInterval:  cmp.Or(a.MeterInterval, b.MeterInterval),
-		HealthInterval: cmp.Or(a.HealthInterval, b.HealthInterval),
-		SpoolBytes:     cmp.Or(a.SpoolBytes, b.SpoolBytes),
-		CacheBytes:     cmp.Or(a.CacheBytes, b.CacheBytes),
+		MeterInterval:        cmp.Or(a.MeterInterval, b.MeterInterval),
+		HealthInterval:       cmp.Or(a.HealthInterval, b.HealthInterval),
+		SpoolBytes:           cmp.Or(a.SpoolBytes, b.SpoolBytes),
+		CacheBytes:           cmp.Or(a.CacheBytes, b.CacheBytes),
+		UpdateHours:          cmp.Or(a.UpdateHours, b.UpdateHours),
+		UpdateBytesPerSecond: cmp.Or(a.UpdateBytesPerSecond, b.UpdateBytesPerSecond),
 	}
 }
 

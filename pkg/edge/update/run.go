@@ -62,9 +62,10 @@ type Config struct {
 	// Floor is the security counter's, and Raise lifts it.
 	Floor func() uint64
 	Raise func(uint64) error
-	// Open tells whether updates may be fetched and tried at this hour; Rate bounds the download in bytes a second.
+	// Open tells whether updates may be fetched and tried at this hour; Rate bounds the download in bytes a second, and
+	// 0 or a nil function does not.
 	Open func(time.Time) bool
-	Rate int64
+	Rate func() int64
 	// Trusted tells whether the clock is; else signatures do not expire.
 	Trusted func() bool
 	Reboot  func(ctx context.Context, reason string) error
@@ -485,7 +486,11 @@ func (m *Manager) fetch(ctx context.Context, s State) error {
 		return err
 	}
 	m.cfg.Log.Info("fetching a release", "version", s.Target.Version, "bytes", size, "delta", isDelta)
-	return release.Source{Up: m.cfg.Artifacts, Repo: s.Target.Repo}.Download(ctx, digest, size, m.file("content"), m.cfg.Rate)
+	rate := int64(0)
+	if m.cfg.Rate != nil {
+		rate = m.cfg.Rate()
+	}
+	return release.Source{Up: m.cfg.Artifacts, Repo: s.Target.Repo}.Download(ctx, digest, size, m.file("content"), rate)
 }
 
 func (m *Manager) write(ctx context.Context, s State) error {
