@@ -26,8 +26,14 @@ build: ## build cored, edged, edgectl, the log helper and the CNI plugins into b
 	$(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/cni/ $(CNI)/main/bridge $(CNI)/main/loopback $(CNI)/ipam/host-local $(CNI)/meta/portmap $(CNI)/meta/firewall
 
 .PHONY: demo
-demo: deps build ## bring up a tree of boxes on this machine and play the story (KEEP=1 leaves it up; DEMO=vm boots machines)
+demo: deps build $(if $(filter ns,$(DEMO)),,demo-images) ## boot a relay and two field boxes on this machine and play the story (KEEP=1 leaves them up; DEMO=ns: five boxes in namespaces)
 	$(GO) run ./tests/demo
+
+.PHONY: demo-images
+demo-images: # what the demo's machines boot, unless it is there in this version
+	@for p in vm vm-arm64; do \
+	  if [[ '$(VERSION)' == *-dirty ]] || ! grep -qsF '"version": "$(VERSION)"' build/$$p/build.json; then \
+	    $(GO) run ./image build --quick --version '$(VERSION)' --profile $$p || exit; fi; done
 
 .PHONY: image
 image: ## build a system for boxes in build/PROFILE (PROFILE=generic-amd64; PRELOAD=dir, OUT=dir, RELEASE=version, COUNTER=n)

@@ -28,7 +28,7 @@ func onMachines(ctx context.Context, dir string, keep bool) (err error) {
 		}
 	}
 	s := &story.Story{Root: root, Out: os.Stdout, Wait: 4 * time.Minute, App: "tests/demo/machines", Cut: "relay-1", Fields: []string{"field-1", "field-2"},
-		Arches: []string{"amd64", "arm64"}, Bear: []string{"state-key-unsealed"}}
+		Arches: []string{"amd64", "arm64"}, Bear: machines.Bear}
 	accel, err := vm.Probe(ctx, root)
 	if err != nil {
 		return err

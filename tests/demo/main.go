@@ -1,9 +1,9 @@
 // Command demo answers: what does Tributary do, seen with one's own eyes on one machine?
 //
 // It brings up cored and a tree of boxes under it, plays the story and takes everything
-// down. DEMO=ns makes two relays and three field devices of processes in network
-// namespaces; DEMO=vm boots one relay and two field devices as machines, from the images
-// that make image builds. KEEP=1 leaves the tree up.
+// down. It boots one relay and two field devices as machines, from the images that make
+// image builds; DEMO=ns makes two relays and three field devices of processes in network
+// namespaces instead. KEEP=1 leaves the tree up.
 package main
 
 import (
@@ -25,7 +25,7 @@ import (
 
 func main() {
 	keep := flag.Bool("keep", os.Getenv("KEEP") == "1", "leave the tree up at the end")
-	form := flag.String("form", cmp.Or(os.Getenv("DEMO"), "ns"), "ns: boxes in namespaces; vm: boxes are machines")
+	form := flag.String("form", cmp.Or(os.Getenv("DEMO"), "vm"), "vm: boxes are machines; ns: boxes in namespaces")
 	dir := flag.String("dir", "", "folder for the boxes' disks and logs (default: a new one in the system's temporary folder)")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

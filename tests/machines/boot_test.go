@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -13,6 +15,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/image/keys"
+	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/boot/hostport"
 	"tributary.dev/tributary/tests/lab"
 	"tributary.dev/tributary/tests/story"
@@ -28,17 +31,16 @@ const patience = 5 * time.Minute
 // up is what process 1 says when its list is through.
 const up = `up after [0-9.]+ s`
 
+// images is the folder of built images.
+func images() string { return cmp.Or(os.Getenv("TRIBUTARY_IMAGES"), filepath.Join(root, "build")) }
+
 // needImage skips unless the long scenarios are asked for and the image is built.
 func needImage(t *testing.T, arch string) (disk string) {
 	t.Helper()
 	if os.Getenv("TRIBUTARY_VMTEST") == "" {
 		t.Skip("needs minutes: run make vmtest")
 	}
-	images := os.Getenv("TRIBUTARY_IMAGES")
-	if images == "" {
-		images = filepath.Join(root, "build")
-	}
-	disk, err := filepath.Abs(filepath.Join(images, Profiles[arch], "disk.raw"))
+	disk, err := filepath.Abs(filepath.Join(images(), Profiles[arch], "disk.raw"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,6 +116,37 @@ func enrol(t *testing.T, path string) {
 	}
 }
 
+// raise starts a core and boxes under it, and waits until they have enrolled.
+func raise(t *testing.T, ctx context.Context, boxes ...BoxSpec) (*story.Story, *Tree) {
+	t.Helper()
+	for _, b := range boxes {
+		needImage(t, archOf(b))
+	}
+	bin, err := filepath.Abs(cmp.Or(os.Getenv("TRIBUTARY_BIN"), filepath.Join(root, "bin")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree, err := New(Spec{Bin: bin, Images: images(), Dir: t.TempDir(), Boxes: boxes, CoredArgs: story.CoredArgs, Say: t.Logf})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, b := range boxes {
+			if m := tree.Machine(b.Name); t.Failed() && m != nil {
+				t.Logf("the serial line of %s:\n%s", b.Name, m.Console.Tail(150))
+			}
+		}
+		if err := tree.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	s := &story.Story{Tree: tree, Root: root, Out: os.Stderr, Wait: patience, Bear: Bear}
+	if err := s.Raise(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return s, tree
+}
+
 // failures are the steps of a boot that went wrong.
 func failures(m *vm.Machine) []string {
 	return regexp.MustCompile(`(?m)^.*FAILED: .*$`).FindAllString(m.Console.String(), -1)
@@ -138,14 +171,25 @@ func TestFirstBoot(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if open := openPorts(t, ctx, wires, "10.77.0.1"); open != "" {
+		t.Errorf("a box that is no relay has open ports: %s", open)
+	}
+	if strings.Contains(m.Console.String(), "uid=0") || strings.Contains(m.Console.String(), "GNU/Linux") {
+		t.Error("the serial line gave a shell")
+	}
+}
+
+// openPorts tries all TCP ports of a machine from another one on its network.
+func openPorts(t *testing.T, ctx context.Context, wires *vm.Switch, addr string) string {
+	t.Helper()
 	kernel, err := vm.TestKernel(ctx, root, runtime.GOARCH)
 	if err != nil {
 		t.Fatal(err)
 	}
 	other := power(t, ctx, vm.Spec{Name: "other", MemoryMiB: 256, Kernel: kernel.Image, Initrd: kernel.Initrd, NICs: []vm.NIC{{Switch: wires}}, Life: 2 * patience,
-		Cmdline: vm.SerialCmdline(runtime.GOARCH) + " quiet guest.ip=10.77.0.2/24"})
+		Cmdline: vm.SerialCmdline(runtime.GOARCH) + " quiet guest.ip=10.77.0.200/24"})
 	expect(t, ctx, other, "guest: ready")
-	if err := other.Send("scan 10.77.0.1\n"); err != nil {
+	if err := other.Send("scan " + addr + "\n"); err != nil {
 		t.Fatal(err)
 	}
 	found, err := other.Expect(ctx, `guest: scanned (\d+) ports, closed (\d+), open: \[([^\]]*)\]`)
@@ -153,11 +197,20 @@ func TestFirstBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Log(found[0])
-	if found[3] != "" {
-		t.Errorf("a box that is no relay has open ports: %s", found[3])
+	if found[2] == "0" {
+		t.Fatal("nothing answered at all: the scan proves nothing")
 	}
-	if strings.Contains(m.Console.String(), "uid=0") || strings.Contains(m.Console.String(), "GNU/Linux") {
-		t.Error("the serial line gave a shell")
+	return found[3]
+}
+
+// A relay has the ports open on which its children find it, and no other.
+func TestRelaysPorts(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	_, tree := raise(t, ctx, BoxSpec{Name: "relay", Parent: "core", Role: "access", Relay: true})
+	b := tree.boxes["relay"]
+	if open := openPorts(t, ctx, b.below, fmt.Sprintf("10.77.0.%d", b.number)); open != "8443 8883" {
+		t.Errorf("open ports are %q", open)
 	}
 }
 
@@ -204,29 +257,9 @@ func TestOtherArchitectureBoots(t *testing.T) {
 
 // A box that joined by token has the same identity after its power was cut.
 func TestKeepsIdentity(t *testing.T) {
-	needImage(t, runtime.GOARCH)
 	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
 	defer cancel()
-	bin, err := filepath.Abs(cmp.Or(os.Getenv("TRIBUTARY_BIN"), filepath.Join(root, "bin")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	tree, err := New(Spec{Bin: bin, Images: filepath.Join(root, "build"), Dir: t.TempDir(), Boxes: []BoxSpec{{Name: "box", Parent: "core", Role: "field"}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() && tree.Machine("box") != nil {
-			t.Logf("the box's serial line:\n%s", tree.Machine("box").Console.Tail(150))
-		}
-		if err := tree.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	s := &story.Story{Tree: tree, Root: root, Out: os.Stderr, Wait: patience, Bear: []string{"state-key-unsealed"}}
-	if err := s.Raise(ctx); err != nil {
-		t.Fatal(err)
-	}
+	s, tree := raise(t, ctx, BoxSpec{Name: "box", Parent: "core", Role: "field"})
 	before, err := s.Devices(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -251,6 +284,9 @@ func TestKeepsIdentity(t *testing.T) {
 		}
 		if err := json.Unmarshal(text, &status); err != nil {
 			return err
+		}
+		if status.ID == (api.DeviceID{}).String() {
+			return errors.New("it is starting still")
 		}
 		if want := before["box"].Status.ID.String(); status.ID != want {
 			t.Fatalf("its id was %s, and is %s", want, status.ID)

@@ -123,7 +123,7 @@ func (b *Box) Start(ctx context.Context) error {
 		memory = 768
 	}
 	m, err := vm.Start(ctx, vm.Spec{Name: b.Name, Arch: arch, Accel: accel, MemoryMiB: memory, CPUs: 1, Disks: []vm.Disk{{Path: b.Disk(), Log: b.DiskLog}},
-		Vars: b.path("vars.fd"), NICs: b.cards(), Ports: []string{hostport.Name}, Watchdog: true, Life: time.Hour})
+		Vars: b.path("vars.fd"), NICs: b.cards(), Ports: []string{hostport.Name}, Watchdog: true, Clock: b.Clock, Life: time.Hour})
 	if err != nil {
 		return err
 	}

@@ -51,10 +51,15 @@ type BoxSpec struct {
 	MemoryMiB int
 	// DiskLog is a file that receives every write and flush of the disk; empty: none.
 	DiskLog string
+	// Clock is what the clock on the board says at each power on; zero: the right time.
+	Clock time.Time
 }
 
 // Profiles are the images that a machine of an architecture boots.
 var Profiles = map[string]string{"amd64": "vm", "arm64": "vm-arm64"}
+
+// Bear are the warnings that a box without a TPM has by nature.
+var Bear = []string{"state-key-unsealed", "no-tpm"}
 
 // Small is the tree of the demo: a relay and under it two field boxes, the second of the
 // other architecture.

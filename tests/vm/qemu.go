@@ -47,7 +47,7 @@ func arguments(s Spec, fds handles) ([]string, error) {
 		machine += ",smm=on"
 	}
 	argv := []string{p.program, "-name", s.Name, "-nodefaults", "-no-user-config", "-display", "none", "-machine", machine, "-accel", accel, "-cpu", cpu,
-		"-m", fmt.Sprint(s.MemoryMiB), "-smp", fmt.Sprint(s.CPUs), "-rtc", "base=utc",
+		"-m", fmt.Sprint(s.MemoryMiB), "-smp", fmt.Sprint(s.CPUs), "-rtc", "base=" + s.clock(),
 		"-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng0",
 		"-chardev", "stdio,id=serial0,signal=off", "-serial", "chardev:serial0",
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fds.qmp), "-mon", "chardev=qmp,mode=control"}
@@ -88,6 +88,13 @@ func arguments(s Spec, fds handles) ([]string, error) {
 		argv = append(argv, "-no-reboot")
 	}
 	return append(argv, s.Extra...), nil
+}
+
+func (s Spec) clock() string {
+	if s.Clock.IsZero() {
+		return "utc"
+	}
+	return s.Clock.UTC().Format("2006-01-02T15:04:05")
 }
 
 // bootArguments are a kernel, or the firmware with its variables.

@@ -54,6 +54,8 @@ type Spec struct {
 	Screen bool
 	// NoReboot ends the machine where it would reset.
 	NoReboot bool
+	// Clock is what the clock on the board says at power on; zero: the right time.
+	Clock time.Time
 	// Dir holds sockets, logs and the variable store: short, since sockets lie there.
 	// Empty: a new folder in the system's temporary one, which Close removes.
 	Dir string
@@ -275,6 +277,20 @@ func (m *Machine) Event(ctx context.Context, name string) error {
 		return fmt.Errorf("%s: waiting for event %s: %w", m.Name, name, err)
 	}
 	return nil
+}
+
+// Written counts the bytes that the guest has written to its disks since it was started.
+func (m *Machine) Written(ctx context.Context) (n uint64, err error) {
+	var devices []struct {
+		Stats struct {
+			Bytes uint64 `json:"wr_bytes"`
+		} `json:"stats"`
+	}
+	err = m.Do(ctx, "query-blockstats", nil, &devices)
+	for _, d := range devices {
+		n += d.Stats.Bytes
+	}
+	return n, err
 }
 
 // Screenshot writes what the display shows as PNG.
