@@ -147,6 +147,19 @@ func TestPlainGolden(t *testing.T) {
 	}
 }
 
+// TestCaptures keeps screens for people to look at, where docs/recovery.md shows them.
+func TestCaptures(t *testing.T) {
+	s := NewScreen(wellBox())
+	for _, page := range s.pages {
+		view := s.View(80, 24)
+		switch page.Name {
+		case "health", "network", "slots", "shell":
+			golden(t, filepath.Join("../../../../docs/recovery", page.Name+".txt"), trimmed(view)+"\n")
+		}
+		s.Key("down")
+	}
+}
+
 func TestScreenGolden(t *testing.T) {
 	for name, facts := range boxes {
 		for _, size := range sizes {
