@@ -81,7 +81,10 @@ func (b *Box) config(token string) string {
 	} else if p := b.tree.boxes[b.Parent]; p != nil {
 		parent = fmt.Sprintf("10.77.0.%d:8883,8443", p.number)
 	}
-	fmt.Fprintf(&s, "name: %s\njoin: {token: %q, parent: %q}\n", b.Name, token, parent)
+	fmt.Fprintf(&s, "name: %s\n", b.Name)
+	if !b.Alone {
+		fmt.Fprintf(&s, "join: {token: %q, parent: %q}\n", token, parent)
+	}
 	if b.Relay {
 		fmt.Fprintln(&s, "relay: true")
 	}

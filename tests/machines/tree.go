@@ -47,6 +47,8 @@ type BoxSpec struct {
 	// Arch is the host's if empty.
 	Arch  string
 	Relay bool
+	// Alone: CONFIG names neither a parent nor a token.
+	Alone bool
 	// MemoryMiB is 768 if zero.
 	MemoryMiB int
 	// DiskLog is a file that receives every write and flush of the disk; empty: none.
@@ -186,9 +188,12 @@ func loopback(port int) string { return "127.0.0.1:" + strconv.Itoa(port) }
 func (t *Tree) Join(ctx context.Context) error {
 	for _, spec := range t.Boxes {
 		b := t.boxes[spec.Name]
-		token, err := t.JoinToken(ctx, spec.Name, spec.Role)
-		if err != nil {
-			return err
+		var token string
+		if !spec.Alone {
+			var err error
+			if token, err = t.JoinToken(ctx, spec.Name, spec.Role); err != nil {
+				return err
+			}
 		}
 		if err := b.flash(token); err != nil {
 			return fmt.Errorf("%s: %w", spec.Name, err)

@@ -95,7 +95,7 @@ func TestDocsCommandsExist(t *testing.T) {
 // TestDocsCommands runs every command of the blocks marked "sh lab", in order, on a
 // standing tree with the demo's app, as a person in a shell on the core would.
 func TestDocsCommands(t *testing.T) {
-	s := raise(t, pair())
+	s := raise(t, pair(), "--listen-bootstrap", ":8444")
 	ctx := t.Context()
 	up(ctx, t, s)
 	env, err := s.Lab.EdgectlEnv()

@@ -555,6 +555,10 @@ func (a *app) expect(cmd *cobra.Command, e *expectFlags, spec api.ExpectedDevice
 		return err
 	}
 	if again {
+		// What the core would refuse takes nothing away.
+		if _, err := cl.Apply(cmd.Context(), []*api.Object{o}, true); err != nil {
+			return err
+		}
 		if err := cl.Delete(cmd.Context(), k, o.Metadata.Name); err != nil && api.CodeOf(err) != api.NotFound {
 			return err
 		}
