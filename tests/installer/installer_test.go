@@ -9,8 +9,12 @@ import (
 	"cmp"
 	"context"
 	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,13 +31,16 @@ const (
 )
 
 // medium is an installer that was built before, below build or TRIBUTARY_IMAGES.
-func medium(t *testing.T, profile string) string {
+func medium(t *testing.T, profile string) string { return form(t, profile, "installer.iso") }
+
+// form is one file of an image.
+func form(t *testing.T, profile, name string) string {
 	t.Helper()
 	if os.Getenv("TRIBUTARY_VMTEST") == "" {
 		t.Skip("needs minutes: run make vmtest")
 	}
 	images := cmp.Or(os.Getenv("TRIBUTARY_IMAGES"), filepath.Join(root, "build"))
-	path, err := filepath.Abs(filepath.Join(images, profile, "installer.iso"))
+	path, err := filepath.Abs(filepath.Join(images, profile, name))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,6 +224,63 @@ func TestDisc(t *testing.T) {
 	if err := m.Wait(ctx); err != nil {
 		t.Fatal(err)
 	}
+	m = b.start(t, ctx, "", false)
+	expect(t, ctx, m, up)
+}
+
+// The netboot file over HTTP: the firmware fetches it from an address, and it installs the image that it holds. Nothing
+// else is asked of the network.
+func TestNetboot(t *testing.T) {
+	file := form(t, "vm", "netboot.efi")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	var mu sync.Mutex
+	asked := map[string]int{}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		asked[r.Method+" "+r.URL.Path]++
+		mu.Unlock()
+		if r.URL.Path != "/netboot.efi" {
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", "application/efi")
+		http.ServeFile(w, r, file)
+	}))
+	t.Cleanup(srv.Close)
+	at, err := url.Parse(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newBox(t)
+	empty, err := os.ReadFile(b.vars)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vars, err := keys.HTTPBoot(empty, "http://10.0.2.2:"+at.Port()+"/netboot.efi") // the machine's host, as QEMU shows it
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(b.vars, vars, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m, err := vm.Start(ctx, vm.Spec{Name: "box", Arch: "amd64", MemoryMiB: 1536, CPUs: 2, SecureBoot: true, Vars: b.vars, NoReboot: true, Life: patience,
+		NICs: []vm.NIC{{}}, Disks: []vm.Disk{{Path: b.disk}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Close() })
+	if _, err := m.Expect(ctx, `installing onto this box`); err != nil {
+		mu.Lock()
+		defer mu.Unlock()
+		t.Fatalf("%v; the firmware asked for %v\n%s", err, asked, m.Console.Tail(60))
+	}
+	expect(t, ctx, m, `Onto vda`, `writing .*100 %`, `verifying .*100 %`, `keys are enrolled`, `Installed on vda`)
+	if err := m.Wait(ctx); err != nil {
+		t.Fatal(err)
+	}
+	_ = m.Close()
+	// From now on the firmware checks signatures, and the disk comes first.
 	m = b.start(t, ctx, "", false)
 	expect(t, ctx, m, up)
 }
