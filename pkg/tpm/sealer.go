@@ -33,8 +33,9 @@ type Sealer struct {
 
 	Faults Faults
 
-	turn sync.Mutex
-	shut bool // by Shut
+	turn   sync.Mutex
+	shut   bool // by Shut
+	shells int  // by OpenShell
 }
 
 // token is what stands in the header of the state's volume.
@@ -72,12 +73,26 @@ func (s *Sealer) Fit(ctx context.Context) error {
 
 // Seal wraps the key. That the TPM gives it back, the next start shows, or Unseal before Shut.
 func (s *Sealer) Seal(ctx context.Context, key []byte) (json.RawMessage, error) {
+	return s.sealTo(ctx, key, func(t *TPM) ([32]byte, error) { return t.PCR(PCRSecureBoot) })
+}
+
+// SealTo wraps it for a start with another PCR 7: one that is foretold, of firmware whose keys
+// are about to change.
+func (s *Sealer) SealTo(ctx context.Context, key []byte, pcr7 [32]byte) (json.RawMessage, error) {
+	return s.sealTo(ctx, key, func(*TPM) ([32]byte, error) { return pcr7, nil })
+}
+
+func (s *Sealer) sealTo(ctx context.Context, key []byte, pcr7 func(*TPM) ([32]byte, error)) (json.RawMessage, error) {
 	if err := s.Fit(ctx); err != nil {
 		return nil, err
 	}
 	var text json.RawMessage
 	err := s.With(ctx, s.expected(), func(t *TPM) error {
-		sealed, err := s.seal(t, key)
+		value, err := pcr7(t)
+		if err != nil {
+			return err
+		}
+		sealed, err := s.seal(t, key, value)
 		if err == nil {
 			text, err = sealed.marshal()
 		}
@@ -123,7 +138,7 @@ func (s *Sealer) open(ctx context.Context, wait bool) (*TPM, func() error, error
 	}
 }
 
-func (s *Sealer) seal(t *TPM, key []byte) (*token, error) {
+func (s *Sealer) seal(t *TPM, key []byte, pcr7 [32]byte) (*token, error) {
 	pem, err := readSmall(s.Key)
 	if err != nil {
 		return nil, fmt.Errorf("the release's key: %w", err)
@@ -137,10 +152,6 @@ func (s *Sealer) seal(t *TPM, key []byte) (*token, error) {
 		return nil, err
 	}
 	if err := t.RaiseFloor(0); err != nil {
-		return nil, err
-	}
-	pcr7, err := t.PCR(PCRSecureBoot)
-	if err != nil {
 		return nil, err
 	}
 	sealed, err := t.Seal(key, release, pcr7, s.Faults)
@@ -196,6 +207,19 @@ func (s *Sealer) Shut(ctx context.Context) error {
 	return err
 }
 
+// OpenShell measures that a person got a root shell: from then on the system is what that person
+// made of it, and is not attested until the next start. Without a TPM there is nothing to measure.
+func (s *Sealer) OpenShell(ctx context.Context) error {
+	err := s.With(ctx, s.expected(), func(t *TPM) error { return t.Extend(PCRKernel, []byte(attest.ShellOpened)) })
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		s.shells++
+	}
+	return err
+}
+
 // Quote answers a challenge with the TPM's word on PCRs 7 and 11, and with the keys by which the
 // core knows this TPM. events is the firmware's log (EventLog).
 func (s *Sealer) Quote(ctx context.Context, nonce [attest.NonceSize]byte, events string) (e *attest.Evidence, p Public, err error) {
@@ -206,6 +230,9 @@ func (s *Sealer) Quote(ctx context.Context, nonce [attest.NonceSize]byte, events
 		}
 		if s.shut {
 			log = append(log, attest.Event([]byte(attest.StateOpened)))
+		}
+		for range s.shells {
+			log = append(log, attest.Event([]byte(attest.ShellOpened)))
 		}
 	}
 	err = s.With(ctx, false, func(t *TPM) error {

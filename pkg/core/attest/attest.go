@@ -320,7 +320,8 @@ func (r *Room) judge(rec *record, systems []judge.Release, c judge.Challenge, re
 	}
 	v, err := x.Verify(e)
 	if err != nil {
-		rec.Shown.Unknown = rec.Image != nil
+		image := func(one judge.Release) bool { return one.PCR11 == [32]byte(rec.Image) }
+		rec.Shown.Unknown = rec.Image != nil && !slices.ContainsFunc(systems, image)
 		return true, err
 	}
 	rec.Shown.System = v.Release

@@ -332,6 +332,14 @@ func TestReportRefused(t *testing.T) {
 		"other firmware": {func(s *site, m *machine) judge.Reply { return s.tell(m.boot(newKeys, v1, true), nil) }, Faults{NoBaseline: true}},
 		"another system": {func(s *site, m *machine) judge.Reply { return s.tell(m.boot(ourKeys, "none of ours", true), nil) },
 			Faults{Faults: judge.Faults{NoRelease: true}}},
+		"a root shell": {func(s *site, m *machine) judge.Reply {
+			m.boot(ourKeys, v1, true)
+			if err := m.tpm.Extend(tpm.PCRKernel, []byte(judge.ShellOpened)); err != nil {
+				t.Fatal(err)
+			}
+			m.log = append(m.log, judge.Event([]byte(judge.ShellOpened)))
+			return s.tell(m, nil)
+		}, Faults{Faults: judge.Faults{NoRelease: true}}},
 		"a stale nonce": {func(s *site, m *machine) judge.Reply {
 			r := s.report(m.boot(ourKeys, v1, true), s.challenge(), nil)
 			reply, err := s.Report(context.Background(), box1, s.challenge(), r)
@@ -357,6 +365,9 @@ func TestReportRefused(t *testing.T) {
 			reply := c.try(s, m)
 			if ok, why := s.Attested(box1); ok || why == "" || reply.Refused != why {
 				t.Errorf("believed: %v, %q, %q", ok, why, reply.Refused)
+			}
+			if changed, err := s.Review(t.Context()); err != nil || len(changed) > 0 {
+				t.Errorf("believed at a second look: %v, %v", changed, err)
 			}
 			s, m = newSite(t), newMachine(t)
 			s.tell(m.boot(ourKeys, v1, true), nil)

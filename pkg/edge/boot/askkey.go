@@ -52,6 +52,13 @@ func RaiseFloor(ctx context.Context, counter uint64) error {
 	return err
 }
 
+// Shut has the TPM give no key any more in this start, and note that a person gets a root shell:
+// the box is not attested until the next one. A box without a TPM has nothing to shut.
+func Shut(ctx context.Context) error {
+	_, err := send(ctx, request{Do: doShut}, keyLimit)
+	return err
+}
+
 // keyRequest answers the requests above.
 func (b *booter) keyRequest(ctx context.Context, q request, a *Answer) error {
 	ctx, cancel := context.WithTimeout(ctx, keyLimit)
@@ -71,6 +78,14 @@ func (b *booter) keyRequest(ctx context.Context, q request, a *Answer) error {
 		return nil
 	case doUnlock:
 		return b.unlock(ctx, q.Blob, q.Secret)
+	case doShut:
+		if b.cfg.TPM == nil {
+			return nil
+		}
+		b.keys.mu.Lock()
+		defer b.keys.mu.Unlock()
+		b.keys.closed = true
+		return errors.Join(b.cfg.TPM.Shut(ctx), b.cfg.TPM.OpenShell(ctx))
 	case doWait:
 		b.waits(q.Reason)
 		return nil

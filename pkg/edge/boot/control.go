@@ -26,6 +26,7 @@ const (
 	doWait   = "wait"   // Reason: why the core does not give STATE's key yet
 	doUnlock = "unlock" // Blob, Secret: STATE's key, encrypted to the TPM
 	doFloor  = "floor"  // Counter, to raise it → Floor
+	doShut   = "shut"   // a person gets a root shell: the TPM gives nothing more, and notes it
 )
 
 type request struct {
@@ -116,10 +117,10 @@ func parseRequest(line []byte) (q request, err error) {
 		return q, err
 	}
 	switch q.Do {
-	case doStatus, doReboot, doPowerOff, doQuote, doEscrow, doWait, doUnlock, doFloor:
+	case doStatus, doReboot, doPowerOff, doQuote, doEscrow, doWait, doUnlock, doFloor, doShut:
 		return q, nil
 	}
-	return q, errors.New("do is status, reboot, poweroff, quote, escrow, wait, unlock or floor")
+	return q, errors.New("do is status, reboot, poweroff, quote, escrow, wait, unlock, floor or shut")
 }
 
 // Ask asks process 1 of this box for "status", "reboot" or "poweroff", with a reason for

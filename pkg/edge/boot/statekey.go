@@ -14,6 +14,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/boot/luks"
+	"tributary.dev/tributary/pkg/identity/atomicfile"
 )
 
 // How STATE's key comes into the TPM (decision 061). A new STATE is opened by a key that stands in
@@ -29,6 +30,9 @@ type keyring struct {
 	unfit  string    // why that is not the TPM
 	locked *Recovery // STATE is shut, and the core can open it
 	given  bool      // the core has the key that the TPM gives at the next start
+	closed bool      // the TPM gives nothing any more in this start, though STATE is not open
+	key    []byte    // STATE's, from the TPM, until it is kept in STATE
+	id     string    // the number of the token that gave it
 
 	mu sync.Mutex // of those who change the header after the start
 	// run stands in for what runs programs, where this process is not the first.
@@ -93,11 +97,12 @@ func find(tokens []token, kind string) (out []token) {
 }
 
 // tidy says what to destroy in a header once STATE is open: a key that stood in the open when
-// the TPM gave its own, or what was sealed in vain when it did not.
-func tidy(source string, tokens []token, slots []string) (ids, kill []string) {
+// the TPM gave its own, the TPM's other tokens, or what was sealed in vain when it gave none. id is
+// the token that opened it.
+func tidy(source, id string, tokens []token, slots []string) (ids, kill []string) {
 	var keep []string // slots
 	for _, t := range tokens {
-		if gone := source == "tpm2" && t.Type == tokenFile || source == "file" && (t.Type == tokenTPM || t.Type == tokenRecovery); gone {
+		if gone := source == "tpm2" && (t.Type == tokenFile || t.Type == tokenTPM && t.id != id) || source == "file" && (t.Type == tokenTPM || t.Type == tokenRecovery); gone {
 			ids = append(ids, t.id)
 		} else if t.Type == tokenPrefix+source {
 			keep = append(keep, t.Keyslots...)
@@ -143,6 +148,10 @@ func (b *booter) stateKey(ctx context.Context) ([]byte, error) {
 			key, err := s.Unseal(ctx, t.Sealed)
 			if err == nil {
 				b.opened(ctx, s.Name())
+				b.keys.id, b.keys.key = t.id, nil
+				if s.Name() != (fileSealer{}).Name() {
+					b.keys.key = bytes.Clone(key)
+				}
 				return key, nil
 			}
 			faults = append(faults, fmt.Errorf("%s: %w", s.Name(), err))
@@ -238,10 +247,10 @@ func (b *booter) settleKey(ctx context.Context) {
 		b.say("STATE's header: %v", err)
 		return
 	}
-	ids, kill := tidy(b.keys.source, tokens, slots)
+	ids, kill := tidy(b.keys.source, b.keys.id, tokens, slots)
 	if err := b.destroy(ctx, ids, kill); err != nil {
 		b.say("STATE's header: %v", err)
-	} else if len(ids)+len(kill) > 0 && b.keys.source == "tpm2" {
+	} else if len(kill) > 0 && b.keys.source == "tpm2" {
 		b.say("STATE's key is in the TPM; the one that stood in the header is destroyed")
 	}
 }
@@ -330,7 +339,7 @@ func (b *booter) escrow(ctx context.Context, key []byte, r *Recovery) error {
 	if err != nil {
 		return err
 	}
-	ids, kill := tidy(b.keys.source, tokens, slots) // what an earlier try left
+	ids, kill := tidy(b.keys.source, b.keys.id, tokens, slots) // what an earlier try left
 	if err := b.destroy(ctx, ids, kill); err != nil {
 		return err
 	}
@@ -420,14 +429,16 @@ func (b *booter) unlock(ctx context.Context, blob, secret []byte) error {
 	if err != nil {
 		return err
 	}
-	again, err := b.cfg.TPM.Unseal(ctx, sealed)
-	if err != nil {
-		return fmt.Errorf("sealed anew, but not given back: %w", err)
+	if !b.keys.closed { // else the next start shows it, or waits again
+		again, err := b.cfg.TPM.Unseal(ctx, sealed)
+		if err != nil {
+			return fmt.Errorf("sealed anew, but not given back: %w", err)
+		}
+		if !bytes.Equal(again, key) {
+			return errors.New("sealed anew, but another key is given back")
+		}
+		clear(again)
 	}
-	if !bytes.Equal(again, key) {
-		return errors.New("sealed anew, but another key is given back")
-	}
-	clear(again)
 	if err := b.reseal(ctx, sealed); err != nil {
 		return err
 	}
@@ -452,6 +463,72 @@ func (b *booter) reseal(ctx context.Context, sealed json.RawMessage) error {
 	var ids []string
 	for _, t := range find(tokens, tokenTPM) {
 		ids = append(ids, t.id)
+	}
+	return b.destroy(ctx, ids, nil)
+}
+
+// keptKey is where STATE's key stands in STATE itself once the TPM keeps it, to seal it anew.
+const keptKey = stateDir + "/keys/state.key"
+
+// keepKey writes STATE's key into STATE.
+func (b *booter) keepKey() {
+	if b.keys.key == nil {
+		return
+	}
+	defer func() {
+		clear(b.keys.key)
+		b.keys.key = nil
+	}()
+	if old, err := readSome(keptKey, keySize+1); err == nil && bytes.Equal(old, b.keys.key) {
+		return
+	}
+	if err := atomicfile.Write(keptKey, b.keys.key, 0o600); err != nil {
+		b.say("STATE's key is not kept for sealing it anew: %v", err)
+	}
+}
+
+// sealAlso seals STATE's key to a PCR 7 that is foretold too, before the firmware's keys change.
+// The next start keeps of the TPM's tokens the one that opened STATE. Where the TPM does not keep
+// the key there is nothing to do.
+func (b *booter) sealAlso(ctx context.Context, pcr7 [32]byte) error {
+	if b.keys.source != "tpm2" {
+		return nil
+	}
+	key, err := readSome(keptKey, keySize+1)
+	if err != nil {
+		return err
+	}
+	return b.sealKeyAlso(ctx, key, pcr7)
+}
+
+func (b *booter) sealKeyAlso(ctx context.Context, key []byte, pcr7 [32]byte) error {
+	b.keys.mu.Lock()
+	defer b.keys.mu.Unlock()
+	defer clear(key)
+	if err := b.opens(key); err != nil {
+		return err
+	}
+	tokens, _, err := b.header(ctx)
+	if err != nil {
+		return err
+	}
+	now := find(tokens, tokenTPM)
+	i := slices.IndexFunc(now, func(t token) bool { return t.id == b.keys.id })
+	if i < 0 {
+		return errors.New("STATE's header has lost the token that opened it")
+	}
+	sealed, err := b.cfg.TPM.SealTo(ctx, key, pcr7)
+	if err != nil {
+		return err
+	}
+	if err := b.importToken(ctx, token{Type: tokenTPM, Keyslots: now[i].Keyslots, Sealed: sealed}); err != nil {
+		return err
+	}
+	var ids []string // of an earlier foretelling
+	for _, t := range now {
+		if t.id != b.keys.id {
+			ids = append(ids, t.id)
+		}
 	}
 	return b.destroy(ctx, ids, nil)
 }

@@ -125,7 +125,11 @@ func (b *booter) openState(ctx context.Context) error {
 	}
 	b.state = true
 	b.settleKey(ctx)
-	return os.MkdirAll(filepath.Dir(dataKey), 0o700)
+	if err := os.MkdirAll(filepath.Dir(dataKey), 0o700); err != nil {
+		return err
+	}
+	b.keepKey()
+	return nil
 }
 
 // openData opens DATA by its key in STATE, or makes both.

@@ -25,6 +25,9 @@ const PCRKernel = 11
 // StateOpened is what a box measures into PCR 11 when it has taken the state's key out.
 const StateOpened = "tributary:state-opened"
 
+// ShellOpened is what it measures when a person got a root shell on it.
+const ShellOpened = "tributary:shell"
+
 // ErrRefused means that the evidence does not show what it should.
 var ErrRefused = errors.New("the box is not attested")
 
@@ -179,6 +182,9 @@ func (x Expect) release(e *Evidence, v *Verdict) error {
 			}
 			continue
 		}
+		if [32]byte(d) == sha256.Sum256([]byte(ShellOpened)) && !x.Faults.NoRelease {
+			return refused("a root shell was opened in this start")
+		}
 		if [32]byte(d) != opened && !x.Faults.NoRelease {
 			return refused("PCR 11's log has an event that no release measures (number %d)", i+1)
 		}
@@ -201,7 +207,7 @@ func (e *Evidence) Image() (image [32]byte, ok bool) {
 		return have, ok
 	}
 	log := e.Log
-	if bytes.Equal(log[len(log)-1], Event([]byte(StateOpened))) {
+	for len(log) > 0 && (bytes.Equal(log[len(log)-1], Event([]byte(StateOpened))) || bytes.Equal(log[len(log)-1], Event([]byte(ShellOpened)))) {
 		log = log[:len(log)-1]
 	}
 	return Replay(log), Replay(e.Log) == have
