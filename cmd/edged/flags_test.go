@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"io"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -69,5 +70,21 @@ func TestRecordsOfNoBox(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	if code := dispatch(context.Background(), []string{"records", "--data", dir, "--run", dir}, &out, &out); code == 0 || !strings.Contains(out.String(), "no box has lived") {
 		t.Errorf("exit %d, %q", code, out.String())
+	}
+}
+
+func TestLabels(t *testing.T) {
+	o, err := parseOptions([]string{"--parent", "core.example", "--labels", "rack=3, hall=b,empty="}, io.Discard)
+	if err != nil || !reflect.DeepEqual(o.labels, map[string]string{"rack": "3", "hall": "b", "empty": ""}) {
+		t.Errorf("%v %v", o.labels, err)
+	}
+	b := &box{o: o}
+	if got := b.labels(api.Hardware{Arch: "amd64"}); got[api.Reserved+"config.rack"] != "3" || got["rack"] != "" || got[api.Reserved+"arch"] != "amd64" {
+		t.Errorf("%v", got)
+	}
+	for _, text := range []string{"rack", "=3", "a=b,,c=d"} {
+		if _, err := parseOptions([]string{"--parent", "core.example", "--labels", text}, io.Discard); err == nil {
+			t.Errorf("%q is taken", text)
+		}
 	}
 }

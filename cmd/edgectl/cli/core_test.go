@@ -3,6 +3,7 @@ package cli_test
 import (
 	"archive/tar"
 	"context"
+	"crypto/ecdh"
 	"crypto/rand"
 	"crypto/tls"
 	"encoding/hex"
@@ -16,6 +17,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -35,10 +37,12 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/ca"
 	"tributary.dev/tributary/pkg/core/registry"
+	"tributary.dev/tributary/pkg/core/rescue"
 	"tributary.dev/tributary/pkg/core/roster"
 	"tributary.dev/tributary/pkg/core/server"
 	"tributary.dev/tributary/pkg/core/store"
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/identity/unlock"
 	"tributary.dev/tributary/pkg/link/stream"
 )
 
@@ -68,6 +72,8 @@ func TestScripts(t *testing.T) {
 			env.Setenv("EDGECTL_CONFIG", filepath.Join(env.WorkDir, "config", "edgectl.yaml"))
 			env.Setenv("CA_PIN", c.pin)
 			env.Setenv("VIEWER", c.viewer)
+			env.Setenv("RESCUER", c.rescuer)
+			env.Setenv("CHALLENGE", c.challenge)
 			env.Setenv("TZ", "UTC")
 			return writeImages(env.WorkDir)
 		},
@@ -76,8 +82,9 @@ func TestScripts(t *testing.T) {
 }
 
 type testCore struct {
-	url, token, viewer, caFile, pin string
-	stop                            func()
+	url, token, viewer, rescuer, caFile, pin string
+	challenge                                string // of field-1's console
+	stop                                     func()
 }
 
 func startCore(dir string) (c *testCore, err error) {
@@ -99,7 +106,7 @@ func startCore(dir string) (c *testCore, err error) {
 		return nil, err
 	}
 	onStop(func() { db.Close() })
-	for role, token := range map[store.Role]*string{store.Admin: &c.token, store.Viewer: &c.viewer} {
+	for role, token := range map[store.Role]*string{store.Admin: &c.token, store.Viewer: &c.viewer, store.Rescuer: &c.rescuer} {
 		if *token, err = db.CreateToken(ctx, "ann", role, time.Time{}, rand.Reader); err != nil {
 			return nil, err
 		}
@@ -110,6 +117,11 @@ func startCore(dir string) (c *testCore, err error) {
 	}
 	fp := authority.Fingerprint()
 	c.pin = hex.EncodeToString(fp[:])
+	owner, _, err := authority.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	c.challenge = unlock.Challenge{Device: deviceIDs["field-1"], Owner: unlock.OwnerID(owner.PublicKey()), Fresh: [32]byte(owner.PublicKey().Bytes())}.String()
 	root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: authority.Trust().Root.Raw})
 	if err := os.WriteFile(c.caFile, root, 0o600); err != nil {
 		return nil, err
@@ -129,7 +141,16 @@ func startCore(dir string) (c *testCore, err error) {
 	onStop(func() { reg.Close() })
 	apps := &server.Apps{Store: db, Artifacts: reg}
 	hall := server.New(server.Config{
-		Store: db, Tokens: db, Devices: boxes, Ledger: playedLedger{}, Streams: playedDevices{}, Metrics: prometheus.NewRegistry(), Log: log, Now: time.Now, Version: "1.2.3",
+		Store: db, Tokens: db, Devices: boxes, Unlocks: playedDesk{rescue.New(rescue.Config{
+			Key: func() (*ecdh.PrivateKey, error) { return owner, nil }, Event: store.EventUnlock, Now: time.Now,
+			Answered: func(ctx context.Context, id api.DeviceID, challenge string) (bool, error) {
+				list, err := db.Events(ctx, []api.DeviceID{id}, 100)
+				return slices.ContainsFunc(list, func(e store.DeviceEvent) bool { return e.Subject == challenge }), err
+			},
+			Note: func(ctx context.Context, id api.DeviceID, name string, e api.Event) error {
+				return db.AppendEvents(ctx, []store.DeviceEvent{{Device: id, Label: name, Event: e}})
+			},
+		})}, Ledger: playedLedger{}, Streams: playedDevices{}, Metrics: prometheus.NewRegistry(), Log: log, Now: time.Now, Version: "1.2.3",
 		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: admitToken(boxes)},
 		Removal:   map[string]server.Removal{api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindSecret: apps.MayRemove},
 		Routes: []server.Route{
@@ -165,6 +186,14 @@ func admitToken(boxes *roster.Roster) server.Admission {
 			o.Status, _ = json.Marshal(api.JoinTokenStatus{Token: token(o.Metadata.UID)})
 		}}, nil
 	}
+}
+
+// playedDesk is the desk as cored wires it.
+type playedDesk struct{ *rescue.Desk }
+
+func (d playedDesk) Unlock(ctx context.Context, device api.DeviceID, name, challenge, actor string) (server.UnlockAnswer, error) {
+	a, err := d.Answer(ctx, device, name, challenge, actor)
+	return server.UnlockAnswer{Answer: a.Text, Challenge: a.Challenge, Proven: a.Proven}, err
 }
 
 var deviceIDs = map[string]api.DeviceID{"agg": {1}, "access": {2}, "field-1": {3}, "field-2": {4}}
