@@ -48,7 +48,8 @@ check: ## format, vet, linters, import rule, package docs, short race tests
 	tests/run-checks
 
 .PHONY: vmtest
-vmtest: deps build ## scenarios on machines that boot the image, the long ones too
+vmtest: deps build ## scenarios on machines that boot the image, the long ones too; builds the images they start from
+	for p in vm vm-arm64 generic-amd64; do $(MAKE) --no-print-directory image PROFILE=$$p || exit 1; done
 	TRIBUTARY_VMTEST=1 $(GO) test -p 1 -count=1 -timeout 90m ./tests/vm/... ./tests/secureboot/ ./tests/installer/ ./image/build/ ./tests/machines/... -v
 
 .PHONY: bench

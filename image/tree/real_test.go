@@ -315,7 +315,7 @@ func TestListsAreKnown(t *testing.T) {
 		kernels = append(kernels, k)
 	}
 	rootfs := os.DirFS(filepath.Join(top, "rootfs"))
-	for _, pattern := range []string{"modules/*.list", "modules/initramfs/*.list"} {
+	for _, pattern := range []string{"modules/*.list", "modules/initramfs/*.list", "extensions/*/modules.list"} {
 		names, err := fs.Glob(rootfs, pattern)
 		if err != nil {
 			t.Fatal(err)
@@ -362,6 +362,11 @@ func TestEveryProfile(t *testing.T) {
 		_, err2 := lists(rootfs, p.Initramfs, true)
 		_, err3 := firmwareLists(rootfs, p.Firmware)
 		_, err4 := lock.Packages(p.Arch, Sets(p, lock)...)
+		for _, name := range p.Extensions {
+			if _, err := fs.Stat(rootfs, "extensions/"+name+"/modules.list"); err != nil {
+				err4 = errors.Join(err4, err)
+			}
+		}
 		if err := errors.Join(err1, err2, err3, err4); err != nil {
 			t.Errorf("profile %s: %v", p.Name, err)
 		}
