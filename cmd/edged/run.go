@@ -145,7 +145,7 @@ func (b *box) runAll(ctx context.Context) error {
 		run  func(context.Context) error
 	}{
 		{"state", b.state.Run}, {"membership", b.member.Run}, {"link", b.link.Run},
-		{"apps", b.work.Run}, {"agent", b.agent.Load().Run}, {"settings", b.applySettings}, {"memory", b.trim}, {"watchdog", b.watch},
+		{"apps", b.work.Run}, {"agent", b.agent.Load().Run}, {"settings", b.applySettings}, {"memory", b.trim}, {"watchdog", b.watch}, {"consoles", b.tellOfConsole},
 	}
 	if b.serve != nil {
 		loops = append(loops, []struct {
