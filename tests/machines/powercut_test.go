@@ -141,9 +141,6 @@ func TestUpdatePowerCuts(t *testing.T) {
 	stop()
 	moments := <-watched
 	box.DiskLog = ""
-	if err := u.tree.Close(); err != nil {
-		t.Fatal(err)
-	}
 	u.replay(before, log, moments, cuts, boots)
 }
 
