@@ -209,8 +209,11 @@ func (b *box) openState(context.Context) (err error) {
 	if origin := b.state.Origin(); origin != state.Intact {
 		b.log.Info("state", "origin", origin)
 	}
-	b.clock, err = b.state.Clock(time.Now, nil)
-	return err
+	if b.clock, err = b.state.Clock(time.Now, nil); err != nil {
+		return err
+	}
+	b.keepTime()
+	return nil
 }
 
 // openListeners takes a relay's ports before it enrols, so that a port clash is told
@@ -302,7 +305,7 @@ func (b *box) join(ctx context.Context) (err error) {
 			h := b.hardware()
 			return identity.EnrolConfig{Name: b.o.name, Hardware: h, Labels: b.labels(h), Relay: b.o.relay, Addresses: hardware.Addresses()}
 		},
-		Now: b.clock.Now, Raise: b.clock.Raise, Log: b.log,
+		Now: b.clock.Now, Raise: b.clock.Heard, Log: b.log,
 	})
 	b.waiting.Store(nil)
 	return err

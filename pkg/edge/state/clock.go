@@ -2,6 +2,7 @@ package state
 
 import (
 	"encoding/binary"
+	"errors"
 	"sync"
 	"time"
 
@@ -12,8 +13,8 @@ import (
 // that the core has signed and goes on with the time since boot: a box whose battery is
 // empty starts in the past, goes on from what it knew, and its clock never stands still.
 // The machine's own clock is followed wherever it is ahead of the floor, when NTP sets it
-// also. Certificates and commands are judged by this clock. Safe for use by many
-// goroutines.
+// also, until the core itself says that it is far ahead. Certificates and commands are
+// judged by this clock. Safe for use by many goroutines.
 //
 // Now may step: forward when the machine's clock is set, back as far as the floor. Who
 // measures how long something took asks a monotonic clock.
@@ -21,8 +22,12 @@ type Clock struct {
 	now  func() time.Time
 	up   func() time.Duration
 	save func(int64) error
+	// Set puts the machine's clock right; nil where that is somebody else's. It is to be
+	// given before the clock is used.
+	Set func(time.Time) error
 
 	mu    sync.Mutex
+	heard bool          // the core said what time it is, since this process began
 	floor time.Time     // as it was at since; zero: nothing is known
 	since time.Duration // by up
 	saved int64         // Unix seconds
@@ -53,10 +58,20 @@ func (c *Clock) Now() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now, floor := c.now(), c.at()
-	if now.Before(floor) {
+	if c.wrong(now, floor, 0) {
 		return floor
 	}
 	return now
+}
+
+// maxAhead is how far the machine's clock is believed ahead of a core that was heard: a
+// battery that failed may leave any year in it, while what is left between two clocks that
+// go is seconds.
+const maxAhead = 24 * time.Hour
+
+// wrong tells that the machine's clock is not to be followed. c.mu is held.
+func (c *Clock) wrong(now, floor time.Time, slack time.Duration) bool {
+	return floor.Sub(now) > slack || c.heard && now.Sub(floor) > maxAhead
 }
 
 // Floor is a moment that is certainly past, by what the core signed; the zero time when
@@ -76,7 +91,8 @@ func (c *Clock) at() time.Time {
 }
 
 // Raise lifts the floor to t, a time that the core has signed. An earlier one does
-// nothing. It is written down when it moved by an hour.
+// nothing. It is written down when it moved by an hour. The signature may be old: it says
+// nothing of a machine's clock that is ahead.
 func (c *Clock) Raise(t time.Time) error {
 	t = time.Unix(t.Unix(), 0)
 	c.mu.Lock()
@@ -84,7 +100,28 @@ func (c *Clock) Raise(t time.Time) error {
 		c.floor, c.since = t, c.up()
 	}
 	c.mu.Unlock()
-	return c.Keep()
+	return errors.Join(c.Keep(), c.correct())
+}
+
+// Heard is Raise with a time that the core signed just now, in answer to what this box
+// asked: from then on the machine's clock is not believed where it is far ahead.
+func (c *Clock) Heard(t time.Time) error {
+	c.mu.Lock()
+	c.heard = true
+	c.mu.Unlock()
+	return c.Raise(t)
+}
+
+// correct sets the machine's clock where it is wrong by more than seconds: apps read it.
+func (c *Clock) correct() error {
+	c.mu.Lock()
+	now, floor := c.now(), c.at()
+	due := c.Set != nil && c.wrong(now, floor, 10*time.Second)
+	c.mu.Unlock()
+	if !due {
+		return nil
+	}
+	return c.Set(floor)
 }
 
 // Keep writes the floor down when it moved by an hour, so that a restart takes back no

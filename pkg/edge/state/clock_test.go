@@ -117,3 +117,39 @@ func TestClockRunsWhileTheMachineIsInThePast(t *testing.T) {
 		t.Fatalf("a step back of the machine's clock moves this one to %s", got)
 	}
 }
+
+// A clock ten years ahead is followed until the core, asked, says otherwise; a time of the
+// core's that may be old does not move it. Then the machine's clock is set, too.
+func TestClockAhead(t *testing.T) {
+	s := open(t, t.TempDir())
+	defer s.Close()
+	right := time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC)
+	machine, up := right.AddDate(10, 0, 0), time.Duration(0)
+	c, err := s.Clock(func() time.Time { return machine }, func() time.Duration { return up })
+	if err != nil {
+		t.Fatal(err)
+	}
+	var set []time.Time
+	c.Set = func(to time.Time) error { set = append(set, to); return nil }
+	if err := c.Raise(right); err != nil || !c.Now().Equal(machine) || len(set) > 0 {
+		t.Errorf("an acknowledgement moved it to %s (%v, %v)", c.Now(), set, err)
+	}
+	if err := c.Heard(right); err != nil || !c.Now().Equal(right) {
+		t.Errorf("the core said %s, and it is %s (%v)", right, c.Now(), err)
+	}
+	up += time.Hour
+	if want := right.Add(time.Hour); !c.Now().Equal(want) {
+		t.Errorf("an hour later it is %s", c.Now())
+	}
+	if len(set) != 1 || !set[0].Equal(right) {
+		t.Errorf("the machine's clock was set to %v", set)
+	}
+	machine = right.Add(2 * time.Hour) // ahead by what clocks may differ
+	if !c.Now().Equal(machine) {
+		t.Errorf("set right, it is %s", c.Now())
+	}
+	machine = right.AddDate(-10, 0, 0)
+	if err := c.Raise(right.Add(time.Hour)); err != nil || len(set) != 2 || !c.Now().Equal(right.Add(time.Hour)) {
+		t.Errorf("ten years behind: set %v, now %s (%v)", set, c.Now(), err)
+	}
+}
