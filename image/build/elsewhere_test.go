@@ -91,7 +91,7 @@ func (p place) run(cmd *exec.Cmd) {
 	}
 }
 
-// stranger builds as a user who owns nothing, in a network namespace that has no network, with one processor, another
+// stranger builds as a user who owns nothing, in a network namespace that has no network, with another
 // time zone and mask, and a compiler's cache that starts empty.
 func (p place) stranger(profile string) {
 	t := p.t
@@ -106,7 +106,7 @@ func (p place) stranger(profile string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.env = []string{"HOME=" + top + "/home", "TMPDIR=" + top + "/home", "GOCACHE=" + top + "/home/cache", "GOMODCACHE=" + top + "/mod", "GOPROXY=off", "GOFLAGS=", "GOMAXPROCS=1", "TZ=Asia/Tokyo", "LC_ALL=C"}
+	p.env = []string{"HOME=" + top + "/home", "TMPDIR=" + top + "/home", "GOCACHE=" + top + "/home/cache", "GOMODCACHE=" + top + "/mod", "GOPROXY=off", "GOFLAGS=", "TZ=Asia/Tokyo", "LC_ALL=C"}
 	script := `mount --bind "$1" "$2" && cd "$3" && umask 077 && shift 3 && exec "$@"`
 	args := append([]string{"-c", script, "sh", strings.TrimSpace(string(out)), filepath.Join(top, "mod"), p.dir}, "setpriv", fmt.Sprintf("--reuid=%d", nobody), fmt.Sprintf("--regid=%d", nobody), "--clear-groups", "go")
 	cmd := p.command("sh", append(args, p.args(profile)...)...)

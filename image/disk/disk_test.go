@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 
@@ -124,6 +125,9 @@ func TestCompress(t *testing.T) {
 	var sums [2][32]byte
 	var size int
 	for i := range sums {
+		if i == 1 { // a machine with one processor gives the same bits
+			defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+		}
 		path := filepath.Join(dir, "disk.raw.zst")
 		sum, err := Compress(path, im)
 		if err != nil {
