@@ -34,8 +34,17 @@ func preload(dir, arch string) (map[string][]byte, error) {
 	}
 	total, layouts := int64(0), map[string]bool{}
 	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
+		if err != nil {
 			return err
+		}
+		if path != dir && strings.HasPrefix(d.Name(), ".") { // what tools and desktops leave behind
+			if d.IsDir() {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if d.IsDir() {
+			return nil
 		}
 		if !d.Type().IsRegular() {
 			return fmt.Errorf("%s is no plain file", path)

@@ -70,7 +70,20 @@ func authority(t *testing.T) []byte {
 
 func TestPreload(t *testing.T) {
 	dir, digest := folder(t)
+	put(t, dir, "apps/default/web/.stamp", []byte("x"))
+	put(t, dir, ".git/config", []byte("x"))
+	count := func(files map[string][]byte) (n int) {
+		for name := range files {
+			if strings.Contains(name, "/.") {
+				n++
+			}
+		}
+		return n
+	}
 	files, err := preload(dir, "amd64")
+	if n := count(files); n > 0 {
+		t.Errorf("%d hidden files", n)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

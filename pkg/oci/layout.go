@@ -56,6 +56,9 @@ func checkTree(blobs string, d Descriptor, architectures []string, depth int) er
 	defer f.Close()
 	var head bytes.Buffer
 	n, err := io.Copy(&capped{&head}, newVerifier(f, d.Digest))
+	if errors.Is(err, errCorrupt) {
+		return fmt.Errorf("%s: the file is not what its name says", d.Digest)
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", d.Digest, err)
 	}
