@@ -256,11 +256,11 @@ func (s State) checking(f Facts, d Deadlines) (State, Do) {
 		s.Slots[f.Running] = held // it runs already
 		s.rest()
 		return s, Nothing
-	case found.Arch != f.Arch:
+	case found.Arch != f.Arch: // check: arch
 		s.refuse(f, CauseUnfit, fmt.Sprintf("release %s is for %s; this box is %s", t.Name(), found.Arch, f.Arch))
 	case found.Profile != f.Profile:
 		s.refuse(f, CauseUnfit, fmt.Sprintf("release %s is for the profile %s; this box has %s", t.Name(), found.Profile, f.Profile))
-	case t.Counter < f.Floor:
+	case t.Counter < f.Floor: // check: floor
 		s.refuse(f, CauseFloor, fmt.Sprintf("release %s has security counter %d; this box accepts none below %d", t.Name(), t.Counter, f.Floor))
 	case found.Fits != nil:
 		s.refuse(f, CauseUnfit, fmt.Sprintf("release %s has no room on this box: %v", t.Name(), found.Fits))
@@ -291,7 +291,7 @@ func (s State) fetching(f Facts, d Deadlines) (State, Do) {
 
 func (s State) writing(f Facts, d Deadlines) (State, Do) {
 	other := f.Running.Other()
-	if len(f.Order) == 0 || f.Order[0] != f.Running {
+	if len(f.Order) == 0 || f.Order[0] != f.Running { // check: order
 		// What is about to be torn must not be what the firmware starts first.
 		if f.Running != s.Good || !f.Health.Kernel.OK || !f.Health.Agent.OK {
 			return s, Nothing

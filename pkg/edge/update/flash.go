@@ -228,7 +228,7 @@ func (f *Flash) Verify(slot Slot, d release.Description, install uint64) error {
 	if err != nil {
 		return err
 	}
-	if err := verity.Verify(root, tree, d.Hash()); err != nil {
+	if err := verity.Verify(root, tree, d.Hash()); err != nil { // check: verity
 		return err
 	}
 	e, err := f.ReadESP(slot)
