@@ -173,8 +173,7 @@ type Power struct {
 
 // PhysicalPresence says what counts as a person standing at the box.
 type PhysicalPresence struct {
-	// Proof is none, button (the power or reset button pressed when the console asks)
-	// or usb-key (a stick with the owner's signed permission).
+	// Proof is none, or button: the power button, pressed when the console asks.
 	Proof []string `json:"proof,omitempty"`
 	// Shell allows a root shell by that proof alone; otherwise only by challenge and
 	// response.

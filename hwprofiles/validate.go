@@ -96,7 +96,7 @@ func validate(p Profile, lines map[string]int) error {
 	c.between("relay.cache", p.Relay.Cache, 0, 64<<20, "MiB")
 	c.power(p.Power)
 	for i, s := range p.PhysicalPresence.Proof {
-		c.oneOf(fmt.Sprintf("physicalPresence.proof[%d]", i), s, "button", "usb-key")
+		c.oneOf(fmt.Sprintf("physicalPresence.proof[%d]", i), s, "button")
 	}
 	c.fault(!p.PhysicalPresence.Shell || len(p.PhysicalPresence.Proof) > 0, "physicalPresence.shell", "name a proof, or leave the shell to challenge and response", "a shell without any proof would be open to everyone")
 	c.between("physicalPresence.window", p.PhysicalPresence.Window, 0, 3600, "seconds")
