@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"time"
 
 	"tributary.dev/tributary/pkg/edge/recovery"
 )
@@ -115,16 +116,24 @@ func (s *session) Read(b []byte) (int, error) {
 	}
 }
 
+// shutTime is how long process 1 may take to shut the TPM.
+const shutTime = 10 * time.Second
+
 // enter runs the shell that a person was let into.
 func enter(ctx context.Context, l line, box *recovery.Appliance) error {
 	d, ok := box.Desk.(*desk)
 	if !ok {
 		return errors.New("there is no shell here")
 	}
-	id := d.open
-	d.tell("opened", id, "")
+	id, message := d.open, ""
+	asked, cancel := context.WithTimeout(ctx, shutTime)
+	if err := box.Shut(asked); err != nil {
+		message = "the TPM was not shut before: " + err.Error()
+	}
+	cancel()
+	d.tell("opened", id, message)
+	message = ""
 	err := shell(ctx, l, d.shell, shellTime)
-	message := ""
 	if err != nil {
 		message = err.Error()
 	}

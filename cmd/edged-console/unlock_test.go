@@ -1,13 +1,17 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/ecdh"
 	"errors"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -78,6 +82,37 @@ func (s *site) subjects() (out string) {
 	return out
 }
 
+// processOne answers on the socket of process 1, and tells what it was asked.
+func (s *site) processOne(t *testing.T) (asked func() string) {
+	t.Helper()
+	l, err := net.Listen("unix", filepath.Join(s.root, "run/tributary/init.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	var mu sync.Mutex
+	var all strings.Builder
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			line, _ := bufio.NewReader(c).ReadString('\n') // who asks nothing is answered too
+			mu.Lock()
+			all.WriteString(line)
+			mu.Unlock()
+			_, _ = io.WriteString(c, "{}\n")
+			c.Close()
+		}
+	}()
+	return func() string {
+		mu.Lock()
+		defer mu.Unlock()
+		return all.String()
+	}
+}
+
 var shown = regexp.MustCompile(`(?:[0-9A-HJKMNP-TV-Z]{4,5}\s+){15}`)
 
 // TestUnlockOnTerminal plays it all on a serial line by script: the challenge is read off the
@@ -85,6 +120,7 @@ var shown = regexp.MustCompile(`(?:[0-9A-HJKMNP-TV-Z]{4,5}\s+){15}`)
 // of its own; what it leaves behind is ended with it; the same answer opens nothing more.
 func TestUnlockOnTerminal(t *testing.T) {
 	s := newSite(t)
+	asked := s.processOne(t)
 	x := newTerminal(t, 0, 0)
 	begin(t, "--tty", x.path, "--root", s.root)
 	x.expect("Press Enter for the console.")
@@ -130,6 +166,9 @@ func TestUnlockOnTerminal(t *testing.T) {
 	x.expect("go back: ")
 	answer(strings.ToLower(strings.ReplaceAll(a.Text, "-", " ")))
 	x.expect(`"exit" locks it again.`)
+	if !strings.Contains(asked(), `"shut"`) {
+		t.Errorf("the TPM is not shut before there is a shell: process 1 was asked %s", asked())
+	}
 	x.send("echo in as $(id -u) on $(tty); echo sid-$(cut -d' ' -f6 /proc/$$/stat); echo pid-$$\n")
 	x.expect("pid-") // the echo of what was typed
 	x.expect("in as ")

@@ -135,6 +135,22 @@ func (a *Appliance) leave(ctx context.Context, do, why string, say func(string))
 	return nil
 }
 
+// Shut has process 1 end the unsealing of keys by the TPM for this start, and lets the TPM
+// remember that a shell was opened. An older process 1, or none, is no reason to leave a person
+// outside who may come in; the answer tells.
+func (a *Appliance) Shut(ctx context.Context) error {
+	var answer struct {
+		Error string `json:"error"`
+	}
+	if err := askInit(ctx, a.path(a.Init), map[string]string{"do": "shut"}, &answer); err != nil {
+		return fmt.Errorf("process 1 cannot be asked: %s", reason(err))
+	}
+	if answer.Error != "" {
+		return errors.New(answer.Error)
+	}
+	return nil
+}
+
 // Wanted is what the console asks of whoever keeps the uplinks, in network-wish.json.
 type Wanted struct {
 	Settings *api.NetworkSettings `json:"settings,omitempty"`
