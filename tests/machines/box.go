@@ -125,8 +125,12 @@ func (b *Box) Start(ctx context.Context) error {
 	if memory == 0 {
 		memory = 768
 	}
-	m, err := vm.Start(ctx, vm.Spec{Name: b.Name, Arch: arch, Accel: accel, MemoryMiB: memory, CPUs: 1, Disks: []vm.Disk{{Path: b.Disk(), Log: b.DiskLog}},
-		Vars: b.path("vars.fd"), NICs: b.cards(), Ports: []string{hostport.Name}, Watchdog: true, Clock: b.Clock, Life: time.Hour})
+	spec := vm.Spec{Name: b.Name, Arch: arch, Accel: accel, MemoryMiB: memory, CPUs: 1, Disks: []vm.Disk{{Path: b.Disk(), Log: b.DiskLog}},
+		Vars: b.path("vars.fd"), NICs: b.cards(), Ports: []string{hostport.Name}, Watchdog: true, Clock: b.Clock, Life: time.Hour}
+	if b.Secure {
+		spec.SecureBoot, spec.TPM = true, b.path("tpm")
+	}
+	m, err := vm.Start(ctx, spec)
 	if err != nil {
 		return err
 	}

@@ -55,6 +55,9 @@ type BoxSpec struct {
 	DiskLog string
 	// Clock is what the clock on the board says at each power on; zero: the right time.
 	Clock time.Time
+	// Secure gives it a TPM, and firmware that starts what keys in vars.fd signed alone; the
+	// file lies in its folder.
+	Secure bool
 }
 
 // Profiles are the images that a machine of an architecture boots.
