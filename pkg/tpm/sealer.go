@@ -73,26 +73,12 @@ func (s *Sealer) Fit(ctx context.Context) error {
 
 // Seal wraps the key. That the TPM gives it back, the next start shows, or Unseal before Shut.
 func (s *Sealer) Seal(ctx context.Context, key []byte) (json.RawMessage, error) {
-	return s.sealTo(ctx, key, func(t *TPM) ([32]byte, error) { return t.PCR(PCRSecureBoot) })
-}
-
-// SealTo wraps it for a start with another PCR 7: one that is foretold, of firmware whose keys
-// are about to change.
-func (s *Sealer) SealTo(ctx context.Context, key []byte, pcr7 [32]byte) (json.RawMessage, error) {
-	return s.sealTo(ctx, key, func(*TPM) ([32]byte, error) { return pcr7, nil })
-}
-
-func (s *Sealer) sealTo(ctx context.Context, key []byte, pcr7 func(*TPM) ([32]byte, error)) (json.RawMessage, error) {
 	if err := s.Fit(ctx); err != nil {
 		return nil, err
 	}
 	var text json.RawMessage
 	err := s.With(ctx, s.expected(), func(t *TPM) error {
-		value, err := pcr7(t)
-		if err != nil {
-			return err
-		}
-		sealed, err := s.seal(t, key, value)
+		sealed, err := s.seal(t, key)
 		if err == nil {
 			text, err = sealed.marshal()
 		}
@@ -138,7 +124,7 @@ func (s *Sealer) open(ctx context.Context, wait bool) (*TPM, func() error, error
 	}
 }
 
-func (s *Sealer) seal(t *TPM, key []byte, pcr7 [32]byte) (*token, error) {
+func (s *Sealer) seal(t *TPM, key []byte) (*token, error) {
 	pem, err := readSmall(s.Key)
 	if err != nil {
 		return nil, fmt.Errorf("the release's key: %w", err)
@@ -152,6 +138,10 @@ func (s *Sealer) seal(t *TPM, key []byte, pcr7 [32]byte) (*token, error) {
 		return nil, err
 	}
 	if err := t.RaiseFloor(0); err != nil {
+		return nil, err
+	}
+	pcr7, err := t.PCR(PCRSecureBoot)
+	if err != nil {
 		return nil, err
 	}
 	sealed, err := t.Seal(key, release, pcr7, s.Faults)

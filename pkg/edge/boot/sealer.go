@@ -24,8 +24,6 @@ type TPM interface {
 	Sealer
 	// Fit tells why this box cannot seal; nil when it can. ErrNoTPM when it has none.
 	Fit(ctx context.Context) error
-	// SealTo seals to a PCR 7 that is foretold.
-	SealTo(ctx context.Context, key []byte, pcr7 [32]byte) (json.RawMessage, error)
 	// OpenShell measures that a person gets a root shell.
 	OpenShell(ctx context.Context) error
 	// Shut ends unsealing for this start, for everybody. Without a TPM it does nothing.

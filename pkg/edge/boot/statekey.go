@@ -14,7 +14,6 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/boot/luks"
-	"tributary.dev/tributary/pkg/identity/atomicfile"
 )
 
 // How STATE's key comes into the TPM (decision 061). A new STATE is opened by a key that stands in
@@ -31,7 +30,6 @@ type keyring struct {
 	locked *Recovery // STATE is shut, and the core can open it
 	given  bool      // the core has the key that the TPM gives at the next start
 	closed bool      // the TPM gives nothing any more in this start, though STATE is not open
-	key    []byte    // STATE's, from the TPM, until it is kept in STATE
 	id     string    // the number of the token that gave it
 
 	mu sync.Mutex // of those who change the header after the start
@@ -148,10 +146,7 @@ func (b *booter) stateKey(ctx context.Context) ([]byte, error) {
 			key, err := s.Unseal(ctx, t.Sealed)
 			if err == nil {
 				b.opened(ctx, s.Name())
-				b.keys.id, b.keys.key = t.id, nil
-				if s.Name() != (fileSealer{}).Name() {
-					b.keys.key = bytes.Clone(key)
-				}
+				b.keys.id = t.id
 				return key, nil
 			}
 			faults = append(faults, fmt.Errorf("%s: %w", s.Name(), err))
@@ -463,72 +458,6 @@ func (b *booter) reseal(ctx context.Context, sealed json.RawMessage) error {
 	var ids []string
 	for _, t := range find(tokens, tokenTPM) {
 		ids = append(ids, t.id)
-	}
-	return b.destroy(ctx, ids, nil)
-}
-
-// keptKey is where STATE's key stands in STATE itself once the TPM keeps it, to seal it anew.
-const keptKey = stateDir + "/keys/state.key"
-
-// keepKey writes STATE's key into STATE.
-func (b *booter) keepKey() {
-	if b.keys.key == nil {
-		return
-	}
-	defer func() {
-		clear(b.keys.key)
-		b.keys.key = nil
-	}()
-	if old, err := readSome(keptKey, keySize+1); err == nil && bytes.Equal(old, b.keys.key) {
-		return
-	}
-	if err := atomicfile.Write(keptKey, b.keys.key, 0o600); err != nil {
-		b.say("STATE's key is not kept for sealing it anew: %v", err)
-	}
-}
-
-// sealAlso seals STATE's key to a PCR 7 that is foretold too, before the firmware's keys change.
-// The next start keeps of the TPM's tokens the one that opened STATE. Where the TPM does not keep
-// the key there is nothing to do.
-func (b *booter) sealAlso(ctx context.Context, pcr7 [32]byte) error {
-	if b.keys.source != "tpm2" {
-		return nil
-	}
-	key, err := readSome(keptKey, keySize+1)
-	if err != nil {
-		return err
-	}
-	return b.sealKeyAlso(ctx, key, pcr7)
-}
-
-func (b *booter) sealKeyAlso(ctx context.Context, key []byte, pcr7 [32]byte) error {
-	b.keys.mu.Lock()
-	defer b.keys.mu.Unlock()
-	defer clear(key)
-	if err := b.opens(key); err != nil {
-		return err
-	}
-	tokens, _, err := b.header(ctx)
-	if err != nil {
-		return err
-	}
-	now := find(tokens, tokenTPM)
-	i := slices.IndexFunc(now, func(t token) bool { return t.id == b.keys.id })
-	if i < 0 {
-		return errors.New("STATE's header has lost the token that opened it")
-	}
-	sealed, err := b.cfg.TPM.SealTo(ctx, key, pcr7)
-	if err != nil {
-		return err
-	}
-	if err := b.importToken(ctx, token{Type: tokenTPM, Keyslots: now[i].Keyslots, Sealed: sealed}); err != nil {
-		return err
-	}
-	var ids []string // of an earlier foretelling
-	for _, t := range now {
-		if t.id != b.keys.id {
-			ids = append(ids, t.id)
-		}
 	}
 	return b.destroy(ctx, ids, nil)
 }

@@ -125,11 +125,7 @@ func (b *booter) openState(ctx context.Context) error {
 	}
 	b.state = true
 	b.settleKey(ctx)
-	if err := os.MkdirAll(filepath.Dir(dataKey), 0o700); err != nil {
-		return err
-	}
-	b.keepKey()
-	return nil
+	return os.MkdirAll(filepath.Dir(dataKey), 0o700)
 }
 
 // openData opens DATA by its key in STATE, or makes both.
