@@ -57,7 +57,7 @@ func (b *box) makeLink(context.Context) error {
 		},
 	})
 	if err == nil {
-		live.Refused = b.link.Revoked // nobody is served before this
+		live.Refused, live.Lapsed = b.link.Revoked, b.link.Adopted // nobody is served before this
 	}
 	return err
 }

@@ -23,7 +23,15 @@ type Live struct {
 	// Refused, when set before use, names devices that are turned away in the
 	// handshake (retired ones).
 	Refused func(api.DeviceID) bool
+	// Lapsed tells whether a device whose certificate has ended may go on being served by
+	// ServerTLS, for Grace: a relay's own children, which it may be alone with for long. nil:
+	// nobody. It must be set before anybody is served.
+	Lapsed func(api.DeviceID) bool
 }
+
+// Grace is how long after its certificate has ended a device keeps its place at its own
+// relay.
+const Grace = 90 * 24 * time.Hour
 
 // NewLive starts with an identity.
 func NewLive(i *Identity) *Live {
@@ -75,12 +83,21 @@ func (l *Live) ClientTLS(peer string) *tls.Config {
 }
 
 // ServerTLS makes a TLS 1.3 server configuration that lets in devices and the core of
-// this CA alone: no certificate, a foreign, expired or refused one ends the handshake.
+// this CA alone: no certificate, a foreign, expired or refused one ends the handshake. Of
+// the expired ones Lapsed may let some in.
 func (l *Live) ServerTLS() *tls.Config {
 	return l.serverTLS(tls.RequireAnyClientCert, func(cs tls.ConnectionState) error {
-		_, _, err := l.verifyPeer(cs, x509.ExtKeyUsageClientAuth)
+		id, role, err := l.verifyPeer(cs, x509.ExtKeyUsageClientAuth)
+		if errors.Is(err, ErrExpired) && role == RoleDevice && l.lapsed(id, cs.PeerCertificates[0]) {
+			return nil
+		}
 		return err
 	})
+}
+
+// lapsed tells whether an expired device keeps its place.
+func (l *Live) lapsed(id api.DeviceID, leaf *x509.Certificate) bool {
+	return l.Lapsed != nil && !l.Get().now().After(leaf.NotAfter.Add(Grace)) && (l.Refused == nil || !l.Refused(id)) && l.Lapsed(id)
 }
 
 // ServerTLSOptional also lets in peers without a certificate (people, boxes that

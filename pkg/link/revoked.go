@@ -79,6 +79,20 @@ func (n *node) turnedAway(id api.DeviceID) bool {
 	return ok && !n.cfg.Faults.HearRevoked
 }
 
+// Adopted reports whether a device has its place at this relay: it signed its attachment to
+// it, and has attached nowhere else since, as far as is known here.
+func (r *Relay) Adopted(id api.DeviceID) bool {
+	row := r.rows[id]
+	return row != nil && id != r.self && row.att.Parent == r.self
+}
+
+// Adopted reports whether a device has its place at this relay.
+func (e *Endpoint) Adopted(id api.DeviceID) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.relay.Adopted(id)
+}
+
 // Revoked reports whether a device is retired, as far as the box's manifest tells.
 func (e *Endpoint) Revoked(id api.DeviceID) bool {
 	e.mu.Lock()

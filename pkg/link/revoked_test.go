@@ -19,6 +19,9 @@ func retire(t *testing.T, faults link.Faults) (wrong []string) {
 	relay := w.Add("relay", api.DeviceID{})
 	retired, other := w.Add("retired", relay.ID), w.Add("other", relay.ID)
 	w.Run(time.Minute)
+	if !relay.Relay.Adopted(other.ID) || relay.Relay.Adopted(relay.ID) || relay.Relay.Adopted(api.DeviceID{9}) {
+		wrong = append(wrong, "the relay does not know its own children")
+	}
 	w.Want(relay.ID, map[string][]byte{manifest.KeyRevoked: link.EncodeRevoked([]api.DeviceID{retired.ID})})
 	w.Run(time.Minute)
 	if !relay.Relay.Revoked(retired.ID) && faults == (link.Faults{}) || relay.Relay.Revoked(other.ID) {
@@ -45,6 +48,9 @@ func retire(t *testing.T, faults link.Faults) (wrong []string) {
 	// It begins again from its disk and still knows.
 	relay.Crash()
 	relay.Start()
+	if !relay.Relay.Adopted(other.ID) || relay.Relay.Adopted(retired.ID) {
+		wrong = append(wrong, "after its restart the relay does not know its own children")
+	}
 	w.Run(5 * time.Minute)
 	if got := w.DB.States[retired.ID].Seq; got != before {
 		wrong = append(wrong, "the retired device is heard after the relay's restart")

@@ -311,6 +311,31 @@ func TestRenewAndExpiry(t *testing.T) {
 		t.Fatalf("at the server that lets it renew: %v", err)
 	}
 
+	// At its own relay it keeps its place for 90 days; not at another's, not once it is
+	// retired, and not for longer.
+	live := identity.NewLive(device(t, s.ca, c))
+	own, refused := map[api.DeviceID]bool{}, false
+	live.Lapsed = func(d api.DeviceID) bool { return own[d] }
+	live.Refused = func(api.DeviceID) bool { return refused }
+	at := func(want bool, when string) {
+		t.Helper()
+		if err := handshake(live.ServerTLS(), id.ClientTLS("")); (err == nil) != want {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	at(false, "at a strange relay")
+	own[id.ID()] = true
+	at(true, "at its own relay")
+	refused = true
+	at(false, "retired")
+	refused = false
+	c.add(identity.Grace - 2*24*time.Hour)
+	live = identity.NewLive(device(t, s.ca, c))
+	live.Lapsed = func(d api.DeviceID) bool { return own[d] }
+	at(true, "at its own relay, a day before the end")
+	c.add(2 * 24 * time.Hour)
+	at(false, "at its own relay, after 90 days")
+
 	_, newSeal := newBox(t)
 	oldInfo := identity.SealInfo{Device: id.ID(), Name: "db", Generation: 1}
 	toOld, err := identity.Seal(&seal.PublicKey, oldInfo, []byte("s3cret"))
@@ -349,7 +374,7 @@ func TestRenewAndExpiry(t *testing.T) {
 	if again, err := identity.Load(dir); err != nil || !again.Seal.Equal(seal) {
 		t.Fatalf("after a cut: %v", err)
 	}
-	live := identity.NewLive(id)
+	live = identity.NewLive(id)
 	cfg := live.ClientTLS("core")
 	live.Set(renewed) // configurations made before take the new certificate
 	if err := handshake(coreID.ServerTLS(), cfg); err != nil {
