@@ -54,6 +54,8 @@ require (
 	pgregory.net/rapid v1.3.0
 )
 
+require github.com/beevik/ntp v1.6.0 // indirect
+
 require (
 	cyphar.com/go-pathrs v0.2.5 // indirect
 	dario.cat/mergo v1.0.2 // indirect

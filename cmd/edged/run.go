@@ -111,6 +111,7 @@ func (b *box) live(ctx context.Context) error {
 		{"state", b.openState},
 		{"local socket", b.serveLocal},
 		{"listeners", b.openListeners},
+		{"time", b.askTime},
 		{"owner", b.findOwner},
 		{"membership", b.join},
 		{"records", b.openSpool},
