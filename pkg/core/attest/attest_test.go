@@ -188,6 +188,17 @@ func TestRecovery(t *testing.T) {
 	if w := s.Status(box1).Waiting; w == nil || w.System != "2" || w.Message != "PCR 7 changed" || w.Approved != nil {
 		t.Errorf("%+v", w)
 	}
+	m.boot(newKeys, v1, false)
+	if _, err := s.ask(m); err != nil || s.Status(box1).Waiting.System != "1" {
+		t.Errorf("%+v, %v", s.Status(box1).Waiting, err)
+	}
+	all := s.systems
+	s.systems = nil
+	if _, err := s.ask(m); err != nil || s.Status(box1).Waiting.System != "as before" {
+		t.Errorf("%+v, %v", s.Status(box1).Waiting, err)
+	}
+	s.systems = all
+	m.boot(newKeys, v2, false)
 	s.open() // the core restarts
 	if _, err := s.ask(m); err != nil {
 		t.Fatal(err)
