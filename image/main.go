@@ -148,12 +148,13 @@ func git(ctx context.Context, root string, args ...string) (string, error) {
 }
 
 func keysCommand(checkout *string) *cobra.Command {
-	var dir, export string
+	var dir, export, revoke string
 	var rotate bool
 	cmd := &cobra.Command{Use: "keys", Short: "show, make or rotate the signing keys", Args: cobra.NoArgs}
 	cmd.Flags().StringVar(&dir, "dir", "", "folder of the keys (.cache/keys)")
 	cmd.Flags().BoolVar(&rotate, "rotate", false, "make a further db key, which signs from now on")
-	cmd.Flags().StringVar(&export, "export", "", "write NAME.auth there, for a firmware's own key menu")
+	cmd.Flags().StringVar(&export, "export", "", "write NAME.auth there, for a firmware's own key menu, and append-KEY.auth for boxes in the field")
+	cmd.Flags().StringVar(&revoke, "revoke", "", "a db key by which nothing is to start any more: with --export, write revoke-KEY.auth")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if dir == "" {
 			dir = filepath.Join(*checkout, ".cache", "keys")
@@ -180,8 +181,28 @@ func keysCommand(checkout *string) *cobra.Command {
 		if err := os.MkdirAll(export, 0o755); err != nil {
 			return err
 		}
+		files := map[string]keys.Variable{}
 		for _, v := range vars {
-			if err := os.WriteFile(filepath.Join(export, v.Name+".auth"), v.Data, 0o644); err != nil {
+			files[v.Name] = v
+		}
+		found := revoke == ""
+		for _, k := range s.DB {
+			if files["append-"+k.Name], err = s.Append(time.Now(), k); err != nil {
+				return err
+			}
+			if k.Name != revoke {
+				continue
+			}
+			found = true
+			if files["revoke-"+k.Name], err = s.Revoke(time.Now(), k); err != nil {
+				return err
+			}
+		}
+		if !found || revoke == s.Signer().Name {
+			return fmt.Errorf("%s is no db key that may go: those are older than %s, which signs", revoke, s.Signer().Name)
+		}
+		for name, v := range files {
+			if err := os.WriteFile(filepath.Join(export, name+".auth"), v.Data, 0o644); err != nil {
 				return err
 			}
 		}
