@@ -28,6 +28,10 @@ const (
 	byVsock  = "vsock"
 )
 
+// anyNumber is whatever number the machine has, now or once its driver is loaded
+// (VMADDR_CID_ANY).
+const anyNumber = 0xffffffff
+
 // serve listens on the unix socket, for edged on behalf of a person elsewhere, and on vsock,
 // for the machine's host.
 func serve(ctx context.Context, o options, errs io.Writer) error {
@@ -46,7 +50,7 @@ func serve(ctx context.Context, o options, errs io.Writer) error {
 		}()
 	}
 	if o.port != 0 {
-		if l, err := vsock.Listen(uint32(o.port), nil); err != nil {
+		if l, err := vsock.ListenContextID(anyNumber, uint32(o.port), nil); err != nil {
 			log.Info("no vsock console", "err", err) // a machine that has no host
 		} else {
 			listening++

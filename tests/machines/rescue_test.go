@@ -68,8 +68,12 @@ func TestRescueReinstall(t *testing.T) {
 	damage(t, spec.Disks[0].Path)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
-	spec.Disks[0].BootIndex = 1 // the box's own disk comes first
-	spec.Disks = append(spec.Disks, vm.Disk{Path: medium, USB: true, ReadOnly: true})
+	spec.Disks[0].BootIndex = 1                      // the box's own disk comes first
+	stick := filepath.Join(t.TempDir(), "stick.raw") // a stick that cannot be written to is none that QEMU has
+	if err := vm.CopyDisk(medium, stick, 0); err != nil {
+		t.Fatal(err)
+	}
+	spec.Disks = append(spec.Disks, vm.Disk{Path: stick, USB: true})
 	m := power(t, ctx, spec)
 	for _, c := range []struct{ key, says string }{
 		{"", `Tributary cannot start its system: `},

@@ -280,3 +280,31 @@ func TestDrawn(t *testing.T) {
 		t.Errorf("the terminal's own screen is not kept apart: %q", text)
 	}
 }
+
+// TestKindsOfCards: a wireless or mobile card is shown as one, with what this system does not
+// do with it.
+func TestKindsOfCards(t *testing.T) {
+	a := stand(t)
+	for name, kind := range map[string]string{"eth0": "", "wlan0": "wlan", "wwan0": "wwan"} {
+		dir := "/sys/class/net/" + name
+		if err := os.MkdirAll(a.path(dir, "device"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		a.put(t, dir+"/operstate", "up\n")
+		a.put(t, dir+"/uevent", "DEVTYPE="+kind+"\nINTERFACE="+name+"\nIFINDEX=2\n")
+	}
+	f := a.Gather(t.Context())
+	f.Uplinks = []Uplink{{Name: "eth0", Up: true, Address: "10.0.0.2/24"}, {Name: "wwan0", Up: true, Address: "10.1.0.2/30", Cost: 10, Best: true}}
+	var text strings.Builder
+	for _, l := range networkPage(f).Lines {
+		text.WriteString(l.Label + ": " + l.Text + "\n")
+	}
+	for _, want := range []string{"wlan0: up, Wi-Fi: this system joins no wireless network", "wwan0: up, mobile:", "costs 10, leads out"} {
+		if !strings.Contains(text.String(), want) {
+			t.Errorf("%q is not on the page:\n%s", want, text.String())
+		}
+	}
+	if strings.Contains(text.String(), "eth0: up, Wi-Fi") {
+		t.Error("a wired card is shown as a wireless one")
+	}
+}

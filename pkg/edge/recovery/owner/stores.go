@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -123,11 +124,24 @@ func (c Config) in(flags uintptr, do func(File) error) error {
 		return err
 	}
 	defer os.Remove(dir)
-	if err := unix.Mount(node, dir, "vfat", flags|unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, "iocharset=ascii,fmask=177,dmask=077"); err != nil {
+	if err := mountSoon(node, dir, flags|unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, "iocharset=ascii,fmask=177,dmask=077"); err != nil {
 		return fmt.Errorf("%s: %w", node, err)
 	}
 	err = do(File(filepath.Join(dir, c.Name)))
 	return errors.Join(err, unix.Unmount(dir, 0))
+}
+
+// busyTime is for the other who has it mounted: the agent writes, or another console reads.
+const busyTime = 5 * time.Second
+
+func mountSoon(node, dir string, flags uintptr, options string) error {
+	for until := time.Now().Add(busyTime); ; {
+		err := unix.Mount(node, dir, "vfat", flags, options)
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(until) {
+			return err
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
 }
 
 // Read implements Store.
