@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strings"
 	"testing"
 
 	"tributary.dev/tributary/hwprofiles"
@@ -18,7 +20,8 @@ import (
 )
 
 // An extension of the release is mounted and its driver loads, with Secure Boot on; one with a changed byte is refused
-// by name, in a root that is otherwise whole and signed, and the box comes up without it.
+// by name, in a root that is otherwise whole and signed, and the box comes up without it. The box has a card that can
+// be shared: the profile's virtual functions are made of it.
 func TestExtension(t *testing.T) {
 	if os.Getenv("TRIBUTARY_VMTEST") == "" {
 		t.Skip("builds an image and boots two machines: run make vmtest")
@@ -31,6 +34,7 @@ func TestExtension(t *testing.T) {
 	}
 	p.Extensions, p.GPU.Drivers, p.Firmware, p.Microcode = []string{"gpu-virtual"}, []string{"cirrus"}, nil, nil
 	p.Partitions.Data = 256
+	p.NICs = []hwprofiles.NIC{{Drivers: []string{"igb"}, Role: hwprofiles.Site, VirtualFunctions: 2}, {Role: hwprofiles.Any}}
 	keyDir, dir := t.TempDir(), t.TempDir()
 	_, err = forms.Build(ctx, forms.Config{Root: root, Profile: p, Version: "1.0", Counter: 1, Time: day, Out: dir, Keys: keyDir, Cache: filepath.Join(root, ".cache"), Quick: true,
 		Cmdline: []string{"loglevel=7"}, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
@@ -84,18 +88,20 @@ func TestExtension(t *testing.T) {
 			if err := os.WriteFile(store, vars, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			m, err := vm.Start(ctx, vm.Spec{Name: "box", Arch: "amd64", MemoryMiB: 768, CPUs: 2, SecureBoot: true, Vars: store, NoReboot: true, Life: patience, Disks: []vm.Disk{{Path: image.Path}}})
+			m, err := vm.Start(ctx, vm.Spec{Name: "box", Arch: "amd64", MemoryMiB: 768, CPUs: 2, SecureBoot: true, Vars: store, NoReboot: true, Life: patience, Disks: []vm.Disk{{Path: image.Path}},
+				Extra: []string{"-netdev", "user,id=shared,restrict=on", "-device", "pcie-root-port,id=port9,chassis=9,slot=9", "-device", "igb,netdev=shared,bus=port9,romfile="}})
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer m.Close()
 			// In any order: the extension is read beside the rest of boot, and the kernel's log goes on when the console begins.
-			for seen := false; !seen; {
-				if _, err := m.Expect(ctx, comesUp+`|`+c.want); err != nil {
+			wanted := []string{comesUp, c.want, `: 2 virtual functions`}
+			for len(wanted) > 0 {
+				if _, err := m.Expect(ctx, strings.Join(wanted, "|")); err != nil {
 					t.Fatalf("%v\n%s", err, m.Console.Tail(60))
 				}
 				text := m.Console.String()
-				seen = regexp.MustCompile(comesUp).MatchString(text) && regexp.MustCompile(c.want).MatchString(text)
+				wanted = slices.DeleteFunc(wanted, func(p string) bool { return regexp.MustCompile(p).MatchString(text) })
 			}
 			if regexp.MustCompile(c.never).MatchString(m.Console.String()) {
 				t.Errorf("the console says %s", c.never)
