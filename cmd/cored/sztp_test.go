@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -10,6 +11,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/big"
 	"net/http"
 	"os"
@@ -398,6 +400,27 @@ func TestStockEST(t *testing.T) {
 	if status, body = post("simplereenroll", "birth.pem", "birth.key", "own.p10"); !strings.HasPrefix(status, "403") {
 		t.Errorf("simplereenroll with the birth certificate: %s %s", status, body)
 	}
+	// Of the same key, but by nobody's word but its own.
+	tool(t, dir, "openssl", "req", "-new", "-x509", "-key", "own.key", "-subj", "/CN=lamp", "-out", "self.pem")
+	if status, body = post("simplereenroll", "self.pem", "own.key", "own.p10"); !strings.HasPrefix(status, "403") {
+		t.Errorf("simplereenroll with a certificate of its own making: %s %s", status, body)
+	}
+	// Another device of this core, with this one's request.
+	var token struct{ Status struct{ Token string } }
+	r.must("POST", "/api/v1/jointokens", tokenDoc, &token)
+	other := r.enrol(token.Status.Token, "other")
+	otherKey, err := identity.FormatKey(other.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{"other.key": otherKey, "other.pem": identity.FormatCerts(other.Cert)} {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if status, body = post("simplereenroll", "other.pem", "other.key", "own.p10"); !strings.HasPrefix(status, "403") {
+		t.Errorf("simplereenroll of another device's key: %s %s", status, body)
+	}
 	tool(t, dir, "sh", "-c", "openssl ecparam -name prime256v1 -genkey -noout -out third.key && openssl req -new -key third.key -subj /CN=x -outform DER | openssl base64 -out third.p10")
 	if status, body = post("simplereenroll", "ldevid.pem", "own.key", "third.p10"); !strings.HasPrefix(status, "403") {
 		t.Errorf("simplereenroll of another key: %s %s", status, body)
@@ -409,7 +432,11 @@ func TestStockEST(t *testing.T) {
 		t.Errorf("simpleenroll without a certificate: %s %s", status, body)
 	}
 	// A request that its own key did not sign.
-	tool(t, dir, "sh", "-c", `openssl base64 -d -in own.p10 > der && printf '\x01' | dd of=der bs=1 seek=$(( $(stat -c %s der) - 3 )) conv=notrunc status=none && openssl base64 -in der -out torn.p10`)
+	der := tool(t, dir, "openssl", "base64", "-d", "-in", "own.p10")
+	der[len(der)-5] ^= 1 // in the signature, whose form stays
+	if err := os.WriteFile(filepath.Join(dir, "torn.p10"), []byte(base64.StdEncoding.EncodeToString(der)), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	if status, body = post("simpleenroll", "birth.pem", "birth.key", "torn.p10"); !strings.HasPrefix(status, "422") {
 		t.Errorf("a torn request: %s %s", status, body)
 	}
@@ -458,5 +485,128 @@ func TestVoucherByOpenSSL(t *testing.T) {
 	cmd.Dir = dir
 	if b, err := cmd.CombinedOutput(); err == nil {
 		t.Errorf("openssl believes it under another manufacturer: %s", b)
+	}
+}
+
+// A relay passes on what a box asks, and is named to it as its first parent; nobody else
+// speaks for boxes.
+func TestGreetings(t *testing.T) {
+	m := newMaker(t)
+	r, _ := gate(t, m)
+	birth, _ := m.birth(t, "SN-1")
+	if e := r.expect("box-1", api.ExpectedDeviceSpec{Serial: "SN-1", Voucher: m.voucher(t, "SN-1", r.c.ca.Trust().Root)}); e != nil {
+		t.Fatal(e)
+	}
+	var made struct{ Status struct{ Token string } }
+	r.must("POST", "/api/v1/jointokens", tokenDoc, &made)
+	relay := r.enrol(made.Status.Token, "relay")
+	greet := func(as *tls.Config) (int, []byte) {
+		t.Helper()
+		b, err := json.Marshal(identity.Greeting{Chain: birth.Certificate, Attach: []api.ParentRef{{Device: relay.ID().String(), Address: "10.0.0.9:8883", HTTPSPort: 8443}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tr := &http.Transport{TLSClientConfig: as}
+		defer tr.CloseIdleConnections()
+		resp, err := (&http.Client{Transport: tr, Timeout: time.Minute}).Post(r.url+identity.GreetPrefix+"get-bootstrapping-data", "application/json", bytes.NewReader(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		out, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, out
+	}
+	if status, body := greet(&tls.Config{InsecureSkipVerify: true}); status != http.StatusForbidden {
+		t.Errorf("by nobody: %d %s", status, body)
+	}
+	status, body := greet(relay.ClientTLS("core"))
+	var out struct {
+		Output voucher.Answer `json:"ietf-sztp-bootstrap-server:output"`
+	}
+	if err := json.Unmarshal(body, &out); status != http.StatusOK || err != nil {
+		t.Fatalf("%d %s, %v", status, body, err)
+	}
+	c, err := voucher.PeekConveyed(out.Output.Conveyed)
+	if err != nil || c.Onboarding == nil || !strings.Contains(string(c.Onboarding.Config), `"10.0.0.9:8883"`) || strings.Index(string(c.Onboarding.Config), relay.ID().String()) > strings.Index(string(c.Onboarding.Config), `"core"`) {
+		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+// TestRefusalsAreTested takes checks of the core out, one by one, and runs the test that
+// should miss each: it must fail then. All are in one build, in which a variable of the
+// environment chooses.
+func TestRefusalsAreTested(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds cored once more: not in the short form")
+	}
+	goTool, err := exec.LookPath("go")
+	if err != nil {
+		t.Skip("needs the go command")
+	}
+	if _, err := exec.LookPath("openssl"); err != nil {
+		t.Skip("needs openssl")
+	}
+	const gone = `(os.Getenv("CORED_WITHOUT") == %q)`
+	checks := []struct{ name, test, file, from, to string }{
+		{"a relay's certificate", "TestGreetings", "onboard.go", `if err != nil || role != identity.RoleDevice || !c.roster.Active(id) {`, `if (err != nil || role != identity.RoleDevice || !c.roster.Active(id)) && !GONE {`},
+		{"the same key at renewal", "TestStockEST", "onboard.go", `if !bytes.Equal(csr.RawSubjectPublicKeyInfo, old.RawSubjectPublicKeyInfo) {`, `if !bytes.Equal(csr.RawSubjectPublicKeyInfo, old.RawSubjectPublicKeyInfo) && !GONE {`},
+		{"a device's certificate at renewal", "TestStockEST", "onboard.go", `if err != nil && !errors.Is(err, identity.ErrExpired) || role != identity.RoleDevice {`, `if (err != nil && !errors.Is(err, identity.ErrExpired) || role != identity.RoleDevice) && !GONE {`},
+		{"a request's own signature", "TestStockEST", "../../pkg/core/onboard/est.go", `if err := csr.CheckSignature(); err != nil {`, `if err := csr.CheckSignature(); err != nil && !GONE {`},
+		{"another owner's voucher", "TestIndependentDevice", "../../pkg/core/onboard/onboard.go", `if owner, err := v.Owner(); err != nil || identity.Fingerprint(owner) != identity.Fingerprint(root) {`, `if owner, err := v.Owner(); (err != nil || identity.Fingerprint(owner) != identity.Fingerprint(root)) && !GONE {`},
+		{"another box's voucher", "TestIndependentDevice", "../../pkg/core/onboard/onboard.go", `if v.SerialNumber != spec.Serial {`, `if v.SerialNumber != spec.Serial && !GONE {`},
+		{"a manufacturer who is known", "TestIndependentDevice", "../../pkg/identity/voucher/idevid.go", `if err := chains(leaf, chain[1:], manufacturers, at); err != nil {`, `if err := chains(leaf, chain[1:], manufacturers, at); err != nil && !GONE {`},
+	}
+	dir := t.TempDir()
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sources, replace := map[string]string{}, map[string]string{}
+	for _, c := range checks {
+		path := filepath.Join(here, c.file)
+		if sources[path] == "" {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sources[path] = string(b)
+		}
+		if n := strings.Count(sources[path], c.from); n != 1 {
+			t.Fatalf("%s: %s has changed: %q stands there %d times", c.name, c.file, c.from, n)
+		}
+		sources[path] = strings.Replace(sources[path], c.from, strings.Replace(c.to, "GONE", fmt.Sprintf(gone, c.name), 1), 1)
+	}
+	for path, text := range sources {
+		if !strings.Contains(text, "\t\"os\"\n") {
+			text = strings.Replace(text, "import (", "import (\n\t\"os\"", 1)
+		}
+		replace[path] = filepath.Join(dir, fmt.Sprintf("%d.go", len(replace)))
+		if err := os.WriteFile(replace[path], []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	overlay, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "overlay.json"), overlay, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	binary := filepath.Join(dir, "without.test")
+	if out, err := exec.CommandContext(t.Context(), goTool, "test", "-c", "-overlay", filepath.Join(dir, "overlay.json"), "-o", binary, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	run := func(test, without string) ([]byte, error) {
+		cmd := exec.CommandContext(t.Context(), binary, "-test.run", "^("+test+")$")
+		cmd.Env = append(os.Environ(), "CORED_WITHOUT="+without)
+		return cmd.CombinedOutput()
+	}
+	if out, err := run("TestGreetings|TestStockEST|TestIndependentDevice", ""); err != nil {
+		t.Fatalf("with every check in place: %v: %s", err, out)
+	}
+	for _, c := range checks {
+		if _, err := run(c.test, c.name); err == nil {
+			t.Errorf("the check for %s is gone, and %s passes", c.name, c.test)
+		}
 	}
 }
