@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"sync"
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
@@ -71,6 +72,7 @@ func (c *core) booted(id api.DeviceID, boot string) {
 // runAttest asks devices that come or started, and those that are there once a day.
 func (c *core) runAttest(ctx context.Context) error {
 	free := make(chan struct{}, asking)
+	busy := &busy{more: map[api.DeviceID]bool{}}
 	minute, hour := time.NewTicker(time.Minute), time.NewTicker(time.Hour)
 	defer minute.Stop()
 	defer hour.Stop()
@@ -92,6 +94,9 @@ func (c *core) runAttest(ctx context.Context) error {
 			if !c.saysTPM(ctx, q.id) {
 				continue
 			}
+			if !busy.begin(q.id) {
+				continue
+			}
 			select {
 			case free <- struct{}{}:
 			case <-ctx.Done():
@@ -99,10 +104,37 @@ func (c *core) runAttest(ctx context.Context) error {
 			}
 			go func() {
 				defer func() { <-free }()
-				c.ask(ctx, q)
+				again := c.ask(ctx, q)
+				if busy.end(q.id) {
+					c.question(question{id: q.id}) // it started anew meanwhile
+				} else if again {
+					c.askLater(ctx, q)
+				}
 			}()
 		}
 	}
+}
+
+// busy has one question at a time to each device.
+type busy struct {
+	mu   sync.Mutex
+	more map[api.DeviceID]bool // those that are asked; true: once more after that
+}
+
+func (b *busy) begin(id api.DeviceID) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	_, asked := b.more[id]
+	b.more[id] = asked
+	return !asked
+}
+
+func (b *busy) end(id api.DeviceID) (more bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	more = b.more[id]
+	delete(b.more, id)
+	return more
 }
 
 func (c *core) reviewAttest(ctx context.Context) error {
@@ -133,8 +165,8 @@ func (c *core) saysTPM(ctx context.Context, id api.DeviceID) bool {
 	return s.Hardware != nil && s.Hardware.TPM != "" || s.Attestation != nil
 }
 
-// ask has one device's TPM sign a nonce, and takes in what it shows.
-func (c *core) ask(ctx context.Context, q question) {
+// ask has one device's TPM sign a nonce, and takes in what it shows. again: it did not answer.
+func (c *core) ask(ctx context.Context, q question) (again bool) {
 	before, _ := c.attest.Attested(q.id)
 	err := c.askTPM(ctx, q.id)
 	if after, _ := c.attest.Attested(q.id); after != before {
@@ -143,16 +175,22 @@ func (c *core) ask(ctx context.Context, q question) {
 		}
 	}
 	if err == nil || ctx.Err() != nil {
-		return
+		return false
 	}
 	c.log.Info("a device does not say what its TPM shows", "device", q.id, "err", err)
-	if q.tries++; q.tries < askTries {
-		time.AfterFunc(askPause, func() {
-			if ctx.Err() == nil && c.end.Reachable(q.id) {
-				c.question(q)
-			}
-		})
+	return true
+}
+
+// askLater asks again in a while a device that is there then.
+func (c *core) askLater(ctx context.Context, q question) {
+	if q.tries++; q.tries >= askTries {
+		return
 	}
+	time.AfterFunc(askPause, func() {
+		if ctx.Err() == nil && c.end.Reachable(q.id) {
+			c.question(q)
+		}
+	})
 }
 
 func (c *core) askTPM(ctx context.Context, id api.DeviceID) error {

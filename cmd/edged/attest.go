@@ -39,6 +39,10 @@ func bootName() string {
 // attest answers the core's question what this box runs, and where STATE's key is to go into the
 // TPM, gives the core a key of it in escrow first.
 func (b *box) attest(ctx context.Context, nonce []byte, talk io.ReadWriter) error {
+	// One at a time, from the report to what follows from its answer: of two keys given in escrow
+	// the core keeps the later, and the TPM would have the earlier.
+	b.attesting.Lock()
+	defer b.attesting.Unlock()
 	me := b.member.Live.Get()
 	report, key, err := describe(ctx, nonce, me)
 	if err != nil {

@@ -67,7 +67,9 @@ type box struct {
 		fitting atomic.Pointer[string]
 	}
 	settings chan api.DeviceSettings
-	listen   struct{ mqtt, https, greet net.Listener }
+
+	attesting sync.Mutex // the core's questions to the TPM
+	listen    struct{ mqtt, https, greet net.Listener }
 }
 
 // run is edged run.

@@ -91,6 +91,8 @@ type record struct {
 	Image []byte     `json:"image,omitempty"`
 	// Escrow is the key of the device's state, encrypted to the core.
 	Escrow []byte `json:"escrow,omitempty"`
+	// Asked is until when the question held with whose answer the escrow came.
+	Asked time.Time `json:"asked,omitempty"`
 
 	Shown    shown     `json:"shown"`
 	Waiting  *waiting  `json:"waiting,omitempty"`
@@ -254,7 +256,7 @@ func (r *Room) Report(ctx context.Context, id api.DeviceID, c judge.Challenge, r
 	}
 	reply := judge.Reply{Refused: rec.Shown.Refused}
 	if fresh && len(report.Escrow) > 0 {
-		if err := r.takeEscrow(id, rec, report.Escrow); err != nil {
+		if err := r.takeEscrow(id, rec, c, report.Escrow); err != nil {
 			r.cfg.Log.Warn("a device's escrow is not taken", "device", id, "err", err)
 			reply.Refused = err.Error()
 		} else {
@@ -371,8 +373,12 @@ func (a *approval) holds(now time.Time, pcr7 []byte) bool {
 	return a != nil && now.Before(a.Until) && bytes.Equal(a.PCR7, pcr7)
 }
 
-// takeEscrow keeps a key that the core can open, and no other.
-func (r *Room) takeEscrow(id api.DeviceID, rec *record, sealed []byte) error {
+// takeEscrow keeps a key that the core can open, and no other. An answer that was overtaken by that
+// to a later question comes too late: the device has used the later key.
+func (r *Room) takeEscrow(id api.DeviceID, rec *record, c judge.Challenge, sealed []byte) error {
+	if !c.Expires.After(rec.Asked) {
+		return errors.New("a later answer has brought a key already")
+	}
 	key, err := r.cfg.OpenKey(identity.SealInfo{Device: id, Name: judge.EscrowName}, sealed)
 	if err != nil {
 		return err
@@ -381,7 +387,7 @@ func (r *Room) takeEscrow(id api.DeviceID, rec *record, sealed []byte) error {
 	if len(key) != tpm.MaxCredential {
 		return fmt.Errorf("a key of %d bytes, not %d", len(key), tpm.MaxCredential)
 	}
-	rec.Escrow = bytes.Clone(sealed)
+	rec.Escrow, rec.Asked = bytes.Clone(sealed), c.Expires
 	return nil
 }
 

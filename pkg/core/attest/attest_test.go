@@ -450,6 +450,16 @@ func TestEscrowRefused(t *testing.T) {
 	if reply, err := s.Report(t.Context(), box1, c, r); err != nil || reply.Escrowed || reply.Refused == "" {
 		t.Errorf("%+v, %v", reply, err)
 	}
+	// One that was overtaken.
+	early, key := s.challenge(), secret(t)
+	s.now = s.now.Add(time.Second)
+	if !s.tell(m, key).Escrowed {
+		t.Fatal("no escrow")
+	}
+	if reply, err := s.Report(t.Context(), box1, early, s.report(m, early, secret(t))); err != nil || reply.Escrowed {
+		t.Errorf("an answer that was overtaken: %+v, %v", reply, err)
+	}
+	s.now = s.now.Add(time.Second)
 	// Bound to the device: another's does not pass.
 	c = s.challenge()
 	r = s.report(m, c, secret(t))
