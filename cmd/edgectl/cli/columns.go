@@ -43,6 +43,9 @@ func (a *app) tableOf(kind string, o getOptions) *table {
 	case api.KindJoinToken:
 		t.header = []string{"NAME", "USED", "EXPIRES", "APPROVES", "SITE", "LABELS", "AGE"}
 		t.row = a.tokenRow
+	case api.KindExpectedDevice:
+		t.header = []string{"NAME", "SERIAL", "BY", "CAME AS", "PROGRESS", "AGE"}
+		t.row = a.expectedRow
 	case api.KindSite:
 		t.header = []string{"NAME", "DISPLAY NAME", "ADDRESS", "AGE"}
 		t.row = func(obj *api.Object) []string {

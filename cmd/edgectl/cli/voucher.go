@@ -684,3 +684,21 @@ Nothing on it is secret, and it serves no other box: data for many boxes may lie
 			return nil
 		}}
 }
+
+// expectedRow tells by what a box may come in, and how far it has come.
+func (a *app) expectedRow(obj *api.Object) []string {
+	var spec api.ExpectedDeviceSpec
+	var st api.ExpectedDeviceStatus
+	_ = readSpec(obj, &spec)
+	_ = readStatus(obj, &st)
+	var by []string
+	for _, way := range []struct {
+		name string
+		is   bool
+	}{{"voucher", spec.Voucher != ""}, {"code", spec.Code != ""}, {"redirect", len(spec.Redirect) > 0}} {
+		if way.is {
+			by = append(by, way.name)
+		}
+	}
+	return []string{obj.Metadata.Name, printable(spec.Serial), strings.Join(by, ","), orDash(st.Device), orDash(printable(st.Progress)), a.age(obj.Metadata.Created)}
+}
