@@ -141,6 +141,9 @@ func (a *app) describeDevice(ctx context.Context, cl *client.Client, o *api.Obje
 			a.fact("", n.Name+" "+n.MAC+speed)
 		}
 	}
+	for _, text := range attestedText(st.Attestation) {
+		a.fact(text[0], text[1])
+	}
 	a.fact("Health", healthText(&spec, &st))
 	for _, w := range st.Health {
 		a.fact("", fmt.Sprintf("%s (%s, since %s): %s", w.Name, w.Severity, span(a.now().Sub(time.Unix(w.Since, 0))), w.Message))

@@ -81,3 +81,30 @@ func describeState(name string, s *api.Attestation) string {
 	fmt.Fprintf(&b, "\n  system: %s\n  firmware's keys and settings (PCR 7): %s\n", known(s.System), known(s.PCR7))
 	return b.String()
 }
+
+// attestedText says what a device's TPM showed, as facts of describe.
+func attestedText(s *api.Attestation) (facts [][2]string) {
+	if s == nil {
+		return nil
+	}
+	attested := "yes, " + s.System
+	if !s.Attested {
+		attested = "no: " + s.Message
+	}
+	facts = append(facts, [2]string{"Attested", attested})
+	state := map[string]string{"tpm2": "its key is in the TPM", "file": "its key lies beside it"}[s.Sealed]
+	switch {
+	case s.Waiting != nil && s.Waiting.Approved != nil:
+		state = "waits for its key, approved by " + s.Waiting.By
+	case s.Waiting != nil:
+		state = "waits for its key: edgectl device unlock-state"
+	case s.Unfit != "":
+		state += ": " + s.Unfit
+	case s.Sealed == "tpm2" && !s.Escrow:
+		state += ", and the core has none in escrow"
+	}
+	if state != "" {
+		facts = append(facts, [2]string{"State", state})
+	}
+	return facts
+}
