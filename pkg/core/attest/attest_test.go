@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"path/filepath"
@@ -466,4 +467,36 @@ func TestEscrowRefused(t *testing.T) {
 	if reply, err := s.Report(t.Context(), api.DeviceID{2}, c, r); err != nil || reply.Escrowed {
 		t.Errorf("another device's: %+v, %v", reply, err)
 	}
+}
+
+func FuzzReport(f *testing.F) {
+	db, err := store.OpenSQLite(context.Background(), store.Config{Now: time.Now})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { db.Close() })
+	r, err := Open(context.Background(), Config{
+		Store: db, Active: func(api.DeviceID) bool { return true }, NameOf: func(api.DeviceID) string { return "box" },
+		Systems: func(api.DeviceID) []judge.Release { return nil },
+		OpenKey: func(identity.SealInfo, []byte) ([]byte, error) { return nil, errors.New("shut") },
+		Changed: func(api.DeviceID) {}, Alarm: func(api.DeviceID, api.Warning) {}, Now: time.Now, Random: rand.Reader, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add([]byte(`{"unable":"no TPM"}`))
+	f.Add([]byte(`{"evidence":"oA==","attestation":"AA==","endorsement":"AA==","sealed":"tpm2","escrow":"AA=="}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var report judge.Report
+		if json.Unmarshal(b, &report) != nil {
+			return
+		}
+		reply, err := r.Report(context.Background(), box1, judge.Challenge{Expires: time.Now().Add(Life)}, &report)
+		if err != nil || reply.Escrowed {
+			t.Errorf("%+v, %v", reply, err)
+		}
+		if ok, _ := r.Attested(box1); ok {
+			t.Error("attested")
+		}
+	})
 }

@@ -117,3 +117,20 @@ func TestRecoverThroughRelay(t *testing.T) {
 type nopCloser struct{ *bytes.Reader }
 
 func (nopCloser) Close() error { return nil }
+
+func FuzzRecoverHandler(f *testing.F) {
+	authority, err := Open(f.TempDir(), Options{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	h := authority.RecoverHandler(&recoverer{}, slog.New(slog.DiscardHandler))
+	f.Add([]byte{})
+	f.Add([]byte{0x85, 1, 0x40, 0x40, 0x40, 0x40})
+	f.Fuzz(func(t *testing.T, body []byte) {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, identity.PathRecover, bytes.NewReader(body)))
+		if w.Code < 400 || w.Code >= 500 {
+			t.Fatalf("status %d", w.Code)
+		}
+	})
+}
