@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/hex"
 	"io"
 	"os"
 	"path/filepath"
@@ -27,14 +28,14 @@ type release struct {
 }
 
 // built reads the parts of an image that was made before, below build or TRIBUTARY_IMAGES.
-func built(t *testing.T) (dir string, file func(name string) []byte) {
+func built(t *testing.T, profile string) (dir string, file func(name string) []byte) {
 	t.Helper()
 	if os.Getenv("TRIBUTARY_VMTEST") == "" {
 		t.Skip("needs minutes: run make vmtest")
 	}
-	dir = filepath.Join(cmp.Or(os.Getenv("TRIBUTARY_IMAGES"), filepath.Join(root, "build")), "vm")
+	dir = filepath.Join(cmp.Or(os.Getenv("TRIBUTARY_IMAGES"), filepath.Join(root, "build")), profile)
 	if _, err := os.Stat(filepath.Join(dir, forms.UKIFile)); err != nil {
-		t.Skipf("needs %s: run make image PROFILE=vm", dir)
+		t.Skipf("needs %s: run make image PROFILE=%s", dir, profile)
 	}
 	return dir, func(name string) []byte {
 		b, err := os.ReadFile(filepath.Join(dir, name))
@@ -75,7 +76,7 @@ func vouch(t *testing.T, key *keys.Key, file func(string) []byte, content []byte
 	words := strings.Fields(part(".cmdline"))
 	for i, w := range words {
 		if strings.HasPrefix(w, "roothash=") {
-			words[i] = "roothash=" + hexText(r.hash)
+			words[i] = "roothash=" + hex.EncodeToString(r.hash[:])
 		}
 	}
 	image, err := uki.Build(uki.Config{Stub: file("stub.efi"), Kernel: []byte(part(".linux")), Initrd: []byte(part(".initrd")), Cmdline: strings.Join(words, " "), OSRelease: part(".osrel"), Uname: part(".uname")})
@@ -84,16 +85,6 @@ func vouch(t *testing.T, key *keys.Key, file func(string) []byte, content []byte
 	}
 	r.uki = sign(t, key, image)
 	return r
-}
-
-func hexText(h [32]byte) string {
-	const digits = "0123456789abcdef"
-	var out strings.Builder
-	for _, b := range h {
-		out.WriteByte(digits[b>>4])
-		out.WriteByte(digits[b&15])
-	}
-	return out.String()
 }
 
 // bring starts a box whose firmware trusts the keys from parts of releases, and waits for what is wanted.
@@ -130,7 +121,7 @@ const comesUp = `up after [0-9.]+ s`
 // the proof that it is the check which stops the others: it is the same changed byte, with a tree and a signature that
 // allow it.
 func TestSplice(t *testing.T) {
-	_, file := built(t)
+	_, file := built(t, "vm")
 	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
 	defer cancel()
 	set, err := keys.LoadOrCreate(t.TempDir())
