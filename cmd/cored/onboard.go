@@ -61,7 +61,7 @@ func (c *core) openBootstrap(context.Context) (err error) {
 		return err
 	}
 	c.greeter = onboard.New(onboard.Config{
-		Find: c.expected, Note: c.noteProgress, Waiting: c.noteWaiting, Owner: c.owner, Makers: c.makers, Parents: c.whereToAttach(),
+		Find: c.expected, Expected: c.allExpected, Note: c.noteProgress, Waiting: c.noteWaiting, Owner: c.owner, Makers: c.makers, Parents: c.whereToAttach(),
 		EST: est{c}, Now: time.Now, Log: c.log,
 	})
 	return nil
@@ -111,6 +111,11 @@ func (c *core) owner() onboard.Owner {
 	key, _ := c.ca.Signer()
 	trust := c.ca.Trust()
 	return onboard.Owner{Key: key, Chain: trust.Signers[:1], Root: trust.Root}
+}
+
+func (c *core) allExpected(ctx context.Context) ([]*api.Object, error) {
+	list, _, _, err := c.store.List(ctx, store.Query{Kind: api.KindExpectedDevice})
+	return list, err
 }
 
 // expected finds the ExpectedDevice of a serial number, in whatever tenant.

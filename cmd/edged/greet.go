@@ -8,10 +8,12 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"path/filepath"
 	"strconv"
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/hardware"
 	"tributary.dev/tributary/pkg/edge/onboard/dnssd"
 )
 
@@ -24,7 +26,7 @@ func (b *box) greet(ctx context.Context) error {
 	conf := b.member.Live.ServerTLSOptional()
 	// Boxes show the certificate of their birth, which the core judges.
 	conf.ClientAuth, conf.VerifyConnection, conf.MinVersion = tls.RequestClientCert, nil, tls.VersionTLS12
-	srv := &http.Server{Handler: b.serve.Greeter(b.attachHere), TLSConfig: conf, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second,
+	srv := &http.Server{Handler: b.serve.Greeter(ctx, filepath.Join(b.o.data, "greetings.json"), b.attachHere), TLSConfig: conf, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second,
 		WriteTimeout: 30 * time.Second, IdleTimeout: 30 * time.Second, MaxHeaderBytes: 32 << 10, ErrorLog: slog.NewLogLogger(b.log.Handler(), slog.LevelDebug)}
 	go b.announce(ctx)
 	context.AfterFunc(ctx, func() { srv.Close() })
@@ -34,20 +36,28 @@ func (b *box) greet(ctx context.Context) error {
 	return nil
 }
 
-// attachHere is where the box that asks reaches this relay: where it asked.
-func (b *box) attachHere(r *http.Request) []api.ParentRef {
-	local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
-	if !ok {
-		return nil
-	}
-	host, _, err := net.SplitHostPort(local.String())
-	if err != nil {
-		return nil
+// attachHere is where the box that asks reaches this relay: where it asked. Before any asks,
+// at whatever addresses the relay has.
+func (b *box) attachHere(r *http.Request) (out []api.ParentRef) {
+	hosts := hardware.Addresses()
+	if r != nil {
+		local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+		if !ok {
+			return nil
+		}
+		host, _, err := net.SplitHostPort(local.String())
+		if err != nil {
+			return nil
+		}
+		hosts = []string{host}
 	}
 	_, mqtt, _ := net.SplitHostPort(b.listen.mqtt.Addr().String())   // a listener's address
 	_, https, _ := net.SplitHostPort(b.listen.https.Addr().String()) // always has a port
 	port, _ := strconv.Atoi(https)
-	return []api.ParentRef{{Device: b.member.Live.Get().ID().String(), Address: net.JoinHostPort(host, mqtt), HTTPSPort: port}}
+	for _, host := range hosts {
+		out = append(out, api.ParentRef{Device: b.member.Live.Get().ID().String(), Address: net.JoinHostPort(host, mqtt), HTTPSPort: port})
+	}
+	return out
 }
 
 // followLinks is how often the relay looks for networks that came since.

@@ -6,6 +6,11 @@ import "tributary.dev/tributary/pkg/api"
 // an operation of RFC 8572: POST with a Greeting, answered as the box would be.
 const GreetPrefix = "/greet/v1/"
 
+// GreetExpected is, in an operation's place, a relay's own question for what it may tell
+// boxes while its parent is away: a Greeting without a chain, answered by a JSON object of
+// answers by serial number.
+const GreetExpected = "expected"
+
 // MaxGreeting bounds it in bytes.
 const MaxGreeting = 64 << 10
 

@@ -19,6 +19,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -88,6 +89,9 @@ func must(t testing.TB, err error) {
 	}
 }
 
+// sites counts the labs of this process, whose names must differ.
+var sites atomic.Int32
+
 // newSite raises a core with a bootstrap port, and namespaces for boxes.
 func newSite(t *testing.T, boxes ...lab.BoxSpec) *site {
 	t.Helper()
@@ -97,6 +101,7 @@ func newSite(t *testing.T, boxes ...lab.BoxSpec) *site {
 	if err := lab.Root(); err != nil {
 		t.Skip(err)
 	}
+	t.Parallel() // each has networks of its own, and waits most of the time
 	root, err := filepath.Abs("../..")
 	must(t, err)
 	bin := cmp.Or(os.Getenv("TRIBUTARY_BIN"), filepath.Join(root, "bin"))
@@ -116,7 +121,7 @@ func newSite(t *testing.T, boxes ...lab.BoxSpec) *site {
 			boxes[i].EdgedArgs = append([]string{"--find-owner", "--find-owner-with", strings.Join(append(find, boxes[i].EdgedArgs...), " ")}, "--verbose")
 		}
 	}
-	l, err := lab.New(t.Context(), lab.Spec{Name: fmt.Sprintf("to%d", os.Getpid()%10000), Bin: bin, Dir: dir, Boxes: boxes,
+	l, err := lab.New(t.Context(), lab.Spec{Name: fmt.Sprintf("to%d-%d", os.Getpid()%10000, sites.Add(1)), Bin: bin, Dir: dir, Boxes: boxes,
 		CoredArgs: []string{"--listen-bootstrap", ":8444", "--manufacturers", makers}})
 	must(t, err)
 	t.Cleanup(func() {

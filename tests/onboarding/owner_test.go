@@ -146,3 +146,26 @@ func TestResetAndSale(t *testing.T) {
 		return err
 	}))
 }
+
+// TestSiteWithoutWayUp lets a box under a relay find its owner while the relay is cut off,
+// by what the relay fetched before; it is a member once the core is there again.
+func TestSiteWithoutWayUp(t *testing.T) {
+	s := newSite(t,
+		lab.BoxSpec{Name: "relay", Parent: "core", Role: "relay", Relay: true},
+		lab.BoxSpec{Name: "late", Parent: "relay", Alone: true, EdgedArgs: []string{"--sticks", "none"}})
+	s.born("late", "EX-0001")
+	s.expect("EX-0001", "late", s.maker.voucher(t, "EX-0001", s.root(), nil))
+	must(t, s.Join(t.Context()))
+	s.start("relay")
+	must(t, lab.Until(t.Context(), "the relay fetches ahead", 90*time.Second, func(context.Context) error {
+		_, err := os.Stat(filepath.Join(s.Boxes["relay"].Data(), "greetings.json"))
+		return err
+	}))
+	must(t, s.Boxes["relay"].Uplink.Cut(t.Context()))
+	s.start("late")
+	s.warning("late", "not-enrolled", "the owner is found (site https://")
+	must(t, s.Boxes["relay"].Uplink.Heal(t.Context()))
+	if st := s.member("late"); st.Parent == "core" || st.Parent == "" {
+		t.Errorf("it hangs at %q, not at the relay", st.Parent)
+	}
+}

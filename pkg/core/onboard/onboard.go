@@ -46,6 +46,8 @@ type Owner struct {
 type Config struct {
 	// Find reads the ExpectedDevice of a serial number; nil without error when there is none.
 	Find func(ctx context.Context, serial string) (*api.Object, error)
+	// Expected lists all ExpectedDevices.
+	Expected func(ctx context.Context) ([]*api.Object, error)
 	// Note keeps a report of an expected box.
 	Note func(ctx context.Context, expected *api.Object, id api.DeviceID, p voucher.Progress) error
 	// Waiting is told once of a box that is not expected.
@@ -114,6 +116,10 @@ func (s *Server) Passed(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	op := strings.TrimPrefix(r.URL.Path, identity.GreetPrefix)
+	if op == identity.GreetExpected {
+		s.ahead(w, r.WithContext(context.WithValue(r.Context(), attachKey{}, q.Attach)))
+		return
+	}
 	state := &tls.ConnectionState{}
 	for _, der := range q.Chain {
 		c, err := x509.ParseCertificate(der)
@@ -133,6 +139,38 @@ func (s *Server) Passed(w http.ResponseWriter, r *http.Request) {
 	inner.Header.Set("Content-Type", voucher.MediaType)
 	inner.Header.Set(voucher.HintHeader, q.Hint)
 	s.mux.ServeHTTP(w, inner)
+}
+
+// maxAhead bounds the boxes of which a relay is told ahead.
+const maxAhead = 256
+
+// ahead tells a relay what boxes that are expected and have not come yet would be told:
+// those with a voucher, of which nothing is secret.
+func (s *Server) ahead(w http.ResponseWriter, r *http.Request) {
+	list, err := s.cfg.Expected(r.Context())
+	if err != nil {
+		s.cfg.Log.Error("a relay could not be told of expected boxes", "err", err)
+		fail(w, http.StatusInternalServerError, "operation-failed", "the core could not answer; its log tells why")
+		return
+	}
+	out := map[string]json.RawMessage{}
+	for _, o := range list {
+		var spec api.ExpectedDeviceSpec
+		var st api.ExpectedDeviceStatus
+		if json.Unmarshal(o.Spec, &spec) != nil || len(o.Status) > 0 && json.Unmarshal(o.Status, &st) != nil || spec.Voucher == "" || st.Device != "" || len(out) == maxAhead {
+			continue
+		}
+		spec.Code = "" // the proof of a code belongs to the box alone
+		a, err := s.answer(api.DeviceID{}, &spec, s.parents(r.Context()))
+		if err == nil {
+			out[spec.Serial], err = voucher.Output(a)
+		}
+		if err != nil {
+			s.cfg.Log.Warn("what an expected box would be told cannot be made", "expected", o.Metadata.Name, "err", err)
+		}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(out) // the relay asks again
 }
 
 // maxAttach bounds the addresses of a relay that a box is told.

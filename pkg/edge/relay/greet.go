@@ -5,15 +5,19 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/identity/atomicfile"
 )
 
 const (
@@ -26,7 +30,7 @@ const (
 	maxQuestion = 16 << 10
 	maxAnswer   = 2 << 20
 	maxGreeted  = 64 // boxes whose answer is kept
-	greetTime   = 15 * time.Second
+	greetTime   = 8 * time.Second
 )
 
 // greeter answers boxes that look for their owner in the core's place: it passes on what
@@ -37,14 +41,19 @@ type greeter struct {
 	s      *Server
 	attach func(*http.Request) []api.ParentRef
 
-	mu   sync.Mutex
-	kept map[[32]byte][]byte // by key of the box
+	mu    sync.Mutex
+	kept  map[[32]byte][]byte        // by key of the box
+	ahead map[string]json.RawMessage // by serial number, before any box asked
 }
 
 // Greeter is the handler of a port of its own, whose TLS asks for a certificate of anyone
-// and verifies none. attach tells where the box that asks reaches this relay.
-func (s *Server) Greeter(attach func(*http.Request) []api.ParentRef) http.Handler {
+// and verifies none. attach tells where the box that asks reaches this relay; without a
+// request, where any box may. ahead is a file for what boxes are told while the parent is
+// away; it is kept until ctx ends.
+func (s *Server) Greeter(ctx context.Context, ahead string, attach func(*http.Request) []api.ParentRef) http.Handler {
 	g := &greeter{s: s, attach: attach, kept: map[[32]byte][]byte{}}
+	g.load(ahead)
+	go g.prefetch(ctx, ahead)
 	mux := http.NewServeMux()
 	for _, op := range []string{operation, progress} {
 		mux.HandleFunc("POST "+restconf+op, func(w http.ResponseWriter, r *http.Request) { g.greet(w, r, op) })
@@ -70,7 +79,7 @@ func (g *greeter) greet(w http.ResponseWriter, r *http.Request, op string) {
 	status, answer, err := g.pass(r.Context(), op, q)
 	switch {
 	case err != nil || status >= 500:
-		if kept := g.recall(key); op == operation && kept != nil {
+		if kept := g.recall(key, r.TLS.PeerCertificates[0].Subject.SerialNumber); op == operation && kept != nil {
 			g.s.cfg.Log.Info("a box that looks for its owner hears what was said before; the parent is away", "remote", r.RemoteAddr)
 			status, answer = http.StatusOK, kept
 			break
@@ -108,7 +117,11 @@ func (g *greeter) pass(ctx context.Context, op string, q identity.Greeting) (sta
 		return 0, nil, err
 	}
 	defer resp.Body.Close()
-	answer, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	most := int64(maxAnswer)
+	if op == identity.GreetExpected {
+		most = maxAhead
+	}
+	answer, err = io.ReadAll(io.LimitReader(resp.Body, most))
 	return resp.StatusCode, answer, err
 }
 
@@ -124,10 +137,81 @@ func (g *greeter) keep(key [32]byte, answer []byte) {
 	g.kept[key] = answer
 }
 
-func (g *greeter) recall(key [32]byte) []byte {
+func (g *greeter) recall(key [32]byte, serial string) []byte {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.kept[key]
+	if kept := g.kept[key]; kept != nil {
+		return kept
+	}
+	return g.ahead[serial]
+}
+
+const (
+	// aheadEvery is how often the parent is asked for what boxes are to be told: seldom, since
+	// a handshake is most of what it costs on a narrow uplink. aheadRetry is the pause after a
+	// failure, doubled up to the former.
+	aheadEvery = 6 * time.Hour
+	aheadRetry = 10 * time.Second
+	maxAhead   = 8 << 20
+)
+
+// prefetch keeps what expected boxes are to be told, until ctx ends.
+func (g *greeter) prefetch(ctx context.Context, file string) {
+	retry := aheadRetry
+	for {
+		pause := aheadEvery
+		if err := g.fetch(ctx, file); err != nil {
+			g.s.cfg.Log.Debug("what expected boxes are told is not fetched ahead", "err", err)
+			pause, retry = retry, min(2*retry, aheadEvery)
+		} else {
+			retry = aheadRetry
+		}
+		t := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return
+		case <-t.C:
+		}
+	}
+}
+
+func (g *greeter) fetch(ctx context.Context, file string) error {
+	status, answer, err := g.pass(ctx, identity.GreetExpected, identity.Greeting{Attach: g.attach(nil)})
+	if err != nil {
+		return err
+	}
+	if status != http.StatusOK {
+		return fmt.Errorf("the parent answers %d", status)
+	}
+	ahead := map[string]json.RawMessage{}
+	if err := json.Unmarshal(answer, &ahead); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	same := maps.EqualFunc(ahead, g.ahead, func(a, b json.RawMessage) bool { return bytes.Equal(a, b) })
+	g.ahead = ahead
+	g.mu.Unlock()
+	if same {
+		return nil
+	}
+	return atomicfile.Write(file, answer, 0o600)
+}
+
+// load takes up what was fetched in an earlier life; without it the next fetch brings all.
+func (g *greeter) load(file string) {
+	f, err := os.Open(file)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxAhead))
+	if err == nil {
+		err = json.Unmarshal(text, &g.ahead)
+	}
+	if err != nil {
+		g.s.cfg.Log.Warn("what expected boxes are told is fetched anew", "file", file, "err", err)
+	}
 }
 
 // turnAway is an error as RESTCONF has it (RFC 8040 section 7).
@@ -141,7 +225,7 @@ func turnAway(w http.ResponseWriter, status int, tag, message string) {
 // greetings passes on what a relay below passes on.
 func (s *Server) greetings(w http.ResponseWriter, r *http.Request) {
 	op := strings.TrimPrefix(r.URL.Path, identity.GreetPrefix)
-	if r.Method != http.MethodPost || op != operation && op != progress {
+	if r.Method != http.MethodPost || op != operation && op != progress && op != identity.GreetExpected {
 		fail(w, api.Errorf(api.NotFound, "no such path"))
 		return
 	}

@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -35,6 +37,10 @@ func (p *parent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusBadGateway)
 		return
 	}
+	if strings.HasSuffix(r.URL.Path, identity.GreetExpected) {
+		_, _ = io.WriteString(w, `{"SN-1":{"said":"ahead"}}`)
+		return
+	}
 	p.last.Store(&q)
 	if strings.HasSuffix(r.URL.Path, progress) {
 		w.WriteHeader(http.StatusNoContent)
@@ -50,7 +56,8 @@ func TestGreeter(t *testing.T) {
 	p.srv = httptest.NewServer(p)
 	t.Cleanup(p.srv.Close)
 	s := &Server{cfg: Config{Parent: p, Log: slog.New(slog.DiscardHandler)}}
-	h := s.Greeter(func(*http.Request) []api.ParentRef { return []api.ParentRef{{Address: "10.0.0.1:8883"}} })
+	file := filepath.Join(t.TempDir(), "greetings.json")
+	h := s.Greeter(t.Context(), file, func(*http.Request) []api.ParentRef { return []api.ParentRef{{Address: "10.0.0.1:8883"}} })
 	ask := func(op, box, hint string) (int, string) {
 		r := httptest.NewRequest(http.MethodPost, restconf+op, strings.NewReader("{}"))
 		r.TLS = &tls.ConnectionState{}
@@ -83,7 +90,17 @@ func TestGreeter(t *testing.T) {
 		t.Errorf("with the parent away: %d %s", status, body)
 	}
 	if status, _ := ask(operation, "b", ""); status != http.StatusServiceUnavailable {
-		t.Errorf("a box that never asked, with the parent away: %d", status)
+		t.Errorf("a box that never asked and is not expected, with the parent away: %d", status)
+	}
+	// What was fetched ahead serves the box of its serial number, also after a restart.
+	eventually(t, "it is fetched ahead", func() bool { _, err := os.Stat(file); return err == nil })
+	again := &greeter{s: s, kept: map[[32]byte][]byte{}}
+	again.load(file)
+	if got := again.recall([32]byte{9}, "SN-1"); string(got) != `{"said":"ahead"}` {
+		t.Errorf("ahead: %s", got)
+	}
+	if got := again.recall([32]byte{9}, "SN-2"); got != nil {
+		t.Errorf("of another box: %s", got)
 	}
 	g := &greeter{s: s, kept: map[[32]byte][]byte{}}
 	for i := range 2 * maxGreeted {
