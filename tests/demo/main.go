@@ -57,7 +57,7 @@ func namespaces(ctx context.Context, dir string, keep bool) (err error) {
 			return err
 		}
 	}
-	l, err := lab.New(ctx, lab.Spec{Name: fmt.Sprintf("tb%d", os.Getpid()%100000), Bin: filepath.Join(root, "bin"), Dir: dir,
+	l, err := lab.New(ctx, lab.Spec{Name: fmt.Sprintf("tb%d", os.Getpid()%100000), Bin: cmp.Or(os.Getenv("TRIBUTARY_BIN"), filepath.Join(root, "bin")), Dir: dir,
 		Boxes: lab.Tree(), CoredArgs: story.CoredArgs})
 	if err != nil {
 		return err
