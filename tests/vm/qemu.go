@@ -52,6 +52,9 @@ func arguments(s Spec, fds handles) ([]string, error) {
 		"-chardev", "stdio,id=serial0,signal=off", "-serial", "chardev:serial0",
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fds.qmp), "-mon", "chardev=qmp,mode=control"}
 	argv = append(argv, s.bootArguments(p)...)
+	if slices.ContainsFunc(s.Disks, func(d Disk) bool { return d.USB }) || s.Screen {
+		argv = append(argv, "-device", "qemu-xhci,id=usb")
+	}
 	for i, d := range s.Disks {
 		argv = append(argv, d.arguments(i)...)
 	}
@@ -77,9 +80,6 @@ func arguments(s Spec, fds handles) ([]string, error) {
 	}
 	if s.Screen {
 		argv = append(argv, "-device", "virtio-gpu-pci")
-	}
-	if slices.ContainsFunc(s.Disks, func(d Disk) bool { return d.USB }) || s.Screen {
-		argv = append(argv, "-device", "qemu-xhci,id=usb")
 	}
 	if s.Screen {
 		argv = append(argv, "-device", "usb-kbd")
