@@ -40,8 +40,8 @@ func TestRecoveryConsole(t *testing.T) {
 	say("\r", `s for the drawn screen: `)
 	say("box\r", `Slot +A[\s\S]*Enter to go back: `)
 	say("\r", `drawn screen: `)
-	// Without a parent the agent does not run: said by name, with what to do.
-	say("health\r", `agent-not-started[\s\S]*what to do[\s\S]*Enter to go back: `)
+	// Without a parent the box looks for its owner: said by name, with what to do.
+	say("health\r", `((no-owner|agent-silent)[\s\S]*what to do|starting)[\s\S]*Enter to go back: `)
 	say("\r", `drawn screen: `)
 	say("network\r", `10\.77\.0\.1/24[\s\S]*Enter to go back: `)
 	say("\r", `drawn screen: `)
