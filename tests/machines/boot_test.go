@@ -203,13 +203,14 @@ func openPorts(t *testing.T, ctx context.Context, wires *vm.Switch, addr string)
 	return found[3]
 }
 
-// A relay has the ports open on which its children find it, and no other.
+// A relay has the ports open on which its children, and boxes without an owner, find it,
+// and no other.
 func TestRelaysPorts(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
 	_, tree := raise(t, ctx, BoxSpec{Name: "relay", Parent: "core", Role: "access", Relay: true})
 	b := tree.boxes["relay"]
-	if open := openPorts(t, ctx, b.below, fmt.Sprintf("10.77.0.%d", b.number)); open != "8443 8883" {
+	if open := openPorts(t, ctx, b.below, fmt.Sprintf("10.77.0.%d", b.number)); open != "8443 8444 8883" {
 		t.Errorf("open ports are %q", open)
 	}
 }
