@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"sync"
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
@@ -118,13 +119,79 @@ func (c *core) allExpected(ctx context.Context) ([]*api.Object, error) {
 	return list, err
 }
 
+// claims remembers which objects have claimed a serial number, so that one box is found
+// among thousands without reading all. It may name objects that were never written or are
+// gone: who looks reads them.
+type claims struct {
+	mu    sync.Mutex
+	known map[string]map[api.Key]bool // nil until it is needed
+}
+
+// of lists the objects that may expect the box of a serial number.
+func (k *claims) of(serial string, load func() ([]*api.Object, error)) (out []api.Key, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.fill(load); err != nil {
+		return nil, err
+	}
+	for key := range k.known[serial] {
+		out = append(out, key)
+	}
+	return out, nil
+}
+
+// add notes a claim that is about to be written.
+func (k *claims) add(serial string, key api.Key, load func() ([]*api.Object, error)) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.fill(load); err != nil {
+		return err
+	}
+	k.note(serial, key)
+	return nil
+}
+
+func (k *claims) note(serial string, key api.Key) {
+	if k.known[serial] == nil {
+		k.known[serial] = map[api.Key]bool{}
+	}
+	k.known[serial][key] = true
+}
+
+func (k *claims) fill(load func() ([]*api.Object, error)) error {
+	if k.known != nil {
+		return nil
+	}
+	list, err := load()
+	if err != nil {
+		return err
+	}
+	k.known = map[string]map[api.Key]bool{}
+	for _, o := range list {
+		var spec api.ExpectedDeviceSpec
+		if err := json.Unmarshal(o.Spec, &spec); err != nil {
+			k.known = nil
+			return err
+		}
+		k.note(spec.Serial, o.Key())
+	}
+	return nil
+}
+
 // expected finds the ExpectedDevice of a serial number, in whatever tenant.
 func (c *core) expected(ctx context.Context, serial string) (*api.Object, error) {
-	list, _, _, err := c.store.List(ctx, store.Query{Kind: api.KindExpectedDevice})
+	keys, err := c.claims.of(serial, func() ([]*api.Object, error) { return c.allExpected(ctx) })
 	if err != nil {
 		return nil, err
 	}
-	for _, o := range list {
+	for _, key := range keys {
+		o, err := c.store.Get(ctx, key)
+		if api.CodeOf(err) == api.NotFound {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
 		var spec api.ExpectedDeviceSpec
 		if err := json.Unmarshal(o.Spec, &spec); err != nil {
 			return nil, err
@@ -153,6 +220,9 @@ func (c *core) admitExpected(ctx context.Context, ch server.Change) (server.Deci
 		ch.New.Spec = raw
 	}
 	if err := onboard.CheckExpected(&spec, c.ca.Trust().Root); err != nil {
+		return server.Decision{}, err
+	}
+	if err := c.claims.add(spec.Serial, ch.New.Key(), func() ([]*api.Object, error) { return c.allExpected(ctx) }); err != nil {
 		return server.Decision{}, err
 	}
 	other, err := c.expected(ctx, spec.Serial)

@@ -107,6 +107,7 @@ type core struct {
 
 	bootstrap net.Listener        // nil where boxes do not ask
 	greeter   *onboard.Server     // what answers there
+	claims    claims              // of boxes that are expected
 	makers    []*x509.Certificate // manufacturers
 
 	closers []func() error

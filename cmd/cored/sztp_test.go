@@ -610,3 +610,49 @@ func TestRefusalsAreTested(t *testing.T) {
 		}
 	}
 }
+
+// One box is expected once, in whatever tenant and after a restart; who gives it up lets
+// another have it.
+func TestOneClaim(t *testing.T) {
+	m := newMaker(t)
+	r, _ := gate(t, m)
+	spec := api.ExpectedDeviceSpec{Serial: "SN-1", Voucher: m.voucher(t, "SN-1", r.c.ca.Trust().Root)}
+	if e := r.expect("first", spec); e != nil {
+		t.Fatal(e)
+	}
+	if e := r.expect("second", spec); e == nil || e.Code != api.Conflict {
+		t.Errorf("a second claim: %v", e)
+	}
+	dir := r.c.o.data
+	r.stop()
+	r = startWith(t, options{data: dir, mqtt: "127.0.0.1:0"}, func(*core) {})
+	if e := r.expect("second", spec); e == nil || e.Code != api.Conflict {
+		t.Errorf("a second claim after a restart: %v", e)
+	}
+	r.must("DELETE", "/api/v1/expecteddevices/first", "", nil)
+	if e := r.expect("second", spec); e != nil {
+		t.Errorf("after the first was given up: %v", e)
+	}
+	spec.Serial = "SN-2"
+	spec.Voucher = m.voucher(t, "SN-2", r.c.ca.Trust().Root)
+	var o api.Object
+	r.must("GET", "/api/v1/expecteddevices/second", "", &o)
+	o.Spec, o.Status = marshal(t, spec), nil
+	b, err := json.Marshal(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.must("PUT", "/api/v1/expecteddevices/second", string(b), nil)
+	if e := r.expect("third", api.ExpectedDeviceSpec{Serial: "SN-1", Code: "7K2M-9QXA-4HTR"}); e != nil {
+		t.Errorf("after the second expects another box: %v", e)
+	}
+}
+
+func marshal(t *testing.T, v any) json.RawMessage {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
