@@ -53,7 +53,7 @@ vmtest: deps build ## scenarios on machines that boot the image, the long ones t
 	TRIBUTARY_VMTEST=1 $(GO) test -p 1 -count=1 -timeout 90m ./tests/vm/... ./tests/secureboot/ ./tests/installer/ ./image/build/ ./tests/machines/... -v
 
 .PHONY: bench
-bench: deps build ## one JSON line a figure; BENCH=name runs one, BENCH=update the one that takes nine minutes
+bench: deps build ## one JSON line a figure; BENCH=name runs one, BENCH=update and BENCH=boot (needs make image PROFILE=vm) take minutes each
 	$(GO) run ./tests/bench $(BENCH)
 
 .PHONY: chaos

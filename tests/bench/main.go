@@ -35,6 +35,7 @@ var benches = []bench{
 	{name: "change", run: benchChange},
 	{name: "idle", run: benchIdle},
 	{name: "update", run: benchUpdate, asked: true},
+	{name: "boot", run: benchBoot, asked: true},
 }
 
 func main() {

@@ -32,6 +32,7 @@ type System struct {
 	programs      string // folder of those that went into the root
 	uki, stub     []byte
 	manager, root []byte
+	initrd        []byte // in place of the one in uki, if there is one
 	hash          string
 	set           *keys.Set
 	releases      *bundle.Keys
@@ -151,6 +152,12 @@ func (s *System) kernel(v Variant, hash string) ([]byte, error) {
 			return nil, err
 		}
 	}
+	if s.initrd != nil {
+		c.Initrd = s.initrd
+	}
+	if s.initrd != nil {
+		c.Initrd = s.initrd
+	}
 	c.OSRelease, c.Uname = string(text[1]), string(text[2])
 	var words []string
 	for _, w := range strings.Fields(string(text[0])) {
@@ -202,6 +209,11 @@ func (s *System) Flash(disk, to string, words ...string) error {
 	if s.uki, err = s.kernel(Variant{Version: "v1", Counter: 1, Words: words}, s.hash); err != nil {
 		return err
 	}
+	return s.install(disk, to)
+}
+
+// install copies an image's disk with the system's kernel image on both ESPs.
+func (s *System) install(disk, to string) error {
 	if err := vm.CopyDisk(disk, to, 0); err != nil {
 		return err
 	}
