@@ -226,6 +226,10 @@ func (a *app) printDiff(results []client.Result) (different bool) {
 		if r.Action == "unchanged" {
 			continue
 		}
+		if r.Action == "unknown" {
+			fmt.Fprintf(a.Out, "%s/%s is not compared: that takes a token of role admin\n", strings.ToLower(r.Kind), r.Name)
+			continue
+		}
 		different = true
 		fmt.Fprintf(a.Out, "%s/%s would be %s\n", strings.ToLower(r.Kind), r.Name, r.Action)
 		for _, ch := range r.Changes {

@@ -123,7 +123,7 @@ type Result struct {
 	Tenant   string      `json:"tenant"`
 	Kind     string      `json:"kind"`
 	Name     string      `json:"name"`
-	Action   string      `json:"action"` // created, configured, unchanged, pruned
+	Action   string      `json:"action"` // created, configured, unchanged, pruned, unknown
 	Revision int64       `json:"revision"`
 	Warnings []string    `json:"warnings,omitempty"`
 	Changes  []Change    `json:"changes,omitempty"`

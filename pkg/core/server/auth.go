@@ -3,7 +3,7 @@ package server
 import (
 	"context"
 	"net/http"
-	"slices"
+	"strconv"
 	"strings"
 
 	"tributary.dev/tributary/pkg/api"
@@ -60,8 +60,19 @@ func reads(r *http.Request) bool { return r.Method == http.MethodGet || r.Method
 // asks reports whether a request only asks what an apply would change. Other routes do
 // not know dryRun, or do more than answer.
 func asks(r *http.Request) bool {
-	return r.Method == http.MethodPost && r.URL.Path == applyPath && slices.Equal(r.URL.Query()["dryRun"], []string{"true"})
+	said := r.URL.Query()["dryRun"]
+	return r.Method == http.MethodPost && r.URL.Path == applyPath && len(said) == 1 && switched(said[0])
 }
+
+// switched reads a yes or no of a query as the description of the API does, so that a
+// guard and the handler behind it never differ. What is neither is refused there.
+func switched(text string) bool {
+	on, err := strconv.ParseBool(text)
+	return err == nil && on
+}
+
+// changes reports whether somebody may change objects.
+func changes(p store.Principal) bool { return p.Role == store.Admin }
 
 // guard lets through who may use the handler.
 func (s *Server) guard(access Access, h http.Handler) http.Handler {
@@ -70,6 +81,7 @@ func (s *Server) guard(access Access, h http.Handler) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r, err := s.admit(access, r)
+		noteWho(w, r)
 		if err != nil {
 			WriteError(w, err)
 			return
@@ -78,20 +90,31 @@ func (s *Server) guard(access Access, h http.Handler) http.Handler {
 	})
 }
 
+// noteWho tells the log who made a request, also one that is refused.
+func noteWho(w http.ResponseWriter, r *http.Request) {
+	p, known := PrincipalOf(r.Context())
+	if rec, ok := w.(*recorder); ok && known {
+		rec.who = p.Name
+	}
+}
+
+// admit checks who makes a request. The request that it returns carries them as soon as
+// they are known, also beside an error.
 func (s *Server) admit(access Access, r *http.Request) (*http.Request, error) {
 	p, err := s.Authenticate(r)
 	if err != nil {
 		return r, err
 	}
+	r = r.WithContext(context.WithValue(r.Context(), principalKey{}, p))
 	if access == Rescuers {
 		if p.Role != store.Admin && p.Role != store.Rescuer && !s.cfg.Faults.AnyRole {
 			return r, &api.Error{Code: api.Forbidden, Message: "a " + string(p.Role) + " may not open boxes", Remedy: "ask for a token of role rescuer or admin"}
 		}
-		return r.WithContext(context.WithValue(r.Context(), principalKey{}, p)), nil
+		return r, nil
 	}
 	// An upgrade is a GET, and opens a stream into a device.
 	if p.Role != store.Admin && (access == Admins || !reads(r) && !asks(r) || r.Header.Get("Upgrade") != "") {
 		return r, &api.Error{Code: api.Forbidden, Message: "a " + string(p.Role) + " may only read", Remedy: "ask for a token of role admin"}
 	}
-	return r.WithContext(context.WithValue(r.Context(), principalKey{}, p)), nil
+	return r, nil
 }

@@ -51,7 +51,7 @@ func (c consoleSource) Events(ctx context.Context, limit int) ([]web.Event, erro
 	}
 	out := make([]web.Event, len(entries))
 	for i, e := range entries {
-		out[i] = web.Event{Device: e.Name, Event: e.Event}
+		out[i] = web.Event{Device: e.Name, Event: veiled(e.Event)} // viewers look here too
 		if e.Name == "" {
 			out[i].Device = e.Device
 		}

@@ -19,12 +19,12 @@ const eventsPoll = time.Second
 
 // watchEventsOr answers ?watch=true of the events with a stream.
 func (s *Server) watchEventsOr(ctx huma.Context, next func(huma.Context)) {
-	if ctx.Query("watch") != "true" {
+	if !switched(ctx.Query("watch")) {
 		next(ctx)
 		return
 	}
-	r, w := unwrap(ctx)
-	if err := s.streamEvents(w, r); err != nil {
+	r, w := unwrap(ctx) // its own context does not tell who asks
+	if err := s.streamEvents(w, r.WithContext(ctx.Context())); err != nil {
 		WriteError(w, err)
 	}
 }
@@ -49,6 +49,7 @@ func (s *Server) streamEvents(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	veilEvents(r.Context(), newest)
 	s.metrics.streams.Inc()
 	defer s.metrics.streams.Dec()
 	out := NewEventStream(w)
@@ -81,6 +82,7 @@ func (s *Server) followEvents(ctx context.Context, out *EventStream, of EventSco
 			_ = out.Send("error", 0, public(err))
 			return
 		}
+		veilEvents(ctx, newest)
 		if !sendEvents(out, fresh(before, newest)) {
 			return
 		}

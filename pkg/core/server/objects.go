@@ -215,14 +215,12 @@ func (s *Server) authorize(ctx huma.Context, next func(huma.Context)) {
 func (s *Server) authorizeAs(access Access, ctx huma.Context, next func(huma.Context)) {
 	r, w := unwrap(ctx)
 	r, err := s.admit(access, r)
+	noteWho(w, r)
 	if err != nil {
 		WriteError(w, err)
 		return
 	}
 	if p, ok := PrincipalOf(r.Context()); ok {
-		if rec, ok := w.(*recorder); ok {
-			rec.who = p.Name
-		}
 		ctx = huma.WithValue(ctx, principalKey{}, p)
 	}
 	if err := onlyKnown(r, parametersOf(ctx.Operation())); err != nil {

@@ -131,6 +131,7 @@ func (s *Server) recordRoutes() {
 		if err != nil {
 			return nil, s.fail(err)
 		}
+		veilRecords(ctx, items)
 		out := &recordsOutput{Body: recordList{Items: items}}
 		if n := len(items); n > 0 && n == in.Limit {
 			out.Body.Next = max(items[n-1].Seq, items[n-1].Last)
@@ -155,6 +156,7 @@ func (s *Server) recordRoutes() {
 		if err != nil {
 			return nil, s.fail(err)
 		}
+		veilEvents(ctx, items)
 		return &eventsOutput{Body: eventList{Items: items}}, nil
 	})
 }

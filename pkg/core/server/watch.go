@@ -20,7 +20,7 @@ func unwrap(ctx huma.Context) (*http.Request, http.ResponseWriter) { return huma
 // watchOr answers ?watch=true of a list with a stream.
 func (s *Server) watchOr(kind string) func(huma.Context, func(huma.Context)) {
 	return func(ctx huma.Context, next func(huma.Context)) {
-		if ctx.Query("watch") != "true" {
+		if !switched(ctx.Query("watch")) {
 			next(ctx)
 			return
 		}
