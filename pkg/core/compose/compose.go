@@ -96,6 +96,7 @@ func parse(ctx context.Context, dict map[string]any, opts Options, f *findings) 
 			f.add("", "mend the values that the other findings name; compare with https://compose-spec.io", "the file cannot be read: %v", p)
 		}
 	}()
+	nameDrives(dict)
 	details := types.ConfigDetails{
 		WorkingDir:  "/",
 		ConfigFiles: []types.ConfigFile{{Filename: "compose.yaml", Config: dict}},

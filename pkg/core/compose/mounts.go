@@ -62,6 +62,36 @@ func (c *compiler) target(at, p string) (string, bool) {
 	return clean, true
 }
 
+// oneLetter is the short form of a volume whose name is one letter, which compose-go takes
+// for a drive of Windows.
+var oneLetter = regexp.MustCompile(`^([A-Za-z]):((?:[^:$]|\$\w+|\$\{[^}]*\})+)(?::((?:rw|ro|nocopy)(?:,(?:rw|ro|nocopy))*))?$`)
+
+// nameDrives writes such volumes in the long form, which leaves nothing to guess.
+func nameDrives(dict map[string]any) {
+	services, _ := dict["services"].(map[string]any)
+	for _, s := range services {
+		s, _ := s.(map[string]any)
+		list, _ := s["volumes"].([]any)
+		for i, v := range list {
+			text, _ := v.(string)
+			m := oneLetter.FindStringSubmatch(text)
+			if m == nil {
+				continue
+			}
+			long := map[string]any{"type": "volume", "source": m[1], "target": m[2]}
+			for o := range strings.SplitSeq(m[3], ",") {
+				switch o {
+				case "ro", "rw":
+					long["read_only"] = o == "ro"
+				case "nocopy":
+					long["volume"] = map[string]any{"nocopy": true}
+				}
+			}
+			list[i] = long
+		}
+	}
+}
+
 func (c *compiler) volume(at string, v types.ServiceVolumeConfig, s *api.Service) {
 	target, ok := c.target(at, v.Target)
 	if !ok {
