@@ -46,6 +46,7 @@ type Broker struct {
 	gate   *gate
 	server *mochi.Server
 
+	refused  refusals
 	mu       sync.Mutex
 	handler  link.DownlinkHandler
 	children map[api.DeviceID]*child
@@ -258,7 +259,15 @@ func (*hook) Provides(what byte) bool {
 // OnConnect refuses what no device of ours asks for, before it costs anything: other
 // protocol versions, sessions to be kept, no keep-alive (a dead peer would be kept for
 // ever), and wills elsewhere (the broker would publish them unchecked).
-func (*hook) OnConnect(cl *mochi.Client, pk packets.Packet) error {
+func (h *hook) OnConnect(cl *mochi.Client, pk packets.Packet) error {
+	err := admissible(cl, pk)
+	if err != nil {
+		h.refuse(cl, "connect", cl.ID, err)
+	}
+	return err
+}
+
+func admissible(cl *mochi.Client, pk packets.Packet) error {
 	switch {
 	case pk.ProtocolVersion != 4:
 		return packets.ErrUnsupportedProtocolVersion
@@ -273,10 +282,11 @@ func (*hook) OnConnect(cl *mochi.Client, pk packets.Packet) error {
 // OnConnectAuthenticate holds the client id against the certificate.
 func (h *hook) OnConnectAuthenticate(cl *mochi.Client, _ packets.Packet) bool {
 	id, err := api.ParseDeviceID(cl.ID)
-	if err != nil || id.IsZero() {
-		return false
+	ok := err == nil && !id.IsZero() && (h.b.cfg.Identity == nil || id == peerOf(cl).id)
+	if !ok {
+		h.refuse(cl, "connect", cl.ID, errors.New("the client id is not that of the certificate"))
 	}
-	return h.b.cfg.Identity == nil || id == peerOf(cl).id
+	return ok
 }
 
 // OnSessionEstablish runs before the broker looks for an older session of the client.
@@ -288,7 +298,19 @@ func (h *hook) OnSessionEstablish(cl *mochi.Client, _ packets.Packet) {
 
 // OnACLCheck is the whole of the access list. Filters are compared as text, so no
 // wildcard and no shared subscription passes.
-func (*hook) OnACLCheck(cl *mochi.Client, topic string, write bool) bool {
+func (h *hook) OnACLCheck(cl *mochi.Client, topic string, write bool) bool {
+	ok := allowed(cl, topic, write)
+	if !ok {
+		what := "subscribe"
+		if write {
+			what = "publish"
+		}
+		h.refuse(cl, what, topic, errors.New("the topic is not this device's"))
+	}
+	return ok
+}
+
+func allowed(cl *mochi.Client, topic string, write bool) bool {
 	prefix, id := "", ""
 	if len(topic) > 2 {
 		prefix, id = topic[:2], topic[2:]
