@@ -26,6 +26,8 @@ import (
 type Options struct {
 	// AppName is the name of the App object; it is also ${COMPOSE_PROJECT_NAME}.
 	AppName string
+	// Tenant owns the app; images of others are refused. Empty accepts any.
+	Tenant string
 	// Profiles are the Compose profiles to enable.
 	Profiles []string
 	// Variables fill ${NAME}; nothing else does, in particular not the environment of

@@ -2,6 +2,7 @@ package compose
 
 import (
 	"context"
+	"errors"
 	"reflect"
 	"strings"
 	"testing"
@@ -35,5 +36,26 @@ func TestVolumeOfOneLetter(t *testing.T) {
 	}
 	if _, _, err := Load(context.Background(), file(`"w:/data"`), options()); err == nil || !strings.Contains(err.Error(), `there is no volume "w"`) {
 		t.Errorf("not declared: %v", err)
+	}
+}
+
+// An app takes images of its own tenant alone.
+func TestImageOfAnotherTenant(t *testing.T) {
+	o := options()
+	o.Tenant = "acme"
+	load := func(image string) error {
+		_, _, err := Load(context.Background(), "services:\n  web:\n    image: "+image+"\n", o)
+		return err
+	}
+	for _, own := range []string{"web:1", "acme/web:1", "acme/team/web:1"} {
+		if err := load(own); err != nil {
+			t.Errorf("%s: %v", own, err)
+		}
+	}
+	for _, other := range []string{"default/web:latest", "acme2/web:1", "default/acme/web@" + someDigest} {
+		var e *api.Error
+		if err := load(other); !errors.As(err, &e) || e.Line != 3 || e.Field != "services.web.image" || !strings.Contains(e.Message, "belongs to the tenant") || !strings.Contains(e.Remedy, "acme/web") {
+			t.Errorf("%s: %+v", other, err)
+		}
 	}
 }

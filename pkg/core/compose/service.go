@@ -3,6 +3,7 @@ package compose
 import (
 	"fmt"
 	"math"
+	"path"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -67,6 +68,11 @@ func (c *compiler) image(at string, in types.ServiceConfig, s *api.Service) {
 	host, _, found := strings.Cut(in.Image, "/")
 	if found && (strings.ContainsAny(host, ".:") || host == "localhost") {
 		c.add(at, fmt.Sprintf("push it with `edgectl app push` and write it without %s/", clip(host)), "devices take images from the core's registry alone, not from %s", clip(host))
+		return
+	}
+	if found && c.opts.Tenant != "" && host != c.opts.Tenant {
+		c.add(at, fmt.Sprintf("push the image to %[1]s/… with `edgectl app push` and name it %[1]s/%[2]s", c.opts.Tenant, clip(path.Base(in.Image))),
+			"%q belongs to the tenant %s, and the app to %s", clip(in.Image), clip(host), c.opts.Tenant)
 		return
 	}
 	s.Image = in.Image

@@ -71,7 +71,7 @@ type compiled struct {
 
 func (a *Apps) make(ctx context.Context, tenant, name string, spec *api.AppSpec) (*compiled, error) {
 	if spec.Artifact != "" {
-		return a.pushed(ctx, spec.Artifact)
+		return a.pushed(ctx, tenant, spec.Artifact)
 	}
 	return a.compile(ctx, tenant, name, spec)
 }
@@ -88,7 +88,7 @@ func (a *Apps) compile(ctx context.Context, tenant, name string, spec *api.AppSp
 		}
 		return pinned, size, err
 	}
-	bundle, _, err := compose.Load(ctx, spec.Compose, compose.Options{AppName: name, Profiles: spec.Profiles, Variables: spec.Variables, Files: spec.Files, Resolve: resolve})
+	bundle, _, err := compose.Load(ctx, spec.Compose, compose.Options{AppName: name, Tenant: tenant, Profiles: spec.Profiles, Variables: spec.Variables, Files: spec.Files, Resolve: resolve})
 	if err != nil {
 		return nil, within("spec.compose", err)
 	}
@@ -128,11 +128,23 @@ func within(field string, err error) error {
 	return &out
 }
 
+// ofTenant refuses what lies in the repository of another tenant than the app's.
+func ofTenant(tenant, what, ref string) error {
+	if owner, _, _ := strings.Cut(ref, "/"); owner != tenant {
+		return &api.Error{Code: api.Invalid, Field: "spec.artifact", Message: what + " belongs to the tenant " + owner + ", and the app to " + tenant,
+			Remedy: "push it to a repository of " + tenant + " and name that"}
+	}
+	return nil
+}
+
 // pushed reads an app that was pushed as a bundle before.
-func (a *Apps) pushed(ctx context.Context, artifact string) (*compiled, error) {
+func (a *Apps) pushed(ctx context.Context, tenant, artifact string) (*compiled, error) {
 	repo, digest, err := oci.ParsePinned(artifact)
 	if err != nil {
 		return nil, within("spec.artifact", err)
+	}
+	if err := ofTenant(tenant, "the bundle", repo); err != nil {
+		return nil, err
 	}
 	raw, err := a.Artifacts.Bundle(ctx, repo, digest)
 	if err != nil {
@@ -144,6 +156,9 @@ func (a *Apps) pushed(ctx context.Context, artifact string) (*compiled, error) {
 	}
 	sizes := map[string]int64{}
 	for _, s := range bundle.Services {
+		if err := ofTenant(tenant, "the image of service "+s.Name, s.Image); err != nil {
+			return nil, err
+		}
 		if _, size, err := a.Artifacts.ResolvePinned(ctx, s.Image); err != nil {
 			return nil, within("spec.artifact", err)
 		} else {
