@@ -142,7 +142,7 @@ func Step(s State, f Facts, d Deadlines) (State, Do) {
 	case Trial:
 		return s.trial(f, d)
 	case Confirming:
-		return s.confirming(f)
+		return s.confirming(f, d)
 	case Returning:
 		return s.returning(f)
 	case Returned:
@@ -412,7 +412,7 @@ func (s State) trial(f Facts, d Deadlines) (State, Do) {
 		s.WellSince = f.Uptime
 	case f.Uptime-s.WellSince >= d.Steady:
 		s.Phase = Confirming
-		return s.confirming(f)
+		return s.confirming(f, d)
 	}
 	s.Boot = f.Boot
 	return s, Nothing
@@ -468,16 +468,17 @@ func plainly(d time.Duration) string {
 	return d.String()
 }
 
-func (s State) confirming(f Facts) (State, Do) {
+func (s State) confirming(f Facts, d Deadlines) (State, Do) {
 	other := s.Good.Other()
 	if f.Running == s.Good {
 		if len(f.Order) > 0 && f.Order[0] == other {
 			s.Verdict = &Verdict{CauseLost, fmt.Sprintf("release %s was judged healthy, and then the firmware could not start it again", s.Target.Name())}
 			return s.back(f)
 		}
-		// Power went between the judgement and the order: it is tried anew, not blamed.
-		s.Phase, s.Arms, s.Boot = Armed, 1, f.Boot
-		return s, Arm
+		// Power went between the judgement and the order: it is tried anew, not blamed. Blessing may be half done, so the
+		// slot is read again before: a boot manager without a kernel waits for a person.
+		s.Phase, s.Arms, s.Writes = Verifying, 0, 1
+		return s.writing(f, d)
 	}
 	if !f.Blessed {
 		return s, Bless

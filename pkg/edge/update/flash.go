@@ -283,8 +283,8 @@ func (f *Flash) look(slot Slot) (*fat.Volume, *ESP, error) {
 	}
 	found := &ESP{}
 	for _, e := range v.Entries() {
-		if !strings.EqualFold(path.Dir(e.Path), ukiDir) {
-			continue
+		if !strings.EqualFold(path.Dir(e.Path), ukiDir) || e.Size == 0 {
+			continue // a name without content is a rename that is not on the medium yet
 		}
 		name := path.Base(e.Path)
 		if m := ukiName.FindStringSubmatch(strings.ToLower(name)); m != nil {

@@ -173,7 +173,7 @@ func (w *world) turn() (did Do) {
 	if s.Later != nil && (before.Later == nil || *before.Later != *s.Later) {
 		w.cleared[fmt.Sprint(s.Later.Digest, "/", s.Later.Attempt)]++
 	}
-	if before.Phase == Confirming && s.Phase == Armed {
+	if before.Phase == Confirming && s.Phase == Verifying {
 		w.cleared[fmt.Sprint(s.Target.Digest, "/", s.Target.Attempt)]++
 	}
 	if s.Phase == Confirming || before.Good != "" && s.Good != before.Good && before.Phase == Confirming {

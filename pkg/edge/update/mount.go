@@ -31,9 +31,22 @@ func BlessOn(device, dir string) (err error) {
 		if m == nil || m[2] == "" {
 			continue
 		}
-		if err := os.Rename(filepath.Join(folder, e.Name()), filepath.Join(folder, "tributary-"+m[1]+".efi")); err != nil {
+		blessed := filepath.Join(folder, "tributary-"+m[1]+".efi")
+		if err := os.Rename(filepath.Join(folder, e.Name()), blessed); err != nil {
+			return err
+		}
+		// The kernel's FAT gives a new name no size and no clusters, and fills them in when it writes the file's inode.
+		if err := syncFile(blessed); err != nil {
 			return err
 		}
 	}
 	return atomicfile.SyncDir(folder)
+}
+
+func syncFile(name string) error {
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }

@@ -330,7 +330,10 @@ func (m *Manager) perform(ctx context.Context, do Do, s State, done *Done) error
 	case Disarm:
 		return c.Firmware.ClearNext()
 	case Bless:
-		return c.Bless(c.Running)
+		if err := c.Bless(c.Running); err != nil {
+			return err
+		}
+		return c.Flash.Disk.Sync() // check: unmounting writes, and waits for no flush; the order changes next
 	case Order:
 		return c.Firmware.SetOrder(c.Running)
 	case Raise:
