@@ -221,20 +221,23 @@ func (c *compiler) resources(at string, in types.ServiceConfig) api.Resources {
 			out.MemoryReservation = merged(c, place("services", in.Name, "deploy", "resources", "reservations", "memory"), out.MemoryReservation, int64(r.MemoryBytes))
 		}
 	}
-	resources := place("services", in.Name)
+	service := place("services", in.Name)
+	limited := func(group, name, old string) string {
+		return c.written(place("services", in.Name, "deploy", "resources", group, name), join(service, old))
+	}
 	if out.CPUs < 0 || out.CPUs > 4096 || out.CPUs > 0 && out.CPUs < 0.01 {
-		c.add(resources, "give cpus from 0.01 to 4096", "%v processors is out of range", out.CPUs)
+		c.add(limited("limits", "cpus", "cpus"), "give cpus from 0.01 to 4096", "%v processors is out of range", out.CPUs)
 	}
 	const least = 6 << 20 // below it runc cannot start a container (Docker has the same floor)
 	const most = 1 << 50  // past it sizes overflow on their way
 	if out.MemoryBytes < 0 || out.MemoryBytes > most || out.MemoryBytes > 0 && out.MemoryBytes < least {
-		c.add(c.written(place("services", in.Name, "deploy", "resources", "limits", "memory"), place("services", in.Name, "mem_limit")), "give from 6m to 1024t of memory", "the memory limit is out of range")
+		c.add(limited("limits", "memory", "mem_limit"), "give from 6m to 1024t of memory", "the memory limit is out of range")
 	}
 	if out.MemoryReservation < 0 || out.MemoryBytes > 0 && out.MemoryReservation > out.MemoryBytes {
-		c.add(resources, "reserve no more memory than the limit", "a memory reservation of %d bytes is out of range", out.MemoryReservation)
+		c.add(limited("reservations", "memory", "mem_reservation"), "reserve no more memory than the limit", "a memory reservation of %d bytes is out of range", out.MemoryReservation)
 	}
 	if out.Pids < 0 || out.Pids > 1<<22 {
-		c.add(resources, "give a limit of 1 to 4194304 processes, or leave it out", "a limit of %d processes is out of range", out.Pids)
+		c.add(limited("limits", "pids", "pids_limit"), "give a limit of 1 to 4194304 processes, or leave it out", "a limit of %d processes is out of range", out.Pids)
 	}
 	return out
 }

@@ -84,6 +84,24 @@ func TestViewerAsks(t *testing.T) {
 	}
 }
 
+// A list of a tenant that is not there is told from an empty one.
+func TestNoSuchTenant(t *testing.T) {
+	c := start(t, nil)
+	if code, e := c.call("POST", "/api/v1/tenants", `{"apiVersion":"tributary/v1","kind":"Tenant","metadata":{"name":"acme"}}`, nil); code != 201 {
+		t.Fatal(code, e)
+	}
+	for _, path := range []string{"devices?tenant=nope", "devices?tenant=nope&watch=true"} {
+		if code, e := c.callAs(c.viewer, "GET", "/api/v1/"+path, "", nil); code != 404 || !strings.Contains(e.Message, "no tenant nope") || e.Remedy == "" {
+			t.Errorf("%s: %d %+v", path, code, e)
+		}
+	}
+	for _, path := range []string{"devices?tenant=acme", "devices", "devices?tenant=*"} {
+		if code, e := c.callAs(c.viewer, "GET", "/api/v1/"+path, "", nil); code != 200 {
+			t.Errorf("%s: %d %v", path, code, e)
+		}
+	}
+}
+
 // A tenant goes when it has nothing left.
 func TestTenantInUse(t *testing.T) {
 	c := start(t, nil)

@@ -104,6 +104,9 @@ func (s *Server) kindRoutes(k *api.Kind) {
 		if err != nil {
 			return nil, s.fail(err)
 		}
+		if err := s.ownerOf(ctx, q.Tenant, len(items)); err != nil {
+			return nil, s.fail(err)
+		}
 		out := &listOutput{Body: objectList{Items: make([]*api.Object, len(items)), Next: next, Revision: rev}}
 		for i, o := range items {
 			out.Body.Items[i] = s.show(o)
@@ -154,6 +157,19 @@ func (s *Server) kindRoutes(k *api.Kind) {
 			s.describeBody(path, method, schema)
 		}
 	}
+}
+
+// ownerOf refuses a list of nothing that names a tenant which is not there: a mistyped
+// name would look like an empty fleet.
+func (s *Server) ownerOf(ctx context.Context, tenant string, found int) error {
+	if found > 0 || tenant == "" || tenant == api.DefaultTenant {
+		return nil
+	}
+	_, err := s.cfg.Store.Get(ctx, api.Key{Tenant: api.DefaultTenant, Kind: api.KindTenant, Name: tenant})
+	if err != nil && api.CodeOf(err) == api.NotFound {
+		return &api.Error{Code: api.NotFound, Field: "query.tenant", Message: "there is no tenant " + tenant, Remedy: "see `edgectl get tenants --tenant " + api.DefaultTenant + "`"}
+	}
+	return err
 }
 
 // answer tells what a write did. A dry run makes nothing, so nothing is anywhere.

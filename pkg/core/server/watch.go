@@ -100,6 +100,9 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, kind string) err
 		if first, _, from, err = s.cfg.Store.List(ctx, store.Query{Tenant: tenant, Kind: kind, Selector: q.Get("selector")}); err != nil {
 			return err
 		}
+		if err := s.ownerOf(ctx, tenant, len(first)); err != nil {
+			return err
+		}
 	} else if err := s.cfg.Store.Reaches(from); err != nil {
 		return err
 	}
