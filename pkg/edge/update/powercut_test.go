@@ -226,7 +226,7 @@ const cuts = 1000
 func TestPowerCuts(t *testing.T) {
 	r := record(t, false)
 	random := rand.New(rand.NewPCG(3, 1))
-	each := 40
+	each := 80
 	if testing.Short() {
 		each = 200
 	}
