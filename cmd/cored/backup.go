@@ -296,6 +296,8 @@ again: its epoch is over.`,
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: restored the backup of %s; epoch %d follows %d\n", dir, h.Created.Format(time.RFC3339), epoch, h.Epoch)
+			fmt.Fprintln(cmd.OutOrStdout(), "What people did since is undone: retire again what was retired, delete again tokens that were deleted.\n"+
+				"Boxes that enrolled since come back by themselves and wait: `edgectl device approve NAME`.")
 			if !h.Artifacts {
 				fmt.Fprintf(cmd.OutOrStdout(), "images are not in it: push those of %s again\n", data(dir).path(imagesFile))
 			}
@@ -352,7 +354,7 @@ func restoreBackup(ctx context.Context, d data, file string, by []age.Identity) 
 		return nil, 0, err
 	}
 	epoch = max(h.Epoch+1, uint64(time.Now().Unix()))
-	if err := settle(ctx, data(tmp), epoch); err != nil {
+	if err := settle(ctx, data(tmp), epoch, h.Created); err != nil {
 		return nil, 0, err
 	}
 	if err := os.Remove(string(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -365,13 +367,13 @@ func restoreBackup(ctx context.Context, d data, file string, by []age.Identity) 
 }
 
 // settle makes a core of the files of a backup.
-func settle(ctx context.Context, d data, epoch uint64) (err error) {
+func settle(ctx context.Context, d data, epoch uint64, made time.Time) (err error) {
 	db, err := d.openStore(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	if err := db.SetEpoch(ctx, epoch); err != nil {
+	if err := errors.Join(db.SetEpoch(ctx, epoch), db.SetRestored(ctx, made)); err != nil {
 		return err
 	}
 	b, err := os.ReadFile(d.path(bundlesDir + "/index.json"))

@@ -39,5 +39,5 @@ func (r registrar) Renew(ctx context.Context, a ca.Application) (ca.Grant, error
 
 func applicant(a ca.Application) roster.Applicant {
 	return roster.Applicant{TokenID: a.TokenID, Secret: a.Secret, Device: a.Device, PublicKey: a.PublicKey, SealKey: a.SealKey,
-		Name: a.Name, Hardware: a.Hardware, Labels: a.Labels, Relay: a.Relay, Addresses: a.Addresses}
+		Name: a.Name, Hardware: a.Hardware, Labels: a.Labels, Relay: a.Relay, Addresses: a.Addresses, Issued: a.Issued, Tenant: a.Tenant}
 }

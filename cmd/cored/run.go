@@ -211,7 +211,11 @@ func ownNames() []string {
 }
 
 func (c *core) openRoster(ctx context.Context) (err error) {
-	c.roster, err = roster.Open(ctx, roster.Config{Store: c.store, Fingerprint: c.ca.Fingerprint(), Came: c.came, Gone: c.gone, Actor: actorOf, Now: time.Now, Random: rand.Reader, Log: c.log})
+	restored, err := c.store.Restored(ctx)
+	if err != nil {
+		return err
+	}
+	c.roster, err = roster.Open(ctx, roster.Config{Store: c.store, Fingerprint: c.ca.Fingerprint(), Restored: restored, Came: c.came, Gone: c.gone, Actor: actorOf, Now: time.Now, Random: rand.Reader, Log: c.log})
 	c.live.Refused = func(id api.DeviceID) bool { return c.roster.Refused(id) }
 	return err
 }

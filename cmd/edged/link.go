@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"net"
+	"slices"
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
@@ -28,7 +29,7 @@ func (b *box) makeLink(context.Context) error {
 			return b.link.Parent()
 		},
 	})
-	b.uplink = mqtt.NewUplink(mqtt.UplinkConfig{Identity: live, Parents: b.parents.List(), Leads: b.parents.Leads, Dial: b.dial(-1), Log: b.log})
+	b.uplink = mqtt.NewUplink(mqtt.UplinkConfig{Identity: live, Parents: b.parents.List(), Leads: b.parents.Leads, Refused: b.member.TurnedAway, Dial: b.dial(-1), Log: b.log})
 	var down link.Downlink
 	if b.o.relay {
 		broker, err := mqtt.NewBroker(mqtt.BrokerConfig{Listener: b.listen.mqtt, Identity: live, Log: b.log})
@@ -60,6 +61,25 @@ func (b *box) makeLink(context.Context) error {
 		live.Refused, live.Lapsed = b.link.Revoked, b.link.Adopted // nobody is served before this
 	}
 	return err
+}
+
+// doubt has the box ask for its place when the core never answers, though relays say that
+// there is a way to it, and ends its worry when the core does.
+func (b *box) doubt(ctx context.Context) error {
+	look := time.NewTicker(15 * time.Second)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-look.C:
+		}
+		if slices.ContainsFunc(b.link.Warnings(), func(w api.Warning) bool { return w.Name == "core-silent" }) {
+			b.member.TurnedAway()
+		} else if _, attached := b.link.Parent(); attached {
+			b.member.Welcome()
+		}
+	}
 }
 
 // dial reaches parents, by the proxy of the moment if there is one.

@@ -147,7 +147,7 @@ func (b *box) runAll(ctx context.Context) error {
 		name string
 		run  func(context.Context) error
 	}{
-		{"state", b.state.Run}, {"membership", b.member.Run}, {"link", b.link.Run},
+		{"state", b.state.Run}, {"membership", b.member.Run}, {"doubt", b.doubt}, {"link", b.link.Run},
 		{"apps", b.work.Run}, {"agent", b.agent.Load().Run}, {"settings", b.applySettings}, {"memory", b.trim}, {"watchdog", b.watch}, {"consoles", b.tellOfConsole},
 	}
 	if b.serve != nil {

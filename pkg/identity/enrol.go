@@ -94,6 +94,12 @@ func CheckBirth(birth *x509.Certificate, csr, proof []byte) error {
 	return nil
 }
 
+// TurnedAway tells whether a peer refused the certificate that was shown to it (RFC 8446
+// section 6.2). Clients that lie between may have kept the text of the error alone.
+func TurnedAway(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "remote error: tls: bad certificate")
+}
+
 // RenewConfig is what a box needs to renew.
 type RenewConfig struct {
 	ParentURL string
@@ -102,6 +108,9 @@ type RenewConfig struct {
 	// OldSeal.
 	Seal *ecdsa.PrivateKey
 	HTTP *http.Client // nil: a client of its own that shows the certificate in hand
+	// Self is what the box says of itself (name, hardware, labels, relay, addresses), for a
+	// core that was restored from a backup made before the box enrolled. Optional.
+	Self EnrolConfig
 }
 
 // Renew gets a new certificate of the same device key, and the newest trust, also with
@@ -125,7 +134,17 @@ func Renew(ctx context.Context, cfg RenewConfig) (*Identity, *EnrolReply, error)
 		defer c.http.CloseIdleConnections()
 	}
 	fp := Fingerprint(old.Trust.Root)
-	i, reply, err := c.run(ctx, fp[:], PathRenew, old.Key, seal, RenewRequest{CSR: csr, Cert: old.Cert[0].Raw})
+	request := RenewRequest{CSR: csr, Cert: old.Cert[0].Raw,
+		Name: cfg.Self.Name, Hardware: &cfg.Self.Hardware, Labels: cfg.Self.Labels, Relay: cfg.Self.Relay, Addresses: cfg.Self.Addresses}
+	i, reply, err := c.run(ctx, fp[:], PathRenew, old.Key, seal, request)
+	if cfg.HTTP == nil && TurnedAway(err) {
+		// Whom the parent does not know, or no more, still hears why: the request needs no
+		// certificate on the connection.
+		bare := enrolHTTP(nil)
+		defer bare.CloseIdleConnections()
+		c.http = bare
+		i, reply, err = c.run(ctx, fp[:], PathRenew, old.Key, seal, request)
+	}
 	if err != nil {
 		return nil, nil, err
 	}

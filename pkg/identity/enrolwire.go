@@ -68,6 +68,13 @@ const ExpectedToken = "expected"
 type RenewRequest struct {
 	CSR  []byte `cbor:"1,keyasint"`
 	Cert []byte `cbor:"2,keyasint"` // DER
+	// What follows is for a core that lost sight of the box: it was restored from a backup
+	// which is older than the box's enrolment.
+	Name      string            `cbor:"3,keyasint,omitempty"`
+	Hardware  *api.Hardware     `cbor:"4,keyasint,omitempty"`
+	Labels    map[string]string `cbor:"5,keyasint,omitempty"`
+	Relay     bool              `cbor:"6,keyasint,omitempty"`
+	Addresses []string          `cbor:"7,keyasint,omitempty"`
 }
 
 // EnrolReply is what the core answers.

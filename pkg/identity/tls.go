@@ -139,7 +139,7 @@ func (l *Live) verifyPeer(cs tls.ConnectionState, usage x509.ExtKeyUsage) (id ap
 		return id, role, err
 	}
 	if l.Refused != nil && role == RoleDevice && l.Refused(id) {
-		return id, role, fmt.Errorf("device %s is retired", id)
+		return id, role, fmt.Errorf("device %s is retired, waits for approval, or is not known here", id)
 	}
 	return id, role, nil
 }

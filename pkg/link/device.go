@@ -498,6 +498,7 @@ func (d *Device) ask(now time.Time) {
 	d.asked, d.askAgain = now, min(2*max(d.askAgain, firstRTO), lastRTO)
 	d.r.toParent(steer, putID(putMessage(nil, upAsk, 1), d.id), false)
 	d.r.due(now.Add(d.askAgain))
+	d.listen(now)
 }
 
 // acknowledged takes the core's signed word.

@@ -82,14 +82,15 @@ func New(ctx context.Context, spec Spec) (*Lab, error) {
 	}
 	l.Admin = Admin{Program: filepath.Join(l.Bin, "edgectl"), Prefix: l.CorePrefix(), Server: "https://127.0.0.1:8443", Data: l.CoreDir(), Home: l.Dir}
 	for _, bs := range spec.Boxes {
-		if err := l.add(ctx, bs); err != nil {
+		if err := l.Add(ctx, bs); err != nil {
 			return nil, errors.Join(err, l.Close())
 		}
 	}
 	return l, nil
 }
 
-func (l *Lab) add(ctx context.Context, bs BoxSpec) error {
+// Add makes one more box; it is not started yet.
+func (l *Lab) Add(ctx context.Context, bs BoxSpec) error {
 	parent := l.core
 	if bs.Parent != "core" {
 		p, ok := l.Boxes[bs.Parent]

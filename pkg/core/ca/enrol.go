@@ -29,8 +29,8 @@ type Registrar interface {
 	// to be compared in constant time.
 	Enrol(ctx context.Context, a Application) (Grant, error)
 	// Renew is asked before a known device gets a new certificate; it keeps the seal key
-	// of the application. Unknown and retired devices are api.Forbidden. Of an
-	// Application only Device, PublicKey, SealKey and Remote are set.
+	// of the application. Unknown and retired devices are api.Forbidden. An Application
+	// has no token, but Issued and Tenant.
 	Renew(ctx context.Context, a Application) (Grant, error)
 }
 
@@ -52,6 +52,9 @@ type Application struct {
 	IDevID     [][]byte
 	BirthProof []byte
 	Remote     string // who asked last: the box, or the relay next to the core
+	// Issued is when the certificate in hand began, and Tenant whom it names; Renew only.
+	Issued time.Time
+	Tenant string
 }
 
 // Grant is the registrar's yes.
@@ -151,12 +154,24 @@ func (h *handler) renew(w http.ResponseWriter, r *http.Request, body []byte) {
 		if err != nil {
 			return nil, &api.Error{Code: api.Invalid, Message: err.Error()}
 		}
-		if err := h.ca.certified(req.Cert, key); err != nil {
+		cert, err := h.ca.certified(req.Cert, key)
+		if err != nil {
 			return nil, &api.Error{Code: api.Forbidden, Message: err.Error(), Remedy: "enrol again with a join token"}
 		}
 		a, err := application(key, seal, r.RemoteAddr)
 		if err != nil {
 			return nil, err
+		}
+		self := identity.EnrolRequest{Name: req.Name, Labels: req.Labels, Relay: req.Relay, Addresses: req.Addresses}
+		if req.Hardware != nil {
+			self.Hardware = *req.Hardware
+		}
+		if err := bounded(&self); err != nil {
+			return nil, err
+		}
+		a.Name, a.Hardware, a.Labels, a.Relay, a.Addresses = self.Name, self.Hardware, self.Labels, self.Relay, self.Addresses
+		if a.Issued = cert.NotBefore; len(cert.Subject.Organization) == 1 {
+			a.Tenant = cert.Subject.Organization[0]
 		}
 		g, err := h.reg.Renew(r.Context(), a)
 		if err != nil {
@@ -169,19 +184,19 @@ func (h *handler) renew(w http.ResponseWriter, r *http.Request, body []byte) {
 
 // certified checks that this core once gave a certificate for the key; it may have
 // expired.
-func (c *CA) certified(der []byte, key *ecdsa.PublicKey) error {
+func (c *CA) certified(der []byte, key *ecdsa.PublicKey) (*x509.Certificate, error) {
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	_, role, err := c.Trust().VerifyChain([]*x509.Certificate{cert}, x509.ExtKeyUsageClientAuth, c.now())
 	if err != nil && !errors.Is(err, identity.ErrExpired) {
-		return err
+		return nil, err
 	}
 	if pub, ok := cert.PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(key) || role != identity.RoleDevice {
-		return errors.New("the certificate in hand is not of the key that asks")
+		return nil, errors.New("the certificate in hand is not of the key that asks")
 	}
-	return nil
+	return cert, nil
 }
 
 func (h *handler) certify(key, seal *ecdsa.PublicKey, g Grant) (*identity.EnrolReply, error) {

@@ -25,6 +25,10 @@ type Applicant struct {
 	Labels             map[string]string
 	Relay              bool
 	Addresses          []string
+	// Issued is when the certificate began that a box shows which asks for another, and
+	// Tenant whom it names.
+	Issued time.Time
+	Tenant string
 }
 
 // Grant is the yes.
@@ -180,12 +184,23 @@ func decide(a Applicant, token *api.Object, p presence, now time.Time) (*plan, e
 		return nil, errToken
 	}
 	device := api.DeviceSpec{Site: spec.Site, Approved: spec.AutoApprove}
+	state.Used++
+	out, err := newcomer(a, token.Metadata.Tenant, device, spec.Labels, p)
+	if err != nil {
+		return nil, err
+	}
+	out.write.Box.Token, out.write.Token, out.write.TokenStatus = token.Metadata.UID, token, state
+	return out, nil
+}
+
+// newcomer writes down a box that was not known, with labels that it is given.
+func newcomer(a Applicant, tenant string, device api.DeviceSpec, given map[string]string, p presence) (*plan, error) {
 	raw, err := json.Marshal(device)
 	if err != nil {
 		return nil, err
 	}
 	labels := map[string]string{}
-	for k, v := range spec.Labels {
+	for k, v := range given {
 		labels[k] = v
 	}
 	for k, v := range a.Labels {
@@ -193,16 +208,13 @@ func decide(a Applicant, token *api.Object, p presence, now time.Time) (*plan, e
 			labels[k] = v // what a box found out about itself; other labels are people's
 		}
 	}
-	tenant := token.Metadata.Tenant
 	name := freeName(a, func(name string) bool { return p.taken(tenant, name) })
-	state.Used++
-	object := &api.Object{APIVersion: api.Version, Kind: api.KindDevice, Metadata: api.Meta{Tenant: tenant, Name: name, Labels: labels}, Spec: raw}
 	hardware := a.Hardware
 	return &plan{
 		write: store.Enrolment{
-			Box:    store.Box{Device: a.Device, Tenant: tenant, Name: name, PublicKey: a.PublicKey, SealKey: a.SealKey, Token: token.Metadata.UID},
-			Object: object, Status: api.DeviceStatus{ID: a.Device, Relay: a.Relay, Addresses: a.Addresses, Hardware: &hardware},
-			Token: token, TokenStatus: state,
+			Box:    store.Box{Device: a.Device, Tenant: tenant, Name: name, PublicKey: a.PublicKey, SealKey: a.SealKey},
+			Object: &api.Object{APIVersion: api.Version, Kind: api.KindDevice, Metadata: api.Meta{Tenant: tenant, Name: name, Labels: labels}, Spec: raw},
+			Status: api.DeviceStatus{ID: a.Device, Relay: a.Relay, Addresses: a.Addresses, Hardware: &hardware},
 		},
 		grant: Grant{Name: name, Tenant: tenant, Labels: labels, Approved: device.Approved},
 	}, nil
@@ -281,7 +293,7 @@ func (r *Roster) Renew(ctx context.Context, a Applicant) (Grant, error) {
 		return Grant{}, err
 	}
 	if p.box == nil {
-		return Grant{}, &api.Error{Code: api.Forbidden, Message: "this core does not know the box", Remedy: "let it enrol with a join token"}
+		return r.readmit(ctx, a)
 	}
 	plan, err := again(&api.Object{Metadata: api.Meta{UID: p.box.Token}}, p)
 	if err != nil {
@@ -291,4 +303,29 @@ func (r *Roster) Renew(ctx context.Context, a Applicant) (Grant, error) {
 		return Grant{}, err
 	}
 	return plan.grant, r.admitted(plan)
+}
+
+// issuedEarly is how much earlier than it was made a certificate may begin.
+const issuedEarly = 24 * time.Hour
+
+// readmit takes a box in that has a certificate of this core and that the core does not
+// know, because it was restored from a backup which is older than the box's enrolment.
+// It waits for a person: what was decided about it since is lost with the rest.
+func (r *Roster) readmit(ctx context.Context, a Applicant) (Grant, error) {
+	if r.cfg.Restored.IsZero() || a.Issued.Before(r.cfg.Restored.Add(-issuedEarly)) {
+		return Grant{}, &api.Error{Code: api.Forbidden, Message: "this core does not know the box", Remedy: "let it enrol with a join token"}
+	}
+	tenant := api.Key{Tenant: api.DefaultTenant, Kind: api.KindTenant, Name: a.Tenant}
+	if _, err := r.cfg.Store.Get(ctx, tenant); err != nil && a.Tenant != api.DefaultTenant {
+		return Grant{}, &api.Error{Code: api.Forbidden, Message: "the box belongs to tenant " + a.Tenant + ", which this core does not have since it was restored",
+			Remedy: "apply the Tenant " + a.Tenant + " again", Err: err}
+	}
+	source := &api.Object{Metadata: api.Meta{Name: r.cfg.Restored.UTC().Format(time.RFC3339)}}
+	decide := func(a Applicant, _ *api.Object, p presence, _ time.Time) (*plan, error) {
+		if p.box != nil {
+			return again(&api.Object{Metadata: api.Meta{UID: p.box.Token}}, p)
+		}
+		return newcomer(a, a.Tenant, api.DeviceSpec{}, nil, p)
+	}
+	return r.enrol(ctx, a, func() (*api.Object, error) { return source, nil }, decide, "a certificate newer than the backup of")
 }

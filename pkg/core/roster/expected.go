@@ -2,12 +2,9 @@ package roster
 
 import (
 	"encoding/json"
-	"maps"
-	"strings"
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
-	"tributary.dev/tributary/pkg/core/store"
 )
 
 // decideExpected is the judgement over a box that an ExpectedDevice names. That it is the
@@ -33,32 +30,13 @@ func decideExpected(a Applicant, expected *api.Object, p presence, _ time.Time) 
 		return nil, &api.Error{Code: api.Conflict, Message: "the device of this serial number came in before, by another key: " + status.Device, Remedy: "if the box was reset, delete the expectation and make it anew"}
 	}
 	status.Device = a.Device.String()
-	raw, err := json.Marshal(api.DeviceSpec{Site: spec.Site, Approved: true})
-	if err != nil {
-		return nil, err
-	}
-	labels := maps.Clone(spec.Labels)
-	if labels == nil {
-		labels = map[string]string{}
-	}
-	for k, v := range a.Labels {
-		if strings.HasPrefix(k, api.Reserved) {
-			labels[k] = v
-		}
-	}
 	if spec.Name != "" {
 		a.Name = spec.Name
 	}
-	tenant := expected.Metadata.Tenant
-	name := freeName(a, func(name string) bool { return p.taken(tenant, name) })
-	hardware := a.Hardware
-	return &plan{
-		write: store.Enrolment{
-			Box:    store.Box{Device: a.Device, Tenant: tenant, Name: name, PublicKey: a.PublicKey, SealKey: a.SealKey, Token: expected.Metadata.UID},
-			Object: &api.Object{APIVersion: api.Version, Kind: api.KindDevice, Metadata: api.Meta{Tenant: tenant, Name: name, Labels: labels}, Spec: raw},
-			Status: api.DeviceStatus{ID: a.Device, Relay: a.Relay, Addresses: a.Addresses, Hardware: &hardware},
-			Token:  expected, TokenStatus: status,
-		},
-		grant: Grant{Name: name, Tenant: tenant, Labels: labels, Approved: true},
-	}, nil
+	out, err := newcomer(a, expected.Metadata.Tenant, api.DeviceSpec{Site: spec.Site, Approved: true}, spec.Labels, p)
+	if err != nil {
+		return nil, err
+	}
+	out.write.Box.Token, out.write.Token, out.write.TokenStatus = expected.Metadata.UID, expected, status
+	return out, nil
 }

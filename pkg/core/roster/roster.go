@@ -30,6 +30,9 @@ type Config struct {
 	}
 	// Fingerprint is the root certificate's, for join tokens.
 	Fingerprint [32]byte
+	// Restored is when the backup was made that this core comes from; zero when it comes
+	// from none. A box with a certificate from about then or later may have enrolled since.
+	Restored time.Time
 	// Came is told of devices that may take part from now on, Gone of those that may no
 	// more; both may be told again, and must not call the roster.
 	Came func(api.DeviceID)

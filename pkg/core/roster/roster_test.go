@@ -232,3 +232,46 @@ func eventually(t *testing.T, ok func() bool) {
 }
 
 func second[T any](_ T, err error) error { return err }
+
+// A core that was restored takes back who has a certificate from after its backup, and
+// lets it wait for a person; others it does not know stay out.
+func TestReadmission(t *testing.T) {
+	h := start(t)
+	ctx := t.Context()
+	token := h.mint("a", api.JoinTokenSpec{AutoApprove: true})
+	box := newBox(t, token, "late")
+	box.Tenant, box.Issued, box.TokenID, box.Secret = api.DefaultTenant, h.clock.Now(), "", ""
+	if _, err := h.r.Renew(ctx, box); api.CodeOf(err) != api.Forbidden {
+		t.Fatalf("a stranger at a core that was never restored: %v", err)
+	}
+	h.r.cfg.Restored = h.clock.Now().Add(-time.Hour)
+	old, lost := box, box
+	old.Issued = h.r.cfg.Restored.Add(-2 * issuedEarly)
+	lost.Tenant = "gone"
+	for name, a := range map[string]Applicant{"certified long before the backup": old, "of a tenant that is not there": lost} {
+		if _, err := h.r.Renew(ctx, a); api.CodeOf(err) != api.Forbidden || h.r.Len() != 0 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for range 2 { // the reply may be lost
+		if g, err := h.r.Renew(ctx, box); err != nil || g.Name != "late" || g.Tenant != api.DefaultTenant || g.Approved || h.r.Len() != 1 {
+			t.Fatalf("%+v %v", g, err)
+		}
+	}
+	if h.r.Active(box.Device) {
+		t.Fatal("back in service without a person")
+	}
+	key, _ := h.r.ObjectOf(box.Device)
+	if _, err := h.r.Approve(ctx, key); err != nil || !h.r.Active(box.Device) {
+		t.Fatalf("approve: %v", err)
+	}
+	if g, err := h.r.Renew(ctx, box); err != nil || !g.Approved {
+		t.Fatalf("%+v %v", g, err)
+	}
+	if _, err := h.r.Retire(ctx, key); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.r.Renew(ctx, box); api.CodeOf(err) != api.Forbidden {
+		t.Errorf("retired, and let in: %v", err)
+	}
+}

@@ -181,6 +181,21 @@ func (s *SQLite) Epoch(ctx context.Context) (uint64, error) {
 // two backups, and room for millions of epochs in what JSON's numbers hold exactly.
 const epochGap = 1_000_000_000
 
+// Restored tells when the backup was made that this store was restored from; zero for a
+// store that never was.
+func (s *SQLite) Restored(ctx context.Context) (time.Time, error) {
+	v, err := s.counter(ctx, s.read, "restored")
+	if v == 0 || err != nil {
+		return time.Time{}, err
+	}
+	return time.Unix(v, 0), nil
+}
+
+// SetRestored notes when the backup was made that this store comes from.
+func (s *SQLite) SetRestored(ctx context.Context, made time.Time) error {
+	return s.tx(ctx, func(w *writer) error { return setCounter(ctx, w, "restored", made.Unix()) })
+}
+
 // SetEpoch starts a higher epoch; an equal or lower one is refused (code Invalid).
 func (s *SQLite) SetEpoch(ctx context.Context, epoch uint64) error {
 	return s.tx(ctx, func(w *writer) error {

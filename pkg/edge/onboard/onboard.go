@@ -73,10 +73,13 @@ func (p Pace) bounds() (lo, hi time.Duration) {
 type Member struct {
 	Live *identity.Live
 
-	cfg   Config
-	mu    sync.Mutex
-	warn  *api.Warning
-	early chan struct{}
+	cfg  Config
+	mu   sync.Mutex
+	warn *api.Warning
+	// askAgain is when TurnedAway asks again at the earliest, askPause the pause before.
+	askAgain time.Time
+	askPause time.Duration
+	early    chan struct{}
 }
 
 // Join loads the identity, or enrols until that succeeds or ctx ends. It writes the
@@ -200,7 +203,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 }
 
 // RenewSoon asks for a renewal now: the trust that is held lacks a signer that the core
-// uses. Several calls fold into one; renewals so asked for are at least a minute apart.
+// uses, or the core turns the box away. Several calls fold into one; renewals so asked for are at least a minute apart.
 func (m *Member) RenewSoon() {
 	select {
 	case m.early <- struct{}{}:
@@ -208,7 +211,40 @@ func (m *Member) RenewSoon() {
 	}
 }
 
-// Warnings are certificate-expiring (renewal fails) and certificate-expired.
+// TurnedAway says that a parent refuses the box, or that the core never answers it: a core
+// restored from an old backup may not know it. A renewal is asked for, which tells the core
+// of the box, or the box why: at first at once, then after pauses that grow to an hour.
+func (m *Member) TurnedAway() {
+	m.mu.Lock()
+	now := m.cfg.Now()
+	ask := !now.Before(m.askAgain)
+	if ask {
+		if now.Sub(m.askAgain) > 2*longestAsk {
+			m.askPause = 0
+		}
+		m.askPause = min(max(2*m.askPause, time.Minute), longestAsk)
+		m.askAgain = now.Add(m.askPause)
+	}
+	m.mu.Unlock()
+	if ask {
+		m.RenewSoon()
+	}
+}
+
+const longestAsk = time.Hour
+
+// Welcome says that nothing speaks against it that the box is a member.
+func (m *Member) Welcome() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.warn != nil && m.warn.Name == notMember {
+		m.warn, m.askPause = nil, 0
+	}
+}
+
+const notMember = "not-a-member"
+
+// Warnings are not-a-member (the core turns the box away), certificate-expiring (renewal fails) and certificate-expired.
 func (m *Member) Warnings() []api.Warning {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -225,6 +261,9 @@ func due(i *identity.Identity, now time.Time) time.Duration {
 
 // finding is the warning that fits a renewal that failed.
 func finding(i *identity.Identity, now time.Time, err error) *api.Warning {
+	if no := turnedAway(err); no != nil {
+		return &api.Warning{Name: notMember, Severity: api.Critical, Since: now.Unix(), Message: no.Message, Remedy: no.Remedy}
+	}
 	if err == nil || now.Before(i.RenewAt()) {
 		return nil
 	}
@@ -234,6 +273,16 @@ func finding(i *identity.Identity, now time.Time, err error) *api.Warning {
 		w.Name, w.Severity = "certificate-expired", api.Critical
 	}
 	return w
+}
+
+// turnedAway gives the core's own no, by which the box is no member, and nil for errors
+// of any other kind.
+func turnedAway(err error) *api.Error {
+	var e *api.Error
+	if errors.As(err, &e) && (e.Code == api.Forbidden || e.Code == api.Unauthorized) {
+		return e
+	}
+	return nil
 }
 
 // Run renews until ctx ends. It reads the identity and the parents, and writes the
@@ -257,6 +306,10 @@ func (m *Member) Run(ctx context.Context) error {
 		m.mu.Lock()
 		m.warn = finding(i, m.cfg.Now(), err)
 		m.mu.Unlock()
+		if turnedAway(err) != nil && m.cfg.Now().Before(m.Live.Get().RenewAt()) {
+			m.cfg.Log.Warn("the core does not let this box take part", "err", err)
+			continue // until it is asked for again
+		}
 		if err != nil {
 			failures++
 			m.cfg.Log.Warn("certificate not renewed", "err", err)
@@ -294,7 +347,7 @@ func (m *Member) renew(ctx context.Context, old *identity.Identity) error {
 	for _, u := range m.cfg.Parents() {
 		var i *identity.Identity
 		var reply *identity.EnrolReply
-		if i, reply, err = identity.Renew(ctx, identity.RenewConfig{ParentURL: u, Identity: old}); err != nil {
+		if i, reply, err = identity.Renew(ctx, identity.RenewConfig{ParentURL: u, Identity: old, Self: m.cfg.Describe()}); err != nil {
 			continue
 		}
 		i.Now = m.cfg.Now
@@ -303,6 +356,9 @@ func (m *Member) renew(ctx context.Context, old *identity.Identity) error {
 		}
 		m.Live.Set(i)
 		m.cfg.Log.Info("certificate renewed", "expires", i.Expires().UTC())
+		if !reply.Approved {
+			return &api.Error{Code: api.Unauthorized, Message: "the core waits for a person to approve this box", Remedy: "`edgectl device approve " + reply.Name + "`"}
+		}
 		return nil
 	}
 	return err

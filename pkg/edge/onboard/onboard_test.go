@@ -108,7 +108,9 @@ func (c *core) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		var q identity.RenewRequest
 		_, reply, err = identity.OpenRequest(c.sealing, r.URL.Path, body, &q)
 		csr = q.CSR
-		c.renewed.Add(1)
+		if answer.Error = c.refuse.Load(); answer.Error == nil {
+			c.renewed.Add(1)
+		}
 	default:
 		var q identity.EnrolRequest
 		_, reply, err = identity.OpenRequest(c.sealing, r.URL.Path, body, &q)
@@ -290,5 +292,57 @@ func TestFinding(t *testing.T) {
 		if got := (w != nil); got != (c.want != "") || got && w.Name != c.want {
 			t.Errorf("after %s with %v: %+v", c.after, c.err, w)
 		}
+	}
+}
+
+// A member whom the core turns away asks why, once in a while and no more, says what it
+// was told, and takes that back when the core answers again.
+func TestTurnedAway(t *testing.T) {
+	c := newCore(t)
+	cfg := c.config(t.TempDir())
+	var ahead atomic.Int64
+	cfg.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	m, err := Join(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error, 1)
+	go func() { over <- m.Run(ctx) }()
+	defer func() { cancel(); <-over }()
+	until := func(what string, ok func() bool) {
+		t.Helper()
+		for end := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("not within a minute: %s (%+v)", what, m.Warnings())
+			}
+		}
+	}
+	c.refuse.Store(&identity.EnrolError{Code: api.Forbidden, Message: "this core does not know the box", Remedy: "enrol"})
+	m.TurnedAway()
+	until("the warning", func() bool {
+		w := m.Warnings()
+		return len(w) == 1 && w[0].Name == "not-a-member" && w[0].Remedy == "enrol"
+	})
+	asked := c.asked.Load()
+	for range 100 {
+		m.TurnedAway()
+	}
+	if m.askPause != time.Minute || c.asked.Load() != asked {
+		t.Errorf("asked again at once: %d requests after %d, pause %s", c.asked.Load(), asked, m.askPause)
+	}
+	ahead.Store(int64(90 * time.Second))
+	c.refuse.Store(nil)
+	m.TurnedAway()
+	until("the renewal", func() bool { return c.renewed.Load() == 1 && len(m.Warnings()) == 0 })
+
+	m.mu.Lock()
+	m.warn = finding(m.Live.Get(), cfg.Now(), &api.Error{Code: api.Unauthorized, Message: "wait"})
+	m.mu.Unlock()
+	if len(m.Warnings()) != 1 {
+		t.Fatal("no warning for a box that waits")
+	}
+	if m.Welcome(); len(m.Warnings()) != 0 {
+		t.Errorf("the core answers, and still %+v", m.Warnings())
 	}
 }

@@ -39,6 +39,8 @@ type UplinkConfig struct {
 	// Leads, when given, is asked before the device leaves a lesser parent for p: whether
 	// the way through p leads to the core. One that is back may be cut off itself.
 	Leads func(ctx context.Context, p api.ParentRef) error
+	// Refused, when given, is told each time a parent turns the device's certificate away.
+	Refused func()
 }
 
 const defaultQueue = 16 << 20
@@ -132,6 +134,9 @@ func (u *Uplink) Run(ctx context.Context, h link.UplinkHandler) error {
 		}
 		if ctx.Err() != nil {
 			break
+		}
+		if u.cfg.Refused != nil && identity.TurnedAway(err) {
+			u.cfg.Refused()
 		}
 		wait := u.after(parent, climbed, time.Since(began))
 		u.cfg.Log.Info("no session with the parent", "parent", parent.Device, "address", parent.Address, "err", err, "retry", wait.Round(time.Millisecond))
