@@ -16,6 +16,7 @@ import (
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 
 	"tributary.dev/tributary/pkg/api"
@@ -58,7 +59,37 @@ func (m *Manager) Exec(ctx context.Context, r ExecRequest) (exit int, err error)
 	if t.in.Phase != phaseRunning {
 		return 0, &api.Error{Code: api.Unavailable, Message: fmt.Sprintf("service %s/%s does not run", r.App, r.Service), Remedy: "see its logs for the reason"}
 	}
-	return m.exec(namespaces.WithNamespace(ctx, m.cfg.Namespace), t.in.ID, r)
+	exit, err = m.exec(namespaces.WithNamespace(ctx, m.cfg.Namespace), t.in.ID, r)
+	return explainExec(r, exit, err)
+}
+
+// The exit codes by which shells tell that a program did not even start.
+const (
+	exitNotRunnable = 126
+	exitNotFound    = 127
+)
+
+// explainExec says in our words why a program did not run. One that is not there or may
+// not be run ends as it would in a shell, with a line on its standard error.
+func explainExec(r ExecRequest, exit int, err error) (int, error) {
+	if err == nil || len(r.Argv) == 0 {
+		return exit, err
+	}
+	to := orDiscard(r.Stderr)
+	if r.TTY {
+		to = orDiscard(r.Stdout)
+	}
+	switch text := err.Error(); {
+	case errdefs.IsUnavailable(err), errdefs.IsUnavailable(errgrpc.ToNative(err)):
+		return 0, &api.Error{Code: api.Unavailable, Message: "containerd on the device does not answer", Remedy: "try again in a minute; apps go on meanwhile, and `edgectl describe device` shows the device's warnings", Err: err}
+	case strings.Contains(text, "executable file not found"), strings.Contains(text, "exec:") && strings.Contains(text, "no such file or directory"):
+		fmt.Fprintf(to, "%s: not found\n", r.Argv[0])
+		return exitNotFound, nil
+	case strings.Contains(text, "exec:") && (strings.Contains(text, "permission denied") || strings.Contains(text, "exec format error")):
+		fmt.Fprintf(to, "%s: cannot be run\n", r.Argv[0])
+		return exitNotRunnable, nil
+	}
+	return exit, err
 }
 
 func (m *Manager) exec(ctx context.Context, id string, r ExecRequest) (int, error) {
