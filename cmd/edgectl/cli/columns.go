@@ -1,13 +1,16 @@
 package cli
 
 import (
+	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sort"
 	"strconv"
 	"strings"
 	"time"
 
+	"tributary.dev/tributary/cmd/edgectl/client"
 	"tributary.dev/tributary/pkg/api"
 )
 
@@ -77,6 +80,46 @@ func (a *app) tableOf(kind string, o getOptions) *table {
 	return t
 }
 
+// knowParents looks up the names of parents that are not among the devices at hand. It is
+// a comfort: without an answer they are told by id.
+func (a *app) knowParents(ctx context.Context, cl *client.Client, objects []*api.Object) {
+	missing, here := map[string]bool{}, map[string]bool{}
+	for _, o := range objects {
+		var st api.DeviceStatus
+		if o.Kind == api.KindDevice && readStatus(o, &st) == nil {
+			here[st.ID.String()] = true
+			missing[st.Parent] = true
+		}
+	}
+	maps.DeleteFunc(missing, func(id string, _ bool) bool { _, err := api.ParseDeviceID(id); return here[id] || err != nil })
+	if len(missing) == 0 {
+		return
+	}
+	kind, err := api.LookupKind(api.KindDevice)
+	if err != nil {
+		return
+	}
+	all, err := cl.List(ctx, kind, client.ListOptions{AllTenants: true})
+	if err != nil {
+		return
+	}
+	a.parents = map[string]string{}
+	for _, o := range all {
+		var st api.DeviceStatus
+		if readStatus(o, &st) == nil {
+			a.parents[st.ID.String()] = o.Metadata.Name
+		}
+	}
+}
+
+// parentText names a parent as far as it is known.
+func (a *app) parentText(id string) string {
+	if name, ok := a.parents[id]; ok {
+		return name
+	}
+	return id
+}
+
 // deviceColumns names parents, which are told by id, where the same list has them.
 func (a *app) deviceColumns(t *table, wide bool) {
 	t.header = []string{"NAME", "TIER", "PARENT", "HARDWARE", "HEALTH", "APPS", "GEN", "SEEN"}
@@ -85,6 +128,7 @@ func (a *app) deviceColumns(t *table, wide bool) {
 	}
 	t.under = updateText
 	names := map[string]string{}
+	maps.Copy(names, a.parents)
 	t.learn = func(obj *api.Object) {
 		var st api.DeviceStatus
 		_ = readStatus(obj, &st)

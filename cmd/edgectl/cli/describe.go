@@ -108,13 +108,18 @@ func (a *app) describeDevice(ctx context.Context, cl *client.Client, o *api.Obje
 	}
 	a.fact("ID", st.ID.String())
 	a.fact("Tier", fmt.Sprint(st.Tier))
-	a.fact("Parent", orDash(st.Parent))
+	a.knowParents(ctx, cl, []*api.Object{o})
+	a.fact("Parent", orDash(a.parentText(st.Parent)))
 	a.fact("Relay", fmt.Sprint(st.Relay))
 	a.fact("Addresses", orDash(strings.Join(st.Addresses, ", ")))
 	a.fact("Version", orDash(st.Version))
 	seen := "never"
 	if st.LastSeen != nil {
-		seen = a.age(st.LastSeen) + " ago, " + timeText(st.LastSeen)
+		seen = a.age(st.LastSeen)
+		if seen != "now" {
+			seen += " ago"
+		}
+		seen += ", " + timeText(st.LastSeen)
 	}
 	a.fact("Seen", seen)
 	a.fact("Manifest", fmt.Sprintf("epoch %d, generation %d applied, %d wanted", st.Epoch, st.Applied, st.Desired))

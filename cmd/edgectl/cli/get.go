@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -74,6 +75,7 @@ func (a *app) get(cmd *cobra.Command, args []string, o getOptions) error {
 		}
 		objects = append(objects, obj)
 	}
+	a.knowForTable(cmd.Context(), cl, objects, o)
 	return a.printObjects(objects, o, len(refs) == 1)
 }
 
@@ -99,7 +101,14 @@ func (a *app) getKinds(cmd *cobra.Command, cl *client.Client, kinds []ref, list 
 		}
 		all = append(all, objects...)
 	}
+	a.knowForTable(cmd.Context(), cl, all, o)
 	return a.printObjects(all, o, false)
+}
+
+func (a *app) knowForTable(ctx context.Context, cl *client.Client, objects []*api.Object, o getOptions) {
+	if o.output == "table" || o.output == "wide" {
+		a.knowParents(ctx, cl, objects)
+	}
 }
 
 // printObjects writes objects in the wanted form; alone writes a single object as

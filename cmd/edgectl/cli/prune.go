@@ -71,6 +71,9 @@ func prune(ctx context.Context, cl *client.Client, o pruneOptions, applied []cli
 		}
 		for _, tenant := range tenants {
 			objects, err := cl.List(ctx, k, client.ListOptions{Selector: o.selector, Tenant: tenant})
+			if err != nil && api.CodeOf(err) == api.NotFound {
+				continue // the tenant comes with this very request
+			}
 			if err != nil {
 				return nil, err
 			}

@@ -47,6 +47,9 @@ type app struct {
 
 	// Flags of every command.
 	server, token, ca, tenant, context string
+
+	// parents has the names of devices by id, once they were looked up.
+	parents map[string]string
 }
 
 // Main runs edgectl and returns its exit code.
@@ -154,7 +157,26 @@ func (a *app) root() *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
+	showUsage(root)
 	return root
+}
+
+// showUsage has every command say, when it is given too few or too many arguments, which
+// it takes.
+func showUsage(c *cobra.Command) {
+	if check := c.Args; check != nil {
+		c.Args = func(c *cobra.Command, args []string) error {
+			err := check(c, args)
+			var e *api.Error
+			if err == nil || errors.As(err, &e) {
+				return err
+			}
+			return &api.Error{Code: api.Invalid, Message: err.Error(), Remedy: "usage: " + c.UseLine()}
+		}
+	}
+	for _, sub := range c.Commands() {
+		showUsage(sub)
+	}
 }
 
 // value prefers a flag to a variable of the environment.

@@ -40,6 +40,17 @@ type sourceOptions struct {
 
 const maxFile = 1 << 20
 
+// emptyRemedy tells what to do about input without an object: of a folder the names of the
+// files may be why, of a file only what is in it.
+func emptyRemedy(names []string) string {
+	for _, name := range names {
+		if st, err := os.Stat(name); err == nil && st.IsDir() {
+			return "files end in .yaml, .yml or .json; -R reads folders within folders"
+		}
+	}
+	return "write at least one document with apiVersion, kind, metadata and spec, or a Compose file with services"
+}
+
 // readSources reads every object of files, folders and "-". Compose files become App
 // objects; what they refer to by path is read along.
 func (a *app) readSources(o sourceOptions) ([]*source, error) {
@@ -80,7 +91,7 @@ func (a *app) readSources(o sourceOptions) ([]*source, error) {
 		return nil, err
 	}
 	if len(all) == 0 {
-		return nil, &api.Error{Code: api.Invalid, Message: "there is no object in " + strings.Join(o.files, ", "), Remedy: "files end in .yaml, .yml or .json; -R reads folders within folders"}
+		return nil, &api.Error{Code: api.Invalid, Message: "there is no object in " + strings.Join(o.files, ", "), Remedy: emptyRemedy(o.files)}
 	}
 	return all, nil
 }
