@@ -68,7 +68,8 @@ func TestGatherWell(t *testing.T) {
 	})
 	mux.HandleFunc("GET /logs", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "%s\nsecond\n", r.URL.RawQuery) })
 	srv := &http.Server{Handler: mux}
-	go func() { _ = srv.Serve(a.listen(t, "/run/edged/edged.sock")) }()
+	l := a.listen(t, "/run/edged/edged.sock") // before anybody asks
+	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(func() { srv.Close() })
 	asked := make(chan string, 8)
 	go answerInit(a.listen(t, "/run/tributary/init.sock"), asked)
