@@ -10,7 +10,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -34,10 +36,31 @@ const up = `up after [0-9.]+ s`
 // images is the folder of built images.
 func images() string { return cmp.Or(os.Getenv("TRIBUTARY_IMAGES"), filepath.Join(root, "build")) }
 
-// needImage skips unless the long scenarios are asked for and the image is built.
+// programs is the folder of built programs.
+func programs(t *testing.T) string {
+	t.Helper()
+	bin, err := filepath.Abs(cmp.Or(os.Getenv("TRIBUTARY_BIN"), filepath.Join(root, "bin")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bin
+}
+
+// core are the scenarios that make test boots too, with TRIBUTARY_VMTEST=core; make vmtest
+// boots all.
+var core = []string{"TestUpdateSealed", "TestUpdatePowerCuts"}
+
+// besides are the tests that run beside others already.
+var besides sync.Map
+
+// needImage skips unless the scenario is asked for, names its image, and lets it run beside
+// another. It may wait for that: bound a scenario after it.
 func needImage(t *testing.T, arch string) (disk string) {
 	t.Helper()
-	if os.Getenv("TRIBUTARY_VMTEST") == "" {
+	switch asked := os.Getenv("TRIBUTARY_VMTEST"); {
+	case asked == "":
+		t.Skip("boots machines: run make vmtest")
+	case asked == "core" && !slices.Contains(core, t.Name()):
 		t.Skip("needs minutes: run make vmtest")
 	}
 	disk, err := filepath.Abs(filepath.Join(images(), Profiles[arch], "disk.raw"))
@@ -45,7 +68,10 @@ func needImage(t *testing.T, arch string) (disk string) {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(disk); err != nil {
-		t.Skipf("needs %s: run make image PROFILE=%s", disk, Profiles[arch])
+		t.Fatalf("needs %s: run make image PROFILE=%s", disk, Profiles[arch])
+	}
+	if _, already := besides.LoadOrStore(t, true); !already {
+		t.Parallel()
 	}
 	return disk
 }
@@ -122,11 +148,7 @@ func raise(t *testing.T, ctx context.Context, boxes ...BoxSpec) (*story.Story, *
 	for _, b := range boxes {
 		needImage(t, archOf(b))
 	}
-	bin, err := filepath.Abs(cmp.Or(os.Getenv("TRIBUTARY_BIN"), filepath.Join(root, "bin")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	tree, err := New(Spec{Bin: bin, Images: images(), Dir: t.TempDir(), Boxes: boxes, CoredArgs: story.CoredArgs, Say: t.Logf})
+	tree, err := New(Spec{Bin: programs(t), Images: images(), Dir: t.TempDir(), Boxes: boxes, CoredArgs: story.CoredArgs, Say: t.Logf})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,6 +228,7 @@ func openPorts(t *testing.T, ctx context.Context, wires *vm.Switch, addr string)
 // A relay has the ports open on which its children, and boxes without an owner, find it,
 // and no other.
 func TestRelaysPorts(t *testing.T) {
+	needImage(t, runtime.GOARCH)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
 	_, tree := raise(t, ctx, BoxSpec{Name: "relay", Parent: "core", Role: "access", Relay: true})
@@ -258,6 +281,7 @@ func TestOtherArchitectureBoots(t *testing.T) {
 
 // A box that joined by token has the same identity after its power was cut.
 func TestKeepsIdentity(t *testing.T) {
+	needImage(t, runtime.GOARCH)
 	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
 	defer cancel()
 	s, tree := raise(t, ctx, BoxSpec{Name: "box", Parent: "core", Role: "field"})

@@ -3,6 +3,7 @@ package machines
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"testing"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 func TestClockTenYearsOff(t *testing.T) {
 	for name, years := range map[string]int{"behind": -10, "ahead": 10} {
 		t.Run(name, func(t *testing.T) {
+			needImage(t, runtime.GOARCH)
 			ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
 			defer cancel()
 			s, tree := raise(t, ctx, BoxSpec{Name: "box", Parent: "core", Role: "field", Clock: time.Now().AddDate(years, 0, 0)})

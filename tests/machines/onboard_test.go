@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -18,21 +16,9 @@ import (
 // also after the next boot.
 func TestFirstBootWithoutToken(t *testing.T) {
 	needImage(t, "amd64")
-	images := os.Getenv("TRIBUTARY_IMAGES")
-	if images == "" {
-		images = filepath.Join(root, "build")
-	}
-	bin := os.Getenv("TRIBUTARY_BIN")
-	if bin == "" {
-		bin = filepath.Join(root, "bin")
-	}
-	var err error
-	if bin, err = filepath.Abs(bin); err != nil {
-		t.Fatal(err)
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
-	tree, err := New(Spec{Bin: bin, Images: images, Dir: t.TempDir(), CoredArgs: []string{"--listen-bootstrap", "127.0.0.1:0"},
+	tree, err := New(Spec{Bin: programs(t), Images: images(), Dir: t.TempDir(), CoredArgs: []string{"--listen-bootstrap", "127.0.0.1:0"},
 		Boxes: []BoxSpec{{Name: "relay-1", Parent: "core", Role: "access", Relay: true}, {Name: "field-1", Parent: "relay-1", Alone: true}}, Say: t.Logf})
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -30,6 +31,7 @@ const writtenPerDay = 200e6
 // Ten small containers run on a machine with 512 MB of memory; at rest it hardly writes.
 // TRIBUTARY_REST is how long it is looked at.
 func TestTenContainers(t *testing.T) {
+	needImage(t, runtime.GOARCH)
 	rest := 5 * time.Minute
 	if v := os.Getenv("TRIBUTARY_REST"); v != "" {
 		var err error
