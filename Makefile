@@ -26,12 +26,13 @@ build: ## build cored, edged, edgectl, the log helper and the CNI plugins into b
 	$(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/cni/ $(CNI)/main/bridge $(CNI)/main/loopback $(CNI)/ipam/host-local $(CNI)/meta/portmap $(CNI)/meta/firewall
 
 .PHONY: demo
-demo: deps build $(if $(filter ns,$(DEMO)),,demo-images) ## boot a relay and two field boxes on this machine and play the story (KEEP=1 leaves them up; DEMO=ns: five boxes in namespaces)
+demo: QUICK := vm vm-arm64
+demo: deps build $(if $(filter ns,$(DEMO)),,quick-images) ## boot a relay and two field boxes on this machine and play the story (KEEP=1 leaves them up; DEMO=ns: five boxes in namespaces)
 	$(GO) run ./tests/demo
 
-.PHONY: demo-images
-demo-images: # what the demo's machines boot, unless it is there in this version
-	@for p in vm vm-arm64; do \
+.PHONY: quick-images
+quick-images: # what machines of the demo and the tests boot, unless it is there in this version
+	@for p in $(QUICK); do \
 	  if [[ '$(VERSION)' == *-dirty ]] || ! grep -qsF '"version": "$(VERSION)"' build/$$p/build.json; then \
 	    $(GO) run ./image build --quick --version '$(VERSION)' --profile $$p || exit; fi; done
 
@@ -40,7 +41,8 @@ image: ## build a system for boxes in build/PROFILE (PROFILE=generic-amd64; PREL
 	$(GO) run ./image build --profile $(or $(PROFILE),generic-amd64) $(if $(OUT),--out $(OUT)) $(if $(PRELOAD),--preload $(PRELOAD)) $(if $(RELEASE),--version $(RELEASE)) $(if $(COUNTER),--counter $(COUNTER))
 
 .PHONY: test
-test: deps build ## every test, the real containerd and namespace scenarios included
+test: QUICK := vm
+test: deps build quick-images ## every test, with real containerd, namespaces, and machines that boot the image
 	tests/run-tests
 
 .PHONY: check
@@ -48,9 +50,9 @@ check: ## format, vet, linters, import rule, package docs, short race tests
 	tests/run-checks
 
 .PHONY: vmtest
-vmtest: deps build ## scenarios on machines that boot the image, the long ones too; builds the images they start from
+vmtest: deps build ## every scenario on machines, hours; builds the images they start from, and ends with a table (RUN=regexp)
 	for p in vm vm-arm64 generic-amd64; do $(MAKE) --no-print-directory image PROFILE=$$p || exit 1; done
-	TRIBUTARY_VMTEST=1 $(GO) test -p 1 -count=1 -timeout 90m ./tests/vm/... ./tests/secureboot/ ./tests/installer/ ./image/build/ ./tests/machines/... -v
+	tests/run-vmtest $(if $(RUN),-run '$(RUN)')
 
 .PHONY: bench
 bench: deps build ## one JSON line a figure; BENCH=name runs one, BENCH=update and BENCH=boot (needs make image PROFILE=vm) take minutes each
