@@ -193,16 +193,20 @@ func TestFirstBoot(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if open := openPorts(t, ctx, wires, "10.77.0.1"); open != "" {
-		t.Errorf("a box that is no relay has open ports: %s", open)
+	if tcp, udp := openPorts(t, ctx, wires, "10.77.0.1"); tcp != "" || udp != "" {
+		t.Errorf("a box that is no relay has open ports: TCP %q, UDP %q", tcp, udp)
 	}
 	if strings.Contains(m.Console.String(), "uid=0") || strings.Contains(m.Console.String(), "GNU/Linux") {
 		t.Error("the serial line gave a shell")
 	}
 }
 
-// openPorts tries all TCP ports of a machine from another one on its network.
-func openPorts(t *testing.T, ctx context.Context, wires *vm.Switch, addr string) string {
+// udpPorts are those on which services of systems like this one wait: TCP can be tried as a
+// whole, while a closed UDP port is told of but once a second.
+const udpPorts = "7 19 53 67 68 69 111 123 137 161 500 514 546 547 631 1900 4500 5353 5355 5683 8443 8444 8472 8883 51820"
+
+// openPorts tries all TCP ports of a machine from another one on its network, and some of UDP.
+func openPorts(t *testing.T, ctx context.Context, wires *vm.Switch, addr string) (tcp, udp string) {
 	t.Helper()
 	kernel, err := vm.TestKernel(ctx, root, runtime.GOARCH)
 	if err != nil {
@@ -211,18 +215,24 @@ func openPorts(t *testing.T, ctx context.Context, wires *vm.Switch, addr string)
 	other := power(t, ctx, vm.Spec{Name: "other", MemoryMiB: 256, Kernel: kernel.Image, Initrd: kernel.Initrd, NICs: []vm.NIC{{Switch: wires}}, Life: 2 * patience,
 		Cmdline: vm.SerialCmdline(runtime.GOARCH) + " quiet guest.ip=10.77.0.200/24"})
 	expect(t, ctx, other, "guest: ready")
-	if err := other.Send("scan " + addr + "\n"); err != nil {
-		t.Fatal(err)
+	ask := func(command, pattern string) (open string) {
+		t.Helper()
+		if err := other.Send(command + "\n"); err != nil {
+			t.Fatal(err)
+		}
+		found, err := other.Expect(ctx, pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Log(found[0])
+		if found[1] == "0" {
+			t.Fatal("nothing was refused at all: this proves nothing")
+		}
+		return found[2]
 	}
-	found, err := other.Expect(ctx, `guest: scanned (\d+) ports, closed (\d+), open: \[([^\]]*)\]`)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Log(found[0])
-	if found[2] == "0" {
-		t.Fatal("nothing answered at all: the scan proves nothing")
-	}
-	return found[3]
+	tcp = ask("scan "+addr, `guest: scanned \d+ ports, closed (\d+), open: \[([^\]]*)\]`)
+	udp = ask("probe "+addr+" "+udpPorts, `guest: probed \d+ UDP ports, closed (\d+), open: \[([^\]]*)\]`)
+	return tcp, udp
 }
 
 // A relay has the ports open on which its children, and boxes without an owner, find it,
@@ -233,8 +243,9 @@ func TestRelaysPorts(t *testing.T) {
 	defer cancel()
 	_, tree := raise(t, ctx, BoxSpec{Name: "relay", Parent: "core", Role: "access", Relay: true})
 	b := tree.boxes["relay"]
-	if open := openPorts(t, ctx, b.below, fmt.Sprintf("10.77.0.%d", b.number)); open != "8443 8444 8883" {
-		t.Errorf("open ports are %q", open)
+	tcp, udp := openPorts(t, ctx, b.below, fmt.Sprintf("10.77.0.%d", b.number))
+	if tcp != "8443 8444 8883" || udp != "5353" {
+		t.Errorf("open ports are TCP %q, UDP %q", tcp, udp)
 	}
 }
 

@@ -4,7 +4,7 @@
 //
 // It is the first process of a test's machine: it loads the modules it finds, gives its
 // first card the address of the kernel's command line (guest.ip=), says "guest: ready" and
-// obeys lines on the console: `dial ADDR TEXT PATIENCE`, `scan ADDR`, `serve`, `say TEXT`, `off`, `reboot`.
+// obeys lines on the console: `dial ADDR TEXT PATIENCE`, `scan ADDR`, `probe ADDR UDP-PORT...`, `serve`, `say TEXT`, `off`, `reboot`.
 // It answers on TCP port 7 with what it is sent.
 package main
 
@@ -180,6 +180,8 @@ func obey(words []string) error {
 		return dial(rest[0], rest[1], patience)
 	case words[0] == "scan" && len(rest) == 1:
 		scan(rest[0])
+	case words[0] == "probe" && len(rest) > 1:
+		return probe(rest[0], rest[1:])
 	case words[0] == "serve":
 		return serve()
 	default:
@@ -239,6 +241,40 @@ func scan(addr string) {
 	wg.Wait()
 	slices.Sort(open)
 	say("scanned 65535 ports, closed %d, open: %v", closed, open)
+}
+
+// probes is how often a UDP port is asked: a machine says but once a second that one is closed.
+const probes = 8
+
+// probe asks UDP ports of an address: a closed one is refused by name (ICMP), and one that stays silent is open.
+func probe(addr string, ports []string) error {
+	var open []string
+	closed := 0
+	for _, port := range ports {
+		c, err := net.Dial("udp", net.JoinHostPort(addr, port))
+		if err != nil {
+			return err
+		}
+		refused := false
+		for range probes {
+			_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+			_, err := c.Write(make([]byte, 12)) // to DNS, a question without a question
+			if err == nil {
+				_, err = c.Read(make([]byte, 512))
+			}
+			if refused = errors.Is(err, unix.ECONNREFUSED); refused || err == nil {
+				break
+			}
+		}
+		_ = c.Close()
+		if refused {
+			closed++
+		} else {
+			open = append(open, port)
+		}
+	}
+	say("probed %d UDP ports, closed %d, open: %v", len(ports), closed, open)
+	return nil
 }
 
 // serve answers on the machine's port, as edged's local API does, with the path asked for.
