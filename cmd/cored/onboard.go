@@ -61,16 +61,31 @@ func (c *core) openBootstrap(context.Context) (err error) {
 	if c.bootstrap, err = net.Listen("tcp", c.o.bootstrap); err != nil {
 		return err
 	}
+	parents, err := c.whereToAttach()
+	if err != nil {
+		return err
+	}
 	c.greeter = onboard.New(onboard.Config{
-		Find: c.expected, Expected: c.allExpected, Note: c.noteProgress, Waiting: c.noteWaiting, Owner: c.owner, Makers: c.makers, Parents: c.whereToAttach(),
+		Find: c.expected, Expected: c.allExpected, Note: c.noteProgress, Waiting: c.noteWaiting, Owner: c.owner, Makers: c.makers, Parents: parents,
 		EST: est{c}, Now: time.Now, Log: c.log,
 	})
 	return nil
 }
 
-// whereToAttach is what boxes are told: this core, by the first of its names that
-// another machine can use.
-func (c *core) whereToAttach() []api.ParentRef {
+// whereToAttach is what boxes are told: what the flags say, else this core, by the first of
+// its names that another machine can use.
+func (c *core) whereToAttach() (out []api.ParentRef, err error) {
+	for _, text := range c.o.attach {
+		p, err := api.ParseParent(text)
+		if err != nil {
+			return nil, &api.Error{Code: api.Invalid, Field: "--attach", Message: fmt.Sprintf("%q: %v", text, err), Remedy: "write host[:mqtt-port[,https-port]]"}
+		}
+		p.Device = identity.CoreName
+		out = append(out, p)
+	}
+	if len(out) > 0 {
+		return out, nil
+	}
 	host := c.o.names[0]
 	for _, n := range c.o.names {
 		if ip := net.ParseIP(n); n != "localhost" && (ip == nil || !ip.IsLoopback()) {
@@ -84,7 +99,7 @@ func (c *core) whereToAttach() []api.ParentRef {
 	}
 	_, https, _ := net.SplitHostPort(c.https.Addr().String()) // a listener's address always has a port
 	port, _ := strconv.Atoi(https)
-	return []api.ParentRef{{Device: identity.CoreName, Address: net.JoinHostPort(host, mqtt), HTTPSPort: port}}
+	return []api.ParentRef{{Device: identity.CoreName, Address: net.JoinHostPort(host, mqtt), HTTPSPort: port}}, nil
 }
 
 // serveBootstrap answers boxes on their way in (RFC 8572, RFC 7030).

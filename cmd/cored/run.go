@@ -49,6 +49,7 @@ type options struct {
 	deviceLife   time.Duration
 	bootstrap    string // where boxes ask whose they are; empty: nowhere
 	makers       string // file of manufacturers' certificates
+	attach       []string
 	logLevel     slog.Level
 	logJSON      bool
 }
@@ -75,6 +76,7 @@ func runCommand() *cobra.Command {
 	f.DurationVar(&o.deviceLife, "device-cert-life", ca.DeviceLife, "how long the certificate of a device lives; it renews when two thirds have passed")
 	f.StringVar(&o.bootstrap, "listen-bootstrap", "", "address at which new boxes find their owner (RFC 8572, RFC 7030), such as :8444; empty: none")
 	f.StringVar(&o.makers, "manufacturers", "", "PEM file of the manufacturers whose devices are known by serial number (default: manufacturers.pem in the data folder, if it is there)")
+	f.StringArrayVar(&o.attach, "attach", nil, "host:mqtt-port,https-port at which boxes that find their owner are told to attach, best first, may be repeated (default: the first name that another machine can use, with the ports listened on)")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.BoolVar(&o.logJSON, "log-json", false, "log JSON lines instead of text")
 	return cmd

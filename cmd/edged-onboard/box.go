@@ -185,7 +185,8 @@ func (b *box) sources(ctx context.Context) (out []sztp.Source) {
 		add(sztp.Site, found)
 		add(sztp.Site, sztp.ByDNS(ctx, net.DefaultResolver, searchDomains()))
 	}
-	if text, err := readSome(b.o.servers, 64<<10); err == nil {
+	for _, file := range list(b.o.servers) {
+		text, _ := readSome(file, 64<<10) // most boxes have none
 		for _, line := range strings.Split(text, "\n") {
 			line, _, _ = strings.Cut(line, "#")
 			add(sztp.BuiltIn, strings.Fields(line))

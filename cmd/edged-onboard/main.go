@@ -72,7 +72,7 @@ func parse(args []string, errs io.Writer) (o options, err error) {
 	f.Int64Var(&o.floor, "floor", 0, "a moment that is certainly past, in Unix seconds")
 	f.StringVar(&o.makers, "manufacturers", "/usr/share/tributary/preload/manufacturers.pem", "certificates of those whose vouchers count")
 	f.StringVar(&o.birth, "birth", "/run/tributary/idevid.pem", "key and certificates of the box's birth (IDevID), where a manufacturer gave it some; else the box is its own")
-	f.StringVar(&o.servers, "bootstrap-file", "/usr/share/tributary/preload/bootstrap-servers", "file of bootstrap servers to ask at last, one https://host:port a line")
+	f.StringVar(&o.servers, "bootstrap-file", "/run/tributary/bootstrap-servers,/usr/share/tributary/preload/bootstrap-servers", "files of bootstrap servers to ask at last, separated by commas, one https://host:port a line: a person's on CONFIG, then the image's")
 	f.StringVar(&o.bootstrap, "bootstrap", "", "more of them, separated by commas")
 	f.StringVar(&o.sticks, "sticks", "auto", "folders, FAT32 images or disks with signed data, separated by commas; auto: whatever removable disk is there; none: none")
 	f.StringVar(&o.uplinks, "uplinks", "/run/tributary/uplinks.json", "file in which the network tells what DHCP gave")

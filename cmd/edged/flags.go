@@ -4,10 +4,8 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"tributary.dev/tributary/pkg/api"
@@ -122,7 +120,7 @@ func besideMe(name string) string {
 func parseParents(text string) ([]api.ParentRef, error) {
 	var out []api.ParentRef
 	for _, item := range strings.Fields(text) {
-		p, err := parseParent(item)
+		p, err := api.ParseParent(item)
 		if err != nil {
 			return nil, &api.Error{Code: api.Invalid, Field: "--parent", Message: fmt.Sprintf("%q: %v", item, err), Remedy: "write host[:mqtt-port[,https-port]]"}
 		}
@@ -132,35 +130,6 @@ func parseParents(text string) ([]api.ParentRef, error) {
 		return nil, &api.Error{Code: api.Invalid, Field: "--parent", Message: "names no parent", Remedy: "write host[:mqtt-port[,https-port]]"}
 	}
 	return out, nil
-}
-
-func parseParent(item string) (p api.ParentRef, err error) {
-	addr, https, both := strings.Cut(item, ",")
-	if both {
-		if p.HTTPSPort, err = port(https); err != nil {
-			return p, err
-		}
-	}
-	host, mqtt, err := net.SplitHostPort(addr)
-	if err != nil { // no port
-		host, mqtt = strings.Trim(addr, "[]"), "8883"
-	}
-	if _, err := port(mqtt); err != nil {
-		return p, err
-	}
-	if host == "" {
-		return p, fmt.Errorf("no host")
-	}
-	p.Address = net.JoinHostPort(host, mqtt)
-	return p, nil
-}
-
-func port(s string) (int, error) {
-	n, err := strconv.Atoi(s)
-	if err != nil || n < 1 || n > 65535 {
-		return 0, fmt.Errorf("%q is no port", s)
-	}
-	return n, nil
 }
 
 // joinToken reads the token from where the flags say. A file may change, so what is wrong

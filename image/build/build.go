@@ -216,6 +216,11 @@ func (b *builder) buildTree(ctx context.Context) error {
 		return err
 	}
 	files[anchorFile] = b.releases.Root
+	if files[preloaded+makersFile] == nil { // a preload's own goes first
+		if files[preloaded+makersFile], err = keys.Manufacturer(b.Keys, b.Time); err != nil {
+			return err
+		}
+	}
 	if files[hwprofiles.InstalledFile], err = b.Profile.Encode(); err != nil {
 		return err
 	}

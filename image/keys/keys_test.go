@@ -195,3 +195,30 @@ func FuzzVariableStore(f *testing.F) {
 	f.Add(full)
 	f.Fuzz(func(t *testing.T, b []byte) { _, _, _ = read(b) })
 }
+
+func TestManufacturer(t *testing.T) {
+	dir := t.TempDir()
+	a, err := Manufacturer(dir, day)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := Manufacturer(dir, day.AddDate(1, 0, 0)); err != nil || !bytes.Equal(a, b) {
+		t.Errorf("another the second time: %v", err)
+	}
+	if i, err := os.Stat(filepath.Join(dir, MakerKey)); err != nil || i.Mode().Perm() != 0o600 {
+		t.Errorf("%s: %v %v", MakerKey, i, err)
+	}
+	// Whoever keeps the key elsewhere puts the certificate alone there.
+	if err := os.Remove(filepath.Join(dir, MakerKey)); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := Manufacturer(dir, day); err != nil || !bytes.Equal(a, b) {
+		t.Errorf("without the key: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, MakerCert), []byte("none"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Manufacturer(dir, day); err == nil {
+		t.Error("what is no certificate was replaced in silence")
+	}
+}

@@ -25,6 +25,9 @@ type Settings struct {
 	// Relay: the box serves children.
 	Relay   bool                 `json:"relay,omitempty"`
 	Network *api.NetworkSettings `json:"network,omitempty"`
+	// Bootstrap are servers that a box without an owner asks besides those of its image
+	// (RFC 8572). Nothing is believed for their sake.
+	Bootstrap []string `json:"bootstrap,omitempty"`
 }
 
 // JoinSettings say where a new box belongs.
@@ -67,6 +70,14 @@ func (s *Settings) validate() error {
 	if s.Join.Parent != "" {
 		if _, err := ParentFlag(s.Join.Parent); err != nil {
 			bad("join.parent", "%v", err)
+		}
+	}
+	if len(s.Bootstrap) > 16 {
+		bad("bootstrap", "%d of them, more than 16", len(s.Bootstrap))
+	}
+	for _, server := range s.Bootstrap {
+		if _, err := ParentFlag(server); err != nil || !strings.HasPrefix(server, "https://") {
+			bad("bootstrap", "%.80q is no https://host:port", server)
 		}
 	}
 	if len(s.Labels) > 64 {
@@ -126,6 +137,9 @@ func ParentFlag(text string) (string, error) {
 // On CONFIG they outlive a factory reset. The program that looks for the owner reads them.
 const birthFile = "idevid.pem"
 
+// serversFile is where that program finds the servers of the settings.
+const serversFile = "bootstrap-servers"
+
 // readConfig mounts CONFIG for as long as it takes to read it, read-only.
 func (b *booter) readConfig(context.Context) error {
 	b.facts.TokenFile = b.run("join-token") // the agent watches it: the token may come later
@@ -163,6 +177,11 @@ func (b *booter) readConfig(context.Context) error {
 		return err
 	}
 	b.facts.Settings = s
+	if len(s.Bootstrap) > 0 {
+		if err := os.WriteFile(b.run(serversFile), []byte(strings.Join(s.Bootstrap, "\n")+"\n"), 0o600); err != nil {
+			b.say("config: %v", err)
+		}
+	}
 	if s.Join.Token == "" {
 		return nil
 	}

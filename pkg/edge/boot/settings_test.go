@@ -10,6 +10,7 @@ func TestSettings(t *testing.T) {
 join: {token: tj1.a.b.c, parent: "https://core.example:8443"}
 name: box-7
 labels: {site: north}
+bootstrap: ["https://owner.example:8444"]
 network:
   uplinks:
     - match: {name: eth0}
@@ -19,7 +20,7 @@ network:
       vlan: 12
     - {match: {driver: igb}, dhcp: true, metric: 300}
 `))
-	if err != nil || s.Name != "box-7" || len(s.Network.Uplinks) != 2 || s.Network.Uplinks[0].VLAN != 12 || !s.Network.Uplinks[1].DHCP {
+	if err != nil || s.Name != "box-7" || len(s.Network.Uplinks) != 2 || s.Network.Uplinks[0].VLAN != 12 || !s.Network.Uplinks[1].DHCP || len(s.Bootstrap) != 1 {
 		t.Errorf("%+v, %v", s, err)
 	}
 	for text, says := range map[string]string{
@@ -29,6 +30,8 @@ network:
 		"network: {uplinks: [{vlan: 5000}]}":                   "4094",
 		"network: {uplinks: [{gateway: nowhere}]}":             "gateway",
 		"join: {parent: 'http://x'}":                           "join.parent",
+		"bootstrap: ['http://x']":                              "bootstrap",
+		"bootstrap: ['x:8444']":                                "bootstrap",
 		"join: {token: 'a b'}":                                 "join token",
 		"# " + strings.Repeat("x", MaxSettings):                "bytes",
 		"network: {uplinks: [{match: {name: a}, wifi: true}]}": "wifi",
