@@ -24,6 +24,7 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/identity/voucher"
+	"tributary.dev/tributary/tests/mutation"
 )
 
 // maker is a manufacturer: the key that signs vouchers, and births.
@@ -532,83 +533,21 @@ func TestGreetings(t *testing.T) {
 	}
 }
 
-// TestRefusalsAreTested takes checks of the core out, one by one, and runs the test that
-// should miss each: it must fail then. All are in one build, in which a variable of the
-// environment chooses.
+// TestRefusalsAreTested takes checks of the core out, one by one: the test that misses each
+// must fail then.
 func TestRefusalsAreTested(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds cored once more: not in the short form")
-	}
-	goTool, err := exec.LookPath("go")
-	if err != nil {
-		t.Skip("needs the go command")
-	}
 	if _, err := exec.LookPath("openssl"); err != nil {
 		t.Skip("needs openssl")
 	}
-	const gone = `(os.Getenv("CORED_WITHOUT") == %q)`
-	checks := []struct{ name, test, file, from, to string }{
-		{"a relay's certificate", "TestGreetings", "onboard.go", `if err != nil || role != identity.RoleDevice || !c.roster.Active(id) {`, `if (err != nil || role != identity.RoleDevice || !c.roster.Active(id)) && !GONE {`},
-		{"the same key at renewal", "TestStockEST", "onboard.go", `if !bytes.Equal(csr.RawSubjectPublicKeyInfo, old.RawSubjectPublicKeyInfo) {`, `if !bytes.Equal(csr.RawSubjectPublicKeyInfo, old.RawSubjectPublicKeyInfo) && !GONE {`},
-		{"a device's certificate at renewal", "TestStockEST", "onboard.go", `if err != nil && !errors.Is(err, identity.ErrExpired) || role != identity.RoleDevice {`, `if (err != nil && !errors.Is(err, identity.ErrExpired) || role != identity.RoleDevice) && !GONE {`},
-		{"a request's own signature", "TestStockEST", "../../pkg/core/onboard/est.go", `if err := csr.CheckSignature(); err != nil {`, `if err := csr.CheckSignature(); err != nil && !GONE {`},
-		{"another owner's voucher", "TestIndependentDevice", "../../pkg/core/onboard/onboard.go", `if owner, err := v.Owner(); err != nil || identity.Fingerprint(owner) != identity.Fingerprint(root) {`, `if owner, err := v.Owner(); (err != nil || identity.Fingerprint(owner) != identity.Fingerprint(root)) && !GONE {`},
-		{"another box's voucher", "TestIndependentDevice", "../../pkg/core/onboard/onboard.go", `if v.SerialNumber != spec.Serial {`, `if v.SerialNumber != spec.Serial && !GONE {`},
-		{"a manufacturer who is known", "TestIndependentDevice", "../../pkg/identity/voucher/idevid.go", `if err := chains(leaf, chain[1:], manufacturers, at); err != nil {`, `if err := chains(leaf, chain[1:], manufacturers, at); err != nil && !GONE {`},
-	}
-	dir := t.TempDir()
-	here, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	sources, replace := map[string]string{}, map[string]string{}
-	for _, c := range checks {
-		path := filepath.Join(here, c.file)
-		if sources[path] == "" {
-			b, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			sources[path] = string(b)
-		}
-		if n := strings.Count(sources[path], c.from); n != 1 {
-			t.Fatalf("%s: %s has changed: %q stands there %d times", c.name, c.file, c.from, n)
-		}
-		sources[path] = strings.Replace(sources[path], c.from, strings.Replace(c.to, "GONE", fmt.Sprintf(gone, c.name), 1), 1)
-	}
-	for path, text := range sources {
-		if !strings.Contains(text, "\t\"os\"\n") {
-			text = strings.Replace(text, "import (", "import (\n\t\"os\"", 1)
-		}
-		replace[path] = filepath.Join(dir, fmt.Sprintf("%d.go", len(replace)))
-		if err := os.WriteFile(replace[path], []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	overlay, err := json.Marshal(map[string]any{"Replace": replace})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "overlay.json"), overlay, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	binary := filepath.Join(dir, "without.test")
-	if out, err := exec.CommandContext(t.Context(), goTool, "test", "-c", "-overlay", filepath.Join(dir, "overlay.json"), "-o", binary, ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	run := func(test, without string) ([]byte, error) {
-		cmd := exec.CommandContext(t.Context(), binary, "-test.run", "^("+test+")$")
-		cmd.Env = append(os.Environ(), "CORED_WITHOUT="+without)
-		return cmd.CombinedOutput()
-	}
-	if out, err := run("TestGreetings|TestStockEST|TestIndependentDevice", ""); err != nil {
-		t.Fatalf("with every check in place: %v: %s", err, out)
-	}
-	for _, c := range checks {
-		if _, err := run(c.test, c.name); err == nil {
-			t.Errorf("the check for %s is gone, and %s passes", c.name, c.test)
-		}
-	}
+	mutation.Prove(t, []mutation.Check{
+		{Name: "a relay's certificate", Test: "^TestGreetings$", File: "onboard.go", From: `if err != nil || role != identity.RoleDevice || !c.roster.Active(id) {`, To: `if (err != nil || role != identity.RoleDevice || !c.roster.Active(id)) && !GONE {`},
+		{Name: "the same key at renewal", Test: "^TestStockEST$", File: "onboard.go", From: `if !bytes.Equal(csr.RawSubjectPublicKeyInfo, old.RawSubjectPublicKeyInfo) {`, To: `if !bytes.Equal(csr.RawSubjectPublicKeyInfo, old.RawSubjectPublicKeyInfo) && !GONE {`},
+		{Name: "a device's certificate at renewal", Test: "^TestStockEST$", File: "onboard.go", From: `if err != nil && !errors.Is(err, identity.ErrExpired) || role != identity.RoleDevice {`, To: `if (err != nil && !errors.Is(err, identity.ErrExpired) || role != identity.RoleDevice) && !GONE {`},
+		{Name: "a request's own signature", Test: "^TestStockEST$", File: "../../pkg/core/onboard/est.go", From: `if err := csr.CheckSignature(); err != nil {`, To: `if err := csr.CheckSignature(); err != nil && !GONE {`},
+		{Name: "another owner's voucher", Test: "^TestIndependentDevice$", File: "../../pkg/core/onboard/onboard.go", From: `if owner, err := v.Owner(); err != nil || identity.Fingerprint(owner) != identity.Fingerprint(root) {`, To: `if owner, err := v.Owner(); (err != nil || identity.Fingerprint(owner) != identity.Fingerprint(root)) && !GONE {`},
+		{Name: "another box's voucher", Test: "^TestIndependentDevice$", File: "../../pkg/core/onboard/onboard.go", From: `if v.SerialNumber != spec.Serial {`, To: `if v.SerialNumber != spec.Serial && !GONE {`},
+		{Name: "a manufacturer who is known", Test: "^TestIndependentDevice$", File: "../../pkg/identity/voucher/idevid.go", From: `if err := chains(leaf, chain[1:], manufacturers, at); err != nil {`, To: `if err := chains(leaf, chain[1:], manufacturers, at); err != nil && !GONE {`},
+	}...)
 }
 
 // One box is expected once, in whatever tenant and after a restart; who gives it up lets

@@ -6,13 +6,11 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"errors"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"tributary.dev/tributary/tests/mutation"
 )
 
 var soon = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -115,45 +113,7 @@ func TestSignatures(t *testing.T) {
 
 // TestChecksCount: in a build without one of the checks, TestSignatures fails.
 func TestChecksCount(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds the package three times")
-	}
-	goTool, err := exec.LookPath("go")
-	if err != nil {
-		t.Skip("needs the go tool")
-	}
-	src, err := os.ReadFile("sign.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	here, err := filepath.Abs("sign.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, check := range []string{"signatures", "digest", "expiry"} {
-		var lines []string
-		found := 0
-		for line := range strings.Lines(string(src)) {
-			if strings.Contains(line, "// check: "+check) {
-				found++
-				line = strings.Replace(line, " { // check", " && os.Getpid() < 0 { // check", 1)
-			}
-			lines = append(lines, line)
-		}
-		if found != 1 {
-			t.Fatalf("%d places check the %s", found, check)
-		}
-		dir := t.TempDir()
-		text := strings.Replace(strings.Join(lines, ""), "import (", "import (\n\t\"os\"", 1)
-		if err := errors.Join(os.WriteFile(filepath.Join(dir, "sign.go"), []byte(text), 0o600),
-			os.WriteFile(filepath.Join(dir, "overlay.json"), []byte(`{"Replace":{"`+here+`":"`+filepath.Join(dir, "sign.go")+`"}}`), 0o600)); err != nil {
-			t.Fatal(err)
-		}
-		out, err := exec.Command(goTool, "test", "-count=1", "-short", "-overlay", filepath.Join(dir, "overlay.json"), "-run", "TestSignatures", ".").CombinedOutput()
-		if err == nil || !bytes.Contains(out, []byte("accepted: true")) {
-			t.Errorf("without the check of the %s no test fails:\n%s", check, out)
-		}
-	}
+	mutation.Prove(t, mutation.Marked(t, "^TestSignatures$", "sign.go")...)
 }
 
 func FuzzDescription(f *testing.F) {

@@ -5,12 +5,11 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"testing/fstest"
+
+	"tributary.dev/tributary/tests/mutation"
 )
 
 func seal(t *testing.T, fill byte) ([]byte, Entry) {
@@ -61,35 +60,7 @@ func TestCheck(t *testing.T) {
 
 // In a build without the check TestCheck fails.
 func TestCheckCounts(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds the package anew")
-	}
-	goTool, err := exec.LookPath("go")
-	if err != nil {
-		t.Skip("needs the go tool")
-	}
-	src, err := os.ReadFile("extension.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	here, err := filepath.Abs("extension.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	const guard = "err != nil { // check: content"
-	if strings.Count(string(src), guard) != 1 {
-		t.Fatal("the check is not where it was")
-	}
-	dir := t.TempDir()
-	without := strings.Replace(string(src), guard, "err != nil && size < 0 {", 1)
-	if err := errors.Join(os.WriteFile(filepath.Join(dir, "x.go"), []byte(without), 0o600),
-		os.WriteFile(filepath.Join(dir, "overlay.json"), []byte(`{"Replace":{"`+here+`":"`+filepath.Join(dir, "x.go")+`"}}`), 0o600)); err != nil {
-		t.Fatal(err)
-	}
-	out, err := exec.Command(goTool, "test", "-count=1", "-short", "-overlay", filepath.Join(dir, "overlay.json"), "-run", "TestCheck$", ".").CombinedOutput()
-	if err == nil || !bytes.Contains(out, []byte("accepted: <nil>")) {
-		t.Errorf("without the check no test fails:\n%s", out)
-	}
+	mutation.Prove(t, mutation.Marked(t, "^TestCheck$", "extension.go")...)
 }
 
 func TestRead(t *testing.T) {
