@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"io/fs"
 	"os"
@@ -74,6 +75,22 @@ func (d device) Activate(ctx context.Context, blob, secret []byte) (key []byte, 
 		return err
 	})
 	return key, known(err)
+}
+
+// Identity implements boot's TPM.
+func (d device) Identity(ctx context.Context, digest []byte) (public, signature []byte, err error) {
+	err = d.With(ctx, true, func(t *tpm.TPM) error {
+		key, err := t.IdentityKey()
+		if err != nil {
+			return err
+		}
+		if public, err = x509.MarshalPKIXPublicKey(key); err != nil || digest == nil {
+			return err
+		}
+		signature, err = t.SignIdentity(digest)
+		return err
+	})
+	return public, signature, known(err)
 }
 
 // Floor implements boot's TPM.

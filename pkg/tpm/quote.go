@@ -2,10 +2,8 @@ package tpm
 
 import (
 	"crypto/ecdsa"
-	"encoding/asn1"
 	"errors"
 	"fmt"
-	"math/big"
 	"slices"
 
 	"github.com/google/go-tpm/tpm2"
@@ -76,7 +74,7 @@ func (t *TPM) Quote(nonce [attest.NonceSize]byte, pcrs []uint, log [][]byte) (*a
 	if err != nil {
 		return nil, err
 	}
-	der, err := asn1.Marshal(struct{ R, S *big.Int }{new(big.Int).SetBytes(sig.SignatureR.Buffer), new(big.Int).SetBytes(sig.SignatureS.Buffer)})
+	der, err := signature(sig)
 	if err != nil {
 		return nil, err
 	}

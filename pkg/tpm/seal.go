@@ -114,7 +114,7 @@ func (t *TPM) unsealOnce(s *Sealed, srk tpm2.TPMHandle, public *tpm2.TPMTPublic,
 	rsp, err := tpm2.Unseal{ItemHandle: tpm2.AuthHandle{Handle: object.ObjectHandle, Name: object.Name, Auth: session}}.Execute(t.t)
 	if errors.Is(err, tpm2.TPMRCPolicyFail) {
 		if now, pcrErr := t.PCR(PCRSecureBoot); pcrErr == nil && now != s.PCR7 {
-			return nil, fmt.Errorf("%w: Secure Boot's keys or settings are not those of when it was sealed (PCR 7 is %x, was %x)", ErrRefused, now, s.PCR7)
+			return nil, otherFirmware(now, s.PCR7)
 		}
 		return nil, fmt.Errorf("%w: %w", ErrRefused, err)
 	}
@@ -122,6 +122,10 @@ func (t *TPM) unsealOnce(s *Sealed, srk tpm2.TPMHandle, public *tpm2.TPMTPublic,
 		return nil, fmt.Errorf("unsealing: %w", err)
 	}
 	return rsp.OutData.Buffer, nil
+}
+
+func otherFirmware(now, was [32]byte) error {
+	return fmt.Errorf("%w: Secure Boot's keys or settings are not those of when it was sealed (PCR 7 is %x, was %x)", ErrRefused, now, was)
 }
 
 // authorize brings the session to the policy that the release's key has signed for the system

@@ -73,12 +73,25 @@ func (s *Sealer) Fit(ctx context.Context) error {
 
 // Seal wraps the key. That the TPM gives it back, the next start shows, or Unseal before Shut.
 func (s *Sealer) Seal(ctx context.Context, key []byte) (json.RawMessage, error) {
+	return s.wrap(ctx, key, func(t *TPM) ([32]byte, error) { return t.PCR(PCRSecureBoot) })
+}
+
+// SealTo is Seal for a PCR 7 that is yet to come.
+func (s *Sealer) SealTo(ctx context.Context, key []byte, pcr7 [32]byte) (json.RawMessage, error) {
+	return s.wrap(ctx, key, func(*TPM) ([32]byte, error) { return pcr7, nil })
+}
+
+func (s *Sealer) wrap(ctx context.Context, key []byte, pcr7 func(*TPM) ([32]byte, error)) (json.RawMessage, error) {
 	if err := s.Fit(ctx); err != nil {
 		return nil, err
 	}
 	var text json.RawMessage
 	err := s.With(ctx, s.expected(), func(t *TPM) error {
-		sealed, err := s.seal(t, key)
+		value, err := pcr7(t)
+		if err != nil {
+			return err
+		}
+		sealed, err := s.seal(t, key, value)
 		if err == nil {
 			text, err = sealed.marshal()
 		}
@@ -124,7 +137,7 @@ func (s *Sealer) open(ctx context.Context, wait bool) (*TPM, func() error, error
 	}
 }
 
-func (s *Sealer) seal(t *TPM, key []byte) (*token, error) {
+func (s *Sealer) seal(t *TPM, key []byte, pcr7 [32]byte) (*token, error) {
 	pem, err := readSmall(s.Key)
 	if err != nil {
 		return nil, fmt.Errorf("the release's key: %w", err)
@@ -138,10 +151,6 @@ func (s *Sealer) seal(t *TPM, key []byte) (*token, error) {
 		return nil, err
 	}
 	if err := t.RaiseFloor(0); err != nil {
-		return nil, err
-	}
-	pcr7, err := t.PCR(PCRSecureBoot)
-	if err != nil {
 		return nil, err
 	}
 	sealed, err := t.Seal(key, release, pcr7, s.Faults)
@@ -167,6 +176,10 @@ func (s *Sealer) unseal(t *TPM, sealed json.RawMessage) ([]byte, error) {
 	k, err := parseToken(sealed)
 	if err != nil {
 		return nil, err
+	}
+	// The TPM would say so too, after a while: of several tokens all but one are for other firmware keys.
+	if now, err := t.PCR(PCRSecureBoot); err == nil && now != [32]byte(k.PCR7) && !s.Faults.NoSecureBoot {
+		return nil, otherFirmware(now, [32]byte(k.PCR7))
 	}
 	release, err := ParseKey(k.Release)
 	if err != nil {

@@ -2,7 +2,12 @@ package boot
 
 import (
 	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/x509"
 	"errors"
+	"fmt"
+	"io"
 	"time"
 )
 
@@ -59,6 +64,45 @@ func Shut(ctx context.Context) error {
 	return err
 }
 
+// Foretell has STATE's key sealed to each of these values of PCR 7, of 32 bytes: the present one must be among them, and
+// what was sealed to others goes. None given: it only tells how STATE is sealed. ErrNoTPM on a box without a TPM.
+func Foretell(ctx context.Context, pcr7 [][]byte) (*Foretold, error) {
+	a, err := send(ctx, request{Do: doForetell, PCR7: pcr7}, keyLimit)
+	return a.Foretold, err
+}
+
+// identityKey is the key that the TPM was born with, as process 1 uses it.
+type identityKey struct{ public *ecdsa.PublicKey }
+
+// Identity is the P-256 key that a box with a TPM is born with: it is the same for the whole life of the TPM, and never
+// leaves it. ErrNoTPM on a box without one, and fs.ErrNotExist where process 1 is not ours.
+func Identity(ctx context.Context) (crypto.Signer, error) {
+	a, err := send(ctx, request{Do: doIdentity}, keyLimit)
+	if err != nil {
+		return nil, err
+	}
+	any, err := x509.ParsePKIXPublicKey(a.Public)
+	if err != nil {
+		return nil, err
+	}
+	public, ok := any.(*ecdsa.PublicKey)
+	if !ok {
+		return nil, fmt.Errorf("the TPM's identity is %T", any)
+	}
+	return &identityKey{public}, nil
+}
+
+func (k *identityKey) Public() crypto.PublicKey { return k.public }
+
+// Sign implements crypto.Signer, for SHA-256 alone.
+func (k *identityKey) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if opts.HashFunc() != crypto.SHA256 || len(digest) != crypto.SHA256.Size() {
+		return nil, errors.New("the TPM's identity signs SHA-256 digests")
+	}
+	a, err := send(context.Background(), request{Do: doIdentity, Digest: digest}, keyLimit)
+	return a.Signature, err
+}
+
 // keyRequest answers the requests above.
 func (b *booter) keyRequest(ctx context.Context, q request, a *Answer) error {
 	ctx, cancel := context.WithTimeout(ctx, keyLimit)
@@ -93,15 +137,22 @@ func (b *booter) keyRequest(ctx context.Context, q request, a *Answer) error {
 	if b.cfg.TPM == nil {
 		return ErrNoTPM
 	}
-	if q.Do == doQuote {
+	var err error
+	switch q.Do {
+	case doQuote:
 		return b.quote(ctx, q.Nonce, a)
+	case doForetell:
+		a.Foretold, err = b.foretell(ctx, q.PCR7)
+		return err
+	case doIdentity:
+		a.Public, a.Signature, err = b.cfg.TPM.Identity(ctx, q.Digest)
+		return err
 	}
 	if q.Counter > 0 {
 		if err := b.cfg.TPM.RaiseFloor(ctx, q.Counter); err != nil {
 			return err
 		}
 	}
-	var err error
 	a.Floor, err = b.cfg.TPM.Floor(ctx)
 	return err
 }

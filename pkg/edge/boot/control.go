@@ -21,12 +21,14 @@ const (
 	doReboot   = "reboot"
 	doPowerOff = "poweroff"
 
-	doQuote  = "quote"  // Nonce → Quoted
-	doEscrow = "escrow" // Key, Recovery: the core has it
-	doWait   = "wait"   // Reason: why the core does not give STATE's key yet
-	doUnlock = "unlock" // Blob, Secret: STATE's key, encrypted to the TPM
-	doFloor  = "floor"  // Counter, to raise it → Floor
-	doShut   = "shut"   // a person gets a root shell: the TPM gives nothing more, and notes it
+	doQuote    = "quote"    // Nonce → Quoted
+	doEscrow   = "escrow"   // Key, Recovery: the core has it
+	doWait     = "wait"     // Reason: why the core does not give STATE's key yet
+	doUnlock   = "unlock"   // Blob, Secret: STATE's key, encrypted to the TPM
+	doFloor    = "floor"    // Counter, to raise it → Floor
+	doForetell = "foretell" // PCR7: what may come → Foretold
+	doIdentity = "identity" // Digest, to sign it → Public, Signature
+	doShut     = "shut"     // a person gets a root shell: the TPM gives nothing more, and notes it
 )
 
 type request struct {
@@ -39,15 +41,19 @@ type request struct {
 	Blob     []byte    `json:"blob,omitempty"`
 	Secret   []byte    `json:"secret,omitempty"`
 	Counter  uint64    `json:"counter,omitempty"`
+	PCR7     [][]byte  `json:"pcr7,omitempty"`
+	Digest   []byte    `json:"digest,omitempty"`
 }
 
 // Answer is what process 1 says.
 type Answer struct {
-	Error    string        `json:"error,omitempty"`
-	NoTPM    bool          `json:"noTPM,omitempty"` // the error is ErrNoTPM
-	Children []ChildStatus `json:"children,omitempty"`
-	Quoted   *Quoted       `json:"quoted,omitempty"`
-	Floor    uint64        `json:"floor,omitempty"`
+	Error             string        `json:"error,omitempty"`
+	NoTPM             bool          `json:"noTPM,omitempty"` // the error is ErrNoTPM
+	Children          []ChildStatus `json:"children,omitempty"`
+	Quoted            *Quoted       `json:"quoted,omitempty"`
+	Floor             uint64        `json:"floor,omitempty"`
+	Foretold          *Foretold     `json:"foretold,omitempty"`
+	Public, Signature []byte        `json:",omitempty"`
 }
 
 func (b *booter) serveControl(ctx context.Context) error {
@@ -117,10 +123,10 @@ func parseRequest(line []byte) (q request, err error) {
 		return q, err
 	}
 	switch q.Do {
-	case doStatus, doReboot, doPowerOff, doQuote, doEscrow, doWait, doUnlock, doFloor, doShut:
+	case doStatus, doReboot, doPowerOff, doQuote, doEscrow, doWait, doUnlock, doFloor, doForetell, doIdentity, doShut:
 		return q, nil
 	}
-	return q, errors.New("do is status, reboot, poweroff, quote, escrow, wait, unlock, floor or shut")
+	return q, errors.New("do is status, reboot, poweroff, quote, escrow, wait, unlock, floor, foretell, identity or shut")
 }
 
 // Ask asks process 1 of this box for "status", "reboot" or "poweroff", with a reason for

@@ -22,6 +22,8 @@ type Sealer interface {
 // TPM is the box's own, which seals, and by which the core knows the box again.
 type TPM interface {
 	Sealer
+	// SealTo is Seal for another value of PCR 7 than the present one.
+	SealTo(ctx context.Context, key []byte, pcr7 [32]byte) (json.RawMessage, error)
 	// Fit tells why this box cannot seal; nil when it can. ErrNoTPM when it has none.
 	Fit(ctx context.Context) error
 	// OpenShell measures that a person gets a root shell.
@@ -35,6 +37,9 @@ type TPM interface {
 	// Floor is the lowest security counter of a release that this TPM opens STATE for;
 	// RaiseFloor makes it higher.
 	Floor(ctx context.Context) (uint64, error)
+	// Identity gives the public part (SPKI, DER) of the key that the box was born with, and its
+	// signature (ECDSA, ASN.1) over a SHA-256 digest; none is asked for with nil.
+	Identity(ctx context.Context, digest []byte) (public, signature []byte, err error)
 	RaiseFloor(ctx context.Context, counter uint64) error
 }
 

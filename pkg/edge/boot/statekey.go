@@ -31,6 +31,7 @@ type keyring struct {
 	given  bool      // the core has the key that the TPM gives at the next start
 	closed bool      // the TPM gives nothing any more in this start, though STATE is not open
 	id     string    // the number of the token that gave it
+	key    []byte    // the one that the TPM keeps: process 1 seals it for what is foretold
 
 	mu sync.Mutex // of those who change the header after the start
 	// run stands in for what runs programs, where this process is not the first.
@@ -95,12 +96,12 @@ func find(tokens []token, kind string) (out []token) {
 }
 
 // tidy says what to destroy in a header once STATE is open: a key that stood in the open when
-// the TPM gave its own, the TPM's other tokens, or what was sealed in vain when it gave none. id is
-// the token that opened it.
-func tidy(source, id string, tokens []token, slots []string) (ids, kill []string) {
+// the TPM gave its own, or what was sealed in vain when it gave none. The TPM's other tokens stay:
+// a release on trial may come back, to another PCR 7 (foretell drops them).
+func tidy(source string, tokens []token, slots []string) (ids, kill []string) {
 	var keep []string // slots
 	for _, t := range tokens {
-		if gone := source == "tpm2" && (t.Type == tokenFile || t.Type == tokenTPM && t.id != id) || source == "file" && (t.Type == tokenTPM || t.Type == tokenRecovery); gone {
+		if gone := source == "tpm2" && t.Type == tokenFile || source == "file" && (t.Type == tokenTPM || t.Type == tokenRecovery); gone {
 			ids = append(ids, t.id)
 		} else if t.Type == tokenPrefix+source {
 			keep = append(keep, t.Keyslots...)
@@ -147,6 +148,9 @@ func (b *booter) stateKey(ctx context.Context) ([]byte, error) {
 			if err == nil {
 				b.opened(ctx, s.Name())
 				b.keys.id = t.id
+				if s.Name() == "tpm2" {
+					b.keys.key = bytes.Clone(key)
+				}
 				return key, nil
 			}
 			faults = append(faults, fmt.Errorf("%s: %w", s.Name(), err))
@@ -242,7 +246,7 @@ func (b *booter) settleKey(ctx context.Context) {
 		b.say("STATE's header: %v", err)
 		return
 	}
-	ids, kill := tidy(b.keys.source, b.keys.id, tokens, slots)
+	ids, kill := tidy(b.keys.source, tokens, slots)
 	if err := b.destroy(ctx, ids, kill); err != nil {
 		b.say("STATE's header: %v", err)
 	} else if len(kill) > 0 && b.keys.source == "tpm2" {
@@ -334,7 +338,7 @@ func (b *booter) escrow(ctx context.Context, key []byte, r *Recovery) error {
 	if err != nil {
 		return err
 	}
-	ids, kill := tidy(b.keys.source, b.keys.id, tokens, slots) // what an earlier try left
+	ids, kill := tidy(b.keys.source, tokens, slots) // what an earlier try left
 	if err := b.destroy(ctx, ids, kill); err != nil {
 		return err
 	}
@@ -365,7 +369,7 @@ func (b *booter) escrow(ctx context.Context, key []byte, r *Recovery) error {
 			return err
 		}
 	}
-	b.keys.given = true
+	b.keys.given, b.keys.key = true, bytes.Clone(key)
 	b.say("the core has STATE's key in escrow, and the TPM keeps it from the next start on")
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,8 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"tributary.dev/tributary/pkg/tpm/attest"
 )
 
 // chip is a TPM as far as boot sees one: it gives a key while pcr is what it was, until it is shut.
@@ -33,22 +36,36 @@ func (c *chip) Shut(context.Context) error {
 	return nil
 }
 
-func (c *chip) Seal(_ context.Context, key []byte) (json.RawMessage, error) {
-	text := fmt.Sprintf(`"%s %d"`, c.pcr, len(c.keys))
-	c.keys[text] = bytes.Clone(key)
-	return json.RawMessage(text), c.unfit
+// pcr7 is the PCR's value under the firmware keys of that name.
+func pcr7(keys string) [32]byte { return sha256.Sum256([]byte(keys)) }
+
+func (c *chip) Seal(ctx context.Context, key []byte) (json.RawMessage, error) {
+	return c.SealTo(ctx, key, pcr7(c.pcr))
+}
+
+func (c *chip) SealTo(_ context.Context, key []byte, pcr7 [32]byte) (json.RawMessage, error) {
+	text, err := json.Marshal(map[string]any{"n": len(c.keys), "pcr7": pcr7[:]})
+	c.keys[fmt.Sprint(len(c.keys))] = bytes.Clone(key)
+	return text, errors.Join(err, c.unfit)
 }
 
 func (c *chip) Unseal(_ context.Context, sealed json.RawMessage) ([]byte, error) {
-	var text string
-	if err := json.Unmarshal(sealed, &text); err != nil {
+	var s struct {
+		N    int    `json:"n"`
+		PCR7 []byte `json:"pcr7"`
+	}
+	if err := json.Unmarshal(sealed, &s); err != nil {
 		return nil, err
 	}
-	key := c.keys[string(sealed)]
-	if pcr, _, _ := strings.Cut(text, " "); key == nil || pcr != c.pcr || c.shut {
+	key := c.keys[fmt.Sprint(s.N)]
+	if now := pcr7(c.pcr); key == nil || !bytes.Equal(s.PCR7, now[:]) || c.shut {
 		return nil, errors.New("the TPM does not give the key")
 	}
 	return bytes.Clone(key), nil
+}
+
+func (c *chip) Quote(_ context.Context, nonce []byte) (Quoted, error) {
+	return Quoted{Evidence: nonce}, nil
 }
 
 func (c *chip) Activate(_ context.Context, blob, _ []byte) ([]byte, error) { return blob, nil }
@@ -218,8 +235,95 @@ func TestKeyResealCut(t *testing.T) {
 	}
 	for range 2 {
 		b = starts(t, node, tpm)
-		if by := opensBy(t, b); by != "tpm2" || inHeader(t, b) != "[recovery tpm2] 1" {
+		if by := opensBy(t, b); by != "tpm2" || inHeader(t, b) != "[recovery tpm2 tpm2] 1" {
 			t.Errorf("%s, %s", by, inHeader(t, b))
+		}
+	}
+	// What is left of the other is dropped when it is said what may come.
+	if foretells(t, b, "other"); inHeader(t, b) != "[recovery tpm2] 1" {
+		t.Error(inHeader(t, b))
+	}
+}
+
+// foretells says what PCR 7 may become.
+func foretells(t *testing.T, b *booter, keys ...string) {
+	t.Helper()
+	var values [][]byte
+	for _, k := range keys {
+		v := pcr7(k)
+		values = append(values, v[:])
+	}
+	f, err := b.foretell(t.Context(), values)
+	if err != nil || !f.Sealed || len(values) > 0 && !bytes.Equal(f.Word.Evidence, attest.Foretold(values)) {
+		t.Fatalf("%+v %v", f, err)
+	}
+}
+
+// TestKeyForetold: STATE opens under firmware keys that were foretold, on the way there and back, without the core.
+func TestKeyForetold(t *testing.T) {
+	node, tpm := headed(t)
+	b := starts(t, node, tpm)
+	opensBy(t, b)
+	if f, err := b.foretell(t.Context(), [][]byte{make([]byte, 32)}); err != nil || f.Sealed || len(f.PCR7) > 0 {
+		t.Fatalf("a key that stands in the open is sealed: %+v %v", f, err)
+	}
+	if err := b.escrow(t.Context(), someKey(t), &ofBox); err != nil {
+		t.Fatal(err)
+	}
+	foretells(t, b, "7", "more keys") // in the start in which it went into the TPM
+	start := func(keys, want string) {
+		t.Helper()
+		tpm.pcr = keys
+		b = starts(t, node, tpm)
+		if by := opensBy(t, b); by != want {
+			t.Fatalf("%s under %q", by, keys)
+		}
+	}
+	start("7", "tpm2") // the power was cut before anything was written
+	start("more keys", "tpm2")
+	foretells(t, b, "more keys", "more keys, another signs")
+	start("7", "locked")
+	start("more keys, another signs", "tpm2")
+	start("more keys", "tpm2") // the trial came back
+	foretells(t, b, "more keys", "more keys, another signs", "one key less, another signs")
+	start("one key less, another signs", "tpm2")
+	for range 2 {
+		foretells(t, b, "one key less, another signs")
+		if got := inHeader(t, b); got != "[recovery tpm2] 1" {
+			t.Error(got)
+		}
+	}
+	foretells(t, b, "a value that leaves out the present one")
+	start("one key less, another signs", "tpm2")
+	for _, bad := range [][][]byte{{make([]byte, 31)}, make([][]byte, maxForetold+1)} {
+		if _, err := b.foretell(t.Context(), bad); err == nil {
+			t.Errorf("%x is taken", bad)
+		}
+	}
+	if f, err := b.foretell(t.Context(), nil); err != nil || !f.Sealed || len(f.PCR7) != 2 || f.Word != nil {
+		t.Errorf("how it stands: %+v %v", f, err)
+	}
+}
+
+// TestKeyForetoldRoom: a header holds as many tokens as may be foretold, of the size that a TPM's have.
+func TestKeyForetoldRoom(t *testing.T) {
+	node, tpm := headed(t)
+	b := starts(t, node, tpm)
+	opensBy(t, b)
+	r := ofBox
+	for len(r.Parents) < 8 {
+		r.Parents = append(r.Parents, "https://a-rather-long-name.of-a-relay.example.net:8443")
+	}
+	if err := b.escrow(t.Context(), someKey(t), &r); err != nil {
+		t.Fatal(err)
+	}
+	for range maxForetold + 1 {
+		text, err := json.Marshal(map[string]any{"version": 1, "pcr7": someKey(t), "public": make([]byte, 78), "private": make([]byte, 224), "release": make([]byte, 294)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.importToken(t.Context(), token{Type: tokenTPM, Keyslots: []string{"1"}, Sealed: text}); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
@@ -298,7 +402,7 @@ func TestTidyKeepsOne(t *testing.T) {
 			return
 		}
 		opener = opener[:1]
-		ids, kill := tidy(source, opener[0].id, tokens, []string{"0", "1", "2"})
+		ids, kill := tidy(source, tokens, []string{"0", "1", "2"})
 		for _, k := range opener {
 			if slices.Contains(ids, k.id) {
 				t.Errorf("the token that opened goes: %v", ids)

@@ -50,6 +50,17 @@ func NewChallenge(random io.Reader, now time.Time, life time.Duration) (c Challe
 	return c, err
 }
 
+// Foretold is the nonce of the quote by which a box's TPM says, once and for whoever asks later, what PCR 7 may become of
+// what it is now. The values have 32 bytes each; their order does not matter.
+func Foretold(values [][]byte) []byte {
+	h := sha256.New()
+	h.Write([]byte("tributary: what PCR 7 may become\x00"))
+	for _, v := range slices.SortedFunc(slices.Values(values), bytes.Compare) {
+		h.Write(v)
+	}
+	return h.Sum(nil)
+}
+
 // Release is a system that may run, with the value that PCR 11 has once its image is measured.
 type Release struct {
 	Name  string
