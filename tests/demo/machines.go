@@ -14,8 +14,9 @@ import (
 	"tributary.dev/tributary/tests/vm"
 )
 
-// onMachines plays on boxes that are machines: each boots the image, onboards by the token
-// on its partition CONFIG, and has nothing but what the image gives it.
+// onMachines plays on boxes that are machines: each boots the image, has nothing but what the
+// image gives it and the certificate of its birth, and finds its owner by itself: the relay at
+// the core's bootstrap server, the field boxes by the relay's answer on their network.
 func onMachines(ctx context.Context, dir string, keep bool) (err error) {
 	root, err := os.Getwd()
 	if err != nil {
@@ -28,7 +29,7 @@ func onMachines(ctx context.Context, dir string, keep bool) (err error) {
 		}
 	}
 	s := &story.Story{Root: root, Out: os.Stdout, Wait: 4 * time.Minute, App: "tests/demo/machines", Cut: "relay-1", Fields: []string{"field-1", "field-2"},
-		Arches: []string{"amd64", "arm64"}, Bear: machines.Bear}
+		Arches: []string{"amd64", "arm64"}, Bear: machines.Bear, Joined: "by themselves: a voucher of their manufacturer says whose they are"}
 	accel, err := vm.Probe(ctx, root)
 	if err != nil {
 		return err
@@ -37,7 +38,7 @@ func onMachines(ctx context.Context, dir string, keep bool) (err error) {
 		s.Say("no guest boots under KVM here: the machines are emulated, and take their time")
 	}
 	tree, err := machines.New(machines.Spec{Bin: cmp.Or(os.Getenv("TRIBUTARY_BIN"), filepath.Join(root, "bin")), Images: filepath.Join(root, "build"), Dir: dir, Boxes: machines.Small(),
-		CoredArgs: story.CoredArgs, Accel: accel, Say: s.Say})
+		Keys: filepath.Join(root, ".cache", "keys"), CoredArgs: story.CoredArgs, Accel: accel, Say: s.Say})
 	if err != nil {
 		return err
 	}

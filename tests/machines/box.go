@@ -1,6 +1,7 @@
 package machines
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"tributary.dev/tributary/pkg/disk/fat"
 	"tributary.dev/tributary/pkg/edge/boot/hostport"
 	"tributary.dev/tributary/tests/lab"
 	"tributary.dev/tributary/tests/vm"
@@ -43,7 +45,7 @@ func (t *Tree) add(i int, spec BoxSpec, appPort int) error {
 	}
 	if spec.Parent == "core" {
 		var err error
-		b.wire, err = newWire(loopback(t.https), loopback(t.mqtt))
+		b.wire, err = newWire(loopback(t.https), loopback(t.mqtt), loopback(t.bootstrap))
 		return err
 	}
 	parent, ok := t.boxes[spec.Parent]
@@ -59,31 +61,42 @@ func (b *Box) path(name string) string { return filepath.Join(b.tree.Dir, b.Name
 // Disk is the file of the box's disk; it outlives the machine.
 func (b *Box) Disk() string { return b.path("disk.raw") }
 
-func (b *Box) flash(token string) error {
+func (b *Box) flash(token string, birth []byte) error {
 	if err := os.MkdirAll(b.path(""), 0o755); err != nil {
 		return err
 	}
 	if err := vm.CopyDisk(filepath.Join(b.tree.Images, Profiles[archOf(b.BoxSpec)], "disk.raw"), b.Disk(), diskSize); err != nil {
 		return err
 	}
-	return vm.WriteConfig(b.Disk(), b.config(token))
+	var more []fat.File
+	if birth != nil {
+		more = append(more, fat.File{Path: "idevid.pem", Content: bytes.NewReader(birth)})
+	}
+	return vm.WriteConfig(b.Disk(), b.config(token), more...)
 }
 
-// config is what a person writes on the partition CONFIG of a box that joins by token. A
-// relay's first card leads up, its second to its children; a child's first leads up.
+// config is what a person writes on the partition CONFIG of a box: the addresses of a network
+// without DHCP, and a token if it joins by that, or where a box asks for its owner that stands
+// alone. A relay's first card leads up, its second to its children; a child's first leads up.
 func (b *Box) config(token string) string {
 	var s strings.Builder
 	parent := fmt.Sprintf("10.77.0.%d", 1)
 	up := fmt.Sprintf("{match: {mac: %q}, addresses: [10.77.0.%d/24]}", b.mac(0), b.number)
 	if b.wire != nil {
-		parent = fmt.Sprintf("10.0.2.2:%d,%d", b.wire.mqtt.port, b.wire.https.port)
+		parent = b.wire.ports()
 		up = fmt.Sprintf("{match: {mac: %q}, dhcp: true}", b.mac(0))
 	} else if p := b.tree.boxes[b.Parent]; p != nil {
 		parent = fmt.Sprintf("10.77.0.%d:8883,8443", p.number)
 	}
-	fmt.Fprintf(&s, "name: %s\n", b.Name)
-	if !b.Alone {
-		fmt.Fprintf(&s, "join: {token: %q, parent: %q}\n", token, parent)
+	switch {
+	case b.tree.Keys != "" && !b.Alone: // its owner names it
+		if b.wire != nil {
+			fmt.Fprintf(&s, "bootstrap: [\"https://10.0.2.2:%d\"]\n", b.wire.bootstrap.port)
+		}
+	case b.Alone:
+		fmt.Fprintf(&s, "name: %s\n", b.Name)
+	default:
+		fmt.Fprintf(&s, "name: %s\njoin: {token: %q, parent: %q}\n", b.Name, token, parent)
 	}
 	if b.Relay {
 		fmt.Fprintln(&s, "relay: true")

@@ -41,7 +41,7 @@ func echo(t *testing.T) string {
 }
 
 func TestWire(t *testing.T) {
-	w, err := newWire(echo(t), echo(t))
+	w, err := newWire(echo(t), echo(t), echo(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,6 +110,13 @@ func TestConfig(t *testing.T) {
 		}
 		if cards := b.cards(); (cards[0].Switch == nil) != (b.Parent == "core") || (cards[1].Switch != nil) != b.Relay {
 			t.Errorf("%s: cards are %+v", name, cards)
+		}
+	}
+	tree.Keys = "keys"
+	for _, name := range tree.Names() {
+		s, err := boot.ParseSettings([]byte(tree.boxes[name].config("")))
+		if err != nil || s.Join.Token != "" || s.Join.Parent != "" || (len(s.Bootstrap) == 1) != (name == "relay-1") {
+			t.Errorf("with a birth certificate %s has %+v, %v", name, s, err)
 		}
 	}
 	if len(Missing(Spec{Images: t.TempDir(), Boxes: Small()})) != 2 {

@@ -74,6 +74,9 @@ func TestTenContainers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if has := devices["box"].Status.Hardware.MemoryBytes; has > 512<<20 {
+		t.Errorf("the box has %d bytes of memory, which is more than 512 MB", has)
+	}
 	apps := devices["box"].Status.Apps
 	if len(apps) != 1 || apps[0].State != api.Running || len(apps[0].Services) != 10 {
 		t.Fatalf("after the rest: %+v", apps)

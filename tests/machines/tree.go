@@ -2,7 +2,7 @@
 //
 // The core is a process on the host's loopback. Each box is a QEMU machine that boots the
 // image that `make image` built, from a disk of its own, and joins by what stands on its
-// partition CONFIG. A box under the core reaches it through a wire (wire.go), where bytes
+// partition CONFIG: a token, or the certificate of its birth alone. A box under the core reaches it through a wire (wire.go), where bytes
 // are counted and cables cut; boxes under a relay hang on a switch with it. Nobody reaches
 // anybody else.
 package machines
@@ -35,6 +35,11 @@ type Spec struct {
 	Dir       string
 	Boxes     []BoxSpec
 	CoredArgs []string
+	// Keys is the folder of the keys that came with the images. With it a box gets the
+	// certificate of its birth, the core a voucher of its maker, and the box finds its owner by
+	// itself (docs/onboarding.md); without it each has a join token. Vouchers bring all boxes to
+	// the same place, so one alone may be under the core.
+	Keys string
 	// Accel is what vm.Probe says of the host's own architecture.
 	Accel string
 	// Say prints progress; nil says nothing.
@@ -88,9 +93,9 @@ func Other() string {
 type Tree struct {
 	Spec
 	lab.Admin
-	cored       *vm.Process
-	https, mqtt int
-	boxes       map[string]*Box
+	cored                  *vm.Process
+	https, mqtt, bootstrap int
+	boxes                  map[string]*Box
 }
 
 var _ story.Tree = (*Tree)(nil)
@@ -125,14 +130,14 @@ func New(spec Spec) (*Tree, error) {
 		spec.Say = func(string, ...any) {}
 	}
 	t := &Tree{Spec: spec, boxes: map[string]*Box{}}
-	ports, err := freePorts(2 + 2*len(spec.Boxes))
+	ports, err := freePorts(3 + len(spec.Boxes))
 	if err != nil {
 		return nil, err
 	}
-	t.https, t.mqtt = ports[0], ports[1]
+	t.https, t.mqtt, t.bootstrap = ports[0], ports[1], ports[2]
 	t.Admin = lab.Admin{Program: filepath.Join(t.Bin, "edgectl"), Server: "https://" + loopback(t.https), Data: t.CoreDir(), Home: t.Dir}
 	for i, b := range spec.Boxes {
-		if err := t.add(i, b, ports[2+i]); err != nil {
+		if err := t.add(i, b, ports[3+i]); err != nil {
 			return nil, errors.Join(err, t.Close())
 		}
 	}
@@ -169,6 +174,14 @@ func (t *Tree) StartCore(ctx context.Context) error {
 	defer log.Close()
 	// 10.0.2.2 is the host, seen from a machine.
 	args := []string{"run", "--data", t.CoreDir(), "--listen-https", loopback(t.https), "--listen-mqtt", loopback(t.mqtt), "--names", "localhost,127.0.0.1,10.0.2.2"}
+	if t.Keys != "" {
+		args = append(args, "--listen-bootstrap", loopback(t.bootstrap), "--manufacturers", filepath.Join(t.Keys, "manufacturer.pem"))
+		for _, b := range t.boxes {
+			if b.wire != nil {
+				args = append(args, "--attach", b.wire.ports())
+			}
+		}
+	}
 	cmd := exec.Command(filepath.Join(t.Bin, "cored"), append(args, t.CoredArgs...)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if t.cored, err = vm.StartProcess(cmd); err != nil {
@@ -187,22 +200,48 @@ func (t *Tree) StartCore(ctx context.Context) error {
 
 func loopback(port int) string { return "127.0.0.1:" + strconv.Itoa(port) }
 
-// Join makes each box's disk: the image, with a join token and its network on CONFIG.
+// Join makes each box's disk: the image, and on CONFIG its network and what it joins by.
 func (t *Tree) Join(ctx context.Context) error {
 	for _, spec := range t.Boxes {
 		b := t.boxes[spec.Name]
 		var token string
-		if !spec.Alone {
-			var err error
-			if token, err = t.JoinToken(ctx, spec.Name, spec.Role); err != nil {
-				return err
-			}
+		var birth []byte
+		var err error
+		switch {
+		case spec.Alone:
+		case t.Keys != "":
+			birth, err = t.born(ctx, b)
+		default:
+			token, err = t.JoinToken(ctx, spec.Name, spec.Role)
 		}
-		if err := b.flash(token); err != nil {
+		if err == nil {
+			err = b.flash(token, birth)
+		}
+		if err != nil {
 			return fmt.Errorf("%s: %w", spec.Name, err)
 		}
 	}
 	return nil
+}
+
+// born makes the certificate of a box's birth, as its manufacturer would, and has the core
+// expect it by the manufacturer's voucher.
+func (t *Tree) born(ctx context.Context, b *Box) ([]byte, error) {
+	if err := os.MkdirAll(b.path(""), 0o755); err != nil {
+		return nil, err
+	}
+	serial, key, birth := "DEMO-"+strings.ToUpper(b.Name), filepath.Join(t.Keys, "manufacturer.key"), b.path("idevid.pem")
+	for _, args := range [][]string{
+		{"voucher", "birth", serial, "--key", key, "--out", birth},
+		{"voucher", "issue", serial, "--key", key, "--owner", filepath.Join(t.CoreDir(), "ca", "root.crt"), "--out", b.path("")},
+		{"device", "expect", serial, "--voucher", b.path(serial + ".vcj"), "--name", b.Name, "--labels", "role=" + b.Role},
+	} {
+		if _, err := t.Edgectl(ctx, "", args...); err != nil {
+			return nil, err
+		}
+	}
+	t.Say("%s: its manufacturer calls it %s, and the core has bought that", b.Name, serial)
+	return os.ReadFile(birth)
 }
 
 // StartBoxes powers all boxes up at once, and waits until each has come up.

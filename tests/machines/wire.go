@@ -2,17 +2,19 @@ package machines
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"time"
 )
 
-// wire joins a box's emulated network to the core: two doors on the loopback, one for HTTPS
-// and one for MQTT. While it is cut nothing passes and nothing is refused, as with a cable
+// wire joins a box's emulated network to the core: doors on the loopback, for HTTPS, for MQTT
+// and for boxes that look for their owner. While it is cut nothing passes and nothing is refused, as with a cable
 // that lies in two.
 type wire struct {
-	https, mqtt *door
-	mu          sync.Mutex
+	https, mqtt, bootstrap *door
+
+	mu sync.Mutex
 	// open is closed while the wire carries; a cut puts an open one in its place.
 	open     chan struct{}
 	ended    chan struct{}
@@ -28,19 +30,22 @@ type door struct {
 	to       string
 }
 
-func newWire(https, mqtt string) (*wire, error) {
+func newWire(https, mqtt, bootstrap string) (*wire, error) {
 	w := &wire{open: make(chan struct{}), ended: make(chan struct{}), conns: map[net.Conn]bool{}}
 	close(w.open)
-	var err error
-	if w.https, err = w.listen(https); err != nil {
-		return nil, err
-	}
-	if w.mqtt, err = w.listen(mqtt); err != nil {
+	var errs [3]error
+	w.https, errs[0] = w.listen(https)
+	w.mqtt, errs[1] = w.listen(mqtt)
+	w.bootstrap, errs[2] = w.listen(bootstrap)
+	if err := errors.Join(errs[:]...); err != nil {
 		w.close()
 		return nil, err
 	}
 	return w, nil
 }
+
+// ports are where a machine finds the core, as edged's --parent.
+func (w *wire) ports() string { return fmt.Sprintf("10.0.2.2:%d,%d", w.mqtt.port, w.https.port) }
 
 func (w *wire) listen(to string) (*door, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -164,7 +169,7 @@ func (w *wire) bytes() (down, up uint64) {
 
 func (w *wire) close() {
 	close(w.ended)
-	for _, d := range []*door{w.https, w.mqtt} {
+	for _, d := range []*door{w.https, w.mqtt, w.bootstrap} {
 		if d != nil {
 			_ = d.listener.Close()
 		}

@@ -40,7 +40,7 @@ func (s *Story) Raise(ctx context.Context) error {
 	if err := s.Enrolled(ctx); err != nil {
 		return err
 	}
-	s.Say("all boxes enrolled by join token")
+	s.Say("all boxes enrolled %s", cmp.Or(s.Joined, "by join token"))
 	return s.show(ctx, "get", "devices")
 }
 

@@ -34,6 +34,8 @@ type Story struct {
 	Arches []string
 	// Bear lists health warnings that boxes have by nature, such as that they lack a TPM.
 	Bear []string
+	// Joined says by what the boxes enrolled; by join token if empty.
+	Joined string
 	// Cut names the box whose uplink is cut; agg-1 if empty.
 	Cut string
 	// Fields are the boxes that run the app.

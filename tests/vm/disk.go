@@ -51,9 +51,9 @@ func CopyDisk(from, to string, size int64) (err error) {
 	return out.Truncate(max(size, info.Size()))
 }
 
-// WriteConfig puts a tributary.yaml on a disk's partition CONFIG, as a person with the stick
-// in hand would; nothing else of the partition stays.
-func WriteConfig(disk, text string) (err error) {
+// WriteConfig puts a tributary.yaml, and more files, on a disk's partition CONFIG, as a person
+// with the stick in hand would; nothing else of the partition stays.
+func WriteConfig(disk, text string, more ...fat.File) (err error) {
 	f, err := os.OpenFile(disk, os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -74,5 +74,5 @@ func WriteConfig(disk, text string) (err error) {
 		return fmt.Errorf("%s has no partition CONFIG", disk)
 	}
 	return fat.Write(io.NewOffsetWriter(f, table.Offset(p)), table.Size(p), fat.Options{Label: "CONFIG", Time: time.Now()},
-		[]fat.File{{Path: "tributary.yaml", Content: strings.NewReader(text)}})
+		append([]fat.File{{Path: "tributary.yaml", Content: strings.NewReader(text)}}, more...))
 }
