@@ -65,7 +65,18 @@ func Sets(p hwprofiles.Profile, lock *deb.Lock) []string {
 	for _, name := range p.Extensions {
 		out = append(out, extensionSets(name, p.Arch, lock)...)
 	}
-	return append(out, firmwareSets(p, lock)...)
+	return append(append(out, moduleSets(p, lock)...), firmwareSets(p, lock)...)
+}
+
+// moduleSets is modules-<class> for each class of the profile's modules that has one: the programs that the class is of
+// no use without. Which of their files the root takes says keep-<set>.list.
+func moduleSets(p hwprofiles.Profile, lock *deb.Lock) (out []string) {
+	for _, class := range p.Modules {
+		if _, ok := lock.Sets[deb.Key{Arch: p.Arch, Set: "modules-" + class}]; ok {
+			out = append(out, "modules-"+class)
+		}
+	}
+	return out
 }
 
 // extensionSets is the set of an extension's firmware, where it has one.
@@ -172,21 +183,23 @@ func (b *builder) set(name string) ([]deb.Package, error) {
 }
 
 func (b *builder) packages() error {
-	list, err := b.set("base")
+	base, err := b.set("base")
 	if err != nil {
 		return err
 	}
-	text, err := fs.ReadFile(b.rootfs, "keep.list")
+	certificates, err := b.addSet(base, "keep.list")
 	if err != nil {
 		return err
 	}
-	k, err := parseKeep(text)
-	if err != nil {
-		return err
-	}
-	certificates, err := b.tree.addPackages(b.cache, list, k)
-	if err != nil {
-		return err
+	for _, set := range moduleSets(b.Profile, b.lock) {
+		list, err := b.set(set)
+		if err != nil {
+			return err
+		}
+		list = slices.DeleteFunc(list, func(p deb.Package) bool { return slices.ContainsFunc(base, func(b deb.Package) bool { return b.Name == p.Name }) })
+		if _, err := b.addSet(list, "keep-"+set+".list"); err != nil {
+			return err
+		}
 	}
 	bundle, err := joinCertificates(certificates)
 	if err != nil {
@@ -196,6 +209,19 @@ func (b *builder) packages() error {
 		b.tree.files["lib64"] = File{Mode: fs.ModeSymlink | 0o777, Link: "usr/lib64", From: made}
 	}
 	return b.tree.Text("etc/ssl/certs/ca-certificates.crt", string(bundle), 0o644)
+}
+
+// addSet takes what a list of rootfs/ names of some packages.
+func (b *builder) addSet(list []deb.Package, keepFile string) (certificates map[string][]byte, err error) {
+	text, err := fs.ReadFile(b.rootfs, keepFile)
+	if err != nil {
+		return nil, err
+	}
+	k, err := parseKeep(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", keepFile, err)
+	}
+	return b.tree.addPackages(b.cache, list, k)
 }
 
 // joinCertificates makes one file of all certificates, by name, as Debian's update-ca-certificates would.

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"strings"
+	"unicode"
 )
 
 // NetworkSettings are the uplinks, the preferred first. Without any, each wired interface is
@@ -26,6 +28,8 @@ type Uplink struct {
 	DNS       []string `json:"dns,omitempty"`
 	// VLAN is an 802.1Q number from 1 to 4094; 0 is untagged.
 	VLAN int64 `json:"vlan,omitempty"`
+	// WiFi joins a wireless network; without it an uplink fits no wireless card, and with it no other.
+	WiFi *WiFi `json:"wifi,omitempty"`
 	// Metric orders default routes, the smallest wins; 0 is by the place in the list.
 	Metric int64 `json:"metric,omitempty"`
 	// Cost is what the owner makes of using it: 0 is free, and one that costs leads out only
@@ -38,6 +42,36 @@ type UplinkMatch struct {
 	Name   string `json:"name,omitempty"`
 	MAC    string `json:"mac,omitempty"`
 	Driver string `json:"driver,omitempty"`
+}
+
+// WiFi is a wireless network.
+type WiFi struct {
+	// SSID is its name, at most 32 bytes.
+	SSID string `json:"ssid"`
+	// Passphrase is that of WPA2 or WPA3; empty joins a network that is open to all.
+	Passphrase string `json:"passphrase,omitempty"`
+	// Hidden is for a network that does not tell its name.
+	Hidden bool `json:"hidden,omitempty"`
+	// Country is where the box stands (ISO 3166-1, two capitals): it decides the radio channels.
+	// Empty allows what is allowed everywhere.
+	Country string `json:"country,omitempty"`
+}
+
+// fault is the first thing that is wrong; field is below wifi.
+func (w *WiFi) fault() (field, message string) {
+	switch {
+	case w.SSID == "" || len(w.SSID) > 32:
+		return "ssid", "a name of 1 to 32 bytes is wanted"
+	case strings.ContainsFunc(w.SSID, func(r rune) bool { return !unicode.IsPrint(r) }):
+		return "ssid", "it holds what cannot be printed"
+	case w.Passphrase != "" && (len(w.Passphrase) < 8 || len(w.Passphrase) > 63):
+		return "passphrase", "8 to 63 characters are wanted"
+	case strings.ContainsFunc(w.Passphrase, func(r rune) bool { return r < ' ' || r > '~' }):
+		return "passphrase", "only characters of ASCII are wanted"
+	case w.Country != "" && (len(w.Country) != 2 || strings.ContainsFunc(w.Country, func(r rune) bool { return r < 'A' || r > 'Z' })):
+		return "country", "two capitals are wanted, such as DE"
+	}
+	return "", ""
 }
 
 // Validate tells all faults; at stands before the names of the fields.
@@ -72,6 +106,14 @@ func (n *NetworkSettings) Validate(at string) error {
 		}
 		if u.VLAN < 0 || u.VLAN > 4094 {
 			bad(item+"vlan", "%d is not between 1 and 4094", u.VLAN)
+		}
+		if u.WiFi != nil {
+			if field, message := u.WiFi.fault(); field != "" {
+				bad(item+"wifi."+field, "%s", message)
+			}
+			if u.VLAN != 0 {
+				bad(item+"vlan", "a wireless network carries none")
+			}
 		}
 		if u.Metric < 0 || u.Metric > 1<<20 {
 			bad(item+"metric", "%d is not between 0 and 1048576", u.Metric)

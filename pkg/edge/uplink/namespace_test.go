@@ -14,6 +14,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/uplink/trial"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // alone runs the test once more, as a process in a network of its own, and tells whether this
@@ -53,15 +54,6 @@ func card(t *testing.T, name string) {
 	}
 }
 
-func eventually(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(60 * time.Second); !holds(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("it never comes that %s", what)
-		}
-	}
-}
-
 // TestTrialAcrossReboot tries settings on a real card: those that lose the parent are on the
 // card at once, outlive a reboot in the middle of their five minutes, and then the last that
 // worked are on it again. The clock is the test's.
@@ -98,16 +90,16 @@ func TestTrialAcrossReboot(t *testing.T) {
 		return x
 	}
 	stop := start()
-	eventually(t, "the first settings are on the card", func() bool { return has("up0", "10.9.0.2/24") })
-	eventually(t, "they are kept", func() bool { leap.Add(int64(time.Second)); return phase().Phase == trial.Kept })
+	wait.Until(t, "the first settings are on the card", func() bool { return has("up0", "10.9.0.2/24") })
+	wait.Until(t, "they are kept", func() bool { leap.Add(int64(time.Second)); return phase().Phase == trial.Kept })
 	if err := os.WriteFile(filepath.Join(run, WishFile+".new"), []byte(`{"settings":{"uplinks":[{"match":{"name":"up0"},"addresses":["10.8.0.2/24"]}]},"by":"ann"}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Rename(filepath.Join(run, WishFile+".new"), filepath.Join(run, WishFile)); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the new ones are on it, and the old ones off", func() bool { return has("up0", "10.8.0.2/24") && !has("up0", "10.9.0.2/24") })
-	eventually(t, "three minutes pass", func() bool { leap.Add(int64(time.Second)); return phase().Silent >= 3*time.Minute })
+	wait.Until(t, "the new ones are on it, and the old ones off", func() bool { return has("up0", "10.8.0.2/24") && !has("up0", "10.9.0.2/24") })
+	wait.Until(t, "three minutes pass", func() bool { leap.Add(int64(time.Second)); return phase().Silent >= 3*time.Minute })
 	stop()
 	if x := phase(); x.Phase != trial.OnTrial || x.Silent >= trial.Silence {
 		t.Fatalf("before the reboot: %+v", x)
@@ -117,9 +109,9 @@ func TestTrialAcrossReboot(t *testing.T) {
 	}
 	stop = start() // the box has started anew
 	defer func() { stop() }()
-	eventually(t, "the trial goes on", func() bool { return has("up0", "10.8.0.2/24") })
+	wait.Until(t, "the trial goes on", func() bool { return has("up0", "10.8.0.2/24") })
 	before := leap.Load()
-	eventually(t, "the last that worked are back", func() bool { leap.Add(int64(time.Second)); return has("up0", "10.9.0.2/24") })
+	wait.Until(t, "the last that worked are back", func() bool { leap.Add(int64(time.Second)); return has("up0", "10.9.0.2/24") })
 	// What is saved each half minute is lost at most, and the five minutes do not begin anew.
 	if took := time.Duration(leap.Load() - before); took > 3*time.Minute {
 		t.Errorf("after the reboot it took another %v", took)
@@ -195,14 +187,14 @@ func TestWayOut(t *testing.T) {
 			Now:    func() time.Time { return time.Unix(1_800_000_000, 0).Add(time.Duration(leap.Load())) },
 			Online: func(context.Context) bool { return !(broken.Load() && way(t) == free) }})
 	}()
-	eventually(t, "the free uplink leads out by its VLAN", func() bool { leap.Add(int64(time.Second)); return way(t) == free })
+	wait.Until(t, "the free uplink leads out by its VLAN", func() bool { leap.Add(int64(time.Second)); return way(t) == free })
 	if text, err := os.ReadFile(filepath.Join(run, ProxyFile)); err != nil || string(text) != settings.Proxy+"\n" {
 		t.Errorf("the proxy: %q %v", text, err)
 	}
 	broken.Store(true)
-	eventually(t, "the costly one leads out", func() bool { leap.Add(int64(time.Second)); return way(t) == "up1" })
+	wait.Until(t, "the costly one leads out", func() bool { leap.Add(int64(time.Second)); return way(t) == "up1" })
 	broken.Store(false)
-	eventually(t, "the free one leads out again", func() bool { leap.Add(int64(time.Second)); return way(t) == free })
+	wait.Until(t, "the free one leads out again", func() bool { leap.Add(int64(time.Second)); return way(t) == free })
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)

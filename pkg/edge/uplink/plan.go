@@ -16,6 +16,8 @@ type Link struct {
 	// Physical: it has a device behind it, so it is not one of the box's own bridges,
 	// tunnels or containers' ends.
 	Physical bool
+	// Wireless cards are used by uplinks that name a network.
+	Wireless bool
 	// Rank is in which turn it is asked for an address without settings: 0 first, Last
 	// only when there is no other, Never not at all.
 	Rank int
@@ -37,6 +39,8 @@ type Assignment struct {
 	DNS       []netip.Addr
 	Metric    int
 	Cost      int64
+	// WiFi is the wireless network to join first.
+	WiFi *api.WiFi
 }
 
 // Name is the interface that carries the addresses.
@@ -73,8 +77,8 @@ func Plan(links []Link, s *api.NetworkSettings) (out []Assignment) {
 	taken := map[string]bool{}
 	for i, u := range uplinks {
 		for _, l := range links {
-			a := Assignment{Link: l.Name, VLAN: int(u.VLAN), DHCP: u.DHCP || len(u.Addresses) == 0, Metric: int(u.Metric), Cost: u.Cost}
-			if !l.Physical || !fits(u.Match, l) || taken[a.Name()] {
+			a := Assignment{Link: l.Name, VLAN: int(u.VLAN), DHCP: u.DHCP || len(u.Addresses) == 0, Metric: int(u.Metric), Cost: u.Cost, WiFi: u.WiFi}
+			if !l.Physical || l.Wireless != (u.WiFi != nil) || !fits(u.Match, l) || taken[a.Name()] {
 				continue
 			}
 			taken[a.Name()] = true
@@ -93,8 +97,8 @@ func Plan(links []Link, s *api.NetworkSettings) (out []Assignment) {
 				}
 			}
 			out = append(out, a)
-			if len(u.Addresses) > 0 {
-				break // fixed addresses go to one interface
+			if len(u.Addresses) > 0 || u.WiFi != nil {
+				break // fixed addresses go to one interface, and one card is in a network
 			}
 		}
 	}
@@ -105,7 +109,7 @@ func Plan(links []Link, s *api.NetworkSettings) (out []Assignment) {
 func byRank(links []Link) (out []Link) {
 	least := Last
 	for _, l := range links {
-		if l.Physical && l.Rank >= 0 {
+		if l.Physical && !l.Wireless && l.Rank >= 0 {
 			least = min(least, l.Rank)
 		}
 	}

@@ -44,6 +44,18 @@ func TestPlanByRank(t *testing.T) {
 	}
 }
 
+// A wireless card is used by an uplink that names a network and by no other, and by one alone.
+func TestPlanWireless(t *testing.T) {
+	links := []Link{{Name: "eth0", Physical: true}, {Name: "wlan0", Physical: true, Wireless: true}, {Name: "wlan1", Physical: true, Wireless: true}}
+	if got := Plan(links, nil); len(got) != 1 || got[0].Link != "eth0" {
+		t.Errorf("without settings: %+v", got)
+	}
+	got := Plan(links, &api.NetworkSettings{Uplinks: []api.Uplink{{DHCP: true}, {WiFi: &api.WiFi{SSID: "site"}, Cost: 1}}})
+	if len(got) != 2 || got[0].Link != "eth0" || got[0].WiFi != nil || got[1].Link != "wlan0" || got[1].WiFi.SSID != "site" || !got[1].DHCP || got[0].Metric >= got[1].Metric {
+		t.Errorf("%+v", got)
+	}
+}
+
 // No interface is given two tasks, and none that is the box's own.
 func TestPlanOnce(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

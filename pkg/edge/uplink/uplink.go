@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/uplink/wifi"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
 )
 
@@ -69,13 +70,22 @@ type Status struct {
 	Cost    int64    `json:"cost,omitempty"`
 	// Best: the way out goes by it.
 	Best bool `json:"best,omitempty"`
+	// WiFi is the wireless network, and how far the joining is.
+	WiFi *WiFi `json:"wifi,omitempty"`
 	// SZTP is DHCP option 143 as it came, for the onboarding.
 	SZTP []byte `json:"sztp,omitempty"`
+}
+
+// WiFi is a wireless network in uplinks.json.
+type WiFi struct {
+	SSID  string     `json:"ssid"`
+	State wifi.State `json:"state"`
 }
 
 type runner struct {
 	cfg  Config
 	mu   sync.Mutex
+	air  map[string]*WiFi
 	dns  map[string]resolvers
 	seen map[string]Status
 	best string
@@ -83,7 +93,7 @@ type runner struct {
 
 // Run keeps the uplinks until ctx ends. Interfaces that appear later are taken in too.
 func Run(ctx context.Context, cfg Config) error {
-	r := &runner{cfg: cfg, dns: map[string]resolvers{}, seen: map[string]Status{}}
+	r := &runner{cfg: cfg, air: map[string]*WiFi{}, dns: map[string]resolvers{}, seen: map[string]Status{}}
 	if r.cfg.Now == nil {
 		r.cfg.Now = time.Now
 	}
@@ -231,6 +241,9 @@ func (r *runner) links() (out []Link) {
 		if _, err := os.Stat(dev); err == nil && len(a.HardwareAddr) == 6 {
 			k.Physical = true
 		}
+		if _, err := os.Stat(filepath.Join(r.cfg.Sys, "class/net", a.Name, "phy80211")); err == nil {
+			k.Wireless = true
+		}
 		if target, err := os.Readlink(dev + "/driver"); err == nil {
 			k.Driver = filepath.Base(target)
 		}
@@ -254,8 +267,46 @@ func contains(list []string, s string) bool {
 	return false
 }
 
-// care brings one uplink up and keeps it so.
+// care brings one uplink up and keeps it so; first, where it is a wireless one, it joins.
 func (r *runner) care(ctx context.Context, t *task) error {
+	if t.WiFi == nil {
+		return r.address(ctx, t)
+	}
+	inner, cancel := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() {
+		defer cancel()
+		ended <- wifi.Join(inner, wifi.Config{Link: t.Link, Dir: filepath.Join(r.cfg.Run, WiFiDir)}, t.WiFi, func(s wifi.State) { r.joins(t, s) })
+	}()
+	err := r.address(inner, t)
+	cancel()
+	if joined := <-ended; ctx.Err() == nil && joined != nil {
+		return joined // its end is why the addresses were given up
+	}
+	return err
+}
+
+// WiFiDir is below Config.Run: where supplicants have their sockets (package wifi).
+const WiFiDir = "wifi"
+
+// joins tells how far the joining of a wireless network is.
+func (r *runner) joins(t *task, s wifi.State) {
+	r.cfg.Say("%s: network %q: %s", t.Link, t.WiFi.SSID, s)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.air[t.Name()] = &WiFi{SSID: t.WiFi.SSID, State: s}
+	st, ok := r.seen[t.Name()]
+	if !ok {
+		st = Status{Name: t.Name(), DHCP: t.DHCP, Metric: t.Metric, Cost: t.Cost}
+	}
+	r.seen[t.Name()] = st
+	if err := r.write(); err != nil {
+		r.cfg.Say("%s: %v", t.Link, err)
+	}
+}
+
+// address gives an uplink its addresses until ctx ends.
+func (r *runner) address(ctx context.Context, t *task) error {
 	parent, err := netlink.LinkByName(t.Link)
 	if err != nil {
 		return err
@@ -538,6 +589,7 @@ func (r *runner) write() error {
 	all := make([]Status, 0, len(r.seen))
 	for name, s := range r.seen {
 		d := r.dns[name]
+		s.WiFi = r.air[name]
 		if s.Best = name == r.best; s.Best {
 			d.metric = 0
 		}
