@@ -85,7 +85,9 @@ func (s *Server) apply(ctx context.Context, in *applyInput) ([]ApplyResult, erro
 		with[key] = d.Object
 	}
 	actor, _ := PrincipalOf(ctx)
-	blind := func(d api.Document) bool { return d.Object.Kind == api.KindSecret && !changes(actor) }
+	blind := func(d api.Document) bool {
+		return (d.Object.Kind == api.KindSecret || d.Object.Kind == api.KindExpectedDevice) && !changes(actor)
+	}
 	for _, d := range docs {
 		if blind(d) {
 			continue
@@ -149,11 +151,11 @@ func kindOrder(kind string) int {
 	return slices.IndexFunc(api.Kinds, func(k api.Kind) bool { return k.Name == kind })
 }
 
-// unknown answers for a Secret to somebody who may not write it. Nothing in it depends on
+// unknown answers for what holds secrets to somebody who may not write it. Nothing in it depends on
 // what is stored: else each dry run would tell whether a guess is right.
 func unknown(o *api.Object) ApplyResult {
 	return ApplyResult{Tenant: o.Metadata.Tenant, Kind: o.Kind, Name: o.Metadata.Name, Action: "unknown",
-		Warnings: []string{"whether it would change is told only to those who may write Secrets"}}
+		Warnings: []string{"whether it would change is told only to those who may write " + o.Kind + "s"}}
 }
 
 func resultOf(w *written) ApplyResult {

@@ -40,7 +40,7 @@ func (s *Server) deviceRoutes() {
 			}
 			actor, _ := PrincipalOf(ctx)
 			s.cfg.Log.Info("device "+act.verb+"d", "device", key.String(), "actor", actor.Name)
-			return s.output(obj), nil
+			return s.output(ctx, obj), nil
 		})
 	}
 }

@@ -14,8 +14,8 @@ import (
 func etag(o *api.Object) string { return strconv.Quote(strconv.FormatInt(o.Metadata.Revision, 10)) }
 
 // output answers with one object as it is.
-func (s *Server) output(o *api.Object) *objectOutput {
-	return &objectOutput{ETag: etag(o), Body: s.show(o)}
+func (s *Server) output(ctx context.Context, o *api.Object) *objectOutput {
+	return &objectOutput{ETag: etag(o), Body: s.show(ctx, o)}
 }
 
 // match holds a write to its If-Match (RFC 9110, section 13.1.1): of the versions that it

@@ -109,7 +109,7 @@ func (s *Server) kindRoutes(k *api.Kind) {
 		}
 		out := &listOutput{Body: objectList{Items: make([]*api.Object, len(items)), Next: next, Revision: rev}}
 		for i, o := range items {
-			out.Body.Items[i] = s.show(o)
+			out.Body.Items[i] = s.show(ctx, o)
 		}
 		return out, nil
 	})
@@ -119,7 +119,7 @@ func (s *Server) kindRoutes(k *api.Kind) {
 		if err != nil {
 			return nil, s.fail(err)
 		}
-		return s.output(obj), nil
+		return s.output(ctx, obj), nil
 	})
 
 	huma.Register(s.api, op("create", http.MethodPost, base, "Create a "+k.Name, http.StatusCreated, schema), func(ctx context.Context, in *createInput) (*writtenOutput, error) {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"time"
 
@@ -10,10 +11,12 @@ import (
 // Heard tells when there was last a sign that a device lives, and whether it can be reached.
 type Heard func(api.DeviceID) (at time.Time, reachable bool)
 
-// show is an object as people read it: without secrets, and a device with when it was
-// last seen as of now. The store's own is from when something else of its status
-// changed, for being heard of is no change.
-func (s *Server) show(o *api.Object) *api.Object { return s.cfg.Heard.show(redact(o)) }
+// show is an object as the person who asks reads it: without secrets, and a device with
+// when it was last seen as of now. The store's own is from when something else of its
+// status changed, for being heard of is no change.
+func (s *Server) show(ctx context.Context, o *api.Object) *api.Object {
+	return s.cfg.Heard.show(veilCode(ctx, redact(o)))
+}
 
 func (h Heard) show(o *api.Object) *api.Object {
 	if h == nil || o == nil || o.Kind != api.KindDevice {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"strings"
 
 	"tributary.dev/tributary/pkg/api"
@@ -35,6 +36,25 @@ func veilEvents(ctx context.Context, list []EventEntry) {
 		list[i].Event = veiled(list[i].Event)
 	}
 }
+
+// veilCode hides a pairing code from who may not let boxes in: whoever knows it can pass
+// for the owner of a box that shows it.
+func veilCode(ctx context.Context, o *api.Object) *api.Object {
+	if o == nil || o.Kind != api.KindExpectedDevice || seesArguments(ctx) {
+		return o
+	}
+	var spec api.ExpectedDeviceSpec
+	if json.Unmarshal(o.Spec, &spec) == nil && spec.Code == "" {
+		return o
+	}
+	c := *o
+	spec.Code = hidden
+	c.Spec, _ = json.Marshal(spec) // a spec that was read
+	return &c
+}
+
+// hidden stands where a pairing code is.
+const hidden = "hidden"
 
 // veilRecords is veilEvents for records. A record that could not be read as an event may
 // hold anything.

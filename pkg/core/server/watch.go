@@ -24,8 +24,8 @@ func (s *Server) watchOr(kind string) func(huma.Context, func(huma.Context)) {
 			next(ctx)
 			return
 		}
-		r, w := unwrap(ctx)
-		if err := s.stream(w, r, kind); err != nil {
+		r, w := unwrap(ctx) // its own context does not tell who asks
+		if err := s.stream(w, r.WithContext(ctx.Context()), kind); err != nil {
 			WriteError(w, err)
 		}
 	}
@@ -109,7 +109,7 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, kind string) err
 	events := s.cfg.Store.Watch(ctx, store.WatchQuery{Kinds: []string{kind}, Tenant: tenant, From: from})
 	out := NewEventStream(w)
 	for _, o := range first {
-		if out.Send("changed", o.Metadata.Revision, s.show(o)) != nil {
+		if out.Send("changed", o.Metadata.Revision, s.show(ctx, o)) != nil {
 			return nil
 		}
 	}
@@ -160,7 +160,7 @@ func (s *Server) follow(ctx context.Context, out *EventStream, events <-chan sto
 				e.Type = store.Deleted
 				fallthrough
 			default:
-				err = out.Send(string(e.Type), e.Revision, s.show(e.Object))
+				err = out.Send(string(e.Type), e.Revision, s.show(ctx, e.Object))
 			}
 		}
 		if err != nil {
