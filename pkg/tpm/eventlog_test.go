@@ -7,7 +7,10 @@ import (
 	"testing"
 
 	"tributary.dev/tributary/pkg/tpm/attest"
+	"tributary.dev/tributary/pkg/tpm/eventlog"
 )
+
+const sha256Bank = 0x000b
 
 // eventLog is a firmware's log with SHA-1 and SHA-256 digests: events of PCR 4, one that is only
 // told, and those given of PCR 11.
@@ -16,17 +19,17 @@ func eventLog(events ...string) []byte {
 	spec := append([]byte("Spec ID Event03\x00"), 0, 0, 0, 0, 0, 2, 0, 2)
 	spec = u32(spec, 2)
 	spec = u16(u16(spec, 4), 20)
-	spec = append(u16(u16(spec, sha256Alg), 32), 0)
-	b := append(u32(u32(nil, 0), noAction), make([]byte, 20)...)
+	spec = append(u16(u16(spec, sha256Bank), 32), 0)
+	b := append(u32(u32(nil, 0), eventlog.NoAction), make([]byte, 20)...)
 	b = append(u32(b, uint32(len(spec))), spec...)
 	add := func(pcr, kind uint32, event string) {
 		b = u32(u32(u32(b, pcr), kind), 2)
 		b = append(u16(b, 4), make([]byte, 20)...)
-		b = append(u16(b, sha256Alg), attest.Event([]byte(event))...)
+		b = append(u16(b, sha256Bank), attest.Event([]byte(event))...)
 		b = append(u32(b, uint32(len(event))), event...)
 	}
 	add(4, 0x80000003, "boot loader")
-	add(PCRKernel, noAction, "told")
+	add(PCRKernel, eventlog.NoAction, "told")
 	for _, e := range events {
 		add(PCRKernel, 0xd, e)
 	}
