@@ -86,25 +86,33 @@ func (s *Story) Devices(ctx context.Context) (map[string]Device, error) {
 	return out, nil
 }
 
-// Enrolled waits until every box is in the list with tier, parent, hardware and health.
+// Enrolled waits until every box is in the list with tier, parent, hardware and health, and
+// says which are.
 func (s *Story) Enrolled(ctx context.Context) error {
+	said := map[string]bool{}
 	return s.until(ctx, "every box is enrolled and online", func(ctx context.Context) error {
 		devices, err := s.Devices(ctx)
 		if err != nil {
 			return err
 		}
+		var missing error
 		for _, name := range s.tree().Names() {
 			box := s.tree().Box(name)
 			d, ok := devices[name]
-			if !ok {
-				return fmt.Errorf("%s is not in the list", name)
-			}
 			d.Status.Health = slices.DeleteFunc(d.Status.Health, func(w api.Warning) bool { return slices.Contains(s.Bear, w.Name) })
-			if err := whole(d, box, devices); err != nil {
-				return fmt.Errorf("%s: %w", name, err)
+			err := errors.New("not in the list")
+			if ok {
+				err = whole(d, box, devices)
+			}
+			switch {
+			case err != nil:
+				missing = cmp.Or(missing, fmt.Errorf("%s: %w", name, err))
+			case !said[name]:
+				said[name] = true
+				s.Say("%s is a member, below %s", name, box.ParentName())
 			}
 		}
-		return nil
+		return missing
 	})
 }
 
