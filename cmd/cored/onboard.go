@@ -22,6 +22,7 @@ import (
 	"tributary.dev/tributary/pkg/core/onboard"
 	"tributary.dev/tributary/pkg/core/server"
 	"tributary.dev/tributary/pkg/core/store"
+	"tributary.dev/tributary/pkg/dnssd"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/identity/voucher"
 )
@@ -113,6 +114,12 @@ func (c *core) serveBootstrap(ctx context.Context) error {
 	conf := c.live.ServerTLSOptional()
 	// Boxes show the certificate of their birth, whose chain the handler judges.
 	conf.ClientAuth, conf.VerifyConnection, conf.MinVersion = tls.RequestClientCert, nil, tls.VersionTLS12
+	if addr, ok := c.bootstrap.Addr().(*net.TCPAddr); ok && c.o.mdns && !addr.IP.IsLoopback() {
+		fp := c.ca.Fingerprint()
+		go dnssd.Announce(ctx, fmt.Sprintf("core-%x", fp[:4]), addr, func(err error) {
+			c.log.Warn("boxes of this site do not hear of the core by mDNS", "err", err)
+		})
+	}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(tls.NewListener(c.bootstrap, conf)) }()
 	select {

@@ -50,6 +50,7 @@ type options struct {
 	bootstrap    string // where boxes ask whose they are; empty: nowhere
 	makers       string // file of manufacturers' certificates
 	attach       []string
+	mdns         bool
 	logLevel     slog.Level
 	logJSON      bool
 }
@@ -77,6 +78,7 @@ func runCommand() *cobra.Command {
 	f.StringVar(&o.bootstrap, "listen-bootstrap", "", "address at which new boxes find their owner (RFC 8572, RFC 7030), such as :8444; empty: none")
 	f.StringVar(&o.makers, "manufacturers", "", "PEM file of the manufacturers whose devices are known by serial number (default: manufacturers.pem in the data folder, if it is there)")
 	f.StringArrayVar(&o.attach, "attach", nil, "host:mqtt-port,https-port at which boxes that find their owner are told to attach, best first, may be repeated (default: the first name that another machine can use, with the ports listened on)")
+	f.BoolVar(&o.mdns, "mdns", true, "answer boxes of this site that ask by multicast DNS where the bootstrap port is (UDP 5353), unless that listens on the loopback alone")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.BoolVar(&o.logJSON, "log-json", false, "log JSON lines instead of text")
 	return cmd

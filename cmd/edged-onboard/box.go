@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tributary.dev/tributary/pkg/api"
-	"tributary.dev/tributary/pkg/edge/onboard/dnssd"
+	"tributary.dev/tributary/pkg/dnssd"
 	"tributary.dev/tributary/pkg/edge/onboard/sztp"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/identity/atomicfile"

@@ -7,14 +7,13 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"path/filepath"
 	"strconv"
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/dnssd"
 	"tributary.dev/tributary/pkg/edge/hardware"
-	"tributary.dev/tributary/pkg/edge/onboard/dnssd"
 )
 
 // greet has a relay answer boxes of its site that look for their owner.
@@ -60,46 +59,9 @@ func (b *box) attachHere(r *http.Request) (out []api.ParentRef) {
 	return out
 }
 
-// followLinks is how often the relay looks for networks that came since.
-const followLinks = time.Minute
-
 // announce answers the site by mDNS, in the networks of this relay.
 func (b *box) announce(ctx context.Context) {
-	_, text, _ := net.SplitHostPort(b.listen.greet.Addr().String())
-	port, _ := strconv.ParseUint(text, 10, 16) // a listener's address always has a port
-	name := b.member.Live.Get().ID().String()
-	for ctx.Err() == nil {
-		conn, err := dnssd.Listen()
-		if err == nil {
-			one, cancel := context.WithCancel(ctx)
-			go func() {
-				tick := time.NewTicker(followLinks)
-				defer tick.Stop()
-				for {
-					select {
-					case <-one.Done():
-						return
-					case <-tick.C:
-						dnssd.Follow(conn)
-					}
-				}
-			}()
-			err = dnssd.Serve(one, conn, name, func(from netip.Addr) (netip.AddrPort, bool) {
-				at, ok := dnssd.OnLink(from)
-				return netip.AddrPortFrom(at, uint16(port)), ok
-			})
-			cancel()
-			conn.Close()
-		}
-		if ctx.Err() != nil {
-			return
-		}
+	dnssd.Announce(ctx, b.member.Live.Get().ID().String(), b.listen.greet.Addr(), func(err error) {
 		b.log.Warn("boxes of this site do not hear of this relay by mDNS", "err", err)
-		t := time.NewTimer(followLinks)
-		select {
-		case <-ctx.Done():
-			t.Stop()
-		case <-t.C:
-		}
-	}
+	})
 }

@@ -37,6 +37,7 @@ var rules = []rule{
 	{"pkg/link", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
 	{"pkg/report", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
 	{"pkg/oci", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
+	{"pkg/dnssd", []string{"pkg/"}, nil, "relays, the core and boxes without an owner find each other by it; it stands on nothing"},
 	{"pkg/efi", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
 	{"pkg/tpm", []string{"pkg/", "hwprofiles"}, []string{"pkg/tpm"}, "the box seals and quotes, the core judges, the builder signs: one ground for the three, which stands on nothing"},
 	{"pkg/tpm/attest", []string{"pkg/"}, []string{"pkg/tpm/attest"}, "the core judges a quote without the code that talks to a TPM"},

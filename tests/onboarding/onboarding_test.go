@@ -99,7 +99,7 @@ func newSite(t *testing.T, boxes ...lab.BoxSpec) *site {
 		t.Skip("raises real boxes: not in the short form")
 	}
 	if err := lab.Root(); err != nil {
-		t.Skip(err)
+		t.Skip("needs root and the tools of network namespaces: " + err.Error())
 	}
 	t.Parallel() // each has networks of its own, and waits most of the time
 	root, err := filepath.Abs("../..")
@@ -339,7 +339,7 @@ func (s *site) device(b *lab.Box) string {
 }
 
 // TestSources lets boxes come in by each source at once: the servers of the image, a
-// pairing code, a stick, DHCP, and a relay that answers the site. Another hears six forged
+// pairing code, a stick, DHCP, and a relay or the core that answers the site. Another hears six forged
 // answers by DHCP, says so, and comes to its owner all the same.
 func TestSources(t *testing.T) {
 	quiet := []string{"--sticks", "none", "--ask-site", "off"}
@@ -351,9 +351,10 @@ func TestSources(t *testing.T) {
 		alone("by-dhcp", quiet...),
 		lab.BoxSpec{Name: "relay", Parent: "core", Role: "relay", Relay: true},
 		lab.BoxSpec{Name: "by-site", Parent: "relay", Alone: true, EdgedArgs: []string{"--sticks", "none"}},
+		alone("by-core", "--sticks", "none"),
 		alone("lied-to", append(quiet, "--bootstrap", "https://10.77.0.1:8444")...),
 	)
-	for i, name := range []string{"by-image", "by-stick", "by-dhcp", "by-site", "lied-to"} {
+	for i, name := range []string{"by-image", "by-stick", "by-dhcp", "by-site", "lied-to", "by-core"} {
 		serial := fmt.Sprintf("EX-000%d", i+1)
 		s.born(name, serial)
 		if name != "lied-to" {
@@ -366,7 +367,7 @@ func TestSources(t *testing.T) {
 	s.dhcp("lied-to", s.rogue("EX-0005", s.Boxes["lied-to"].Uplink.ParentAddr)...)
 	must(t, s.Join(t.Context()))
 	begin := time.Now()
-	s.start("relay", "by-image", "by-code", "by-stick", "by-dhcp", "by-site", "lied-to")
+	s.start("relay", "by-image", "by-code", "by-stick", "by-dhcp", "by-site", "by-core", "lied-to")
 
 	// A person reads the code at the console and types it.
 	s.warning("by-code", "no-owner", "its pairing code is", "edgectl device approve")
@@ -379,7 +380,7 @@ func TestSources(t *testing.T) {
 		_, err := s.Edgectl(ctx, "", "device", "approve", strings.TrimSpace(string(code)), "--name", "by-code")
 		return err
 	}))
-	for _, name := range []string{"by-image", "by-code", "by-stick", "by-dhcp", "by-site"} {
+	for _, name := range []string{"by-image", "by-code", "by-stick", "by-dhcp", "by-site", "by-core"} {
 		st := s.member(name)
 		t.Logf("%s: a member after %.1f s", name, time.Since(begin).Seconds())
 		if parent := st.Parent; name == "by-site" && (parent == "" || parent == "core") {
@@ -389,8 +390,8 @@ func TestSources(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(s.dir("by-code"), "pairing-code")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the code is still shown: %v", err)
 	}
-	for i, want := range []string{"image https://10.77.0.1:8444", "stick " + stick, "DHCP https://10.77.0.1:8444", "site https://"} {
-		name := []string{"by-image", "by-stick", "by-dhcp", "by-site"}[i]
+	for i, want := range []string{"image https://10.77.0.1:8444", "stick " + stick, "DHCP https://10.77.0.1:8444", "site https://", "site https://"} {
+		name := []string{"by-image", "by-stick", "by-dhcp", "by-site", "by-core"}[i]
 		if o, err := onboard.LoadOwner(s.Boxes[name].Data()); err != nil || o == nil || !strings.HasPrefix(o.Source, want) {
 			t.Errorf("%s found its owner by %+v (%v), not by %s", name, o, err, want)
 		}
@@ -405,7 +406,7 @@ func TestSources(t *testing.T) {
 	s.warning("lied-to", "forged:", "wrong-owner:", "wrong-box:", "expired:", "replayed:", "unsigned:", "not expected here")
 	var list struct{ Items []api.Object }
 	must(t, s.GetJSON(t.Context(), &list, "get", "devices"))
-	if len(list.Items) != 6 { // with the relay
+	if len(list.Items) != 7 { // with the relay
 		t.Errorf("%d devices", len(list.Items))
 	}
 	s.expect("EX-0005", "lied-to", s.maker.voucher(t, "EX-0005", s.root(), nil))

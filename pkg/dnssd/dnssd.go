@@ -1,5 +1,5 @@
 // Package dnssd answers: who on this site serves boxes that look for their owner? It asks by
-// multicast DNS (RFC 6762, RFC 6763), and answers for a relay.
+// multicast DNS (RFC 6762, RFC 6763), and answers for relays and for the core.
 package dnssd
 
 import (
@@ -361,4 +361,56 @@ func OnLink(other netip.Addr) (netip.Addr, bool) {
 		}
 	}
 	return netip.Addr{}, false
+}
+
+// followLinks is how often Announce looks for networks that came since.
+const followLinks = time.Minute
+
+// Announce answers the site, on all its links, that a listener serves boxes under a name,
+// until ctx ends. What goes wrong is told and tried again.
+func Announce(ctx context.Context, name string, listener net.Addr, wrong func(error)) {
+	at, err := netip.ParseAddrPort(listener.String())
+	if err != nil {
+		wrong(err) // no listener of TCP
+		return
+	}
+	for ctx.Err() == nil {
+		err := announce(ctx, name, at.Port())
+		if ctx.Err() != nil {
+			return
+		}
+		wrong(err)
+		t := time.NewTimer(followLinks)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+		case <-t.C:
+		}
+	}
+}
+
+func announce(ctx context.Context, name string, port uint16) error {
+	conn, err := Listen()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		tick := time.NewTicker(followLinks)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				Follow(conn)
+			}
+		}
+	}()
+	return Serve(ctx, conn, name, func(from netip.Addr) (netip.AddrPort, bool) {
+		at, ok := OnLink(from)
+		return netip.AddrPortFrom(at, port), ok
+	})
 }
