@@ -23,7 +23,7 @@ func (b *builder) releaseKeys(context.Context) (err error) {
 
 // bundle makes the update, signed where the key is here.
 func (b *builder) bundle(context.Context) error {
-	res, err := bundle.Write(bundle.Config{Version: b.Version, Arch: b.Profile.Arch, Profile: b.Profile.Name, Counter: b.Counter, RootHash: b.hash,
+	res, err := bundle.Write(bundle.Config{Version: b.Version, Arch: b.Profile.Arch, Profile: b.Profile.Name, Counter: b.Counter, RootHash: b.hash, PCR11: b.done.PCR11,
 		Root: b.tree.Rootfs, Verity: b.out(VerityFile), UKI: b.uki, Manager: b.manager, Expires: b.Time.Add(bundleLife), Previous: b.Previous, Out: b.out(BundleFile)})
 	if err != nil {
 		return err

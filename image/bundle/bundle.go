@@ -27,6 +27,7 @@ type Config struct {
 	Profile  string
 	Counter  uint64
 	RootHash [32]byte
+	PCR11    string // hex, what the kernel image makes of it
 	Root     string // root.erofs
 	Verity   string // its tree
 	UKI      []byte // signed
@@ -61,7 +62,7 @@ func Write(c Config) (*Result, error) {
 		return nil, err
 	}
 	content := append(append(unfolded, c.Manager...), root...)
-	d := release.Description{Format: 1, Version: c.Version, Arch: c.Arch, Profile: c.Profile, Counter: c.Counter, RootHash: hex.EncodeToString(c.RootHash[:]),
+	d := release.Description{Format: 1, Version: c.Version, Arch: c.Arch, Profile: c.Profile, Counter: c.Counter, RootHash: hex.EncodeToString(c.RootHash[:]), PCR11: c.PCR11,
 		Root: release.PartOf(root), UKI: release.PartOf(c.UKI), Manager: release.PartOf(c.Manager), Salt: hex.EncodeToString(super.Salt), UUID: hex.EncodeToString(super.UUID[:]),
 		Packed: packed, Content: release.PartOf(content)}
 	text := d.Encode()

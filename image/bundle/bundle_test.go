@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,7 +37,7 @@ func write(t *testing.T, dir, version string, change byte, previous ...string) (
 		t.Fatal(err)
 	}
 	out := file + ".tbu"
-	res, err := Write(Config{Version: version, Arch: "amd64", Profile: "vm", Counter: 1, RootHash: hash, Root: file + ".erofs", Verity: file + ".verity",
+	res, err := Write(Config{Version: version, Arch: "amd64", Profile: "vm", Counter: 1, RootHash: hash, PCR11: strings.Repeat("ab", 32), Root: file + ".erofs", Verity: file + ".verity",
 		UKI: []byte("kernel " + version), Manager: []byte("manager"), Expires: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC), Previous: previous, Out: out})
 	if err != nil {
 		t.Fatal(err)
@@ -61,6 +62,9 @@ func TestBundle(t *testing.T) {
 	}
 	if _, digest, err := b.Manifest(); err != nil || digest != res.Digest {
 		t.Fatalf("digest %s, want %s: %v", digest, res.Digest, err)
+	}
+	if d, err := release.ParseDescription(b.Description); err != nil || d.PCR11 != strings.Repeat("ab", 32) {
+		t.Fatalf("PCR 11 is %q: %v", d.PCR11, err)
 	}
 	var again bytes.Buffer
 	if err := b.Write(&again); err != nil || !bytes.Equal(again.Bytes(), a) {

@@ -43,9 +43,12 @@ type Description struct {
 	// Counter is the security counter: a box never goes below its floor.
 	Counter  uint64 `json:"counter"`
 	RootHash string `json:"roothash"` // 64 hex digits
-	Root     Part   `json:"root"`
-	UKI      Part   `json:"uki"`
-	Manager  Part   `json:"manager"`
+	// PCR11 is what a TPM has in PCR 11 once this kernel image is loaded (SHA-256, 64 hex digits), as the build foretells:
+	// the core knows by it what a box runs. Boxes do not read it.
+	PCR11   string `json:"pcr11,omitempty"`
+	Root    Part   `json:"root"`
+	UKI     Part   `json:"uki"`
+	Manager Part   `json:"manager"`
 	// Salt and UUID are those of the verity tree's superblock, in hex.
 	Salt string `json:"salt"`
 	UUID string `json:"uuid"`
@@ -94,6 +97,8 @@ func ParseDescription(b []byte) (d Description, err error) {
 		return bad("version %q, arch %q, profile %q", d.Version, d.Arch, d.Profile)
 	case !isHex(d.RootHash, 64) || len(d.Salt) > 512 || !hexForm.MatchString(d.Salt) || len(d.Salt)%2 != 0 || !isHex(d.UUID, 32):
 		return bad("the root hash, salt or UUID is not hexadecimal of the right length")
+	case d.PCR11 != "" && !isHex(d.PCR11, 64):
+		return bad("PCR 11 is not 64 hexadecimal digits")
 	case len(d.Packed) > 16:
 		return bad("%d packed stretches", len(d.Packed))
 	case d.Root.Size%4096 != 0:

@@ -99,13 +99,17 @@ func (s *System) Release(v Variant, out string) (err error) {
 	if err != nil {
 		return err
 	}
+	pcr, err := uki.PCR11(image)
+	if err != nil {
+		return err
+	}
 	packed := release.FindPacked(image, true)
 	unfolded, err := release.Unfold(image, packed)
 	if err != nil {
 		return err
 	}
 	content := bytes.Join([][]byte{unfolded, s.manager, root}, nil)
-	d := release.Description{Format: 1, Version: v.Version, Arch: s.Arch, Profile: s.Profile, Counter: v.Counter, RootHash: hex.EncodeToString(hash[:]),
+	d := release.Description{Format: 1, Version: v.Version, Arch: s.Arch, Profile: s.Profile, Counter: v.Counter, RootHash: hex.EncodeToString(hash[:]), PCR11: hex.EncodeToString(pcr[:]),
 		Root: release.PartOf(root), UKI: release.PartOf(image), Manager: release.PartOf(s.manager), Salt: hex.EncodeToString(salt), UUID: hex.EncodeToString(id[:]),
 		Packed: packed, Content: release.PartOf(content)}
 	b := &release.Bundle{Description: d.Encode(), Roots: [][]byte{s.releases.Root}, Deltas: map[string][]byte{}}
@@ -151,9 +155,6 @@ func (s *System) kernel(v Variant, hash string) ([]byte, error) {
 		if *to, err = uki.Read(s.uki, name); err != nil {
 			return nil, err
 		}
-	}
-	if s.initrd != nil {
-		c.Initrd = s.initrd
 	}
 	if s.initrd != nil {
 		c.Initrd = s.initrd

@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -44,6 +45,7 @@ import (
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/identity/unlock"
 	"tributary.dev/tributary/pkg/link/stream"
+	"tributary.dev/tributary/pkg/release"
 )
 
 func TestMain(m *testing.M) {
@@ -344,7 +346,28 @@ func writeImages(dir string) error {
 	if err := tarball.WriteToFile(filepath.Join(dir, "docker.tar"), tag, img); err != nil {
 		return err
 	}
+	if err := writeBundle(filepath.Join(dir, "update.tbu")); err != nil {
+		return err
+	}
 	return tarFolder(filepath.Join(dir, "layout"), filepath.Join(dir, "oci.tar"))
+}
+
+// writeBundle makes a release whose content nobody reads.
+func writeBundle(file string) error {
+	part := release.PartOf([]byte("part"))
+	root := release.PartOf(make([]byte, 4096))
+	d := release.Description{Format: 1, Version: "2", Arch: "amd64", Profile: "vm", Counter: 1, RootHash: strings.Repeat("0", 64), PCR11: strings.Repeat("ab", 32), Root: root, UKI: part,
+		Manager: part, UUID: strings.Repeat("0", 32), Content: release.Part{Size: root.Size + 2*part.Size, SHA256: part.SHA256}}
+	b := &release.Bundle{Description: d.Encode(), Plain: []byte("content")}
+	var err error
+	if b.Targets, err = release.NewTargets(b.Description, 1, time.Now().Add(time.Hour)); err != nil {
+		return err
+	}
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	return errors.Join(b.Write(f), f.Close())
 }
 
 func tarFolder(dir, to string) error {

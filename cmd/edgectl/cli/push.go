@@ -38,13 +38,22 @@ What the registry has already is not sent again. The pushed image is printed by 
 
 // push sends what lies at path to the core's registry, and prints it by digest.
 func (a *app) push(ctx context.Context, path, name string, quiet bool) error {
+	artifact, err := a.pushed(ctx, path, name, quiet)
+	if err == nil {
+		_, err = fmt.Fprintln(a.Out, artifact)
+	}
+	return err
+}
+
+// pushed sends it, and answers what it is called by digest.
+func (a *app) pushed(ctx context.Context, path, name string, quiet bool) (artifact string, err error) {
 	cl, err := a.client()
 	if err != nil {
-		return err
+		return "", err
 	}
 	source, err := push.Open(path, os.TempDir())
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer source.Close()
 	target := push.Target{Base: cl.Base(), Transport: cl.HTTP().Transport, Token: cl.Token(), Agent: "edgectl/" + buildVersion()}
@@ -57,16 +66,12 @@ func (a *app) push(ctx context.Context, path, name string, quiet bool) error {
 	}
 	reference, err := target.Reference(name)
 	if err != nil {
-		return err
+		return "", err
 	}
 	progress, finish := a.progress("pushing "+name, quiet)
 	digest, err := push.Push(ctx, source, target, name, progress)
 	finish()
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(a.Out, "%s@%s\n", reference.Context().RepositoryStr(), digest)
-	return err
+	return reference.Context().RepositoryStr() + "@" + digest, err
 }
 
 // progress draws a bar on standard error where that is a terminal.

@@ -1,8 +1,11 @@
 package cli
 
 import (
+	"cmp"
+	"context"
 	"crypto"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -23,7 +26,8 @@ func (a *app) releaseCommand() *cobra.Command {
   edgectl release key sign-1.key                     a new key
   edgectl release root --version 1 --root-key r1.pub --root-key r2.pub --root-threshold 2 --key s1.pub root.json
   edgectl release sign --key sign-1.key update.tbu   one more signature on a bundle (or on a root.json)
-  edgectl release push update.tbu default/system     into the core's registry; then apply a Release that names what it prints`}
+  edgectl release push update.tbu default/system --release v2
+                                                     into the core's registry, and make the Release v2 of it, which a fleet may name`}
 	c.AddCommand(a.releaseKeyCommand(), a.releaseRootCommand(), a.releaseSignCommand(), a.releaseShowCommand(), a.releasePushCommand())
 	return c
 }
@@ -48,11 +52,75 @@ func (a *app) releaseKeyCommand() *cobra.Command {
 
 func (a *app) releasePushCommand() *cobra.Command {
 	var quiet bool
+	var name string
 	c := &cobra.Command{Use: "push FILE [TENANT/]NAME[:TAG]", Short: "Push a signed bundle into the core's registry, and print it as a Release names it", Args: cobra.ExactArgs(2),
-		Example: "  edgectl release push build/generic-amd64/update.tbu default/system",
-		RunE:    func(cmd *cobra.Command, args []string) error { return a.push(cmd.Context(), args[0], args[1], quiet) }}
+		Long: `Push a signed bundle into the core's registry, and print it as a Release names it.
+
+With --release, the Release of that name is made, or changed to this bundle: its pcr11, by which the core knows
+boxes that run it, is what the build wrote into the bundle. A fleet that names the Release installs it.`,
+		Example: "  edgectl release push build/generic-amd64/update.tbu default/system --release v2",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			artifact, err := a.pushed(cmd.Context(), args[0], args[1], quiet)
+			if err == nil && name != "" {
+				err = a.nameRelease(cmd.Context(), name, artifact, args[0])
+			}
+			if err == nil {
+				_, err = fmt.Fprintln(a.Out, artifact)
+			}
+			return err
+		}}
 	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "no progress bar")
+	c.Flags().StringVar(&name, "release", "", "make or change the Release of this name")
 	return c
+}
+
+// nameRelease makes the Release that names a bundle. What is there already keeps its labels, attempt and note.
+func (a *app) nameRelease(ctx context.Context, name, artifact, file string) error {
+	d, err := describe(file)
+	if err != nil {
+		return err
+	}
+	cl, err := a.client()
+	if err != nil {
+		return err
+	}
+	kind, err := api.LookupKind(api.KindRelease)
+	if err != nil {
+		return err
+	}
+	o, err := cl.Get(ctx, kind, name)
+	var spec api.ReleaseSpec
+	switch {
+	case err == nil:
+		if err := json.Unmarshal(o.Spec, &spec); err != nil {
+			return err
+		}
+		o.Status = nil
+	case api.CodeOf(err) == api.NotFound:
+		o = &api.Object{APIVersion: api.Version, Kind: api.KindRelease, Metadata: api.Meta{Name: name}}
+	default:
+		return err
+	}
+	spec.Artifact, spec.PCR11 = artifact, d.PCR11
+	if o.Spec, err = json.Marshal(spec); err != nil {
+		return err
+	}
+	_, err = cl.Apply(ctx, []*api.Object{o}, false)
+	return err
+}
+
+// describe reads what a bundle says of itself.
+func describe(file string) (d release.Description, err error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return d, err
+	}
+	defer f.Close()
+	b, err := release.ReadBundle(f)
+	if err != nil {
+		return d, err
+	}
+	return release.ParseDescription(b.Description)
 }
 
 func readPublic(files []string) (keys []crypto.PublicKey, err error) {
@@ -189,7 +257,7 @@ func (a *app) releaseShowCommand() *cobra.Command {
 				return err
 			}
 			out := cmd.OutOrStdout()
-			fmt.Fprintf(out, "version %s for %s (%s), security counter %d\ndigest  %s\ncontent %d bytes, %d to fetch, %d deltas\n", d.Version, d.Profile, d.Arch, d.Counter, digest, d.Content.Size, len(b.Plain), len(b.Deltas))
+			fmt.Fprintf(out, "version %s for %s (%s), security counter %d\npcr 11  %s\ndigest  %s\ncontent %d bytes, %d to fetch, %d deltas\n", d.Version, d.Profile, d.Arch, d.Counter, cmp.Or(d.PCR11, "unknown"), digest, d.Content.Size, len(b.Plain), len(b.Deltas))
 			if root == "" {
 				return nil
 			}
