@@ -11,11 +11,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/server"
 	"tributary.dev/tributary/pkg/core/store"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // A viewer cannot try guesses of a Secret: no dry run's answer depends on what is stored.
@@ -99,17 +99,12 @@ func TestRefusedAreNamed(t *testing.T) {
 			t.Fatal(code)
 		}
 		// The line follows the answer.
-		for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		wait.Seen(t, "the log names who was refused "+path, func() (any, bool) {
 			mu.Lock()
+			defer mu.Unlock()
 			text := out.String()
-			mu.Unlock()
-			if strings.Contains(text, `"code":403`) && strings.Contains(text, `"who":"viewer"`) {
-				break
-			}
-			if time.Now().After(end) {
-				t.Fatalf("%s: %s", path, text)
-			}
-		}
+			return text, strings.Contains(text, `"code":403`) && strings.Contains(text, `"who":"viewer"`)
+		})
 	}
 }
 
