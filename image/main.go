@@ -149,19 +149,25 @@ func git(ctx context.Context, root string, args ...string) (string, error) {
 
 func keysCommand(checkout *string) *cobra.Command {
 	var dir, export, revoke string
-	var rotate bool
+	var prepare, rotate bool
 	cmd := &cobra.Command{Use: "keys", Short: "show, make or rotate the signing keys", Args: cobra.NoArgs}
 	cmd.Flags().StringVar(&dir, "dir", "", "folder of the keys (.cache/keys)")
-	cmd.Flags().BoolVar(&rotate, "rotate", false, "make a further db key, which signs from now on")
+	cmd.Flags().BoolVar(&prepare, "prepare", false, "make the next db key: releases bring it to the boxes, and --rotate has it sign")
+	cmd.Flags().BoolVar(&rotate, "rotate", false, "have the next db key sign from now on")
 	cmd.Flags().StringVar(&export, "export", "", "write NAME.auth there, for a firmware's own key menu, and append-KEY.auth for boxes in the field")
-	cmd.Flags().StringVar(&revoke, "revoke", "", "a db key by which nothing is to start any more: with --export, write revoke-KEY.auth")
+	cmd.Flags().StringVar(&revoke, "revoke", "", "a db key by which nothing is to start any more: releases bring that to the boxes; with --export, write revoke-KEY.auth")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if dir == "" {
 			dir = filepath.Join(*checkout, ".cache", "keys")
 		}
 		get := keys.LoadOrCreate
-		if rotate {
+		switch {
+		case prepare:
+			get = keys.Prepare
+		case rotate:
 			get = keys.Rotate
+		case revoke != "":
+			get = func(dir string) (*keys.Set, error) { return keys.MarkRevoked(dir, revoke) }
 		}
 		s, err := get(dir)
 		if err != nil {
@@ -170,6 +176,9 @@ func keysCommand(checkout *string) *cobra.Command {
 		fmt.Fprintf(cmd.OutOrStdout(), "owner %s\n", s.Owner())
 		for _, k := range append([]*keys.Key{s.PK, s.KEK, s.PCR}, s.DB...) {
 			fmt.Fprintf(cmd.OutOrStdout(), "%-5s %s\n", k.Name, filepath.Join(dir, k.Name+".crt"))
+		}
+		if s.Next != nil {
+			fmt.Fprintf(cmd.OutOrStdout(), "%-5s is prepared, and signs after --rotate\n", s.Next.Name)
 		}
 		if export == "" {
 			return nil
@@ -185,21 +194,12 @@ func keysCommand(checkout *string) *cobra.Command {
 		for _, v := range vars {
 			files[v.Name] = v
 		}
-		found := revoke == ""
-		for _, k := range s.DB {
-			if files["append-"+k.Name], err = s.Append(time.Now(), k); err != nil {
-				return err
-			}
-			if k.Name != revoke {
-				continue
-			}
-			found = true
-			if files["revoke-"+k.Name], err = s.Revoke(time.Now(), k); err != nil {
-				return err
-			}
+		carried, err := s.Carried()
+		if err != nil {
+			return err
 		}
-		if !found || revoke == s.Signer().Name {
-			return fmt.Errorf("%s is no db key that may go: those are older than %s, which signs", revoke, s.Signer().Name)
+		for _, a := range carried {
+			files[a.Name] = keys.Variable{Data: a.Data}
 		}
 		for name, v := range files {
 			if err := os.WriteFile(filepath.Join(export, name+".auth"), v.Data, 0o644); err != nil {

@@ -20,6 +20,7 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/agent"
 	"tributary.dev/tributary/pkg/edge/boot"
+	"tributary.dev/tributary/pkg/edge/firmware"
 	"tributary.dev/tributary/pkg/edge/hardware"
 	"tributary.dev/tributary/pkg/edge/meter"
 	"tributary.dev/tributary/pkg/edge/onboard"
@@ -58,8 +59,10 @@ type box struct {
 	meter   *meter.Meter
 	work    *workload.Manager
 	updater *update.Manager // appliance alone
-	agent   atomic.Pointer[agent.Agent]
-	waiting atomic.Pointer[api.Warning] // why the box has not enrolled yet
+
+	keysOfFirmware *firmware.Keeper // with the updater
+	agent          atomic.Pointer[agent.Agent]
+	waiting        atomic.Pointer[api.Warning] // why the box has not enrolled yet
 
 	family struct { // its hardware profiles
 		once    sync.Once
@@ -157,10 +160,10 @@ func (b *box) runAll(ctx context.Context) error {
 		}{{"relay", b.serve.Run}, {"relay https", func(ctx context.Context) error { return b.serve.Serve(ctx, b.listen.https) }}, {"relay greeter", b.greet}}...)
 	}
 	if b.updater != nil {
-		loops = append(loops, struct {
+		loops = append(loops, []struct {
 			name string
 			run  func(context.Context) error
-		}{"update", b.updater.Run})
+		}{{"update", b.updater.Run}, {"firmware's keys", b.settleFirmware}}...)
 	}
 	for _, l := range loops {
 		g.Go(func() error {

@@ -84,11 +84,13 @@ func (b *box) makeUpdate() (*update.Manager, error) {
 	counter, _ := strconv.ParseUint(words["tributary.counter"], 10, 64) // an image without one has none
 	floor := &floor{log: b.log}
 	flash := &update.Flash{Disk: disk, Size: size, Arch: runtime.GOARCH}
+	running := update.Slot(strings.TrimSpace(string(slot)))
+	b.keysOfFirmware = b.firmwareKeys(&update.Flash{Disk: disk, Size: size, Arch: runtime.GOARCH}, running)
 	return update.New(update.Config{
 		State: updateState, Work: filepath.Join(b.o.data, "update"), Anchor: anchorRoot, Kept: keptRoot,
-		Running: update.Slot(strings.TrimSpace(string(slot))), RootHash: fmt.Sprintf("%x", hash), Version: words["tributary.version"], Counter: counter,
+		Running: running, RootHash: fmt.Sprintf("%x", hash), Version: words["tributary.version"], Counter: counter,
 		Arch: runtime.GOARCH, Profile: profile, BootID: bootID,
-		Flash: flash, Firmware: &update.BootVariables{Vars: efi.FS(efi.Dir), Flash: flash}, Artifacts: b.fromUSB(b.artifacts()),
+		Flash: flash, Firmware: trialFirmware{&update.BootVariables{Vars: efi.FS(efi.Dir), Flash: flash}, b.keysOfFirmware}, Artifacts: b.fromUSB(b.artifacts()),
 		Bless: func(s update.Slot) error {
 			d, err := blk.Read(name, hash)
 			if err != nil {

@@ -30,6 +30,7 @@ import (
 	"tributary.dev/tributary/pkg/disk/fat"
 	"tributary.dev/tributary/pkg/disk/gpt"
 	"tributary.dev/tributary/pkg/disk/verity"
+	"tributary.dev/tributary/pkg/efi"
 	"tributary.dev/tributary/pkg/tpm"
 )
 
@@ -222,6 +223,13 @@ func (b *builder) buildTree(ctx context.Context) error {
 		}
 	}
 	if files[hwprofiles.InstalledFile], err = b.Profile.Encode(); err != nil {
+		return err
+	}
+	carried, err := b.set.Carried()
+	if err != nil {
+		return err
+	}
+	if files[efi.AppendsFile], err = efi.EncodeAppends(carried); err != nil {
 		return err
 	}
 	b.tree, err = tree.Build(ctx, tree.Config{

@@ -20,6 +20,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -28,6 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tributary.dev/tributary/pkg/disk/gpt"
+	"tributary.dev/tributary/pkg/efi"
 )
 
 const bits = 2048 // what all firmware takes (UEFI 2.10, 32.4.1 names RSA-2048)
@@ -60,18 +62,62 @@ func (k *Key) PublicPEM() []byte {
 type Set struct {
 	PK, KEK, PCR *Key
 	DB           []*Key // by age; the last one signs
+	// Next is the db key that will sign after the next rotation: releases bring it to boxes before. Nil when none is prepared.
+	Next *Key
+	// Revoked are the db keys by which nothing is to start any more.
+	Revoked []*Key
 }
 
 // Signer is the db key that signs what is built now.
 func (s *Set) Signer() *Key { return s.DB[len(s.DB)-1] }
 
-// Certificates are those of all db keys.
+// good are the db keys that a box shall trust.
+func (s *Set) good() (out []*Key) {
+	for _, k := range s.DB {
+		if !slices.Contains(s.Revoked, k) {
+			out = append(out, k)
+		}
+	}
+	if s.Next != nil {
+		out = append(out, s.Next)
+	}
+	return out
+}
+
+// Certificates are those of the db keys that a box shall trust: not the revoked, and the one that is prepared.
 func (s *Set) Certificates() []*x509.Certificate {
 	var out []*x509.Certificate
-	for _, k := range s.DB {
+	for _, k := range s.good() {
 		out = append(out, k.cert)
 	}
 	return out
+}
+
+// carriedAt is when what releases carry is said to have been signed: firmware compares no times where it appends, and the
+// same bytes in each release are none in its delta.
+var carriedAt = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// Carried is what a release brings for the firmware of boxes that it finds: the db keys that came after the first, and
+// the revocations. Boxes write what they lack.
+func (s *Set) Carried() (out []efi.Append, err error) {
+	for _, k := range s.good() {
+		if k == s.DB[0] {
+			continue // every box was enrolled with it
+		}
+		v, err := s.Append(carriedAt, k)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, efi.Append{Name: "append-" + k.Name, Variable: v.Name, Data: v.Data})
+	}
+	for _, k := range s.Revoked {
+		v, err := s.Revoke(carriedAt, k)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, efi.Append{Name: "revoke-" + k.Name, Variable: v.Name, Data: v.Data})
+	}
+	return out, nil
 }
 
 // Owner is the GUID that marks this set's entries in the firmware's lists.
@@ -115,27 +161,73 @@ func LoadOrCreate(dir string) (*Set, error) {
 			return nil, err
 		}
 		s.DB = append(s.DB, k)
+		if _, err := os.Stat(filepath.Join(dir, k.Name+revokedMark)); err == nil {
+			s.Revoked = append(s.Revoked, k)
+		}
 	}
-	return &s, nil
+	if s.Next, err = load(dir, nextPrefix+s.after()); errors.Is(err, os.ErrNotExist) {
+		s.Next, err = nil, nil
+	} else if err == nil {
+		s.Next.Name = s.after()
+	}
+	return &s, err
 }
 
-// Rotate makes a further db key, which signs from now on. Boxes learn to trust it by an update signed with an older
-// one (Append gives the variable), and the oldest may go when no box needs it.
+// Marks in a folder of keys: of the key that is prepared, before its name, and of one that is revoked, behind it.
+const (
+	nextPrefix  = "next-"
+	revokedMark = ".revoked"
+)
+
+// after is the name of the db key that follows the newest.
+func (s *Set) after() string {
+	n, _ := strconv.Atoi(strings.TrimPrefix(s.Signer().Name, "db-")) // a number since it was read
+	return fmt.Sprintf("db-%d", n+1)
+}
+
+// Prepare makes the next db key. It signs nothing yet; releases from now on bring it to the boxes.
+func Prepare(dir string) (*Set, error) {
+	s, err := LoadOrCreate(dir)
+	if err != nil || s.Next != nil {
+		return s, err
+	}
+	if _, err := loadOrCreate(dir, nextPrefix+s.after()); err != nil {
+		return nil, err
+	}
+	return LoadOrCreate(dir)
+}
+
+// Rotate has the next db key sign from now on; it is made where none is prepared. Boxes learn to trust it by an update
+// signed with an older one, and the oldest may go (Revoke) when no box needs it.
 func Rotate(dir string) (*Set, error) {
+	s, err := Prepare(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, ext := range []string{".key", ".crt"} { // the certificate last: by it a key is found
+		if err := os.Rename(filepath.Join(dir, nextPrefix+s.Next.Name+ext), filepath.Join(dir, s.Next.Name+ext)); err != nil {
+			return nil, err
+		}
+	}
+	return LoadOrCreate(dir)
+}
+
+// MarkRevoked notes that nothing is to start any more by that db key: releases from now on bring the revocation, and boxes write
+// it when neither of their slots holds anything that it signed. The key that signs cannot go.
+func MarkRevoked(dir, name string) (*Set, error) {
 	s, err := LoadOrCreate(dir)
 	if err != nil {
 		return nil, err
 	}
-	n, err := strconv.Atoi(strings.TrimPrefix(s.Signer().Name, "db-"))
-	if err != nil {
-		return nil, err
+	for _, k := range s.DB[:len(s.DB)-1] {
+		if k.Name == name {
+			if err := writeFile(filepath.Join(dir, name+revokedMark), nil); err != nil {
+				return nil, err
+			}
+			return LoadOrCreate(dir)
+		}
 	}
-	k, err := loadOrCreate(dir, fmt.Sprintf("db-%d", n+1))
-	if err != nil {
-		return nil, err
-	}
-	s.DB = append(s.DB, k)
-	return s, nil
+	return nil, fmt.Errorf("%s is no db key that may go: those are older than %s, which signs", name, s.Signer().Name)
 }
 
 func loadOrCreate(dir, name string) (*Key, error) {
@@ -220,7 +312,7 @@ func create(name string) (*Key, error) {
 	}
 	// Firmware looks at no dates; a box's clock may stand anywhere.
 	t := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: "Tributary " + name},
+		SerialNumber: serial, Subject: pkix.Name{CommonName: "Tributary " + strings.TrimPrefix(name, nextPrefix)},
 		NotBefore: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC), NotAfter: time.Date(2070, 1, 1, 0, 0, 0, 0, time.UTC),
 		IsCA: name == "PK" || name == "KEK", BasicConstraintsValid: true,
 		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
@@ -234,5 +326,5 @@ func create(name string) (*Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Key{Name: name, cert: cert, key: key}, nil
+	return &Key{Name: strings.TrimPrefix(name, nextPrefix), cert: cert, key: key}, nil
 }

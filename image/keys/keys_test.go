@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -57,6 +58,53 @@ func TestLoadOrCreate(t *testing.T) {
 	}
 	if _, err := LoadOrCreate(dir); err == nil {
 		t.Error("a broken key was replaced in silence")
+	}
+}
+
+// TestCarried follows a rotation: prepared, it is carried; rotated, it signs; revoked, the old one is nobody's any more.
+func TestCarried(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "keys")
+	names := func(s *Set, err error) string {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		carried, err := s.Carried()
+		again, err2 := s.Carried()
+		if err != nil || err2 != nil {
+			t.Fatal(err, err2)
+		}
+		out := s.Signer().Name
+		for i, a := range carried {
+			content, err := a.Content()
+			certs, err2 := Lists(content)
+			if err != nil || err2 != nil || len(certs) != 1 || !bytes.Equal(a.Data, again[i].Data) {
+				t.Fatal(certs, err, err2)
+			}
+			out += fmt.Sprintf(" %s(%s %s)", a.Name, a.Variable, certs[0].Subject.CommonName)
+		}
+		for _, c := range s.Certificates() {
+			out += " " + c.Subject.CommonName
+		}
+		return out
+	}
+	for _, step := range []struct {
+		do   func() (*Set, error)
+		want string
+	}{
+		{func() (*Set, error) { return LoadOrCreate(dir) }, "db-1 Tributary db-1"},
+		{func() (*Set, error) { return Prepare(dir) }, "db-1 append-db-2(db Tributary db-2) Tributary db-1 Tributary db-2"},
+		{func() (*Set, error) { return Prepare(dir) }, "db-1 append-db-2(db Tributary db-2) Tributary db-1 Tributary db-2"},
+		{func() (*Set, error) { return Rotate(dir) }, "db-2 append-db-2(db Tributary db-2) Tributary db-1 Tributary db-2"},
+		{func() (*Set, error) { return MarkRevoked(dir, "db-1") }, "db-2 append-db-2(db Tributary db-2) revoke-db-1(dbx Tributary db-1) Tributary db-2"},
+		{func() (*Set, error) { return LoadOrCreate(dir) }, "db-2 append-db-2(db Tributary db-2) revoke-db-1(dbx Tributary db-1) Tributary db-2"},
+	} {
+		if got := names(step.do()); got != step.want {
+			t.Errorf("%s\nwant %s", got, step.want)
+		}
+	}
+	if _, err := MarkRevoked(dir, "db-2"); err == nil {
+		t.Error("the key that signs is revoked")
 	}
 }
 
