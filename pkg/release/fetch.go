@@ -130,9 +130,19 @@ func (s Source) small(ctx context.Context, kind, digest string, most int64) ([]b
 	return b, nil
 }
 
+// ErrClosed ends a download whose hours are over. It goes on from there in the next ones.
+var ErrClosed = errors.New("the hours in which releases are fetched are over")
+
+// Limits bound a download; they are asked before each piece of 64 KiB, so that a change counts at once. Nil functions do
+// not bound. Rate is in bytes a second, 0 for any; where Open says false the download ends with ErrClosed.
+type Limits struct {
+	Rate func() int64
+	Open func() bool
+}
+
 // Download brings a blob to a file. What an earlier attempt left there is kept and gone on with, at any byte; a whole
-// file is only read. rate bounds it in bytes a second, 0 does not. One attempt; Unavailable is worth another.
-func (s Source) Download(ctx context.Context, digest string, size int64, path string, rate int64) error {
+// file is only read. One attempt; Unavailable is worth another.
+func (s Source) Download(ctx context.Context, digest string, size int64, path string, limits Limits) error {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
@@ -144,7 +154,7 @@ func (s Source) Download(ctx context.Context, digest string, size int64, path st
 		return err
 	}
 	if have < size {
-		if err := s.rest(ctx, f, sum, digest, have, size, rate); err != nil {
+		if err := s.rest(ctx, f, sum, digest, have, size, limits); err != nil {
 			return errors.Join(err, f.Sync())
 		}
 	}
@@ -154,7 +164,7 @@ func (s Source) Download(ctx context.Context, digest string, size int64, path st
 	return f.Sync()
 }
 
-func (s Source) rest(ctx context.Context, f *os.File, sum io.Writer, digest string, have, size, rate int64) error {
+func (s Source) rest(ctx context.Context, f *os.File, sum io.Writer, digest string, have, size int64, limits Limits) error {
 	res, err := s.ask(ctx, "blobs", digest, have)
 	if err != nil {
 		return err
@@ -172,13 +182,20 @@ func (s Source) rest(ctx context.Context, f *os.File, sum io.Writer, digest stri
 	}
 	const step = 64 << 10
 	for have < size {
+		if limits.Open != nil && !limits.Open() { // check: hours
+			return ErrClosed
+		}
 		began := time.Now()
 		n, err := io.CopyN(io.MultiWriter(f, sum), res.Body, min(step, size-have))
 		have += n
 		if err != nil {
 			return &api.Error{Code: api.Unavailable, Message: fmt.Sprintf("the download broke off after %d of %d bytes; it goes on from there", have, size), Err: err}
 		}
-		if rate > 0 {
+		rate := int64(0)
+		if limits.Rate != nil {
+			rate = limits.Rate()
+		}
+		if rate > 0 { // check: rate
 			pause := time.NewTimer(time.Duration(n)*time.Second/time.Duration(rate) - time.Since(began))
 			select {
 			case <-pause.C:

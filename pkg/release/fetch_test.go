@@ -3,6 +3,7 @@ package release
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -11,7 +12,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"tributary.dev/tributary/tests/mutation"
 )
 
 // parent serves one blob; it breaks off where it is told to.
@@ -19,23 +24,23 @@ type parent struct {
 	blob   []byte
 	limit  int // bytes of one answer; 0: all
 	ranges bool
-	sent   int
+	sent   atomic.Int64
 }
 
 func (p *parent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	from := 0
-	if v, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes="); ok && p.ranges {
+	from, v := 0, ""
+	if v, _ = strings.CutPrefix(r.Header.Get("Range"), "bytes="); v != "" && p.ranges {
 		from, _ = strconv.Atoi(strings.TrimSuffix(v, "-"))
-		w.WriteHeader(http.StatusPartialContent)
 	}
 	out := p.blob[from:]
-	if p.limit > 0 && len(out) > p.limit {
-		out = out[:p.limit]
-		p.sent += len(out)
-		_, _ = w.Write(out)
-		panic(http.ErrAbortHandler) // the line breaks
+	w.Header().Set("Content-Length", strconv.Itoa(len(out)))
+	if from > 0 {
+		w.WriteHeader(http.StatusPartialContent)
 	}
-	p.sent += len(out)
+	if p.limit > 0 && len(out) > p.limit { // the line breaks: less comes than was said
+		out = out[:p.limit]
+	}
+	p.sent.Add(int64(len(out)))
 	_, _ = w.Write(out)
 }
 
@@ -66,7 +71,7 @@ func TestDownloadGoesOn(t *testing.T) {
 			if !ranges && tries == 3 {
 				p.limit = 0
 			}
-			if err = s.Download(context.Background(), digestOf(blob), int64(len(blob)), file, 0); err == nil {
+			if err = s.Download(context.Background(), digestOf(blob), int64(len(blob)), file, Limits{}); err == nil {
 				break
 			}
 		}
@@ -74,20 +79,88 @@ func TestDownloadGoesOn(t *testing.T) {
 		if err != nil || rerr != nil || !bytes.Equal(got, blob) {
 			t.Fatalf("after %d tries: %v %v", tries, err, rerr)
 		}
-		if ranges && p.sent > len(blob) {
-			t.Errorf("%d bytes travelled for %d", p.sent, len(blob))
+		if ranges && p.sent.Load() > int64(len(blob)) {
+			t.Errorf("%d bytes travelled for %d", p.sent.Load(), len(blob))
 		}
 		got[7] ^= 1
 		p.limit = 0
 		if err := os.WriteFile(file, got, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Download(context.Background(), digestOf(blob), int64(len(blob)), file, 0); err == nil {
+		if err := s.Download(context.Background(), digestOf(blob), int64(len(blob)), file, Limits{}); err == nil {
 			t.Fatal("a file with a flipped bit is taken for whole")
 		}
-		if err := s.Download(context.Background(), digestOf(blob), int64(len(blob)), file, 0); err != nil {
+		if err := s.Download(context.Background(), digestOf(blob), int64(len(blob)), file, Limits{}); err != nil {
 			t.Fatal(err)
 		}
 		server.Close()
 	}
+}
+
+// TestDownloadAtAnyByte: the line breaks after any number of bytes, and what was brought so far is not brought again.
+func TestDownloadAtAnyByte(t *testing.T) {
+	blob := bytes.Repeat([]byte("release"), 50)
+	p := &parent{blob: blob, ranges: true}
+	server := httptest.NewServer(p)
+	defer server.Close()
+	u, err := url.Parse(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, file := Source{Up: at{u}, Repo: "os/vm"}, filepath.Join(t.TempDir(), "blob")
+	for n := 1; n < len(blob); n++ {
+		p.sent.Store(0)
+		p.limit = n
+		if err := s.Download(t.Context(), digestOf(blob), int64(len(blob)), file, Limits{}); err == nil {
+			t.Fatalf("%d bytes are taken for whole", n)
+		}
+		if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, blob[:n]) {
+			t.Fatalf("after %d bytes the file has %d: %v", n, len(got), err)
+		}
+		p.limit = 0
+		if err := s.Download(t.Context(), digestOf(blob), int64(len(blob)), file, Limits{}); err != nil {
+			t.Fatal(n, err)
+		}
+		if sent := p.sent.Load(); sent != int64(len(blob)) {
+			t.Fatalf("after a break at byte %d, %d bytes travelled for %d", n, sent, len(blob))
+		}
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestDownloadLimits: never faster than the rate, not outside of the hours, and on from there in the next ones.
+func TestDownloadLimits(t *testing.T) {
+	blob := bytes.Repeat([]byte("release"), 40_000)
+	p := &parent{blob: blob, ranges: true}
+	server := httptest.NewServer(p)
+	defer server.Close()
+	u, err := url.Parse(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, file := Source{Up: at{u}, Repo: "os/vm"}, filepath.Join(t.TempDir(), "blob")
+	pieces := 0
+	closes := Limits{Open: func() bool { pieces++; return pieces <= 2 }}
+	if err := s.Download(t.Context(), digestOf(blob), int64(len(blob)), file, closes); !errors.Is(err, ErrClosed) {
+		t.Fatalf("after the hours: %v", err)
+	}
+	info, err := os.Stat(file)
+	if err != nil || info.Size() != 2*64<<10 {
+		t.Fatalf("two pieces are %d bytes: %v", info.Size(), err)
+	}
+	left := int64(len(blob)) - info.Size()
+	began := time.Now()
+	if err := s.Download(t.Context(), digestOf(blob), int64(len(blob)), file, Limits{Rate: func() int64 { return 2 * left }}); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took < 450*time.Millisecond { // half a second; clocks tick
+		t.Errorf("%d bytes came within %s at %d bytes a second", left, took, 2*left)
+	}
+}
+
+// TestLimitsCount: in a build without one of the limits, their test fails.
+func TestLimitsCount(t *testing.T) {
+	mutation.Prove(t, mutation.Marked(t, "^TestDownloadLimits$", "fetch.go")...)
 }

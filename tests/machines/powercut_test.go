@@ -1,10 +1,11 @@
 package machines
 
 import (
-	"bytes"
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -13,10 +14,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"tributary.dev/tributary/image/keys"
 	"tributary.dev/tributary/image/uki"
@@ -26,32 +26,6 @@ import (
 	"tributary.dev/tributary/pkg/efi"
 	"tributary.dev/tributary/tests/vm"
 )
-
-// moment is what the firmware kept when the log of the disk had that many bytes.
-type moment struct {
-	at   int64
-	vars []byte
-}
-
-// watch notes the firmware's variables whenever they change, until ctx ends. A cut before the change of a moment may be
-// judged with the variables of after it, for as long as one look takes: nothing else is written then but STATE.
-func watch(ctx context.Context, vars, log string) (moments []moment) {
-	var last, before []byte
-	for ctx.Err() == nil {
-		b, err := os.ReadFile(vars)
-		info, err2 := os.Stat(log)
-		if err == nil && err2 == nil && bytes.Equal(b, before) && !bytes.Equal(b, last) { // two looks see the same: it stands
-			moments = append(moments, moment{info.Size(), b})
-			last = b
-		}
-		before = b
-		select {
-		case <-ctx.Done():
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-	return moments
-}
 
 // firmware reads a variable store in the terms of the judge.
 func firmware(fd []byte) (fw starts.Firmware, err error) {
@@ -113,185 +87,228 @@ func number(t *testing.T, name string, otherwise int) int {
 	return n
 }
 
-// TestUpdatePowerCuts records an update of a real box, write by write, and cuts the power in it: TRIBUTARY_CUTS times (200)
-// for the judge, of which TRIBUTARY_BOOTS (15) are really booted and have to agree with it.
+// TestUpdatePowerCuts records an update of a real box, write by write, and cuts its power: TRIBUTARY_BOOTS times (15), of
+// which each cut is judged, booted, and has to be as judged; and TRIBUTARY_CUTS times (60) for the judge alone. The cuts
+// lie at and between all changes of the update's phase and of the firmware's variables. With more than 15, a release that
+// does not work is recorded too. TRIBUTARY_PART=2/4 boots the second quarter.
 func TestUpdatePowerCuts(t *testing.T) {
-	u := needUpdating(t, 60*time.Minute)
-	cuts, boots := number(t, "TRIBUTARY_CUTS", 200), number(t, "TRIBUTARY_BOOTS", 15)
-	box := u.tree.boxes["box"]
-	u.off()
-	before, log := box.path("before.raw"), box.path("writes.log")
-	if err := vm.CopyDisk(box.Disk(), before, 0); err != nil {
+	boots, cuts := number(t, "TRIBUTARY_BOOTS", 15), number(t, "TRIBUTARY_CUTS", 60)
+	r, system := recorded(t, boots > 15)
+	replay, ends, err := r.replay()
+	if err != nil {
 		t.Fatal(err)
-	}
-	if err := os.WriteFile(log, nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	box.DiskLog = log
-	ctx, stop := context.WithCancel(u.ctx)
-	defer stop()
-	watched := make(chan []moment, 1)
-	go func() { watched <- watch(ctx, box.path("vars.fd"), log) }()
-	if err := box.Start(u.ctx); err != nil {
-		t.Fatal(err)
-	}
-	u.runs("v1")
-	u.updates(Variant{Version: "v2", Counter: 1})
-	u.off()
-	stop()
-	moments := <-watched
-	box.DiskLog = ""
-	u.replay(before, log, moments, cuts, boots)
-}
-
-// off switches the box off in good order.
-func (u *updating) off() {
-	u.Helper()
-	box := u.tree.boxes["box"]
-	if err := box.machine.PowerButton(u.ctx); err != nil {
-		u.Fatal(err)
-	}
-	if err := box.machine.Wait(u.ctx); err != nil {
-		u.Fatal(err)
-	}
-	if err := box.PowerCut(); err != nil {
-		u.Fatal(err)
-	}
-}
-
-func (u *updating) replay(before, log string, moments []moment, cuts, boots int) {
-	u.Helper()
-	raw, err := os.ReadFile(log)
-	if err != nil {
-		u.Fatal(err)
-	}
-	writes, ends, err := cut.Decode(raw)
-	if err != nil {
-		u.Fatal(err)
-	}
-	base, err := os.OpenFile(before, os.O_RDWR, 0)
-	if err != nil {
-		u.Fatal(err)
-	}
-	defer base.Close()
-	info, err := base.Stat()
-	if err != nil {
-		u.Fatal(err)
 	}
 	random := rand.New(rand.NewPCG(9, 9))
-	places := make([]int, cuts)
-	for i := range places {
-		places[i] = 1 + random.IntN(len(writes))
-		if i%2 == 0 && len(moments) > 0 { // half of them around what the firmware was told
-			n, _ := slices.BinarySearch(ends, moments[random.IntN(len(moments))].at)
-			places[i] = min(max(1, n+random.IntN(400)-300), len(writes))
+	list := r.edges(ends)
+	t.Logf("%d steps; %d edges of phases and firmware", len(ends), len(list)-1)
+	places := choose(list, boots, random)
+	for range cuts { // anywhere, for the judge alone
+		places = append(places, place{step: list[0].lo + random.IntN(len(ends)-list[0].lo)})
+	}
+	slices.SortStableFunc(places, func(a, b place) int { return a.step - b.step })
+	part, parts := 1, 1
+	if s := os.Getenv("TRIBUTARY_PART"); s != "" {
+		if _, err := fmt.Sscanf(s, "%d/%d", &part, &parts); err != nil {
+			t.Fatal(err)
 		}
 	}
-	slices.Sort(places)
-	replay := &cut.Replay{Base: base, Log: writes}
-	seen, booted := map[string]int{}, 0
-	u.Logf("%d steps, %d changes of the firmware's variables", len(writes), len(moments))
-	for i, n := range places {
-		image, err := replay.Cut(n, random)
+	c := &cutter{T: t, record: r, system: system, seen: map[string]int{}, began: time.Now()}
+	slots := make(chan struct{}, number(t, "TRIBUTARY_GUESTS", min(2, runtime.NumCPU())))
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	n := 0
+	for _, p := range places {
+		var now moment
+		p.step, now, p.may = r.seen(ends, max(p.step, c.last))
+		p.step = max(p.step, c.last)
+		c.last = p.step
+		image, err := replay.Cut(p.step, random)
 		if err != nil {
-			u.Fatal(err)
+			t.Fatal(err)
 		}
-		vars := moments[0].vars
-		for _, m := range moments {
-			if m.at <= ends[n-1] {
-				vars = m.vars
+		if p.edge != "" {
+			if n++; n%parts != part%parts {
+				continue
 			}
 		}
-		fw, err := firmware(vars)
-		if err != nil {
-			u.Fatal(err)
+		if p.edge == "" {
+			if part == 1 {
+				c.judge(p, image, now)
+			}
+			continue
 		}
-		s, err := starts.Judge(image, info.Size(), runtime.GOARCH, fw, u.system.signed())
+		dir, err := os.MkdirTemp(t.TempDir(), "")
 		if err == nil {
-			err = stateOpens(image, info.Size())
+			err = c.materialize(image, filepath.Join(dir, "disk.raw"))
 		}
 		if err != nil {
-			u.Fatalf("power cut after step %d of %d: %v", n, len(writes), err)
+			t.Fatal(err)
 		}
-		seen[fmt.Sprintf("%s from %s, once: %v", s.Slot, s.ESP, s.Once)]++
-		if i*boots/cuts != (i+1)*boots/cuts {
-			booted++
-			u.boots(fmt.Sprintf("cut after step %d", n), before, image, vars, s)
-		}
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			defer os.RemoveAll(dir)
+			c.boot(p, dir, now)
+		})
 	}
-	u.Logf("%d power cuts judged: %v; %d booted and as judged", cuts, seen, booted)
+	wg.Wait()
+	t.Logf("in %.0f s, cuts that were judged: %v; booted and as judged: %d", time.Since(c.began).Seconds(), c.seen, c.booted)
 }
 
-// stateOpens holds STATE's header against its checksum; a real boot opens it.
-func stateOpens(image *cut.Image, size int64) error {
-	table, _, err := gpt.Read(image, size)
+// place is where a log is cut. edge is what came before; empty: for the judge alone. may are the phases that the disk may
+// be in.
+type place struct {
+	step int
+	edge string
+	may  []string
+}
+
+// choose gives n places so that each edge has one at its first step before any has two: the first step after a change, the
+// last one before the next, and any between.
+func choose(list []edge, n int, random *rand.Rand) (places []place) {
+	for round := 0; len(places) < n; round++ {
+		for _, e := range list {
+			step := e.lo
+			switch {
+			case round == 1:
+				step = e.hi
+			case round > 1:
+				step += random.IntN(e.hi - e.lo + 1)
+			}
+			if len(places) < n {
+				places = append(places, place{step: step, edge: e.name})
+			}
+		}
+		if round == 0 { // the longest stretches are looked at in their middle first
+			for _, e := range longest(list, min(3, n-len(places))) {
+				places = append(places, place{step: (e.lo + e.hi) / 2, edge: e.name})
+			}
+		}
+	}
+	return places
+}
+
+func longest(list []edge, n int) []edge {
+	list = slices.Clone(list)
+	slices.SortStableFunc(list, func(a, b edge) int { return (b.hi - b.lo) - (a.hi - a.lo) })
+	return list[:min(max(n, 0), len(list))]
+}
+
+// cutter judges and boots what cuts left.
+type cutter struct {
+	*testing.T
+	record *record
+	system *System
+	last   int
+	began  time.Time
+	mu     sync.Mutex
+	seen   map[string]int
+	booted int
+}
+
+// verdict judges a disk.
+func (c *cutter) verdict(disk io.ReaderAt, now moment) (s starts.Start, vars []byte, err error) {
+	info, err := os.Stat(c.record.path("before.raw"))
 	if err != nil {
+		return s, nil, err
+	}
+	if vars, err = os.ReadFile(c.record.vars(now.Vars)); err != nil {
+		return s, nil, err
+	}
+	fw, err := firmware(vars)
+	if err != nil {
+		return s, nil, err
+	}
+	if s, err = starts.Judge(disk, info.Size(), runtime.GOARCH, fw, c.system.signed()); err == nil {
+		err = stateOpens(disk, info.Size())
+	}
+	return s, vars, err
+}
+
+func (c *cutter) judge(p place, disk io.ReaderAt, now moment) (starts.Start, []byte) {
+	s, vars, err := c.verdict(disk, now)
+	if err != nil {
+		c.Errorf("power cut after step %d (%s): %v", p.step, p.edge, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seen[fmt.Sprintf("%s from %s, once: %v", s.Slot, s.ESP, s.Once)]++
+	return s, vars
+}
+
+// materialize writes what a cut left into a file.
+func (c *cutter) materialize(image *cut.Image, disk string) error {
+	if err := vm.CopyDisk(c.record.path("work.raw"), disk, 0); err != nil {
 		return err
-	}
-	_, p := table.Find("state")
-	return starts.Header(offset{image, table.Offset(p)})
-}
-
-// offset is a disk from some place on.
-type offset struct {
-	image *cut.Image
-	at    int64
-}
-
-func (o offset) ReadAt(p []byte, off int64) (int, error) { return o.image.ReadAt(p, o.at+off) }
-
-// boots starts a machine from what a cut left, and holds it against what the judge said.
-func (u *updating) boots(name, base string, image *cut.Image, vars []byte, want starts.Start) {
-	u.Helper()
-	dir, err := os.MkdirTemp(u.TempDir(), "")
-	if err != nil {
-		u.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
-	disk := filepath.Join(dir, "disk.raw")
-	if err := vm.CopyDisk(base, disk, 0); err != nil {
-		u.Fatal(err)
 	}
 	f, err := os.OpenFile(disk, os.O_RDWR, 0)
 	if err != nil {
-		u.Fatal(err)
+		return err
 	}
 	err = image.Extents(func(off int64, data []byte) error {
 		_, err := f.WriteAt(data, off)
 		return err
 	})
+	return errors.Join(err, f.Close())
+}
+
+// stateOpens holds STATE's header against its checksum; a real boot opens it.
+func stateOpens(disk io.ReaderAt, size int64) error {
+	table, _, err := gpt.Read(disk, size)
 	if err != nil {
-		u.Fatal(err)
+		return err
 	}
-	_ = unix.Fsync(int(f.Fd()))
-	if err := f.Close(); err != nil {
-		u.Fatal(err)
+	_, p := table.Find("state")
+	return starts.Header(io.NewSectionReader(disk, table.Offset(p), table.Size(p)))
+}
+
+// boot starts a machine from what a cut left, and holds it against what the judge says: which root starts, that STATE
+// opens with all musts of boot, that the agent runs, and that the update's state is the one that was on the disk. Then the
+// machine has said all that it is asked for.
+func (c *cutter) boot(p place, dir string, now moment) {
+	disk := filepath.Join(dir, "disk.raw")
+	f, err := os.Open(disk)
+	if err != nil {
+		c.Error(err)
+		return
 	}
+	want, vars := c.judge(p, f, now)
+	_ = f.Close()
 	if err := os.WriteFile(filepath.Join(dir, "vars.fd"), vars, 0o644); err != nil {
-		u.Fatal(err)
+		c.Error(err)
+		return
 	}
-	at := time.Now()
-	m, err := vm.Start(u.ctx, vm.Spec{Name: "cut", MemoryMiB: 768, Disks: []vm.Disk{{Path: disk}}, Vars: filepath.Join(dir, "vars.fd"), NICs: []vm.NIC{{Alone: true}}, Watchdog: true, Life: patience})
+	at, name := time.Now(), fmt.Sprintf("cut after step %d (%s)", p.step, p.edge)
+	ctx, cancel := context.WithTimeout(c.Context(), patience)
+	defer cancel()
+	m, err := vm.Start(ctx, vm.Spec{Name: "cut", MemoryMiB: 768, Disks: []vm.Disk{{Path: disk}}, Vars: filepath.Join(dir, "vars.fd"), NICs: []vm.NIC{{Alone: true}}, Watchdog: true, Life: patience})
 	if err != nil {
-		u.Fatal(err)
+		c.Errorf("%s: %v", name, err)
+		return
 	}
 	defer func() {
 		if err := m.Close(); err != nil {
-			u.Error(err)
+			c.Error(err)
 		}
 	}()
-	version, err := m.Expect(u.ctx, `roothash=([0-9a-f]{64})`)
+	root, err := m.Expect(ctx, `roothash=([0-9a-f]{64})`)
+	var stands []string
 	if err == nil {
-		_, err = m.Expect(u.ctx, up)
+		stands, err = m.Expect(ctx, `msg="the update stands" phase=([a-z]+)`)
 	}
 	switch bad := failures(m); {
 	case err != nil:
-		u.Fatalf("%s: %v", name, err)
-	case version[1] != hex.EncodeToString(want.Root[:]):
-		u.Errorf("%s: it starts root %.12s, the judge said %x from slot %s", name, version[1], want.Root[:6], want.Slot)
+		c.Errorf("%s: %v", name, err)
+	case root[1] != hex.EncodeToString(want.Root[:]):
+		c.Errorf("%s: it starts root %.12s, the judge said %x from slot %s", name, root[1], want.Root[:6], want.Slot)
 	case len(bad) > 0:
-		u.Errorf("%s: steps that failed:\n%s", name, strings.Join(bad, "\n"))
+		c.Errorf("%s: steps that failed:\n%s", name, strings.Join(bad, "\n"))
+	case !slices.Contains(p.may, stands[1]):
+		c.Errorf("%s: the update stands at %s; the disk had %v", name, stands[1], p.may)
 	default:
-		u.Logf("%s: slot %s (once: %v) up after %.0f s, as judged", name, want.Slot, want.Once, time.Since(at).Seconds())
+		c.mu.Lock()
+		c.booted++
+		c.mu.Unlock()
+		c.Logf("%s: slot %s (once: %v) up after %.0f s, as judged; the update stands at %s", name, want.Slot, want.Once, time.Since(at).Seconds(), stands[1])
 	}
 }

@@ -33,39 +33,63 @@ type updating struct {
 	artifacts map[string]string
 }
 
-// needUpdating starts a core and a box with the image, whose command line says more than the image's own.
-func needUpdating(t *testing.T, d time.Duration) *updating {
+// needs is what a test of updates asks for beside a box below the core.
+type needs struct {
+	// arch is the host's if empty. secure gives the box a TPM and Secure Boot; relay puts it below one.
+	arch          string
+	secure, relay bool
+	// flashed is called with the box when its disk is written, before it starts.
+	flashed func(*Box) error
+}
+
+// needSystem opens the built image.
+func needSystem(t *testing.T, n needs) (disk string, system *System) {
 	t.Helper()
-	disk := needImage(t, runtime.GOARCH)
-	profile := Profiles[runtime.GOARCH]
+	arch := cmp.Or(n.arch, runtime.GOARCH)
+	disk = needImage(t, arch)
+	profile := Profiles[arch]
 	if _, err := os.Stat(filepath.Join(filepath.Dir(disk), ".programs")); err != nil {
 		t.Skip("needs an image with its programs beside it: run make image PROFILE=" + profile)
 	}
-	system, err := Open(filepath.Dir(disk), runtime.GOARCH, profile, filepath.Join(root, ".cache", "keys"))
+	system, err := Open(filepath.Dir(disk), arch, profile, filepath.Join(root, ".cache", "keys"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	return disk, system
+}
+
+// needUpdating starts a core and a box with the image, whose command line says more than the image's own.
+func needUpdating(t *testing.T, d time.Duration, n needs) *updating {
+	t.Helper()
+	disk, system := needSystem(t, n)
 	dir := t.TempDir()
 	images := filepath.Join(dir, "images")
-	if err := os.MkdirAll(filepath.Join(images, profile), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(images, system.Profile), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := system.Flash(disk, filepath.Join(images, profile, "disk.raw"), trial, "tributary.debug"); err != nil {
+	if err := system.Flash(disk, filepath.Join(images, system.Profile, "disk.raw"), trial, "tributary.debug"); err != nil {
 		t.Fatal(err)
 	}
 	bin, err := filepath.Abs(cmp.Or(os.Getenv("TRIBUTARY_BIN"), filepath.Join(root, "bin")))
 	if err != nil {
 		t.Fatal(err)
 	}
-	tree, err := New(Spec{Bin: bin, Images: images, Dir: filepath.Join(dir, "tree"), Boxes: []BoxSpec{{Name: "box", Parent: "core", Role: "field"}},
-		Say: func(format string, args ...any) { t.Logf(format, args...) }})
+	box := BoxSpec{Name: "box", Parent: "core", Role: "field", Secure: n.secure, Arch: n.arch}
+	boxes := []BoxSpec{box}
+	if n.relay {
+		box.Parent = "relay"
+		boxes = []BoxSpec{{Name: "relay", Parent: "core", Role: "access", Relay: true, Arch: n.arch}, box}
+	}
+	tree, err := New(Spec{Bin: bin, Images: images, Dir: filepath.Join(dir, "tree"), Boxes: boxes, CoredArgs: story.CoredArgs, Say: t.Logf})
 	if err != nil {
 		t.Fatal(err)
 	}
-	u := &updating{T: t, artifacts: map[string]string{}, tree: tree, system: system, story: &story.Story{Tree: tree, Root: root, Out: os.Stderr, Wait: patience, Bear: []string{"state-key-unsealed", "no-tpm"}}}
+	u := &updating{T: t, artifacts: map[string]string{}, tree: tree, system: system, story: &story.Story{Tree: tree, Root: root, Out: os.Stderr, Wait: patience, Bear: Bear}}
 	t.Cleanup(func() {
-		if t.Failed() && tree.Machine("box") != nil {
-			t.Logf("the box's serial line:\n%s", tree.Machine("box").Console.Tail(200))
+		for _, b := range boxes {
+			if m := tree.Machine(b.Name); t.Failed() && m != nil {
+				t.Logf("the serial line of %s:\n%s", b.Name, m.Console.Tail(200))
+			}
 		}
 		if err := tree.Close(); err != nil {
 			t.Error(err)
@@ -74,9 +98,25 @@ func needUpdating(t *testing.T, d time.Duration) *updating {
 	ctx, cancel := context.WithTimeout(t.Context(), d)
 	t.Cleanup(cancel)
 	u.ctx = ctx
-	if err := u.story.Raise(ctx); err != nil {
+	if err := errors.Join(tree.StartCore(ctx), tree.Join(ctx)); err != nil {
 		t.Fatal(err)
 	}
+	if n.secure {
+		enrol(t, tree.boxes["box"].path("vars.fd"))
+	}
+	if n.flashed != nil {
+		if err := n.flashed(tree.boxes["box"]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tree.StartBoxes(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if n.secure {
+		u.says(`STATE's key is in the TPM`) // after enrolment; the box starts once more
+		u.says(up)
+	}
+	u.calm()
 	return u
 }
 
@@ -87,19 +127,22 @@ func (u *updating) release(v Variant) {
 	if err := u.system.Release(v, file); err != nil {
 		u.Fatal(err)
 	}
-	out, err := u.tree.Edgectl(u.ctx, "", "release", "push", "--quiet", file, "default/system")
+	out, err := u.tree.Edgectl(u.ctx, "", "release", "push", "--quiet", file, "default/system", "--release", v.Version)
 	if err != nil {
 		u.Fatal(err)
 	}
 	u.artifacts[v.Version] = strings.TrimSpace(out)
-	u.want(v.Version, u.artifacts[v.Version], 0)
+	u.apply(fmt.Sprintf("apiVersion: tributary/v1\nkind: Fleet\nmetadata: {name: field}\nspec: {selector: {matchLabels: {role: field}}, release: %s}\n", v.Version))
 }
 
-// want names a release for the fleet.
-func (u *updating) want(name, artifact string, attempt int) {
+// attempt has boxes that refused a release try it again.
+func (u *updating) attempt(name string, attempt int) {
 	u.Helper()
-	text := fmt.Sprintf("apiVersion: tributary/v1\nkind: Release\nmetadata: {name: %s}\nspec: {artifact: %q, attempt: %d}\n---\n", name, artifact, attempt) +
-		fmt.Sprintf("apiVersion: tributary/v1\nkind: Fleet\nmetadata: {name: field}\nspec: {selector: {matchLabels: {role: field}}, release: %s}\n", name)
+	u.apply(fmt.Sprintf("apiVersion: tributary/v1\nkind: Release\nmetadata: {name: %s}\nspec: {artifact: %q, attempt: %d}\n", name, u.artifacts[name], attempt))
+}
+
+func (u *updating) apply(text string) {
+	u.Helper()
 	if _, err := u.tree.Edgectl(u.ctx, text, "apply", "-f", "-"); err != nil {
 		u.Fatal(err)
 	}
@@ -206,11 +249,23 @@ func standIn(t *testing.T, body string, imports ...string) []byte {
 // TestUpdate: a release is pushed, fetched, written, tried and confirmed; one below its security counter is refused; and an
 // older version with the same counter is taken, deliberately.
 func TestUpdate(t *testing.T) {
-	u := needUpdating(t, 15*time.Minute)
+	u := needUpdating(t, 15*time.Minute, needs{})
 	u.updates(Variant{Version: "v2", Counter: 2})
 	u.release(Variant{Version: "below", Counter: 1})
 	u.refused(`security counter 1; this box accepts none below 2`)
 	u.updates(Variant{Version: "v0", Counter: 2})
+}
+
+// TestUpdateSealed: a box with Secure Boot, whose TPM has STATE's key, opens STATE under the new release too, by what that
+// brings signed along; the floor rises in the TPM, and what is below is refused.
+func TestUpdateSealed(t *testing.T) {
+	u := needUpdating(t, 20*time.Minute, needs{secure: true})
+	u.updates(Variant{Version: "v2", Counter: 2})
+	if bad := failures(u.tree.Machine("box")); len(bad) > 0 {
+		t.Errorf("steps that failed:\n%s", strings.Join(bad, "\n"))
+	}
+	u.release(Variant{Version: "below", Counter: 1})
+	u.refused(`security counter 1; this box accepts none below 2`)
 }
 
 func (u *updating) updates(v Variant) {
@@ -225,7 +280,7 @@ func (u *updating) updates(v Variant) {
 
 // TestUpdateGoesBack: releases that do not work, each in its way. The box is back in the old slot by itself, and says why.
 func TestUpdateGoesBack(t *testing.T) {
-	u := needUpdating(t, 45*time.Minute)
+	u := needUpdating(t, 45*time.Minute, needs{})
 	for _, c := range []struct {
 		name    string
 		variant Variant
@@ -270,7 +325,7 @@ func TestUpdateGoesBack(t *testing.T) {
 
 // TestUpdateHeals: slots and ESPs that are hurt from outside. The box starts what is whole, and makes the rest anew.
 func TestUpdateHeals(t *testing.T) {
-	u := needUpdating(t, 30*time.Minute)
+	u := needUpdating(t, 30*time.Minute, needs{})
 	box := u.tree.boxes["box"]
 	// hurt cuts the power, writes zeros, and gives power again.
 	hurt := func(label string, size int64) {
@@ -332,7 +387,7 @@ func zero(disk, label string, size int64) error {
 // TestUpdateSilentParent: the parent is away for everybody while a release is on trial. The box goes back, finds the
 // parent silent there too, and does not blame the release, which is tried again.
 func TestUpdateSilentParent(t *testing.T) {
-	u := needUpdating(t, 25*time.Minute)
+	u := needUpdating(t, 25*time.Minute, needs{})
 	box := u.tree.boxes["box"]
 	u.release(Variant{Version: "v2", Counter: 1})
 	u.says(`the end of this boot`)
@@ -342,7 +397,7 @@ func TestUpdateSilentParent(t *testing.T) {
 	u.says(`free of blame: the parent is silent in slot a too`)
 	box.cut(false)
 	u.calm()
-	u.want("v2", u.artifacts["v2"], 1) // sooner than in an hour
+	u.attempt("v2", 1) // sooner than in an hour
 	u.runs("v2")
 	u.says(`confirmed: system, agent, parent and apps are well`)
 	u.calm()

@@ -177,6 +177,7 @@ const (
 // Run updates until ctx ends.
 func (m *Manager) Run(ctx context.Context) error {
 	pause, last := pauseMin, Nothing
+	m.cfg.Log.Info("the update stands", "phase", m.State().Phase, "slot", m.cfg.Running)
 	for ctx.Err() == nil {
 		do, err := m.turn(ctx)
 		wait := time.Duration(0)
@@ -242,6 +243,9 @@ func (m *Manager) turn(ctx context.Context) (Do, error) {
 		for _, e := range s.History[min(len(before.History), len(s.History)):] {
 			m.cfg.Log.Info("update", "version", e.Version, "slot", e.Slot, "what", e.What)
 		}
+		if s.Phase != before.Phase { // on the disk by now
+			m.cfg.Log.Info("the update goes on", "phase", s.Phase, "from", before.Phase)
+		}
 	}
 	m.mu.Lock()
 	m.state = s
@@ -253,6 +257,10 @@ func (m *Manager) turn(ctx context.Context) (Do, error) {
 	done.Err = m.perform(ctx, do, s, done)
 	if ctx.Err() != nil {
 		return do, nil
+	}
+	if errors.Is(done.Err, release.ErrClosed) { // nothing went wrong
+		m.cfg.Log.Info("the download goes on in the next update hours")
+		return Nothing, nil
 	}
 	m.mu.Lock()
 	m.done = done
@@ -489,11 +497,11 @@ func (m *Manager) fetch(ctx context.Context, s State) error {
 		return err
 	}
 	m.cfg.Log.Info("fetching a release", "version", s.Target.Version, "bytes", size, "delta", isDelta)
-	rate := int64(0)
-	if m.cfg.Rate != nil {
-		rate = m.cfg.Rate()
+	limits := release.Limits{Rate: m.cfg.Rate}
+	if s.By == "" {
+		limits.Open = func() bool { return m.cfg.Open(m.cfg.Now()) }
 	}
-	return release.Source{Up: m.cfg.Artifacts, Repo: s.Target.Repo}.Download(ctx, digest, size, m.file("content"), rate)
+	return release.Source{Up: m.cfg.Artifacts, Repo: s.Target.Repo}.Download(ctx, digest, size, m.file("content"), limits)
 }
 
 func (m *Manager) write(ctx context.Context, s State) error {

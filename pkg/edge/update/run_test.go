@@ -64,6 +64,7 @@ type box struct {
 	want    *Want
 	health  Health
 	record  *recording // nil: nothing is recorded
+	open    func() bool
 }
 
 var errReboot = errors.New("the box starts anew")
@@ -77,7 +78,7 @@ func newBox(t *testing.T) (*box, release.Description, []byte) {
 	b := &box{t: t, dir: t.TempDir(), flash: flash, key: key, running: "a", reg: &registry{blobs: map[string][]byte{}}}
 	ok := Condition{OK: true}
 	b.health = Health{Kernel: ok, Agent: ok, Parent: ok, Known: true, Wanted: []string{"web"}, Apps: []string{"web"}}
-	b.vars = efi.Memory{}
+	b.vars, b.open = efi.Memory{}, func() bool { return true }
 	server := httptest.NewServer(b.reg)
 	t.Cleanup(server.Close)
 	if b.up.u, err = url.Parse(server.URL); err != nil {
@@ -192,7 +193,7 @@ func (b *box) run(d release.Description) (rebooted bool) {
 		Running: b.running, RootHash: d.RootHash, Version: d.Version, Counter: d.Counter, Arch: "amd64", Profile: "vm", BootID: fmt.Sprint(b.boot),
 		Flash: b.flash, Firmware: b.firmware(), Artifacts: b.up, Bless: func(s Slot) error { b.bless(s); return nil },
 		Want: func() (*Want, bool) { return b.want, true }, Health: func() Health { return b.health }, Floor: func() uint64 { return 1 }, Raise: func(uint64) error { return nil },
-		Open: func(time.Time) bool { return true }, Trusted: func() bool { return true }, Reboot: func(context.Context, string) error { rebooted = true; return errReboot },
+		Open: func(time.Time) bool { return b.open() }, Trusted: func() bool { return true }, Reboot: func(context.Context, string) error { rebooted = true; return errReboot },
 		Now: func() time.Time { return time.Date(2026, 11, 22, 0, 0, 0, 0, time.UTC) }, Uptime: func() time.Duration { return b.uptime }, Deadlines: Default,
 		Log: slog.New(slog.DiscardHandler)})
 	for quiet := 0; quiet < 50 && !rebooted; {
@@ -338,5 +339,60 @@ func TestBackByPerson(t *testing.T) {
 	b.want.Attempt++
 	if !b.run(d1) {
 		t.Fatal("it is not tried when somebody asks for it again")
+	}
+}
+
+// TestRefusedStays: a refused release is not asked for again, whatever starts and time pass, until something changes.
+func TestRefusedStays(t *testing.T) {
+	b, d1, c1 := newBox(t)
+	d2, c2 := sample(t, 2)
+	b.want = &Want{Repo: "os/vm", Digest: b.push(d2, c2, d1, c1, b.key)}
+	b.run(d1)
+	b.power()
+	b.health.Agent = Condition{Detail: "it crashes"}
+	b.run(d2)
+	b.power()
+	b.health.Agent = Condition{OK: true}
+	b.run(d1)
+	sent, history := b.reg.sent, len(b.state().History)
+	for range 4 {
+		b.power()
+		if b.uptime += 48 * time.Hour; b.run(d1) || b.running != "a" {
+			t.Fatalf("tried again: %+v", b.state())
+		}
+	}
+	if s := b.state(); b.reg.sent != sent || len(s.History) != history || s.Refusal(b.want, d1.RootHash) == nil {
+		t.Fatalf("%d bytes travelled for a refused release; %+v", b.reg.sent-sent, s)
+	}
+	if b.state().Refusal(b.want, d2.RootHash) != nil {
+		t.Error("what runs has changed, and the refusal stands")
+	}
+	b.want.Attempt++
+	if !b.run(d1) {
+		t.Fatalf("not tried when somebody asks for it: %+v", b.state())
+	}
+}
+
+// TestHours: a download that the hours cut off waits for the next ones, and nothing is to blame.
+func TestHours(t *testing.T) {
+	b, d1, c1 := newBox(t)
+	d2, c2 := sample(t, 2)
+	b.want = &Want{Repo: "os/vm", Digest: b.push(d2, c2, d1, c1, b.key)}
+	night := false
+	b.open = func() bool { return night || b.state().Phase != Fetching } // over as soon as the download begins
+	if b.run(d1) {
+		t.Fatalf("tried outside of the hours: %+v", b.state())
+	}
+	if s := b.state(); s.Phase != Fetching || len(s.Refused) > 0 {
+		t.Fatalf("outside of the hours: %+v", s)
+	}
+	night = true
+	if !b.run(d1) {
+		t.Fatalf("not tried in the next hours: %+v", b.state())
+	}
+	b.power()
+	night = false
+	if b.run(d2) || b.state().Good != "b" { // a trial is judged at any hour
+		t.Fatalf("not confirmed: %+v", b.state())
 	}
 }
