@@ -34,15 +34,14 @@ demo: deps build $(if $(filter ns,$(DEMO)),,quick-images) ## boot a relay and tw
 quick-images: # what machines of the demo and the tests boot, unless it is there in this version
 	@for p in $(QUICK); do \
 	  if [[ '$(VERSION)' == *-dirty ]] || ! grep -qsF '"version": "$(VERSION)"' build/$$p/build.json; then \
-	    $(GO) run ./image build --quick --version '$(VERSION)' --profile $$p || exit; fi; done
+	    $(GO) run ./image build --quick --afresh --version '$(VERSION)' --profile $$p || exit; fi; done
 
 .PHONY: image
 image: ## build a system for boxes in build/PROFILE (PROFILE=generic-amd64; PRELOAD=dir, OUT=dir, RELEASE=version, COUNTER=n)
 	$(GO) run ./image build --profile $(or $(PROFILE),generic-amd64) $(if $(OUT),--out $(OUT)) $(if $(PRELOAD),--preload $(PRELOAD)) $(if $(RELEASE),--version $(RELEASE)) $(if $(COUNTER),--counter $(COUNTER))
 
 .PHONY: test
-test: QUICK := vm
-test: deps build quick-images ## every test, with real containerd, namespaces, and machines that boot the image
+test: deps build ## every test, with real containerd, namespaces, and machines that boot the image
 	tests/run-tests
 
 .PHONY: check

@@ -8,6 +8,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -51,6 +52,7 @@ func root(log *slog.Logger) *cobra.Command {
 
 func buildCommand(log *slog.Logger, checkout *string) *cobra.Command {
 	var profile, arch, settings, when string
+	var afresh bool
 	c := build.Config{Log: log}
 	cmd := &cobra.Command{Use: "build", Short: "build raw disk, installer, netboot image", Args: cobra.NoArgs}
 	f := cmd.Flags()
@@ -68,6 +70,7 @@ func buildCommand(log *slog.Logger, checkout *string) *cobra.Command {
 	f.BoolVar(&c.Bundle, "bundle", false, "the update bundle also in a quick build")
 	f.StringSliceVar(&c.Previous, "previous", nil, "update.tbu of a release that boxes run now; may be repeated")
 	f.BoolVar(&c.Quick, "quick", false, "the raw disk alone, for tests")
+	f.BoolVar(&afresh, "afresh", false, "where the mirror has dropped a locked version, lock what it has now in a file of this build's own")
 	_ = cmd.MarkFlagRequired("profile")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		c.Root = *checkout
@@ -92,6 +95,10 @@ func buildCommand(log *slog.Logger, checkout *string) *cobra.Command {
 		}
 		start := time.Now()
 		m, err := build.Build(cmd.Context(), c)
+		if afresh && errors.Is(err, deb.ErrDropped) {
+			log.Warn("locking versions afresh", "err", err)
+			m, err = buildAfresh(cmd.Context(), c)
+		}
 		if err != nil {
 			return err
 		}
@@ -99,6 +106,18 @@ func buildCommand(log *slog.Logger, checkout *string) *cobra.Command {
 		return nil
 	}
 	return cmd
+}
+
+// buildAfresh builds with the versions that the mirror has now, and leaves the committed lock alone.
+func buildAfresh(ctx context.Context, c build.Config) (*build.Manifest, error) {
+	if err := os.MkdirAll(c.Out, 0o755); err != nil {
+		return nil, err
+	}
+	c.Lock = filepath.Join(c.Out, "packages.lock")
+	if _, err := deb.Relock(ctx, c.Root, c.Lock, c.Log); err != nil {
+		return nil, err
+	}
+	return build.Build(ctx, c)
 }
 
 func report(cmd *cobra.Command, c build.Config, m *build.Manifest, took time.Duration) {
