@@ -65,6 +65,10 @@ func (a *Appliance) Do(ctx context.Context, id string, fields map[string]string,
 		return a.testNetwork(ctx, fields["host"], say)
 	case "network-set":
 		return a.setNetwork(fields, say)
+	case "wifi-scan":
+		return a.searchAir(ctx, fields["link"], say)
+	case "wifi-join":
+		return a.joinWiFi(fields, say)
 	case "network-revert":
 		return a.wish(Wanted{Revert: true})
 	case "app-log":

@@ -85,7 +85,7 @@ type (
 // every is how often the drawn face looks at the box by itself.
 const every = 5 * time.Second
 
-func wait() tea.Cmd { return tea.Tick(every, func(time.Time) tea.Msg { return again{} }) }
+func later() tea.Cmd { return tea.Tick(every, func(time.Time) tea.Msg { return again{} }) }
 
 func (m *drawn) look() tea.Msg {
 	ctx, cancel := context.WithTimeout(m.ctx, lookTime)
@@ -93,7 +93,7 @@ func (m *drawn) look() tea.Msg {
 	return looked(m.box.Facts(ctx))
 }
 
-func (m *drawn) Init() tea.Cmd { return wait() }
+func (m *drawn) Init() tea.Cmd { return later() }
 
 func (m *drawn) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	switch msg := msg.(type) {
@@ -102,7 +102,7 @@ func (m *drawn) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	case looked:
 		m.screen.Look(Facts(msg))
 	case again:
-		return m, tea.Batch(m.look, wait())
+		return m, tea.Batch(m.look, later())
 	case said:
 		m.screen.Say(string(msg))
 	case ended:

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/uplink/wifi"
 )
 
 // Facts is what the box looks like at one moment. Whatever could not be learnt is zero and
@@ -29,12 +30,14 @@ type Facts struct {
 	Uplinks   []Uplink
 	Links     []Link
 	Resolvers []string
-	Trial     *Trial
-	Parent    string // where it is told to attach
-	Volumes   []Volume
-	Sticks    []Stick
-	Update    *Update
-	Warnings  []api.Warning
+	// WiFi: this system has what joins wireless networks.
+	WiFi     bool
+	Trial    *Trial
+	Parent   string // where it is told to attach
+	Volumes  []Volume
+	Sticks   []Stick
+	Update   *Update
+	Warnings []api.Warning
 	// Shell is nil where the console opens none.
 	Shell *Shell
 	// Rollback: the console can start the other slot.
@@ -101,6 +104,11 @@ type Uplink struct {
 	DNS     []string `json:"dns"`
 	Metric  int      `json:"metric"`
 	Cost    int64    `json:"cost"`
+	// WiFi is the wireless network that it is in, or tries to join.
+	WiFi *struct {
+		SSID  string     `json:"ssid"`
+		State wifi.State `json:"state"`
+	} `json:"wifi"`
 	// Best: the way out goes by it.
 	Best bool `json:"best"`
 }

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tributary.dev/tributary/pkg/edge/uplink/wifi"
 )
 
 // Sources are where the console looks. Each may be missing, broken or slow.
@@ -215,6 +217,8 @@ func (s Sources) machine(f *Facts) {
 	f.Hostname, f.Kernel = s.word("proc/sys/kernel/hostname"), s.word("proc/sys/kernel/osrelease")
 	f.Slot, f.Profile = s.word(s.Run, "slot"), s.word(s.Run, "profile")
 	f.Pairing, f.Parent = s.word(s.Run, "pairing-code"), s.word(s.State, "parent")
+	_, err := os.Stat(s.path(wifi.Program))
+	f.WiFi = err == nil
 	f.Load, _, _ = strings.Cut(s.word("proc/loadavg"), " ")
 	up, _, _ := strings.Cut(s.word("proc/uptime"), " ")
 	if seconds, err := strconv.ParseFloat(up, 64); err == nil && seconds > 0 && seconds < 1e9 {
@@ -265,8 +269,8 @@ func kib(text []byte, name string) int64 {
 
 // Kinds of network cards, by the kernel's DEVTYPE.
 const (
-	wifi   = "Wi-Fi"
-	mobile = "mobile"
+	wireless = "Wi-Fi"
+	mobile   = "mobile"
 )
 
 // links are the machine's network cards: what has a device behind it.
@@ -279,7 +283,7 @@ func (s Sources) links() (out []Link) {
 		l := Link{Name: name, MAC: at("address"), State: at("operstate")}
 		uevent, err := readSome(s.path("sys/class/net", name, "uevent"), 4<<10)
 		if err == nil {
-			l.Kind = map[string]string{"wlan": wifi, "wwan": mobile}[value(uevent, "DEVTYPE")]
+			l.Kind = map[string]string{"wlan": wireless, "wwan": mobile}[value(uevent, "DEVTYPE")]
 		}
 		if speed, err := strconv.Atoi(at("speed")); err == nil && speed > 0 {
 			l.Speed = fmt.Sprintf("%d Mb/s", speed)

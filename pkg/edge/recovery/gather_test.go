@@ -300,7 +300,7 @@ func TestKindsOfCards(t *testing.T) {
 	for _, l := range networkPage(f).Lines {
 		text.WriteString(l.Label + ": " + l.Text + "\n")
 	}
-	for _, want := range []string{"wlan0: up, Wi-Fi: this system joins no wireless network", "wwan0: up, mobile:", "costs 10, leads out"} {
+	for _, want := range []string{"wlan0: up, Wi-Fi: this box's profile joins no wireless network", "wwan0: up, mobile:", "costs 10, leads out"} {
 		if !strings.Contains(text.String(), want) {
 			t.Errorf("%q is not on the page:\n%s", want, text.String())
 		}

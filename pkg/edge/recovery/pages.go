@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/uplink/wifi"
 )
 
 // Pages says what the console shows of these facts, and what can be done about them.
@@ -63,19 +64,55 @@ func warnings(f Facts) []api.Warning {
 	if f.Agent == nil && !seen["agent-not-started"] {
 		list = append(list, api.Warning{Name: "agent-silent", Severity: api.Critical, Message: "edged does not answer: the box runs no new orders and reports nothing", Remedy: "look at the agent's log (page apps); start the box anew, or go back to the other slot"})
 	}
-	rank := map[api.Severity]int{api.Critical: 0, api.Degraded: 1}
+	list = append(list, networkWarnings(f)...)
+	rank := map[api.Severity]int{api.Critical: -2, api.Degraded: -1}
 	slices.SortStableFunc(list, func(a, b api.Warning) int {
-		ra, ok := rank[a.Severity]
-		if !ok {
-			ra = 2
-		}
-		rb, ok := rank[b.Severity]
-		if !ok {
-			rb = 2
-		}
-		return ra - rb
+		return cmp.Or(cmp.Compare(rank[a.Severity], rank[b.Severity]), cmp.Compare(depth(a.Name), depth(b.Name)))
 	})
 	return list
+}
+
+// networkWarnings are what a person at the box can see and mend with his hands.
+func networkWarnings(f Facts) (list []api.Warning) {
+	cards, up := 0, 0
+	for _, l := range f.Links {
+		if l.Kind == "" {
+			cards++
+		}
+		if l.State == "up" || l.State == "unknown" { // some modems' cards never tell
+			up++
+		}
+	}
+	addressed := slices.ContainsFunc(f.Uplinks, func(u Uplink) bool { return u.Up && u.Address != "" })
+	switch {
+	case len(f.Links) == 0:
+	case up == 0:
+		list = append(list, api.Warning{Name: "no-cable", Severity: api.Critical, Message: "no network card has a connection", Remedy: "plug a network cable in at both ends, and look for a light beside the socket"})
+	case cards > 0 && len(f.Uplinks) > 0 && !addressed:
+		list = append(list, api.Warning{Name: "no-address", Severity: api.Critical, Message: "the cable is in, but nobody on the network gives this box an address",
+			Remedy: "ask whoever keeps the network for DHCP on this socket, or for a fixed address or VLAN; then page Network, Change address"})
+	}
+	for _, u := range f.Uplinks {
+		if u.WiFi == nil {
+			continue
+		}
+		switch u.WiFi.State {
+		case wifi.Refused:
+			list = append(list, api.Warning{Name: "wifi-refused", Severity: api.Degraded, Message: fmt.Sprintf("the wireless network %q refuses this box", u.WiFi.SSID), Remedy: "type its passphrase once more: page Network, Join a wireless network"})
+		case wifi.Absent:
+			list = append(list, api.Warning{Name: "wifi-absent", Severity: api.Degraded, Message: fmt.Sprintf("the wireless network %q is not heard here", u.WiFi.SSID), Remedy: "look at the antenna; page Network, Look for wireless networks, tells what is heard"})
+		}
+	}
+	return list
+}
+
+// depth orders warnings that are equally bad: what others follow from comes first.
+func depth(name string) int {
+	order := []string{"state-locked", "no-data", "disk-full", "agent-not-started", "agent-silent", "config-invalid", "no-cable", "wifi-refused", "wifi-absent", "no-address", "network-reverted", "clock-skew", "no-owner", "not-enrolled"}
+	if i := slices.Index(order, name); i >= 0 {
+		return i
+	}
+	return len(order)
 }
 
 func heading(text string) Line { return Line{Text: text, Mark: Heading} }
@@ -96,7 +133,13 @@ func boxPage(f Facts) Page {
 			device = "not enrolled yet"
 		}
 	}
-	add("Name", Banner(f).Label)
+	banner := Banner(f)
+	add("Name", banner.Label)
+	health := Line{Label: "Health", Text: banner.Text, Mark: banner.Mark}
+	if list := warnings(f); banner.Mark != Good {
+		health.Text += ", first " + list[0].Name + ": page Health says what to do"
+	}
+	p.Lines = append(p.Lines, health)
 	add("Device id", device)
 	add("Role", role)
 	if tenant != "" {
@@ -117,10 +160,14 @@ func boxPage(f Facts) Page {
 func healthPage(f Facts) Page {
 	p := Page{Name: "health", Title: "Health"}
 	list := warnings(f)
-	if len(list) == 0 {
+	switch len(list) {
+	case 0:
 		p.Lines = append(p.Lines, Line{Text: "No warnings.", Mark: Good})
+	case 1:
+	default:
+		p.Lines = append(p.Lines, Line{Text: "Begin with 1: what stands above is often the cause of what stands below.", Mark: Heading})
 	}
-	for _, w := range list {
+	for i, w := range list {
 		mark := Attention
 		switch w.Severity {
 		case api.Critical:
@@ -128,8 +175,12 @@ func healthPage(f Facts) Page {
 		case api.Info:
 			mark = Plain
 		}
-		p.Lines = append(p.Lines, Line{Label: string(w.Severity), Text: w.Name + ": " + w.Message, Mark: mark})
-		p.Lines = append(p.Lines, Line{Label: "  what to do", Text: cmp.Or(w.Remedy, "see the manual's page on warnings, under this name")})
+		p.Lines = append(p.Lines, Line{Label: fmt.Sprintf("%d %s", i+1, w.Severity), Text: w.Name + ": " + w.Message, Mark: mark})
+		todo := "  what to do"
+		if i == 0 && len(list) > 1 {
+			todo = "  do first"
+		}
+		p.Lines = append(p.Lines, Line{Label: todo, Text: cmp.Or(w.Remedy, "see the manual's page on warnings, under this name")})
 	}
 	if f.Boot != nil {
 		for _, s := range f.Boot.Steps {
@@ -186,6 +237,18 @@ func networkPage(f Facts) Page {
 		if u.Cost > 0 {
 			text += fmt.Sprintf(", costs %d", u.Cost)
 		}
+		if w := u.WiFi; w != nil {
+			switch w.State {
+			case wifi.Joined:
+				text += fmt.Sprintf(", in the network %q", w.SSID)
+			case wifi.Refused:
+				text, mark = fmt.Sprintf("the network %q refuses this box", w.SSID), Bad
+			case wifi.Absent:
+				text, mark = fmt.Sprintf("the network %q is not heard here", w.SSID), Bad
+			default:
+				text, mark = fmt.Sprintf("looks for the network %q", w.SSID), Attention
+			}
+		}
 		if u.Best && len(f.Uplinks) > 1 {
 			text += ", leads out"
 		}
@@ -200,8 +263,13 @@ func networkPage(f Facts) Page {
 			text += ", " + strings.Join(l.Addresses, " ")
 		}
 		switch l.Kind {
-		case wifi:
-			text += ", Wi-Fi: this system joins no wireless network"
+		case wireless:
+			text += ", Wi-Fi"
+			if !f.WiFi {
+				text += ": this box's profile joins no wireless network"
+			} else if !up[l.Name] {
+				text += ": in no network"
+			}
 		case mobile:
 			text += ", mobile: it is used where its modem shows itself as a network card; this system dials none"
 		}
@@ -216,6 +284,16 @@ func networkPage(f Facts) Page {
 	}
 	p.Lines = append(p.Lines, Line{Label: "Resolvers", Text: cmp.Or(strings.Join(f.Resolvers, " "), "none")})
 	p.Deeds = []Deed{{ID: "network-test", Title: "Test the network", Fields: []Field{{Name: "host", Question: "host to reach, with its port", Default: f.Parent}}}, networkDeed(f)}
+	if i := slices.IndexFunc(f.Links, func(l Link) bool { return l.Kind == wireless }); i >= 0 && f.WiFi {
+		card := Field{Name: "link", Question: "wireless card", Default: f.Links[i].Name}
+		p.Deeds = append(p.Deeds, Deed{ID: "wifi-scan", Title: "Look for wireless networks", Fields: []Field{card}},
+			Deed{ID: "wifi-join", Title: "Join a wireless network", Fields: []Field{card,
+				{Name: "ssid", Question: "name of the network"},
+				{Name: "passphrase", Question: "passphrase, or nothing for an open network", Secret: true},
+				{Name: "hidden", Question: "does it hide its name, yes or no", Default: "no", Choices: []string{"yes", "no"}},
+				{Name: "country", Question: "country in two capitals, such as DE, or nothing"},
+			}, Confirm: "try", Warning: "Cables stay in use and come first. The new settings are on trial: if the parent is not reached for five minutes, the last that worked come back by themselves."})
+	}
 	if f.Trial != nil && f.Trial.Phase == "trial" {
 		p.Deeds = append(p.Deeds, Deed{ID: "network-revert", Title: "Take the new settings back now"})
 	}
@@ -225,6 +303,9 @@ func networkPage(f Facts) Page {
 func networkDeed(f Facts) Deed {
 	first := ""
 	for _, l := range f.Links {
+		if l.Kind == wireless {
+			continue
+		}
 		if first == "" || l.State == "up" {
 			first = l.Name
 			if l.State == "up" {

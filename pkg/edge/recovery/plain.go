@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -41,6 +42,8 @@ type plain struct {
 	lines chan string
 	ended chan struct{}
 	mu    sync.Mutex // on Out
+	// secret: what is typed now is not shown.
+	secret atomic.Bool
 }
 
 // RunPlain shows numbered menus until In ends (nil), ctx ends, or the person wants another
@@ -92,6 +95,9 @@ func (p *plain) read(stop chan struct{}) {
 			return
 		case c >= ' ' && c < 127 && len(line) < maxLine:
 			line = append(line, c)
+			if p.secret.Load() {
+				c = '*'
+			}
 			p.echo(string(rune(c)))
 		}
 		after = c
@@ -339,7 +345,9 @@ func (p *plain) fields(ctx context.Context, d Deed) (map[string]string, error) {
 		if f.Default != "" {
 			question = fmt.Sprintf("  %s [%s]: ", f.Question, f.Default)
 		}
+		p.secret.Store(f.Secret)
 		line, err := p.ask(ctx, question)
+		p.secret.Store(false)
 		if err != nil {
 			return nil, err
 		}

@@ -62,6 +62,8 @@ type Field struct {
 	Name, Question, Default string
 	// Choices, when there are any, are all that is taken.
 	Choices []string
+	// Secret is not shown as it is typed.
+	Secret bool
 }
 
 // Box is what the faces need of the box.
@@ -138,6 +140,14 @@ func wrap(text string, width int) (out []string) {
 		flush()
 	}
 	return out
+}
+
+// masked hides what is typed, but not that it is.
+func masked(f Field, text string) string {
+	if f.Secret {
+		return strings.Repeat("*", len([]rune(text)))
+	}
+	return text
 }
 
 // row is a Line laid out.

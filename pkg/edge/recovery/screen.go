@@ -305,19 +305,19 @@ func (s *Screen) formBody(width, height int) []string {
 	out := []string{styleHead.Render(fit(f.deed.Title, width)), ""}
 	for i, field := range f.deed.Fields {
 		if i < f.field {
-			out = append(out, fit(field.Name+": "+f.values[field.Name], width))
+			out = append(out, fit(field.Name+": "+masked(field, f.values[field.Name]), width))
 		}
 	}
-	question := "Type \"" + f.deed.Confirm + "\" to go on:"
+	question, input := "Type \""+f.deed.Confirm+"\" to go on:", f.input
 	if f.field < len(f.deed.Fields) {
-		question = f.deed.Fields[f.field].Question + ":"
+		question, input = f.deed.Fields[f.field].Question+":", masked(f.deed.Fields[f.field], f.input)
 	} else {
 		for _, t := range wrap(f.deed.Warning, width-1) {
 			out = append(out, styleMark[Attention].Render(t))
 		}
 	}
 	out = append(out, wrap(question, width-1)...)
-	out = append(out, fit("> "+tail(f.input, width-4)+"_", width))
+	out = append(out, fit("> "+tail(input, width-4)+"_", width))
 	if f.fault != "" {
 		out = append(out, styleMark[Bad].Render(fit(f.fault, width)))
 	}

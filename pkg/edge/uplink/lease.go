@@ -17,8 +17,7 @@ type Lease struct {
 	Search  []string
 	NTP     []netip.Addr
 	MTU     int
-	// SZTP is option 143 (RFC 8572, 8.1), as it came; V6 servers give 136, which this
-	// client does not ask.
+	// SZTP is option 143 (RFC 8572, 8.1), as it came; option 136 of DHCPv6 is six's.
 	SZTP []byte
 	// Renew, Rebind and End are counted from when it was given (RFC 2131, 4.4.5).
 	Renew, Rebind, End time.Duration

@@ -1,5 +1,5 @@
 // Package uplink answers: which addresses does this box have on its way up? It gives each
-// uplink its fixed addresses or asks for some by DHCP (RFC 2131), keeps the lease, sets the
+// uplink its fixed addresses or asks for some by DHCP (RFC 2131, RFC 8415), keeps the lease, sets the
 // routes, and writes resolv.conf. IPv6 addresses without settings are the kernel's own work
 // (router advertisements).
 //
@@ -72,8 +72,9 @@ type Status struct {
 	Best bool `json:"best,omitempty"`
 	// WiFi is the wireless network, and how far the joining is.
 	WiFi *WiFi `json:"wifi,omitempty"`
-	// SZTP is DHCP option 143 as it came, for the onboarding.
-	SZTP []byte `json:"sztp,omitempty"`
+	// SZTP is DHCP option 143 as it came, SZTP6 is DHCPv6 option 136, for the onboarding.
+	SZTP  []byte `json:"sztp,omitempty"`
+	SZTP6 []byte `json:"sztp6,omitempty"`
 }
 
 // WiFi is a wireless network in uplinks.json.
@@ -88,12 +89,13 @@ type runner struct {
 	air  map[string]*WiFi
 	dns  map[string]resolvers
 	seen map[string]Status
+	by6  map[string]said6
 	best string
 }
 
 // Run keeps the uplinks until ctx ends. Interfaces that appear later are taken in too.
 func Run(ctx context.Context, cfg Config) error {
-	r := &runner{cfg: cfg, air: map[string]*WiFi{}, dns: map[string]resolvers{}, seen: map[string]Status{}}
+	r := &runner{cfg: cfg, air: map[string]*WiFi{}, dns: map[string]resolvers{}, seen: map[string]Status{}, by6: map[string]said6{}}
 	if r.cfg.Now == nil {
 		r.cfg.Now = time.Now
 	}
@@ -276,7 +278,7 @@ func (r *runner) care(ctx context.Context, t *task) error {
 	ended := make(chan error, 1)
 	go func() {
 		defer cancel()
-		ended <- wifi.Join(inner, wifi.Config{Link: t.Link, Dir: filepath.Join(r.cfg.Run, WiFiDir)}, t.WiFi, func(s wifi.State) { r.joins(t, s) })
+		ended <- wifi.Join(inner, wifi.Config{Link: t.Link, Dir: filepath.Join(r.cfg.Run, wifi.Dir)}, t.WiFi, func(s wifi.State) { r.joins(t, s) })
 	}()
 	err := r.address(inner, t)
 	cancel()
@@ -285,9 +287,6 @@ func (r *runner) care(ctx context.Context, t *task) error {
 	}
 	return err
 }
-
-// WiFiDir is below Config.Run: where supplicants have their sockets (package wifi).
-const WiFiDir = "wifi"
 
 // joins tells how far the joining of a wireless network is.
 func (r *runner) joins(t *task, s wifi.State) {
@@ -335,6 +334,10 @@ func (r *runner) address(ctx context.Context, t *task) error {
 		<-ctx.Done()
 		return nil
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	var asking sync.WaitGroup
+	asking.Go(func() { r.six(ctx, t.Name(), link) })
+	defer func() { cancel(); asking.Wait() }()
 	return r.lease(ctx, t, link)
 }
 
@@ -594,6 +597,13 @@ func (r *runner) write() error {
 			d.metric = 0
 		}
 		list = append(list, d)
+		if six, ok := r.by6[name]; ok {
+			s.SZTP6 = six.sztp
+			for _, a := range six.dns {
+				s.DNS = append(s.DNS[:len(s.DNS):len(s.DNS)], a.String())
+			}
+			list = append(list, resolvers{d.metric, six.dns, nil})
+		}
 		all = append(all, s)
 	}
 	slices.SortFunc(all, func(a, b Status) int { return strings.Compare(a.Name, b.Name) })

@@ -15,9 +15,14 @@ import (
 // maxMessage bounds what the supplicant sends at once; it answers with 4 KiB at most.
 const maxMessage = 16 << 10
 
+// scanTime bounds a search; a card takes some seconds.
+const scanTime = time.Minute
+
 // Scan listens for the networks around. It asks the supplicant that keeps the card, or one
 // of its own where none does.
 func Scan(ctx context.Context, c Config) ([]Network, error) {
+	ctx, end := context.WithTimeout(ctx, scanTime)
+	defer end()
 	s, err := dial(c.Dir, c.Link)
 	if err != nil {
 		own, cancel := context.WithCancel(ctx)

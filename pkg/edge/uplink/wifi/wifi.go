@@ -29,6 +29,9 @@ import (
 // Program is Debian's.
 const Program = "/usr/sbin/wpa_supplicant"
 
+// Dir is below process 1's folder of /run: where supplicants have their sockets.
+const Dir = "wifi"
+
 // State is how far the joining is.
 type State string
 
