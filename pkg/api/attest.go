@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// AttestSpec is what a fleet wants to see of its devices' TPMs.
+// AttestSpec is what a tenant or a fleet wants to see of its devices' TPMs.
 type AttestSpec struct {
 	// Required: secrets that a device does not hold yet are given to it only while it is
 	// attested. Without it, what TPMs show is for people alone.

@@ -20,6 +20,8 @@ const (
 // TenantSpec describes an owner of devices and apps.
 type TenantSpec struct {
 	DisplayName string `json:"displayName,omitempty"`
+	// Attest says what the TPMs of all its devices have to show; what a fleet says comes on top.
+	Attest *AttestSpec `json:"attest,omitempty"`
 }
 
 // SiteSpec describes a place where devices stand.

@@ -83,6 +83,7 @@ func validateMeta(m *Meta, f *findings) {
 
 func validateTenant(s *TenantSpec, f *findings) {
 	validateText(s.DisplayName, "spec.displayName", f)
+	validateAttest(s.Attest, f)
 }
 
 func validateSite(s *SiteSpec, f *findings) {

@@ -7,10 +7,12 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/tpm/attest"
+	"tributary.dev/tributary/tests/mutation"
 )
 
 // TestBooted: each start of a device is told once.
@@ -123,4 +125,52 @@ func TestSecretsWait(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.until("all of them, once it is attested", func() bool { return c.has(bad, "app/web", "secret/old", "secret/new")() && opens(bad, "new") == "1" })
+
+	// The same where the tenant wants it of all its devices, whatever their fleets say.
+	all.Store(false)
+	fleet(nil)
+	c.put(api.KindTenant, "default", nil, api.TenantSpec{Attest: &api.AttestSpec{Required: true, Systems: map[string]string{"of all": strings.Repeat("09", 32)}}}, nil)
+	c.until("the tenant's system", func() bool {
+		return slices.ContainsFunc(c.loop.Systems(bad), func(r attest.Release) bool { return r.Name == "of all" })
+	})
+	c.app("web", 3, "old", "new", "newer")
+	secret("newer", "1")
+	c.until("the new secret, where it may be", c.has(good, "app/web", "secret/old", "secret/new", "secret/newer"))
+	if !c.has(bad, "app/web", "secret/old", "secret/new")() {
+		t.Error("the device that is not attested lost a secret, or got a new one")
+	}
+	c.put(api.KindTenant, "default", nil, api.TenantSpec{}, nil)
+	c.until("all of them, once nobody wants it", c.has(bad, "app/web", "secret/old", "secret/new", "secret/newer"))
+}
+
+// TestWhoWantsAttested: a tenant's wish, or one fleet's, is enough.
+func TestWhoWantsAttested(t *testing.T) {
+	wants, not := &api.AttestSpec{Required: true}, &api.AttestSpec{Systems: map[string]string{"x": strings.Repeat("07", 32)}}
+	for _, c := range []struct {
+		tenant, fleet *api.AttestSpec
+		attested      bool
+		held          string
+	}{
+		{nil, nil, false, ""}, {not, not, false, ""}, {wants, nil, false, "tenant default wants"}, {not, wants, false, "fleet field wants"}, {wants, wants, true, ""},
+	} {
+		l := &Loop{cfg: Config{Now: time.Now, Attested: func(api.DeviceID) (bool, string) { return c.attested, "another kernel" }}}
+		w := &World{Attest: c.tenant, Fleets: map[string]*api.FleetSpec{"field": {Attest: c.fleet}}}
+		want := map[string]Want{"secret/new": {Plain: []byte("new")}, "app/web": {}}
+		warnings := l.holdSecrets(&entry{Device: Device{Tenant: "default", Name: "d1"}}, w, []string{"field"}, want, func([]byte) [32]byte { return [32]byte{} })
+		_, given := want["secret/new"]
+		if given != (c.held == "") || len(want) < 1 {
+			t.Errorf("%+v: %v is given", c, want)
+		}
+		if c.held != "" && (len(warnings) != 1 || !strings.HasPrefix(warnings[0].Message, c.held)) {
+			t.Errorf("%+v: %+v", c, warnings)
+		}
+	}
+}
+
+// TestAttestedCounts: without the checks, secrets are given to whoever asks.
+func TestAttestedCounts(t *testing.T) {
+	const test, file = "^TestWhoWantsAttested$", "attested.go"
+	mutation.Prove(t,
+		mutation.Check{Name: "required", Test: test, File: file, From: `if who == "" { // check: required`, To: `if who == "" || GONE {`},
+		mutation.Check{Name: "tenant", Test: test, File: file, From: "if w.Attest != nil && w.Attest.Required {", To: "if w.Attest != nil && w.Attest.Required && !GONE {"})
 }

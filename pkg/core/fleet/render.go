@@ -27,6 +27,7 @@ type Device struct {
 
 // World is what one tenant has, ready for rendering.
 type World struct {
+	Attest  *api.AttestSpec // what the tenant wants of all its devices
 	Fleets  map[string]*api.FleetSpec
 	Apps    map[string]*App
 	Configs map[string][]byte // CBOR api.ConfigData, deterministic

@@ -114,6 +114,11 @@ func (w *worlds) set(o *api.Object, d dirty) error {
 		}
 	case api.KindRelease:
 		err = t.setRelease(name, o, d)
+	case api.KindTenant:
+		var spec api.TenantSpec
+		if err = decode(o.Spec, &spec); err == nil {
+			w.tenant(name).setAttest(spec.Attest, d)
+		}
 	case api.KindDevice:
 		err = w.setDevice(t, o, d)
 	}
@@ -153,6 +158,14 @@ func toBytes(m map[string]string) map[string][]byte {
 		out[k] = []byte(v)
 	}
 	return out
+}
+
+// setAttest takes in what the tenant wants of all its devices.
+func (t *tenant) setAttest(a *api.AttestSpec, d dirty) {
+	if !reflect.DeepEqual(t.Attest, a) {
+		t.Attest = a
+		d.where(t, func(*entry) bool { return true })
+	}
 }
 
 func (t *tenant) setFleet(name string, o *api.Object, d dirty) error {
@@ -297,6 +310,8 @@ func (w *worlds) unset(key api.Key, d dirty) *entry {
 	case api.KindApp:
 		delete(t.Apps, key.Name)
 		t.touchFleets(func(s *api.FleetSpec) bool { return slices.Contains(s.Apps, key.Name) }, d)
+	case api.KindTenant:
+		w.tenant(key.Name).setAttest(nil, d)
 	case api.KindRelease:
 		delete(t.Releases, key.Name)
 		delete(t.Images, key.Name)
