@@ -97,6 +97,21 @@ func Sign(pe []byte, s pkcs7.Signer) ([]byte, error) {
 	return out, nil
 }
 
+// Unsigned gives a copy without the signatures, to be signed by another key.
+func Unsigned(pe []byte) ([]byte, error) {
+	p, err := parse(pe)
+	if err != nil {
+		return nil, err
+	}
+	out := bytes.Clone(pe)
+	if p.certSize > 0 {
+		out = out[:p.certOffset]
+		clear(out[p.optional+112+4*8:][:8])
+	}
+	setChecksum(out, p.optional+64)
+	return out, nil
+}
+
 // Verify says whether the image carries one signature, as Sign makes it, by the key of one of the certificates.
 func Verify(pe []byte, trusted ...*x509.Certificate) error {
 	p, err := parse(pe)

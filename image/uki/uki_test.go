@@ -121,6 +121,11 @@ func TestSign(t *testing.T) {
 	if Verify(signed, other.Signer().Certificate()) == nil || Verify(signed) == nil || Verify(pe, set.Signer().Certificate()) == nil {
 		t.Error("accepted with another key, with none, or unsigned")
 	}
+	if bare, err := Unsigned(signed); err != nil {
+		t.Fatal(err)
+	} else if again, err := Sign(bare, set.Signer()); err != nil || !bytes.Equal(again, signed) {
+		t.Errorf("unsigned and signed again it is another: %v", err)
+	}
 	if _, err := Sign(signed, set.Signer()); err == nil {
 		t.Error("signed twice")
 	}

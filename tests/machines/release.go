@@ -2,6 +2,7 @@ package machines
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 	"tributary.dev/tributary/pkg/disk/fat"
 	"tributary.dev/tributary/pkg/disk/gpt"
 	"tributary.dev/tributary/pkg/disk/verity"
+	"tributary.dev/tributary/pkg/efi"
 	"tributary.dev/tributary/pkg/release"
 	"tributary.dev/tributary/pkg/release/delta"
 	"tributary.dev/tributary/pkg/tpm"
@@ -48,6 +50,9 @@ type Variant struct {
 	Replace map[string][]byte
 	// Stranger signs it with a key that no box trusts.
 	Stranger bool
+	// Signer signs what boots, in place of the checkout's db key; Carried are keys for the firmware.
+	Signer  *keys.Key
+	Carried []efi.Append
 }
 
 // Open reads an image's folder. keyDir holds the keys that signed it.
@@ -87,6 +92,23 @@ func (s *System) Release(v Variant, out string) (err error) {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
+	if len(v.Carried) > 0 {
+		carried, err := efi.EncodeAppends(v.Carried)
+		if err != nil {
+			return err
+		}
+		none, err := efi.EncodeAppends(nil)
+		if err != nil {
+			return err
+		}
+		if root, err = overwrite(root, none, carried); err != nil {
+			return fmt.Errorf("keys for the firmware: %w", err)
+		}
+	}
+	manager, err := s.bootManager(v)
+	if err != nil {
+		return err
+	}
 	// Another salt makes another root hash of the same root: a release is known by that.
 	salt := []byte("a release for tests: " + v.Version)
 	id := gpt.Named("verity").Bytes()
@@ -108,9 +130,9 @@ func (s *System) Release(v Variant, out string) (err error) {
 	if err != nil {
 		return err
 	}
-	content := bytes.Join([][]byte{unfolded, s.manager, root}, nil)
+	content := bytes.Join([][]byte{unfolded, manager, root}, nil)
 	d := release.Description{Format: 1, Version: v.Version, Arch: s.Arch, Profile: s.Profile, Counter: v.Counter, RootHash: hex.EncodeToString(hash[:]), PCR11: hex.EncodeToString(pcr[:]),
-		Root: release.PartOf(root), UKI: release.PartOf(image), Manager: release.PartOf(s.manager), Salt: hex.EncodeToString(salt), UUID: hex.EncodeToString(id[:]),
+		Root: release.PartOf(root), UKI: release.PartOf(image), Manager: release.PartOf(manager), Salt: hex.EncodeToString(salt), UUID: hex.EncodeToString(id[:]),
 		Packed: packed, Content: release.PartOf(content)}
 	b := &release.Bundle{Description: d.Encode(), Roots: [][]byte{s.releases.Root}, Deltas: map[string][]byte{}}
 	if b.Targets, err = release.NewTargets(b.Description, 1, time.Now().Add(time.Hour)); err != nil {
@@ -180,7 +202,19 @@ func (s *System) kernel(v Variant, hash string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return uki.Sign(image, s.set.Signer())
+	return uki.Sign(image, cmp.Or(v.Signer, s.set.Signer()))
+}
+
+// bootManager is the system's, signed by the variant's key.
+func (s *System) bootManager(v Variant) ([]byte, error) {
+	if v.Signer == nil {
+		return s.manager, nil
+	}
+	unsigned, err := uki.Unsigned(s.manager)
+	if err != nil {
+		return nil, err
+	}
+	return uki.Sign(unsigned, v.Signer)
 }
 
 // overwrite puts a program in another's place. The root is not compressed, so that a file lies in it as it is.
