@@ -240,7 +240,7 @@ func (t *Tree) born(ctx context.Context, b *Box) ([]byte, error) {
 			return nil, err
 		}
 	}
-	t.Say("%s: its manufacturer calls it %s, and the core has bought that", b.Name, serial)
+	t.Say("%s: born as %s, and the core has the voucher for that", b.Name, serial)
 	return os.ReadFile(birth)
 }
 
