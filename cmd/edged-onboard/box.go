@@ -203,19 +203,22 @@ func (b *box) byDHCP() (out []string) {
 		return nil
 	}
 	var uplinks []struct {
-		Name string `json:"name"`
-		SZTP []byte `json:"sztp"`
+		Name  string `json:"name"`
+		SZTP  []byte `json:"sztp"`
+		SZTP6 []byte `json:"sztp6"`
 	}
 	if err := json.Unmarshal([]byte(text), &uplinks); err != nil {
 		b.log.Warn("what DHCP gave cannot be read", "file", b.o.uplinks, "err", err)
 		return nil
 	}
 	for _, u := range uplinks {
-		servers, err := sztp.ParseList(u.SZTP)
-		if err != nil {
-			b.log.Warn("what DHCP says of bootstrap servers is not used", "uplink", u.Name, "err", err)
+		for _, option := range [][]byte{u.SZTP, u.SZTP6} {
+			servers, err := sztp.ParseList(option)
+			if err != nil {
+				b.log.Warn("what DHCP says of bootstrap servers is not used", "uplink", u.Name, "err", err)
+			}
+			out = append(out, servers...)
 		}
-		out = append(out, servers...)
 	}
 	return out
 }

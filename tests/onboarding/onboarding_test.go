@@ -27,6 +27,7 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/disk/fat"
 	"tributary.dev/tributary/pkg/edge/onboard"
+	"tributary.dev/tributary/pkg/edge/onboard/sztp"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/identity/voucher"
 	"tributary.dev/tributary/tests/lab"
@@ -257,8 +258,14 @@ func (s *site) process(prefix []string, role string, args ...string) {
 	argv := append(append(append([]string{}, prefix...), me), args...)
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), roleVariable+"="+role)
+	s.run(role, cmd)
+}
+
+// run starts a process that ends with the test; its words go into a log of its name.
+func (s *site) run(name string, cmd *exec.Cmd) {
+	s.t.Helper()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	log, err := os.OpenFile(filepath.Join(s.Dir, role+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	log, err := os.OpenFile(filepath.Join(s.Dir, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	must(s.t, err)
 	cmd.Stdout, cmd.Stderr = log, log
 	must(s.t, cmd.Start())
@@ -324,6 +331,32 @@ func (s *site) dhcp(name string, servers ...string) {
 	s.process(box.Prefix(), roleUplink, dev, filepath.Join(s.dir(name), "net"))
 }
 
+// dhcp6 gives a box's link a real DHCPv6 server (dnsmasq) with router advertisements, which
+// names bootstrap servers, and the box a client. False: there is no such server here.
+func (s *site) dhcp6(name, address string, servers ...string) bool {
+	s.t.Helper()
+	program, err := exec.LookPath("dnsmasq")
+	if err != nil {
+		return false
+	}
+	dev := s.device(s.Boxes[name])
+	far := "down" + strings.TrimPrefix(dev, "up")
+	argv := append(s.CorePrefix(), "ip", "-6", "addr", "add", address+"/64", "dev", far, "nodad")
+	if out, err := exec.CommandContext(s.t.Context(), argv[0], argv[1:]...).CombinedOutput(); err != nil {
+		s.t.Fatalf("%v: %s", err, out)
+	}
+	var hex []string
+	for _, b := range sztp.FormatList(servers) {
+		hex = append(hex, fmt.Sprintf("%02x", b))
+	}
+	prefix := address[:strings.LastIndex(address, "::")+2]
+	argv = append(s.CorePrefix(), program, "--no-daemon", "--conf-file=/dev/null", "--port=0", "--interface="+far, "--enable-ra", "--dhcp-range="+prefix+",ra-stateless",
+		"--dhcp-option=option6:136,"+strings.Join(hex, ":"), "--dhcp-leasefile="+filepath.Join(s.Dir, "leases6"), "--pid-file=", "--user=root", "--log-facility=-")
+	s.run("dnsmasq", exec.Command(argv[0], argv[1:]...))
+	s.process(s.Boxes[name].Prefix(), roleUplink, dev, filepath.Join(s.dir(name), "net"))
+	return true
+}
+
 // device is the name of a box's network card.
 func (s *site) device(b *lab.Box) string {
 	out, err := b.Command(s.t.Context(), "ip", "-o", "link", "show")
@@ -336,6 +369,21 @@ func (s *site) device(b *lab.Box) string {
 	}
 	s.t.Fatalf("no network card in %q", out)
 	return ""
+}
+
+// TestSourceDHCPv6 lets a box come in by option 136 of a real DHCPv6 server.
+func TestSourceDHCPv6(t *testing.T) {
+	s := newSite(t, alone("by-dhcp6", "--sticks", "none", "--ask-site", "off"))
+	s.born("by-dhcp6", "EX-0006")
+	s.expect("EX-0006", "by-dhcp6", s.maker.voucher(t, "EX-0006", s.root(), nil))
+	if !s.dhcp6("by-dhcp6", "fd00:77::1", "https://[fd00:77::1]:8444") {
+		t.Skip("needs dnsmasq (Debian: dnsmasq-base)")
+	}
+	s.start("by-dhcp6")
+	s.member("by-dhcp6")
+	if o, err := onboard.LoadOwner(s.Boxes["by-dhcp6"].Data()); err != nil || o == nil || o.Source != "DHCP https://[fd00:77::1]:8444" {
+		t.Errorf("it found its owner by %+v (%v)", o, err)
+	}
 }
 
 // TestSources lets boxes come in by each source at once: the servers of the image, a
