@@ -36,6 +36,7 @@ import (
 	"tributary.dev/tributary/pkg/link/spool"
 	"tributary.dev/tributary/pkg/link/stream"
 	"tributary.dev/tributary/pkg/oci"
+	"tributary.dev/tributary/pkg/release"
 )
 
 // box is the process put together: rooms by name, in the order in which they are made.
@@ -326,7 +327,7 @@ func (b *box) makeRelay(context.Context) (err error) {
 	if !b.o.relay {
 		return nil
 	}
-	if b.cache, err = oci.Open(oci.Config{Dir: filepath.Join(b.o.data, "cache"), Upstream: oci.Preload(b.o.preload, b.parents), Most: b.o.cacheMB << 20, Log: b.log}); err != nil {
+	if b.cache, err = oci.Open(oci.Config{Dir: filepath.Join(b.o.data, "cache"), Upstream: oci.Preload(b.o.preload, b.parents), Most: b.o.cacheMB << 20, OnDemand: release.OnDemand, Log: b.log}); err != nil {
 		return err
 	}
 	b.splice = stream.NewSplice(stream.SpliceConfig{Parent: b.parents.Stream, Log: b.log})

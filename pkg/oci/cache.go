@@ -30,6 +30,8 @@ type Config struct {
 	KeepFree int64
 	// Platforms limits Prefetch to these; none means all that an index names.
 	Platforms []Platform
+	// OnDemand tells which media types Prefetch leaves to the first who asks for them; nil: none.
+	OnDemand func(mediaType string) bool
 	// Parallel bounds transfers from the parent at one time. Default 4.
 	Parallel int
 	// ChildWait is how long a request waits for its next byte from the parent before

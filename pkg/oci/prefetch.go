@@ -85,6 +85,9 @@ func (c *Cache) blobs(ctx context.Context, repo string, list []Descriptor) error
 			errs[i] = c.shelf.link(repo, d.Digest)
 			continue
 		}
+		if c.cfg.OnDemand != nil && c.cfg.OnDemand(d.MediaType) {
+			continue
+		}
 		wg.Go(func() { errs[i] = c.haveAhead(ctx, target{RouteBlob, repo, d.Digest, d.Size}) })
 	}
 	wg.Wait()

@@ -51,6 +51,10 @@ const (
 	typeIndex    = "application/vnd.oci.image.index.v1+json"
 )
 
+// OnDemand tells what a relay does not bring ahead: the plain content, most of a release's bytes, which no child asks for
+// that has a delta.
+func OnDemand(mediaType string) bool { return mediaType == TypePlain }
+
 func digestOf(b []byte) string {
 	sum := sha256.Sum256(b)
 	return "sha256:" + hex.EncodeToString(sum[:])

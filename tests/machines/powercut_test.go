@@ -294,7 +294,7 @@ func (c *cutter) boot(p place, dir string, now moment) {
 	root, err := m.Expect(ctx, `roothash=([0-9a-f]{64})`)
 	var stands []string
 	if err == nil {
-		stands, err = m.Expect(ctx, `msg="the update stands" phase=([a-z]+)`)
+		stands, err = m.Expect(ctx, `msg="the update stands" phase=([a-z]+) slot=`)
 	}
 	switch bad := failures(m); {
 	case err != nil:
