@@ -31,6 +31,7 @@ import (
 	"tributary.dev/tributary/pkg/link/mqtt"
 	"tributary.dev/tributary/pkg/link/record"
 	"tributary.dev/tributary/pkg/link/spool"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // box is a device's end of the link, without anything that runs apps.
@@ -101,17 +102,6 @@ func (b *box) use(from, to int64, millis uint64) {
 	}
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatal("never: ", what)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-}
-
 // coreEvents lists what the core noted of a device, with who did it.
 func (r *running) coreEvents(name string) (got []string) {
 	r.t.Helper()
@@ -177,10 +167,10 @@ func TestDeviceThroughTheLink(t *testing.T) {
 	id := r.join("box")
 	b := attach(t, id, r.c.mqttAddress())
 	b.report("version", "test")
-	eventually(t, "the device is online", func() bool { s := r.device("box"); return s.Online && s.Tier == 1 && s.Version == "test" })
+	wait.Until(t, "the device is online", func() bool { s := r.device("box"); return s.Online && s.Tier == 1 && s.Version == "test" })
 
 	first := r.device("box").LastSeen
-	eventually(t, "SEEN goes on while nothing changes", func() bool {
+	wait.Until(t, "SEEN goes on while nothing changes", func() bool {
 		s := r.device("box").LastSeen
 		return s != nil && first != nil && s.After(*first)
 	})
@@ -192,21 +182,21 @@ func TestDeviceThroughTheLink(t *testing.T) {
 	}
 
 	r.must("POST", "/api/v1/apply", configDocs, nil)
-	eventually(t, "the config reaches the device", func() bool {
+	wait.Until(t, "the config reaches the device", func() bool {
 		m := b.end.Manifest()
 		return m != nil && len(m.Manifest.Items["config/motd"].Body) > 0
 	})
 	m := b.end.Manifest().Manifest
 	b.report("applied", [2]uint64{m.Epoch, m.Generation})
 	b.report("app/web", api.AppStatus{Name: "web", State: api.Running})
-	eventually(t, "the fleet is current", func() bool {
+	wait.Until(t, "the fleet is current", func() bool {
 		var o api.Object
 		r.must("GET", "/api/v1/fleets/field", "", &o)
 		return string(o.Status) == `{"devices":1,"current":1,"running":0}` // it has no apps
 	})
 
 	b.use(0, 1000, 1000)
-	eventually(t, "the first usage is counted", func() bool { _, n := r.used("box"); return n == 1000 })
+	wait.Until(t, "the first usage is counted", func() bool { _, n := r.used("box"); return n == 1000 })
 	if u, _ := r.used("box"); u.Safe != u.Acked {
 		t.Errorf("safe is %d of %d though there is no backup to restore from", u.Safe, u.Acked)
 	}
@@ -222,7 +212,7 @@ func TestDeviceThroughTheLink(t *testing.T) {
 		t.Errorf("safe is %d, acked %d after a backup", u.Safe, u.Acked)
 	}
 	b.use(1000, 3000, 2000)
-	eventually(t, "the second usage is counted", func() bool { _, n := r.used("box"); return n == 3000 })
+	wait.Until(t, "the second usage is counted", func() bool { _, n := r.used("box"); return n == 3000 })
 	if u, _ := r.used("box"); u.Safe >= u.Acked {
 		t.Errorf("safe is %d of %d though the backup is older", u.Safe, u.Acked)
 	}
@@ -236,22 +226,22 @@ func TestDeviceThroughTheLink(t *testing.T) {
 		t.Fatal(err)
 	}
 	r2 := startWith(t, options{data: data(elsewhere), mqtt: address}, func(*core) {})
-	eventually(t, "the restored core has the device back", func() bool { return r2.device("box").Online })
-	eventually(t, "everything is counted", func() bool { _, n := r2.used("box"); return n == 7000 })
-	eventually(t, "the device is under the new epoch", func() bool { return b.end.Manifest().Manifest.Epoch == r2.c.epoch })
+	wait.Until(t, "the restored core has the device back", func() bool { return r2.device("box").Online })
+	wait.Until(t, "everything is counted", func() bool { _, n := r2.used("box"); return n == 7000 })
+	wait.Until(t, "the device is under the new epoch", func() bool { return b.end.Manifest().Manifest.Epoch == r2.c.epoch })
 	if u, n := r2.used("box"); n != 7000 || u.Intervals != 3 {
 		t.Errorf("%+v", u)
 	}
 
 	// Retired, it is turned away, and gone from sight.
 	r2.must("POST", "/api/v1/devices/box/retire", "", nil)
-	eventually(t, "the retired device is offline", func() bool { return !r2.device("box").Online })
-	eventually(t, "the events tell of the device's life", func() bool {
+	wait.Until(t, "the retired device is offline", func() bool { return !r2.device("box").Online })
+	wait.Until(t, "the events tell of the device's life", func() bool {
 		got := r2.coreEvents("box")
 		return slices.Contains(got, "device.enrolled ") && slices.Contains(got, "device.online ") && slices.Contains(got, "device.retired admin")
 	})
 	_, connected := b.end.Parent()
-	eventually(t, "the retired device is turned away", func() bool { _, connected = b.end.Parent(); return !connected })
+	wait.Until(t, "the retired device is turned away", func() bool { _, connected = b.end.Parent(); return !connected })
 	r2.must("DELETE", "/api/v1/devices/box", "", nil)
 }
 
@@ -270,16 +260,16 @@ func TestDeviceThroughMosquitto(t *testing.T) {
 	r := startWith(t, options{data: data(dir), broker: address}, func(c *core) { runMosquitto(t, c, address) })
 	b := attach(t, r.join("box"), address)
 	b.report("version", "test")
-	eventually(t, "the device is online", func() bool { s := r.device("box"); return s.Online && s.Version == "test" })
+	wait.Until(t, "the device is online", func() bool { s := r.device("box"); return s.Online && s.Version == "test" })
 	r.must("POST", "/api/v1/apply", configDocs, nil)
-	eventually(t, "the config reaches the device", func() bool {
+	wait.Until(t, "the config reaches the device", func() bool {
 		m := b.end.Manifest()
 		return m != nil && len(m.Manifest.Items["config/motd"].Body) > 0
 	})
 	b.use(0, 1000, 1000)
-	eventually(t, "the usage is counted", func() bool { _, n := r.used("box"); return n == 1000 })
+	wait.Until(t, "the usage is counted", func() bool { _, n := r.used("box"); return n == 1000 })
 	r.must("POST", "/api/v1/devices/box/retire", "", nil)
-	eventually(t, "the retired device is turned away", func() bool { _, connected := b.end.Parent(); return !connected })
+	wait.Until(t, "the retired device is turned away", func() bool { _, connected := b.end.Parent(); return !connected })
 }
 
 // runMosquitto has the command set a broker up, twice, and starts it.
@@ -331,7 +321,7 @@ func TestAlarmsAreTheDevices(t *testing.T) {
 	if token := device.Subscribe("d/"+id.ID().String(), 0, func(paho.Client, paho.Message) {}); !token.WaitTimeout(time.Minute) || token.Error() != nil {
 		t.Fatal("no subscription: ", token.Error())
 	}
-	eventually(t, "the alarm is in the device's health", func() bool {
+	wait.Until(t, "the alarm is in the device's health", func() bool {
 		device.Publish("u/"+id.ID().String(), 0, false, "nonsense").WaitTimeout(time.Minute)
 		return slices.ContainsFunc(r.device("liar").Health, func(w api.Warning) bool {
 			return w.Name == "bad-frame" && w.Severity == api.Degraded && w.Since > 0 && w.Remedy != ""
@@ -362,5 +352,5 @@ func TestAlarmsAreTheDevices(t *testing.T) {
 	until("event: synced")
 	r.must("POST", "/api/v1/devices/liar/retire", "", nil)
 	until("device.retired")
-	eventually(t, "the events tell of it", func() bool { return slices.Contains(r.coreEvents("liar"), "device.alarm ") })
+	wait.Until(t, "the events tell of it", func() bool { return slices.Contains(r.coreEvents("liar"), "device.alarm ") })
 }

@@ -16,6 +16,7 @@ import (
 	"tributary.dev/tributary/pkg/link"
 	"tributary.dev/tributary/pkg/link/linksim"
 	"tributary.dev/tributary/pkg/link/spool"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // wire is an Uplink and a Downlink in memory: each end has a queue that one goroutine
@@ -185,8 +186,8 @@ func TestEndpoints(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	until(t, "the manifest", func() bool { s := field.Manifest(); return s != nil && s.Manifest.Generation == 1 })
-	until(t, "the command", func() bool {
+	wait.Until(t, "the manifest", func() bool { s := field.Manifest(); return s != nil && s.Manifest.Generation == 1 })
+	wait.Until(t, "the command", func() bool {
 		_ = core.Command(fieldID, []byte("hello"))
 		select {
 		case c := <-commands:
@@ -195,8 +196,8 @@ func TestEndpoints(t *testing.T) {
 			return false
 		}
 	})
-	until(t, "all records to be acknowledged", func() bool { return core.Reachable(fieldID) && field.Acked() == 50 })
-	until(t, "all keys", func() bool { return db.keys(fieldID) == 50 })
+	wait.Until(t, "all records to be acknowledged", func() bool { return core.Reachable(fieldID) && field.Acked() == 50 })
+	wait.Until(t, "all keys", func() bool { return db.keys(fieldID) == 50 })
 	stop()
 	running.Wait()
 	for seq := uint64(1); seq <= 50; seq++ {
@@ -204,18 +205,4 @@ func TestEndpoints(t *testing.T) {
 			t.Errorf("record %d is counted %+v", seq, l)
 		}
 	}
-}
-
-func until(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	for end := time.Now().Add(90 * time.Second); time.Now().Before(end); {
-		if done() {
-			return
-		}
-		select {
-		case <-t.Context().Done():
-		case <-time.After(2 * time.Millisecond):
-		}
-	}
-	t.Fatalf("waited in vain for %s", what)
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/tests/wait"
 )
 
 const repo = "default/web"
@@ -214,12 +215,12 @@ func TestParentAway(t *testing.T) {
 	if res.StatusCode != http.StatusServiceUnavailable || res.Header.Get("Retry-After") == "" || !bytes.Contains(b, []byte("UNAVAILABLE")) {
 		t.Fatalf("status %d, %v: %s", res.StatusCode, res.Header, b)
 	}
-	eventually(t, "nobody waits for the flight any more", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return len(c.flights) == 0 })
+	wait.Until(t, "nobody waits for the flight any more", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return len(c.flights) == 0 })
 
 	// A patient one is served when the parent returns, through Prefetch as well.
 	done := make(chan error, 1)
 	go func() { done <- c.have(t.Context(), target{RouteBlob, repo, d, -1}) }()
-	eventually(t, "the fetch waits", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return len(c.flights) == 1 })
+	wait.Until(t, "the fetch waits", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return len(c.flights) == 1 })
 	o.set(func() { o.away = false })
 	if err := <-done; err != nil {
 		t.Fatal(err)

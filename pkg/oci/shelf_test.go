@@ -20,6 +20,7 @@ import (
 	"pgregory.net/rapid"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/tests/wait"
 )
 
 func TestEvictionTakesTheOldestAndNeverThePinned(t *testing.T) {
@@ -134,7 +135,7 @@ func TestPinsReachTheDisk(t *testing.T) {
 	for i := range 100 {
 		c.Pin(fmt.Sprint("device-", i), []Ref{{Repo: repo, Digest: Digest([]byte{byte(i)})}})
 	}
-	eventually(t, "the pins are on disk", func() bool {
+	wait.Until(t, "the pins are on disk", func() bool {
 		b, err := os.ReadFile(c.cfg.Dir + "/pins.json")
 		return err == nil && bytes.Count(b, []byte("sha256:")) == 100
 	})
@@ -152,7 +153,7 @@ func TestManyQuestionsAreBounded(t *testing.T) {
 	for i := range maxFlights {
 		go func() { _ = c.have(ctx, target{RouteBlob, repo, Digest([]byte(fmt.Sprint(i))), -1}) }()
 	}
-	eventually(t, "all are waited for", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return len(c.flights) == maxFlights })
+	wait.Until(t, "all are waited for", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return len(c.flights) == maxFlights })
 	if err := c.have(ctx, target{RouteBlob, repo, Digest([]byte("one more")), -1}); api.CodeOf(err) != api.Unavailable {
 		t.Fatal(err)
 	}
@@ -252,7 +253,7 @@ func TestKilledRelayResumes(t *testing.T) {
 	}
 	<-g.gotto
 	part := &shelf{dir: dir}
-	eventually(t, "the first half lies on disk", func() bool { return part.partialSize(d) == 2<<20 })
+	wait.Until(t, "the first half lies on disk", func() bool { return part.partialSize(d) == 2<<20 })
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}

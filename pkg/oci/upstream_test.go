@@ -255,18 +255,3 @@ func (c *child) get(path string, header ...string) (*http.Response, []byte) {
 	}
 	return res, b
 }
-
-// eventually waits for a condition.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.After(time.Minute)
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-deadline:
-			t.Fatalf("in vain waited until %s", what)
-		case <-tick.C:
-		}
-	}
-}

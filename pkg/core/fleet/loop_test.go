@@ -22,6 +22,7 @@ import (
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/link"
 	"tributary.dev/tributary/pkg/manifest"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // core is a loop over a real store, with the link and the devices' reports replaced by
@@ -139,19 +140,11 @@ func (c *core) fleet(name, role string, apps ...string) {
 // until waits for a condition on what was published.
 func (c *core) until(what string, ok func() bool) {
 	c.t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for {
+	wait.Until(c.t, what, func() bool {
 		c.mu.Lock()
-		good := ok()
-		c.mu.Unlock()
-		if good {
-			return
-		}
-		if time.Now().After(deadline) {
-			c.t.Fatal("never: ", what)
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
+		defer c.mu.Unlock()
+		return ok()
+	})
 }
 
 func (c *core) has(id api.DeviceID, items ...string) func() bool {

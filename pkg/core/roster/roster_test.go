@@ -18,6 +18,7 @@ import (
 	"tributary.dev/tributary/pkg/core/store"
 	"tributary.dev/tributary/pkg/core/store/storetest"
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/tests/wait"
 )
 
 type hall struct {
@@ -208,26 +209,15 @@ func TestFollow(t *testing.T) {
 	if _, err := h.db.Put(t.Context(), o, store.PutOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, func() bool { return !h.r.Active(box.Device) })
+	wait.Until(t, "the retired box is out", func() bool { return !h.r.Active(box.Device) })
 	if err := h.db.Delete(t.Context(), key, 0); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, func() bool { return h.r.Len() == 0 })
+	wait.Until(t, "nobody is left", func() bool { return h.r.Len() == 0 })
 	select {
 	case err := <-done:
 		t.Fatal("the loop ended: ", err)
 	default:
-	}
-}
-
-func eventually(t *testing.T, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatal("it never came true")
-		}
-		time.Sleep(time.Millisecond)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // parent answers greetings, or is away.
@@ -86,7 +87,7 @@ func TestGreeter(t *testing.T) {
 		t.Errorf("another operation: %d", status)
 	}
 	// Before the parent goes away: the first fetch runs beside this test, the next one 10 s after a failure.
-	eventually(t, "it is fetched ahead", func() bool { _, err := os.Stat(file); return err == nil })
+	wait.Until(t, "it is fetched ahead", func() bool { _, err := os.Stat(file); return err == nil })
 	p.away.Store(true)
 	if status, body := ask(operation, "a", "BBBB"); status != http.StatusOK || body != `{"said":"AAAA"}` {
 		t.Errorf("with the parent away: %d %s", status, body)

@@ -17,6 +17,7 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/oci"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // upstream is a parent that may be away; it serves content by digest over plain HTTP.
@@ -88,20 +89,6 @@ func newServer(t *testing.T, u *upstream) (*Server, *oci.Cache) {
 	return s, cache
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.After(time.Minute)
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-deadline:
-			t.Fatalf("in vain waited until %s", what)
-		case <-tick.C:
-		}
-	}
-}
-
 func TestWhatManifestsNameIsFetchedAhead(t *testing.T) {
 	u := newUpstream(t)
 	s, cache := newServer(t, u)
@@ -110,7 +97,7 @@ func TestWhatManifestsNameIsFetchedAhead(t *testing.T) {
 	one, two := u.bundle("one"), u.bundle("two")
 	s.Named(api.DeviceID{1}, []oci.Ref{one})
 	s.Named(api.DeviceID{2}, []oci.Ref{one})
-	eventually(t, "the first is here", func() bool { return blobs() == 3 })
+	wait.Until(t, "the first is here", func() bool { return blobs() == 3 })
 	u.mu.Lock()
 	if n := u.asked[one.Digest]; n != 1 {
 		t.Errorf("asked %d times", n)
@@ -123,12 +110,12 @@ func TestWhatManifestsNameIsFetchedAhead(t *testing.T) {
 	u.mu.Lock()
 	u.away = false
 	u.mu.Unlock()
-	eventually(t, "the second is here", func() bool { return blobs() == 5 })
+	wait.Until(t, "the second is here", func() bool { return blobs() == 5 })
 	_, late := oci.BundleManifest([]byte("late"))
 	s.Named(api.DeviceID{1}, []oci.Ref{one, two, {Repo: "default/app", Digest: late}})
-	eventually(t, "the missing one was asked for", func() bool { u.mu.Lock(); defer u.mu.Unlock(); return u.asked[late] > 0 })
+	wait.Until(t, "the missing one was asked for", func() bool { u.mu.Lock(); defer u.mu.Unlock(); return u.asked[late] > 0 })
 	u.bundle("late")
-	eventually(t, "the late one is here", func() bool { return blobs() == 7 })
+	wait.Until(t, "the late one is here", func() bool { return blobs() == 7 })
 
 	// A device that names nothing any more pins nothing.
 	s.Named(api.DeviceID{1}, nil)

@@ -17,6 +17,7 @@ import (
 	"pgregory.net/rapid"
 
 	"tributary.dev/tributary/pkg/link"
+	"tributary.dev/tributary/tests/wait"
 )
 
 func config(dir string) Config {
@@ -272,13 +273,7 @@ func TestRunCopiesAfterChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.CopySoon()
-	deadline := time.Now().Add(10 * time.Second)
-	for CheckFile(filepath.Join(dir, "state.db.copy")) != nil {
-		if time.Now().After(deadline) {
-			t.Fatal("no copy within 10 s")
-		}
-		time.Sleep(time.Millisecond)
-	}
+	wait.Until(t, "there is a copy", func() bool { return CheckFile(filepath.Join(dir, "state.db.copy")) == nil })
 	t.Cleanup(func() { // after t.Context() ended
 		if err := <-done; err != nil {
 			t.Error(err)

@@ -13,6 +13,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // client is a plain paho client with a device's certificate that may call itself
@@ -20,7 +21,7 @@ import (
 func client(t testing.TB, addr string, id *identity.Identity, change func(*paho.ClientOptions)) paho.Client {
 	t.Helper()
 	o := paho.NewClientOptions().AddBroker("tls://" + addr).SetTLSConfig(identity.NewLive(id).ClientTLS("")).
-		SetClientID(id.ID().String()).SetAutoReconnect(false).SetConnectTimeout(5 * time.Second).SetProtocolVersion(4).SetWriteTimeout(2 * time.Second)
+		SetClientID(id.ID().String()).SetAutoReconnect(false).SetConnectTimeout(wait.Limit).SetProtocolVersion(4)
 	if change != nil {
 		change(o)
 	}
@@ -31,7 +32,7 @@ func client(t testing.TB, addr string, id *identity.Identity, change func(*paho.
 
 func connects(c paho.Client) bool {
 	tok := c.Connect()
-	return tok.WaitTimeout(5*time.Second) && tok.Error() == nil && c.IsConnectionOpen()
+	return tok.WaitTimeout(wait.Limit) && tok.Error() == nil && c.IsConnectionOpen()
 }
 
 // aclHolds has an admitted device try what it may not, against any broker.
@@ -45,7 +46,7 @@ func aclHolds(t *testing.T, pki *pki, addr string, me *identity.Identity, victim
 		}
 		heard := make(chan string, 10)
 		tok := c.Subscribe(filter, 1, func(_ paho.Client, m paho.Message) { heard <- m.Topic() })
-		tok.WaitTimeout(5 * time.Second)
+		tok.WaitTimeout(wait.Limit)
 		if granted, ok := tok.(*paho.SubscribeToken).Result()[filter]; ok && granted <= 1 && tok.Error() == nil && c.IsConnectionOpen() {
 			t.Errorf("subscribed to %s", filter)
 		}
@@ -143,7 +144,7 @@ func TestNoAcknowledgement(t *testing.T) {
 	if !connects(c) {
 		t.Fatal("cannot connect")
 	}
-	c.Subscribe(downTopic(dev.ID()), 1, func(paho.Client, paho.Message) {}).WaitTimeout(5 * time.Second)
+	c.Subscribe(downTopic(dev.ID()), 1, func(paho.Client, paho.Message) {}).WaitTimeout(wait.Limit)
 	p.wait(t, "up "+dev.ID().String()+" true")
 	for range 200 {
 		if p.Send(dev.ID(), make([]byte, 1<<10), true) != nil {

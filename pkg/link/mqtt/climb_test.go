@@ -14,6 +14,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // What a device does over days beside a better parent that comes and goes as it likes:
@@ -148,18 +149,14 @@ func steadyBox(t *testing.T, id *identity.Identity, parents ...api.ParentRef) *b
 // again listens where somebody listened before.
 func again(t *testing.T, addr string) net.Listener {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
-	for {
-		ln, err := net.Listen("tcp", addr)
-		if err == nil {
-			t.Cleanup(func() { ln.Close() })
-			return ln
-		}
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	var ln net.Listener
+	wait.Seen(t, "the address is free", func() (any, bool) {
+		var err error
+		ln, err = net.Listen("tcp", addr)
+		return err, err == nil
+	})
+	t.Cleanup(func() { ln.Close() })
+	return ln
 }
 
 func TestBackToTheBetterParent(t *testing.T) {

@@ -14,11 +14,11 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
-	"time"
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/link"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // mosquitto is a real Mosquitto 2 with its dynamic-security plugin and a certificate of
@@ -85,19 +85,13 @@ func (m *mosquitto) start(t *testing.T) {
 	if err := m.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(10 * time.Second)
-	for {
+	wait.Seen(t, "mosquitto listens", func() (any, bool) {
 		c, err := net.Dial("tcp", m.addr)
-		if err == nil {
-			c.Close()
-			return
+		if err != nil {
+			return err, false
 		}
-		if time.Now().After(deadline) {
-			m.stop()
-			t.Fatalf("mosquitto does not listen: %v\n%s", err, m.log.String())
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+		return nil, c.Close() == nil
+	})
 }
 
 func (m *mosquitto) stop() {
@@ -122,20 +116,13 @@ func newExternal(t *testing.T, m *mosquitto, core *identity.Identity) *external 
 // admit waits until the core has its session, then lets devices in.
 func (e *external) admit(t *testing.T, ids ...api.DeviceID) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	for {
-		err := e.Admit(ctx, ids...)
-		if err == nil {
-			return
-		}
-		if !errors.Is(err, link.ErrDown) || ctx.Err() != nil {
-			t.Fatal(err)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(20 * time.Millisecond):
-		}
+	var err error
+	wait.Seen(t, "the core has its session", func() (any, bool) {
+		err = e.Admit(t.Context(), ids...)
+		return err, !errors.Is(err, link.ErrDown)
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/link"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // The client library's calls linger until writeTimeout when the connection ends under
@@ -33,23 +34,18 @@ func TestMain(m *testing.M) {
 type events struct {
 	mu  sync.Mutex
 	log []string
-	hit chan struct{}
 	// onFrame, when set, is called within FromChild and FromParent.
 	onFrame func(id api.DeviceID, frame []byte)
 	// onUp, when set, is called within ChildUp.
 	onUp func(id api.DeviceID)
 }
 
-func newEvents() *events { return &events{hit: make(chan struct{}, 1)} }
+func newEvents() *events { return &events{} }
 
 func (e *events) add(format string, args ...any) {
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	e.log = append(e.log, fmt.Sprintf(format, args...))
-	e.mu.Unlock()
-	select {
-	case e.hit <- struct{}{}:
-	default:
-	}
 }
 
 func (e *events) ParentUp(p api.DeviceID)  { e.add("up %s", p) }
@@ -96,15 +92,7 @@ func (e *events) all() []string {
 // until waits for a condition on the events.
 func (e *events) until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.After(60 * time.Second)
-	for !ok() {
-		select {
-		case <-e.hit:
-		case <-time.After(20 * time.Millisecond):
-		case <-deadline:
-			t.Fatalf("waited for %s; heard %q", what, e.all())
-		}
-	}
+	wait.Seen(t, what, func() (any, bool) { return e.all(), ok() })
 }
 
 func (e *events) wait(t testing.TB, line string) {
@@ -122,11 +110,7 @@ func running(t testing.TB, f func(context.Context) error) context.CancelFunc {
 	}()
 	t.Cleanup(func() {
 		cancel()
-		select {
-		case <-done:
-		case <-time.After(30 * time.Second):
-			t.Error("does not end")
-		}
+		wait.For(t, "its end", done)
 	})
 	return cancel
 }

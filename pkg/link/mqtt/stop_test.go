@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // Both sides end promptly at whatever moment of a connection's life they are told to.
@@ -29,12 +30,7 @@ func TestStopAtAnyMoment(t *testing.T) {
 		go func() { b.Run(ctx, newEvents()); ends <- "broker" }()
 		go func() { u.Run(ctx, newEvents()); ends <- "uplink" }()
 		time.AfterFunc(time.Duration(i)*150*time.Microsecond, cancel)
-		for n := range 2 {
-			select {
-			case <-ends:
-			case <-time.After(10 * time.Second):
-				panic("one side does not end; the other ended: " + map[bool]string{true: "yes", false: "no"}[n == 1])
-			}
-		}
+		first := wait.For(t, "the end of one side", ends)
+		wait.For(t, "the end of the other side than the "+first, ends)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // worst holds the goroutines of an old session and of the one that takes it over in the
@@ -95,13 +96,8 @@ func TestTakeOver(t *testing.T) {
 		if err := p.Send(dev.ID(), []byte(word), i%2 == 0); err != nil {
 			t.Fatalf("connection %d: %v", i, err)
 		}
-		select {
-		case got := <-heard:
-			if got != word {
-				t.Fatalf("connection %d heard %q", i, got)
-			}
-		case <-time.After(30 * time.Second):
-			t.Fatalf("connection %d hears nothing", i)
+		if got := wait.For(t, fmt.Sprintf("what connection %d hears", i), heard); got != word {
+			t.Fatalf("connection %d heard %q", i, got)
 		}
 	}
 }

@@ -24,6 +24,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // testCA issues real identities for the tests.
@@ -173,23 +174,8 @@ func TestExecThroughTwoRelays(t *testing.T) {
 	if code != 7 || err != nil || !bytes.Equal(out.Bytes(), payload) || errs.String() != "done cat -" {
 		t.Fatalf("exit %d, %v, %d bytes out, stderr %q", code, err, out.Len(), errs.String())
 	}
-	eventually(t, "the relays let go", func() bool { return tr.splices[0].Active() == 0 && tr.splices[1].Active() == 0 })
-	eventually(t, "the hub lets go", func() bool { tr.hub.mu.Lock(); defer tr.hub.mu.Unlock(); return tr.hub.open == 0 })
-}
-
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.NewTimer(10 * time.Second)
-	defer deadline.Stop()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-deadline.C:
-			t.Fatalf("not within 10 s: %s", what)
-		}
-	}
+	wait.Until(t, "the relays let go", func() bool { return tr.splices[0].Active() == 0 && tr.splices[1].Active() == 0 })
+	wait.Until(t, "the hub lets go", func() bool { tr.hub.mu.Lock(); defer tr.hub.mu.Unlock(); return tr.hub.open == 0 })
 }
 
 func TestPersonThroughCoreToDevice(t *testing.T) {
@@ -364,12 +350,12 @@ func TestSpliceBoundsAndIdle(t *testing.T) {
 		t.Errorf("a third stream of one child: %v", err)
 	}
 	for _, c := range conns {
-		_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetReadDeadline(time.Now().Add(wait.Limit))
 		if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("an idle stream was kept: %v", err)
 		}
 	}
-	eventually(t, "places come back", func() bool { return splice.Active() == 0 })
+	wait.Until(t, "places come back", func() bool { return splice.Active() == 0 })
 }
 
 func TestDeadPeerIsNoticed(t *testing.T) {
@@ -378,11 +364,7 @@ func TestDeadPeerIsNoticed(t *testing.T) {
 	conn := NewConn(a, 30*time.Millisecond)
 	in := conn.Input()
 	go func() { _, _ = io.CopyN(io.Discard, b, headerSize) }() // hears one ping, then is gone
-	select {
-	case <-in.Gone:
-	case <-time.After(10 * time.Second):
-		t.Fatal("a silent peer was not noticed")
-	}
+	wait.For(t, "a silent peer to be noticed", in.Gone)
 }
 
 func TestSlowReaderMakesTheWriterWait(t *testing.T) {
