@@ -123,3 +123,24 @@ func TestConfig(t *testing.T) {
 		t.Error("images that are not there are not missed")
 	}
 }
+
+// A scenario that is renamed does not leave make test unseen.
+func TestCoreScenariosAreThere(t *testing.T) {
+	files, err := filepath.Glob("*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all strings.Builder
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.Write(text)
+	}
+	for _, name := range core {
+		if !strings.Contains(all.String(), "func "+name+"(t *testing.T)") {
+			t.Errorf("make test boots %s, which is not there", name)
+		}
+	}
+}
