@@ -195,7 +195,7 @@ func TestLive(t *testing.T) {
 	}
 	web := httptest.NewServer(c)
 	defer web.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	req, _ := http.NewRequestWithContext(ctx, "GET", web.URL+"/console/live", nil)
 	resp, err := http.DefaultClient.Do(req)

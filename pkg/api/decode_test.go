@@ -151,7 +151,7 @@ func TestDecodeBounds(t *testing.T) {
 			if c := CodeOf(err); c != Invalid && c != TooLarge {
 				t.Fatalf("error: %v", err)
 			}
-			if took := time.Since(start); took > 5*time.Second {
+			if took := time.Since(start); took > time.Minute {
 				t.Errorf("took %v", took)
 			}
 		})

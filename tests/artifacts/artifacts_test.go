@@ -21,6 +21,7 @@ import (
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/oci"
 	"tributary.dev/tributary/tests/images/debimage"
+	"tributary.dev/tributary/tests/wait"
 )
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -149,16 +150,10 @@ func TestNamedArtifactsAreThereBeforeTheLinkGoes(t *testing.T) {
 	}
 	refs := []oci.Ref{{Repo: "default/demo", Digest: bundle}, ref}
 	tr.low.Server.Named(api.DeviceID{7}, refs)
-	deadline := time.After(20 * time.Second)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for n := 0; n < 7; n, _ = tr.low.Cache.Size() { // 2 manifests, 2 configs, 3 layers
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("%d parts were fetched ahead", n)
-		}
-	}
+	wait.Seen(t, "all parts are fetched ahead", func() (any, bool) {
+		n, _ := tr.low.Cache.Size()
+		return n, n >= 7 // 2 manifests, 2 configs, 3 layers
+	})
 	if err := tr.upLink.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -150,12 +150,12 @@ mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/urandom c 1 9
 redis-server --bind 127.0.0.1 --dir /data --appendonly yes --daemonize yes >/tmp/redis.log
 mosquitto -c /etc/mosquitto/tributary.conf 2>/tmp/broker.log & B=$!
 nginx -e stderr -g 'daemon off; user www-data;' 2>/tmp/nginx.log & W=$!
-n=0; until redis-cli ping && wget -q -O - http://127.0.0.1:8080/healthz && mosquitto_pub -t a -m b -r; do n=$((n+1)); [ $n -gt 100 ] && break; sleep 0.1; done
+n=0; until redis-cli ping && wget -q -O - http://127.0.0.1:8080/healthz && mosquitto_pub -t a -m b -r; do n=$((n+1)); [ $n -gt 600 ] && break; sleep 0.1; done
 wget -q -O - http://127.0.0.1:8080/; wget -q -O - http://127.0.0.1:8080/
-mosquitto_sub -t a -C 1 -W 5
+mosquitto_sub -t a -C 1 -W 60
 kill $W $B; redis-cli shutdown nosave
 cat /tmp/nginx.log /tmp/broker.log`
-	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, "unshare", "--net", "--pid", "--fork", "--kill-child", "chroot", root, "/bin/sh", "-c", script).CombinedOutput()
 	text := string(out)

@@ -76,7 +76,7 @@ func (b *Box) StartContainerd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return Until(ctx, b.Name+": containerd answers", 60*time.Second, func(ctx context.Context) error {
+	return Until(ctx, b.Name+": containerd answers", 2*time.Minute, func(ctx context.Context) error {
 		_, err := run(ctx, "ctr", "-a", b.sock(), "version")
 		return err
 	})

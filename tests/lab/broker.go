@@ -53,7 +53,7 @@ func (l *Lab) StartBroker(ctx context.Context) error {
 	if l.broker, err = start("mosquitto", l.BrokerLog(), l.core.argv("mosquitto", "-v", "-c", filepath.Join(l.BrokerDir(), "mosquitto.conf"))); err != nil {
 		return err
 	}
-	return Until(ctx, "mosquitto listens", 20*time.Second, func(ctx context.Context) error {
+	return Until(ctx, "mosquitto listens", 2*time.Minute, func(ctx context.Context) error {
 		if !l.broker.alive() {
 			return fmt.Errorf("mosquitto ended; see %s", l.BrokerLog())
 		}

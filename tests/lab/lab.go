@@ -143,7 +143,7 @@ func (l *Lab) StartCore(ctx context.Context) error {
 	if l.cored, err = start("cored", filepath.Join(l.Dir, "cored.log"), l.core.argv(argv...)); err != nil {
 		return err
 	}
-	return Until(ctx, "cored answers", 60*time.Second, func(ctx context.Context) error {
+	return Until(ctx, "cored answers", 2*time.Minute, func(ctx context.Context) error {
 		if !l.cored.alive() {
 			return fmt.Errorf("cored ended; see %s", filepath.Join(l.Dir, "cored.log"))
 		}

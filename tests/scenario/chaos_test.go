@@ -79,7 +79,7 @@ func cachePIDs(ctx context.Context, t *testing.T, s *story.Story) map[string]str
 	t.Helper()
 	pids := map[string]string{}
 	for _, f := range s.Fields {
-		must(t, lab.Until(ctx, f+": the cache runs", 30*time.Second, func(ctx context.Context) error {
+		must(t, lab.Until(ctx, f+": the cache runs", s.Wait, func(ctx context.Context) error {
 			out, err := s.Lab.Boxes[f].Ctr(ctx, "task", "ls")
 			if err != nil {
 				return err

@@ -10,7 +10,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
+
+	"tributary.dev/tributary/tests/wait"
 )
 
 // command is one line of a shell block in the docs.
@@ -112,7 +113,7 @@ func TestDocsCommands(t *testing.T) {
 		}
 		ran++
 		t.Logf("%s:%d: %s", c.file, c.line, c.text)
-		limited, cancel := context.WithTimeout(ctx, 30*time.Second)
+		limited, cancel := context.WithTimeout(ctx, wait.Limit)
 		out, exit, err := shell(limited, s.Lab.CorePrefix(), work, env, c.text)
 		cancel()
 		if err != nil || exit != c.exit {

@@ -23,6 +23,7 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/tests/lab"
 	"tributary.dev/tributary/tests/story"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // hostile is a tree whose relay is played by tests/hostile, under the real relay's
@@ -479,7 +480,7 @@ func (h *hostile) overheard(ctx context.Context, capture *lab.Capture) {
 
 func (h *hostile) search(ctx context.Context, p place) {
 	h.t.Helper()
-	must(h.t, lab.Until(ctx, "the search of the relay's "+p.name+" finds what is there in clear", 10*time.Second, func(context.Context) error {
+	must(h.t, lab.Until(ctx, "the search of the relay's "+p.name+" finds what is there in clear", wait.Limit, func(context.Context) error {
 		where, err := p.search(p.control)
 		if err == nil && where == "" {
 			err = errors.New("it is blind")

@@ -17,6 +17,7 @@ import (
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/tests/lab"
 	"tributary.dev/tributary/tests/story"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // onMosquitto is a tree whose core has Mosquitto as its broker, set up by cored's command
@@ -82,7 +83,7 @@ func TestMosquittoBesideTheCore(t *testing.T) {
 	denied := brokerSays(t, s, "Denied PUBLISH from "+me.ID().String())
 	c, err := as(ctx, box, me)
 	must(t, err)
-	c.Publish("u/"+me.ID().String(), 1, false, []byte{0}).WaitTimeout(10 * time.Second)
+	c.Publish("u/"+me.ID().String(), 1, false, []byte{0}).WaitTimeout(wait.Limit)
 	c.Disconnect(0)
 	if brokerSays(t, s, "Denied PUBLISH from "+me.ID().String()) == denied {
 		t.Error("a retired device's publication is let through")
@@ -106,7 +107,7 @@ func brokerSays(t *testing.T, s *story.Story, what string) (n int) {
 
 // as is a client with a device's certificate in its box's network.
 func as(ctx context.Context, box *lab.Box, me *identity.Identity) (paho.Client, error) {
-	o := paho.NewClientOptions().AddBroker("tcp://core").SetClientID(me.ID().String()).SetAutoReconnect(false).SetConnectTimeout(10 * time.Second).SetProtocolVersion(4)
+	o := paho.NewClientOptions().AddBroker("tcp://core").SetClientID(me.ID().String()).SetAutoReconnect(false).SetConnectTimeout(wait.Limit).SetProtocolVersion(4)
 	o.SetCustomOpenConnectionFn(func(*url.URL, paho.ClientOptions) (net.Conn, error) {
 		conn, err := box.Dial(ctx, net.JoinHostPort(box.Uplink.ParentAddr, "8883"))
 		if err != nil {
@@ -116,7 +117,7 @@ func as(ctx context.Context, box *lab.Box, me *identity.Identity) (paho.Client, 
 	})
 	c := paho.NewClient(o)
 	tok := c.Connect()
-	if !tok.WaitTimeout(10 * time.Second) {
+	if !tok.WaitTimeout(wait.Limit) {
 		return c, errors.New("no answer to CONNECT")
 	}
 	return c, tok.Error()
@@ -131,7 +132,7 @@ func refused(ctx context.Context, box *lab.Box, me *identity.Identity) error {
 	}
 	defer c.Disconnect(0)
 	own := "d/" + me.ID().String()
-	if tok := c.Subscribe(own, 1, nil); !tok.WaitTimeout(10*time.Second) || tok.(*paho.SubscribeToken).Result()[own] != 0x80 {
+	if tok := c.Subscribe(own, 1, nil); !tok.WaitTimeout(wait.Limit) || tok.(*paho.SubscribeToken).Result()[own] != 0x80 {
 		return errors.New("it is let in")
 	}
 	return nil
@@ -145,12 +146,12 @@ func trespass(ctx context.Context, t *testing.T, s *story.Story, box *lab.Box, m
 	defer c.Disconnect(0)
 	for _, filter := range []string{"#", "u/#", "d/" + other, "m/" + other, "+/" + other, "m/+", "$SYS/#", "$CONTROL/#"} {
 		tok := c.Subscribe(filter, 1, nil)
-		if !tok.WaitTimeout(10*time.Second) || tok.(*paho.SubscribeToken).Result()[filter] != 0x80 {
+		if !tok.WaitTimeout(wait.Limit) || tok.(*paho.SubscribeToken).Result()[filter] != 0x80 {
 			t.Errorf("subscribed to %s: %v", filter, tok.Error())
 		}
 	}
 	for _, topic := range []string{"u/" + other, "d/" + other, "m/" + other, "m/" + me.ID().String(), "$CONTROL/dynamic-security/v1"} {
-		if tok := c.Publish(topic, 1, false, []byte{0}); !tok.WaitTimeout(10 * time.Second) { // MQTT 3.1.1 acknowledges what it denies
+		if tok := c.Publish(topic, 1, false, []byte{0}); !tok.WaitTimeout(wait.Limit) { // MQTT 3.1.1 acknowledges what it denies
 			t.Errorf("no answer to a publish on %s: %v", topic, tok.Error())
 		}
 	}

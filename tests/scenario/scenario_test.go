@@ -17,6 +17,7 @@ import (
 
 	"tributary.dev/tributary/tests/lab"
 	"tributary.dev/tributary/tests/story"
+	"tributary.dev/tributary/tests/wait"
 )
 
 var labs atomic.Int32
@@ -95,13 +96,13 @@ func raiseWith(t *testing.T, spec lab.Spec) *story.Story {
 			fields = append(fields, b.Name)
 		}
 	}
-	return &story.Story{Lab: l, Root: root, Out: &testWriter{t: t}, Fields: fields, Wait: 90 * time.Second}
+	return &story.Story{Lab: l, Root: root, Out: &testWriter{t: t}, Fields: fields, Wait: wait.Limit}
 }
 
 // tellHealth prints what the core last heard of each device: a box whose disk is full,
 // for one, cannot write its own log.
 func tellHealth(t *testing.T, s *story.Story) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	devices, err := s.Devices(ctx)
 	if err != nil {

@@ -46,6 +46,7 @@ import (
 	"tributary.dev/tributary/pkg/identity/unlock"
 	"tributary.dev/tributary/pkg/link/stream"
 	"tributary.dev/tributary/pkg/release"
+	"tributary.dev/tributary/tests/wait"
 )
 
 func TestMain(m *testing.M) {
@@ -265,7 +266,7 @@ func (d playedDevices) Open(ctx context.Context, dev api.DeviceID, cmd stream.Co
 	conn := stream.NewConn(far, stream.Idle)
 	go func() {
 		code, err := d.do(conn, cmd)
-		_ = conn.Finish(code, err, 5*time.Second)
+		_ = conn.Finish(code, err, wait.Limit)
 	}()
 	return stream.NewConn(near, stream.Idle), nil
 }
@@ -392,7 +393,7 @@ func fetch(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: fetch FILE TEXT")
 	}
 	address := ""
-	for end := time.Now().Add(time.Minute); address == "" && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(wait.Limit); address == "" && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if f := strings.Fields(readIf(ts.MkAbs(args[0]))); len(f) > 1 && f[0] == "forwarding" {
 			address = f[1]
 		}
@@ -417,7 +418,7 @@ func readIf(path string) string {
 
 // await waits until FILE holds TEXT: await FILE TEXT.
 func await(ts *testscript.TestScript, neg bool, args []string) {
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(wait.Limit); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if strings.Contains(readIf(ts.MkAbs(args[0])), args[1]) {
 			return
 		}

@@ -9,12 +9,12 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"tributary.dev/tributary/cmd/edgectl/cli"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // openTerminal makes a pseudoterminal (pts(4)): what is written to ours is typed at theirs.
@@ -62,7 +62,7 @@ func TestExecTerminal(t *testing.T) {
 	env := map[string]string{"EDGECTL_SERVER": core.url, "EDGECTL_TOKEN": core.token, "EDGECTL_CA": core.caFile, "EDGECTL_CONFIG": t.TempDir() + "/none"}
 	code := make(chan int, 1)
 	r, w := io.Pipe()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), wait.Limit)
 	defer cancel()
 	go func() {
 		code <- cli.Main(ctx, []string{"exec", "field-1", "shop/web", "-it", "--", "sizes"}, cli.Streams{In: theirs, Out: w, Err: w}, func(k string) (string, bool) { v, ok := env[k]; return v, ok })

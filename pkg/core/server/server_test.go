@@ -21,6 +21,7 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/server"
 	"tributary.dev/tributary/pkg/core/store"
+	"tributary.dev/tributary/tests/wait"
 )
 
 type core struct {
@@ -295,7 +296,7 @@ func TestAdmission(t *testing.T) {
 func TestWatch(t *testing.T) {
 	c := start(t, nil)
 	c.call("POST", "/api/v1/configs", configBody, nil)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), wait.Limit)
 	defer cancel()
 	req, _ := http.NewRequestWithContext(ctx, "GET", c.url+"/api/v1/configs?watch=true&selector=for%3Dweb", nil)
 	req.Header.Set("Authorization", "Bearer "+c.viewer)

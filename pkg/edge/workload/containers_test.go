@@ -25,6 +25,7 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/meter"
 	"tributary.dev/tributary/pkg/edge/workload/workloadtest"
+	"tributary.dev/tributary/tests/wait"
 )
 
 func seconds(n float64) api.Duration { return api.Duration(n * float64(time.Second)) }
@@ -155,7 +156,7 @@ func hotUpdate(t *testing.T, d *device, app App) {
 	app.Configs = map[string]api.ConfigData{"settings": {Files: map[string][]byte{"one.txt": []byte("second, longer"), "three.txt": []byte("drei")}, Env: map[string]string{"A": "config", "B": "config"}}}
 	app.Secrets = map[string]api.ConfigData{"key": {Files: map[string][]byte{"token": []byte("new")}}}
 	d.m.Set([]App{app})
-	d.wait(5*time.Second, "the config is new in the running container", func() bool {
+	d.wait("the config is new in the running container", func() bool {
 		return d.get("web", "front", "/file?p=/conf/one.txt") == "second, longer" && d.get("web", "front", "/file?p=/one.txt") == "second, longer" &&
 			d.get("web", "front", "/file?p=/conf/three.txt") == "drei" && d.get("web", "front", "/file?p=/run/secrets/token") == "new"
 	})
@@ -179,7 +180,7 @@ func TestVolumesSurviveUpdatesAndGoWithTheApp(t *testing.T) {
 	app = d.app("db", api.Service{Name: "s", Env: map[string]string{"VERSION": "2"}, Mounts: app.Bundle.Services[0].Mounts, StopGrace: seconds(2)})
 	app.Bundle.Volumes, app.Digest = []string{"v"}, "sha256:second"
 	d.m.Set([]App{app})
-	d.wait(30*time.Second, "the new version is in force", func() bool {
+	d.wait("the new version is in force", func() bool {
 		return d.state("db").Bundle == "sha256:second" && d.state("db").State == api.Running
 	})
 	if d.service("db", "s").Container == first {
@@ -189,7 +190,7 @@ func TestVolumesSurviveUpdatesAndGoWithTheApp(t *testing.T) {
 		t.Errorf("volume after the update holds %q", got)
 	}
 	d.m.Set(nil)
-	d.wait(20*time.Second, "the volume went with the app", func() bool {
+	d.wait("the volume went with the app", func() bool {
 		_, err := os.Stat(d.m.root.app("db"))
 		return os.IsNotExist(err)
 	})
@@ -218,11 +219,11 @@ func TestAdoption(t *testing.T) {
 	d.get("web", "front", "/burn?ms=200")
 	collect(t, mt, total)
 	d.daemon.Kill()
-	d.wait(10*time.Second, "the loss of containerd is named", func() bool { return len(d.m.Warnings()) == 1 })
+	d.wait("the loss of containerd is named", func() bool { return len(d.m.Warnings()) == 1 })
 	if err := d.daemon.Start(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	d.wait(10*time.Second, "containerd is back", func() bool { return len(d.m.Warnings()) == 0 })
+	d.wait("containerd is back", func() bool { return len(d.m.Warnings()) == 0 })
 	d.running("web")
 	after := d.state("web").Services
 	for i := range before {
@@ -235,7 +236,7 @@ func TestAdoption(t *testing.T) {
 	}
 	// The writer of 1 MB/s went on writing all the time.
 	first, last := d.written(), int64(0)
-	d.wait(10*time.Second, "the log grows", func() bool { last = d.written(); return last > first+900_000 })
+	d.wait("the log grows", func() bool { last = d.written(); return last > first+900_000 })
 
 	// What was counted in parts is what the kernel counted as a whole.
 	reader, err := meter.Host()
@@ -376,7 +377,7 @@ func powerCut(t *testing.T, d *device) {
 		found, _ := filepath.Glob(pattern)
 		procs = append(procs, found...)
 	}
-	d.wait(10*time.Second, "all containers died", func() bool {
+	d.wait("all containers died", func() bool {
 		alive := false
 		for _, p := range procs {
 			b, _ := os.ReadFile(p)
@@ -421,7 +422,7 @@ func TestRestartPolicyHealthAndRollback(t *testing.T) {
 		api.Service{Name: "after", DependsOn: []api.Dependency{{Service: "front", Condition: "service_healthy"}}})
 	d.m.Set([]App{crash, web})
 	d.running("web")
-	d.wait(20*time.Second, "the crashing app has used up its attempts", func() bool { return d.state("crash").State == api.Failed })
+	d.wait("the crashing app has used up its attempts", func() bool { return d.state("crash").State == api.Failed })
 	if s := d.service("crash", "s"); s.Restarts != 2 || s.ExitCode == nil || *s.ExitCode != 3 {
 		t.Errorf("crashed service: %+v", s)
 	}
@@ -431,7 +432,7 @@ func TestRestartPolicyHealthAndRollback(t *testing.T) {
 	sick := d.app("web", api.Service{Name: "front", Health: check, Env: map[string]string{"VERSION": "2", "SICK": "1"}}, web.Bundle.Services[1])
 	sick.Digest = "sha256:sick"
 	d.m.Set([]App{sick})
-	d.wait(20*time.Second, "the update was given up", func() bool {
+	d.wait("the update was given up", func() bool {
 		s := d.service("web", "front")
 		return s.State == api.Running && strings.Contains(s.Message, "update failed")
 	})
@@ -444,16 +445,16 @@ func TestRestartPolicyHealthAndRollback(t *testing.T) {
 	if got := d.get("web", "front", "/version"); got != "1" {
 		t.Errorf("version %q answers", got)
 	}
-	d.wait(5*time.Second, "an event tells of it", func() bool { return d.sawEvent("app.update-failed") })
-	d.wait(10*time.Second, "the failed instance is gone", func() bool { d.m.mu.Lock(); defer d.m.mu.Unlock(); return len(d.m.instances) == 2 })
+	d.wait("an event tells of it", func() bool { return d.sawEvent("app.update-failed") })
+	d.wait("the failed instance is gone", func() bool { d.m.mu.Lock(); defer d.m.mu.Unlock(); return len(d.m.instances) == 2 })
 
 	// Nor is it judged by the check of an update that asks for what it has not.
 	picky := d.app("web", api.Service{Name: "front", Health: &api.HealthCheck{Test: []string{"/app", "check", "http://127.0.0.1:8080/nonesuch"}, Interval: seconds(0.1), Timeout: seconds(3), Retries: 1}, Env: map[string]string{"VERSION": "2b"}}, web.Bundle.Services[1])
 	picky.Digest = "sha256:picky"
 	failures := d.countEvents("app.update-failed")
 	d.m.Set([]App{picky})
-	d.wait(20*time.Second, "the second update was given up", func() bool { return d.countEvents("app.update-failed") > failures })
-	d.wait(20*time.Second, "the first version runs on", func() bool {
+	d.wait("the second update was given up", func() bool { return d.countEvents("app.update-failed") > failures })
+	d.wait("the first version runs on", func() bool {
 		s := d.service("web", "front")
 		return s.State == api.Running && strings.Contains(s.Message, "update failed")
 	})
@@ -465,14 +466,14 @@ func TestRestartPolicyHealthAndRollback(t *testing.T) {
 	well := d.app("web", api.Service{Name: "front", Health: check, Env: map[string]string{"VERSION": "3"}}, web.Bundle.Services[1])
 	well.Digest = "sha256:well"
 	d.m.Set([]App{well})
-	d.wait(20*time.Second, "the third version is in force", func() bool { return d.state("web").Bundle == "sha256:well" && d.state("web").State == api.Running })
+	d.wait("the third version is in force", func() bool { return d.state("web").Bundle == "sha256:well" && d.state("web").State == api.Running })
 	if got := d.get("web", "front", "/version"); got != "3" {
 		t.Errorf("version %q answers", got)
 	}
 
 	// It falls sick in its life: it is restarted.
 	d.get("web", "front", "/fail")
-	d.wait(20*time.Second, "the sick container was restarted", func() bool {
+	d.wait("the sick container was restarted", func() bool {
 		s := d.service("web", "front")
 		return s.Restarts == 1 && s.State == api.Running
 	})
@@ -547,11 +548,11 @@ func TestUpdatesWithHostPort(t *testing.T) {
 
 	c := call(url)
 	update("sha256:v2", "2", "exit", "9")
-	d.wait(time.Minute, "the update was given up", func() bool {
+	d.wait("the update was given up", func() bool {
 		s := d.service("web", "front")
 		return s.State == api.Running && strings.Contains(s.Message, "update failed") && strings.Contains(s.Message, "exited with 9")
 	})
-	d.wait(time.Minute, "the failed instance is gone", func() bool { d.m.mu.Lock(); defer d.m.mu.Unlock(); return len(d.m.instances) == 1 })
+	d.wait("the failed instance is gone", func() bool { d.m.mu.Lock(); defer d.m.mu.Unlock(); return len(d.m.instances) == 1 })
 	if c.end(); c.failures > 0 || len(c.answers) != 1 || c.answers["1"] == 0 {
 		t.Errorf("through a bad update: answers %v, %d failures, %v", c.answers, c.failures, c.err)
 	}
@@ -562,8 +563,8 @@ func TestUpdatesWithHostPort(t *testing.T) {
 
 	c = call(url)
 	update("sha256:v3", "3")
-	d.wait(time.Minute, "the new version is in force", func() bool { return d.state("web").Bundle == "sha256:v3" && d.state("web").State == api.Running })
-	d.wait(time.Minute, "the old instance is gone", func() bool { d.m.mu.Lock(); defer d.m.mu.Unlock(); return len(d.m.instances) == 1 })
+	d.wait("the new version is in force", func() bool { return d.state("web").Bundle == "sha256:v3" && d.state("web").State == api.Running })
+	d.wait("the old instance is gone", func() bool { d.m.mu.Lock(); defer d.m.mu.Unlock(); return len(d.m.instances) == 1 })
 	// What the old one had accepted when it was told to stop may be cut off.
 	if c.end(); c.failures > 2 || c.answers["1"] == 0 || c.answers["3"] == 0 || c.answers["2"] > 0 {
 		t.Errorf("through a good update: answers %v, %d failures, %v", c.answers, c.failures, c.err)
@@ -582,11 +583,11 @@ func TestUpdatesWithHostPort(t *testing.T) {
 	if err := syscall.Kill(d.pids("web", "front")[0], syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	d.wait(time.Minute, "its process runs again", func() bool {
+	d.wait("its process runs again", func() bool {
 		s := d.service("web", "front")
 		return s.Restarts == 1 && s.State == api.Running
 	})
-	d.wait(time.Minute, "the port answers with the new version", func() bool {
+	d.wait("the port answers with the new version", func() bool {
 		resp, err := http.Get(url)
 		if err != nil {
 			return false
@@ -602,7 +603,7 @@ func TestExecTTYLogsTopAndHostNetwork(t *testing.T) {
 	d.begin()
 	d.m.Set([]App{d.app("a", api.Service{Name: "net"}, api.Service{Name: "host", NetworkMode: "host", Command: []string{"serve", "127.0.0.1:18090"}}, api.Service{Name: "none", NetworkMode: "none", Command: []string{"serve", "127.0.0.1:8080"}})})
 	d.running("a")
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), wait.Limit)
 	defer cancel()
 
 	var out, errOut bytes.Buffer
@@ -658,7 +659,7 @@ func followLogs(t *testing.T, ctx context.Context, d *device) {
 	pr, pw := net.Pipe()
 	go func() { _ = d.m.Logs(ctx, "a", "net", true, -1, pw); pw.Close() }()
 	buf := make([]byte, 4096)
-	_ = pr.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = pr.SetReadDeadline(time.Now().Add(wait.Limit))
 	n, err := pr.Read(buf)
 	if err != nil || !strings.Contains(string(buf[:n]), "stdout listening on :8080") {
 		t.Errorf("logs: %q, %v", buf[:n], err)
@@ -684,16 +685,16 @@ func TestImagesComeWhenTheyCanAndGoWhenUnnamed(t *testing.T) {
 	next := d.app("web", api.Service{Name: "s", Image: away})
 	next.Digest = "sha256:next"
 	d.m.Set([]App{next})
-	d.wait(20*time.Second, "the missing image is told of, and the old version runs on", func() bool {
+	d.wait("the missing image is told of, and the old version runs on", func() bool {
 		s := d.service("web", "s")
 		return s.State == api.Running && strings.Contains(s.Message, "update waits: image acme/other@")
 	})
 	next = d.app("web", api.Service{Name: "s", Image: second})
 	next.Digest = "sha256:second"
 	d.m.Set([]App{next})
-	d.wait(20*time.Second, "the second image runs", func() bool { return d.state("web").Bundle == "sha256:second" })
+	d.wait("the second image runs", func() bool { return d.state("web").Bundle == "sha256:second" })
 	ctx := namespaces.WithNamespace(context.Background(), d.m.cfg.Namespace)
-	d.wait(10*time.Second, "the first image is gone, layers too", func() bool {
+	d.wait("the first image is gone, layers too", func() bool {
 		list, err := d.m.client.ImageService().List(ctx)
 		if err != nil || len(list) != 1 || !strings.HasSuffix(list[0].Name, second) {
 			return false
@@ -713,12 +714,12 @@ func TestHoldKeepsWhatIsHere(t *testing.T) {
 	d.end()
 	d.begin()
 	d.m.Set([]App{{Bundle: api.Bundle{App: "web"}, Hold: "the bundle cannot be fetched"}, {Bundle: api.Bundle{App: "new"}, Hold: "the bundle cannot be fetched"}})
-	d.wait(10*time.Second, "the held app runs and says why it is held", func() bool {
+	d.wait("the held app runs and says why it is held", func() bool {
 		a := d.state("web")
 		return a.State == api.Running && strings.Contains(a.Message, "cannot be fetched") && d.state("new").State == api.Pending
 	})
 	_ = syscall.Kill(d.pids("web", "s")[0], syscall.SIGKILL)
-	d.wait(10*time.Second, "it is restarted even so", func() bool { s := d.service("web", "s"); return s.State == api.Running && s.Restarts == 1 })
+	d.wait("it is restarted even so", func() bool { s := d.service("web", "s"); return s.State == api.Running && s.Restarts == 1 })
 	if now := d.service("web", "s").Container; now != id {
 		t.Errorf("container %s, was %s", now, id)
 	}
@@ -767,7 +768,7 @@ func TestKillsAtRandomMoments(t *testing.T) {
 			d.m.Set([]App{version(n)})
 		}
 	}
-	d.wait(40*time.Second, "the last version is in force", func() bool {
+	d.wait("the last version is in force", func() bool {
 		a := d.state("web")
 		return a.State == api.Running && a.Bundle == fmt.Sprint("sha256:", rounds)
 	})

@@ -113,7 +113,7 @@ func TestEdgedIsKilledAtRandomMoments(t *testing.T) {
 	}
 	d.begin()
 	d.m.Set([]App{version(rounds)})
-	d.wait(40*time.Second, "the last version is in force", func() bool {
+	d.wait("the last version is in force", func() bool {
 		a := d.state("web")
 		return a.State == api.Running && a.Bundle == fmt.Sprint("sha256:", rounds)
 	})

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tributary.dev/tributary/tests/wait"
 )
 
 // Without a service the lines of all come in the order of time, each with its
@@ -55,7 +57,7 @@ func TestLogsOfAllServices(t *testing.T) {
 			}
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), wait.Limit)
 	defer cancel()
 	pr, pw := io.Pipe()
 	go func() { _ = m.Logs(ctx, "a", "", true, 0, pw); pw.Close() }()

@@ -19,6 +19,7 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/meter"
 	"tributary.dev/tributary/pkg/edge/workload/workloadtest"
+	"tributary.dev/tributary/tests/wait"
 )
 
 var tools workloadtest.Tools
@@ -78,7 +79,7 @@ func newDevice(t *testing.T) *device {
 	if d.daemon, err = workloadtest.NewDaemon(filepath.Join(dir, "c")); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), wait.Limit)
 	defer cancel()
 	if err := d.daemon.Start(ctx); err != nil {
 		t.Fatal(err)
@@ -146,14 +147,14 @@ func (d *device) tearDown() {
 	if d.m == nil {
 		d.begin()
 	}
-	d.wait(time.Minute, "containers are listed", func() bool {
+	d.wait("containers are listed", func() bool {
 		d.m.mu.Lock()
 		defer d.m.mu.Unlock()
 		return d.m.listed
 	})
 	cgroups := d.cgroups()
 	d.m.Set(nil)
-	d.wait(time.Minute, "all containers are gone", func() bool {
+	d.wait("all containers are gone", func() bool {
 		d.m.mu.Lock()
 		defer d.m.mu.Unlock()
 		return len(d.m.instances) == 0
@@ -197,25 +198,18 @@ func (d *device) unmountAll() {
 	}
 }
 
-// wait polls until ok, and fails with what at the deadline.
-func (d *device) wait(limit time.Duration, what string, ok func() bool) {
+// wait polls until ok, and tells the whole status when it never is.
+func (d *device) wait(what string, ok func() bool) {
 	d.t.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(limit)
-	for {
+	wait.Seen(d.t, what, func() (any, bool) {
 		if ok() {
-			return
+			return nil, true
 		}
-		select {
-		case <-deadline:
-			if d.m != nil {
-				d.t.Logf("status: %+v\nwarnings: %+v", d.m.Status(), d.m.Warnings())
-			}
-			d.t.Fatalf("after %s, not yet: %s", limit, what)
-		case <-tick.C:
+		if d.m == nil {
+			return nil, false
 		}
-	}
+		return fmt.Sprintf("status: %+v\nwarnings: %+v", d.m.Status(), d.m.Warnings()), false
+	})
 }
 
 func (d *device) app(name string, services ...api.Service) App {
@@ -253,20 +247,20 @@ func (d *device) state(app string) api.AppStatus {
 
 func (d *device) running(app string) {
 	d.t.Helper()
-	d.wait(30*time.Second, app+" is Running", func() bool { return d.state(app).State == api.Running })
+	d.wait(app+" is Running", func() bool { return d.state(app).State == api.Running })
 }
 
 // get asks a service's own web server, through Dial.
 func (d *device) get(app, service, path string) string {
 	d.t.Helper()
 	var body string
-	d.wait(10*time.Second, app+"/"+service+" answers "+path, func() bool {
+	d.wait(app+"/"+service+" answers "+path, func() bool {
 		conn, err := d.m.Dial(context.Background(), app, service, 8080)
 		if err != nil {
 			return false
 		}
 		defer conn.Close()
-		_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+		_ = conn.SetDeadline(time.Now().Add(wait.Limit))
 		fmt.Fprintf(conn, "GET %s HTTP/1.0\r\n\r\n", path)
 		all, err := io.ReadAll(conn)
 		if err != nil || !strings.HasPrefix(string(all), "HTTP/1.0 ") {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"strings"
 	"testing"
-	"time"
 
 	"tributary.dev/tributary/pkg/api"
 )
@@ -39,7 +38,7 @@ func TestInitAndWhatLiesInMounts(t *testing.T) {
 		t.Errorf("process 1 is %q", got)
 	}
 	orphan := d.get("web", "front", "/orphan")
-	d.wait(time.Minute, "the orphan "+orphan+" ended and was collected", func() bool {
+	d.wait("the orphan "+orphan+" ended and was collected", func() bool {
 		return strings.HasPrefix(d.get("web", "front", "/file?p=/proc/"+orphan+"/stat"), "ERROR")
 	})
 	if got := d.get("web", "front", "/zombies"); got != "" {
@@ -48,11 +47,11 @@ func TestInitAndWhatLiesInMounts(t *testing.T) {
 	first := d.service("web", "front").Container
 	app.Bundle.Services[0].Env = map[string]string{"VERSION": "2"}
 	d.m.Set([]App{app})
-	d.wait(time.Minute, "the new version runs", func() bool {
+	d.wait("the new version runs", func() bool {
 		s := d.service("web", "front")
 		return s.Container != first && s.State == api.Running
 	})
-	d.wait(time.Minute, "the old one heard that it was stopped", func() bool {
+	d.wait("the old one heard that it was stopped", func() bool {
 		var logs strings.Builder
 		_ = d.m.Logs(context.Background(), "web", "front", false, -1, &logs)
 		return strings.Contains(logs.String(), "stopping")

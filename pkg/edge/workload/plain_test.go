@@ -4,7 +4,6 @@ import (
 	"errors"
 	"strings"
 	"testing"
-	"time"
 
 	"tributary.dev/tributary/pkg/api"
 )
@@ -50,7 +49,7 @@ func TestFaultsOfTheRuntimeInPlainWords(t *testing.T) {
 		"device": "the device has no /dev/no-such-thing", "mount": `"/etc/passwd" cannot be mounted`, "files": "does not allow the ulimit nofile",
 	} {
 		var got string
-		d.wait(time.Minute, service+" fails", func() bool {
+		d.wait(service+" fails", func() bool {
 			got = d.service("web", service).Message
 			return d.service("web", service).State == api.Backoff
 		})
