@@ -81,7 +81,8 @@ func (a *app) progress(what string, quiet bool) (update func(done, total int64),
 	if quiet || !ok || !term.IsTerminal(int(f.Fd())) {
 		return nil, func() {}
 	}
-	bar := progressbar.NewOptions64(-1, progressbar.OptionSetDescription(what), progressbar.OptionSetWriter(out), progressbar.OptionShowBytes(true),
+	// Without a spinner: its goroutine reads the bar's state without the bar's lock (v3.19.1, IsStarted).
+	bar := progressbar.NewOptions64(-1, progressbar.OptionSetSpinnerChangeInterval(0), progressbar.OptionSetDescription(what), progressbar.OptionSetWriter(out), progressbar.OptionShowBytes(true),
 		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish(), progressbar.OptionFullWidth())
 	return func(done, total int64) {
 		bar.ChangeMax64(max(total, 1))
