@@ -7,6 +7,7 @@ package bundle
 import (
 	"bytes"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -83,10 +84,10 @@ func Write(c Config) (*Result, error) {
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 		patch, err := delta.Make(old, content, pointers(unfolded, packed))
-		if err != nil {
+		if err != nil && !errors.Is(err, delta.ErrUnlike) {
 			return nil, err
 		}
-		if len(patch) < len(b.Plain) { // else the plain one travels
+		if err == nil && len(patch) < len(b.Plain) { // else the plain one travels
 			b.Deltas[from], res.Deltas[version] = patch, int64(len(patch))
 		}
 	}

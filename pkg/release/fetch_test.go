@@ -164,3 +164,26 @@ func TestDownloadLimits(t *testing.T) {
 func TestLimitsCount(t *testing.T) {
 	mutation.Prove(t, mutation.Marked(t, "^TestDownloadLimits$", "fetch.go")...)
 }
+
+// TestTravel: a box takes the smallest that it can read; a delta of a format that is newer than the box is nothing to it.
+func TestTravel(t *testing.T) {
+	plain, delta := bytes.Repeat([]byte{1}, 100), []byte{2}
+	b := Bundle{Description: description("1.2"), Targets: []byte("{}"), Plain: plain, Deltas: map[string][]byte{"here": delta}}
+	raw, _, err := b.Manifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name, identity, want string
+		raw                  []byte
+	}{
+		{"its delta", "here", digestOf(delta), raw},
+		{"another box's delta", "there", digestOf(plain), raw},
+		{"a later format", "here", digestOf(plain), bytes.ReplaceAll(raw, []byte(TypeDelta), []byte("application/vnd.tributary.release.delta.v99"))},
+	} {
+		p := Parts{Manifest: c.raw}
+		if got, _, _, err := p.Travel(c.identity); err != nil || got != c.want {
+			t.Errorf("%s: %s, %v; want %s", c.name, got, err, c.want)
+		}
+	}
+}

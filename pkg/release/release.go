@@ -23,7 +23,7 @@ const (
 	TypeRoot      = "application/vnd.tributary.release.tuf-root.v1+json" // in the order of their versions
 	TypeTargets   = "application/vnd.tributary.release.tuf-targets.v1+json"
 	TypePlain     = "application/vnd.tributary.release.content.v1+zstd"
-	TypeDelta     = "application/vnd.tributary.release.delta.v1" // annotation AnnotationFrom
+	TypeDelta     = "application/vnd.tributary.release.delta.v2" // annotation AnnotationOld
 	AnnotationOld = "tributary.dev/from"                         // identity of the content that a delta starts from
 )
 

@@ -66,10 +66,11 @@ func TestPinned(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sum := sha256.Sum256(patch[:headerSize])
-	changes := binary.BigEndian.Uint64(patch[108:])
-	packed := binary.BigEndian.Uint64(patch[100:])
-	sum = sha256.Sum256(append(sum[:0:0], patch[headerSize+packed:headerSize+packed+changes]...))
+	_, parts, err := split(patch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(parts[partChanges])
 	const want = "cdf2527bd25ba728"
 	if got := hex.EncodeToString(sum[:8]); got != want {
 		t.Fatalf("the model's output changed: %s, want %s; give the format a new magic number, and keep the old Apply", got, want)

@@ -17,60 +17,95 @@ const (
 )
 
 // plan finds what of the old content each part of the new one resembles. It needs 5/4 bytes of memory for each old one.
-func plan(old, new []byte) (ops []op) {
-	index := newIndex(old)
-	var cur op
-	at := 0 // in new
-	flush := func(next op) {
-		if cur.Copy > 0 || cur.Extra > 0 {
-			ops = append(ops, cur)
+func plan(old, new []byte) []op {
+	p := &planner{old: old, new: new, index: newIndex(old)}
+	for p.at < len(new) {
+		p.extend()
+		if p.at < len(new) {
+			p.next()
 		}
-		cur = next
 	}
-	extend := func() {
-		for {
-			o := cur.Old + cur.Copy
-			n := min(step, len(new)-at, len(old)-int(o))
-			if n <= 0 || cur.Extra > 0 {
+	p.flush(op{})
+	return p.ops
+}
+
+type planner struct {
+	old, new []byte
+	index    *index
+	ops      []op
+	cur      op
+	at       int // in new
+}
+
+func (p *planner) flush(next op) {
+	if p.cur.Copy > 0 || p.cur.Extra > 0 {
+		p.ops = append(p.ops, p.cur)
+	}
+	p.cur = next
+}
+
+// extend goes on with the copy as long as half of the bytes are equal.
+func (p *planner) extend() {
+	for {
+		o := p.cur.Old + p.cur.Copy
+		n := min(step, len(p.new)-p.at, len(p.old)-int(o))
+		if n <= 0 || p.cur.Extra > 0 {
+			return
+		}
+		if 2*equal(p.old[o:int(o)+n], p.new[p.at:p.at+n]) < n {
+			// what lies behind may fit again: a signature, a build id
+			far := o + 640
+			if int(far)+step > len(p.old) || p.at+640+step > len(p.new) || 4*equal(p.old[far:far+step], p.new[p.at+640:p.at+640+step]) < 3*step {
 				return
 			}
-			if 2*equal(old[o:int(o)+n], new[at:at+n]) < n {
-				// what lies behind may fit again: a signature, a build id
-				far := o + 640
-				if int(far)+step > len(old) || at+640+step > len(new) || 4*equal(old[far:far+step], new[at+640:at+640+step]) < 3*step {
-					return
-				}
-			}
-			cur.Copy += int64(n)
-			at += n
+		}
+		p.cur.Copy += int64(n)
+		p.at += n
+	}
+}
+
+// next begins another copy here, or goes on with the last one, or says that this byte has no counterpart.
+func (p *planner) next() {
+	expected := p.cur.Old + p.cur.Copy + p.cur.Extra
+	where, length := p.index.find(p.new, p.at, expected)
+	if length < minCopy {
+		p.cur.Extra++
+		p.at++
+		return
+	}
+	// A table whose numbers all moved by the same has hardly an equal stretch where it belongs, and many where it does not.
+	if p.cur.Copy > 0 && where != expected && length < 8*likely {
+		if n := p.alike(expected); 2*n >= likely && n >= p.alike(where) {
+			where, length = expected, minCopy
 		}
 	}
-	for at < len(new) {
-		extend()
-		if at >= len(new) {
-			break
-		}
-		expected := cur.Old + cur.Copy + cur.Extra
-		where, length := index.find(new, at, expected)
-		if length < minCopy {
-			cur.Extra++
-			at++
-			continue
-		}
-		if where == expected && cur.Extra > 0 && cur.Copy > 0 { // the same alignment goes on: what lay between is a change
-			cur.Copy += cur.Extra + int64(length)
-			cur.Extra = 0
-			at += length
-			continue
-		}
-		back := backward(old, new, where, at, cur.Extra)
-		cur.Extra -= back
-		cur.fill(old, new[int64(at)-back-cur.Extra:int64(at)-back])
-		flush(op{Old: where - back, Copy: back + int64(length)})
-		at += length
+	if p.cur.Copy > 0 && where == expected { // the same alignment goes on: what lay between is a change
+		p.cur.Copy += p.cur.Extra + int64(length)
+		p.cur.Extra = 0
+		p.at += length
+		return
 	}
-	flush(op{})
-	return ops
+	back := backward(p.old, p.new, where, p.at, p.cur.Extra)
+	p.cur.Extra -= back
+	p.cur.fill(p.old, p.new[int64(p.at)-back-p.cur.Extra:int64(p.at)-back])
+	p.flush(op{Old: where - back, Copy: back + int64(length)})
+	p.at += length
+}
+
+const likely = 512 // bytes that are looked at to choose between two places
+
+// alike counts the bytes from here on whose words differ by nothing, or by what the word before differed by.
+func (p *planner) alike(old int64) (n int) {
+	last := uint32(0)
+	for i := 0; i < likely && int(old)+i+4 <= len(p.old) && p.at+i+4 <= len(p.new); i += 4 {
+		switch d := word(p.new[p.at+i:]) - word(p.old[int(old)+i:]); d {
+		case 0, last:
+			n += 4
+		default:
+			last = d
+		}
+	}
+	return n
 }
 
 // fill goes on with a copy over extra bytes that are its like, if only here and there.
