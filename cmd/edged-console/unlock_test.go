@@ -288,15 +288,17 @@ func TestShellEndsInTime(t *testing.T) {
 			defer f.Close()
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			most := 500 * time.Millisecond
-			if name == "line" {
-				most = time.Hour
+			most := time.Hour
+			if name == "time" {
+				most = 2 * time.Second
 			}
 			ended := make(chan error, 1)
 			go func() {
 				ended <- shell(ctx, line{in: newPump(f), out: f, size: func() (int, int) { return 80, 24 }}, []string{"/bin/sh", "-c", "trap '' HUP TERM INT; echo begun; while :; do sleep 1; done"}, most)
 			}()
-			x.expect("begun")
+			if name == "line" { // in two seconds a busy machine may not begin
+				x.expect("begun")
+			}
 			end(x, cancel)
 			wait(t, ended)
 			x.expect("Locked.")

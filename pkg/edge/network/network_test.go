@@ -17,6 +17,7 @@ import (
 	"pgregory.net/rapid"
 
 	"tributary.dev/tributary/pkg/edge/workload/workloadtest"
+	"tributary.dev/tributary/tests/wait"
 )
 
 var tools workloadtest.Tools
@@ -82,14 +83,19 @@ func serve(t *testing.T, m *Manager, id string, port int, word string) {
 
 // ask connects from inside a namespace ("" is the host's) and reads the word.
 func ask(m *Manager, from, addr string) (string, error) {
+	return askFor(m, from, addr, wait.Limit)
+}
+
+// askFor is ask with an end, for where nobody should answer.
+func askFor(m *Manager, from, addr string, limit time.Duration) (string, error) {
 	var word []byte
 	dial := func() error {
-		c, err := net.DialTimeout("tcp4", addr, time.Second)
+		c, err := net.DialTimeout("tcp4", addr, limit)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(limit))
 		word, err = io.ReadAll(c)
 		return err
 	}
@@ -135,7 +141,7 @@ func TestContainersMeetOnTheirNetworksOnly(t *testing.T) {
 		t.Errorf("host to db: %q, %v", got, err)
 	}
 	for _, addr := range []string{dbAddr, net.JoinHostPort(web.Addresses[0].String(), "80")} {
-		if got, err := ask(m, "x-1", addr); err == nil {
+		if got, err := askFor(m, "x-1", addr, time.Second); err == nil {
 			t.Errorf("another app reached %s: %q", addr, got)
 		}
 	}
