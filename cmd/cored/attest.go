@@ -215,6 +215,9 @@ func (c *core) askTPM(ctx context.Context, id api.DeviceID) error {
 		if err != nil {
 			return err
 		}
+		if reply.Again {
+			c.question(question{id: id})
+		}
 		text, err := json.Marshal(reply)
 		if err != nil {
 			return err

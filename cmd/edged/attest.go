@@ -44,7 +44,7 @@ func (b *box) attest(ctx context.Context, nonce []byte, talk io.ReadWriter) erro
 	b.attesting.Lock()
 	defer b.attesting.Unlock()
 	me := b.member.Live.Get()
-	report, key, err := describe(ctx, nonce, me)
+	report, key, err := describe(ctx, nonce, me, b.again)
 	if err != nil {
 		return err
 	}
@@ -62,8 +62,11 @@ func (b *box) attest(ctx context.Context, nonce []byte, talk io.ReadWriter) erro
 	}
 	if reply.Refused != "" {
 		b.log.Warn("the core does not believe this box's TPM", "why", reply.Refused)
+	} else {
+		forgetWords(wordsFile, report.Boot)
 	}
-	if !reply.Escrowed || key == nil {
+	b.again = reply.Again
+	if !reply.Escrowed || key == nil || report.Sealed == "tpm2" { // the TPM has that already
 		return nil
 	}
 	root := identity.Fingerprint(me.Trust.Root)
@@ -74,8 +77,9 @@ func (b *box) attest(ctx context.Context, nonce []byte, talk io.ReadWriter) erro
 	return err
 }
 
-// describe makes the report, with the key that it has in escrow where there is one.
-func describe(ctx context.Context, nonce []byte, me *identity.Identity) (r attest.Report, key []byte, err error) {
+// describe makes the report, with the key that goes into escrow where one is to: a new one on the way into the TPM, or
+// again that which the TPM keeps, for a core that lost it.
+func describe(ctx context.Context, nonce []byte, me *identity.Identity, again bool) (r attest.Report, key []byte, err error) {
 	q, err := boot.Quote(ctx, nonce)
 	if errors.Is(err, boot.ErrNoTPM) || errors.Is(err, os.ErrNotExist) {
 		return attest.Report{Unable: boot.ErrNoTPM.Error()}, nil, nil
@@ -83,8 +87,11 @@ func describe(ctx context.Context, nonce []byte, me *identity.Identity) (r attes
 	if err != nil {
 		return r, nil, &api.Error{Code: api.Unavailable, Message: "the TPM does not answer", Err: err}
 	}
-	r = attest.Report{Boot: bootName(), Evidence: q.Evidence, Attestation: q.Attestation, Endorsement: q.Endorsement, Sealed: q.Sealed, Unfit: q.Unfit}
-	if !q.Ready {
+	r = attest.Report{Boot: bootName(), Evidence: q.Evidence, Attestation: q.Attestation, Endorsement: q.Endorsement, Sealed: q.Sealed, Unfit: q.Unfit, Key: q.Key}
+	for _, w := range keptWords(wordsFile) {
+		r.Words = append(r.Words, w.Word)
+	}
+	if again = again && q.Sealed == "tpm2"; !q.Ready && !again {
 		return r, nil, nil
 	}
 	to, ok := me.Trust.Sealing.PublicKey.(*ecdsa.PublicKey)
@@ -92,7 +99,12 @@ func describe(ctx context.Context, nonce []byte, me *identity.Identity) (r attes
 		return r, nil, errors.New("the core's sealing key is of another type")
 	}
 	key = make([]byte, 32)
-	if _, err := rand.Read(key); err != nil {
+	if again {
+		key, err = boot.SealedKey(ctx)
+	} else {
+		_, err = rand.Read(key)
+	}
+	if err != nil {
 		return r, nil, err
 	}
 	r.Escrow, err = identity.Seal(to, identity.SealInfo{Device: me.ID(), Name: attest.EscrowName}, key)

@@ -11,6 +11,7 @@ import (
 	"tributary.dev/tributary/pkg/edge/firmware"
 	"tributary.dev/tributary/pkg/edge/update"
 	"tributary.dev/tributary/pkg/efi"
+	"tributary.dev/tributary/pkg/tpm/attest"
 	"tributary.dev/tributary/pkg/tpm/eventlog"
 )
 
@@ -58,11 +59,14 @@ func (b *box) firmwareKeys(flash *update.Flash, running update.Slot) *firmware.K
 			return len(f.PCR7), nil
 		},
 		Foretell: func(ctx context.Context, pcr7 [][]byte) error {
-			_, err := boot.Foretell(ctx, pcr7)
-			if errors.Is(err, boot.ErrNoTPM) {
+			f, err := boot.Foretell(ctx, pcr7)
+			if errors.Is(err, boot.ErrNoTPM) || err != nil && !hasTPM() {
 				return nil
 			}
-			return err
+			if err != nil || f.Word == nil {
+				return err
+			}
+			return keepWord(wordsFile, bootName(), attest.Word{PCR7: pcr7, Evidence: f.Word.Evidence})
 		},
 		Say: b.log,
 	})

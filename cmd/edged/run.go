@@ -73,6 +73,7 @@ type box struct {
 	settings chan api.DeviceSettings
 
 	attesting sync.Mutex // the core's questions to the TPM
+	again     bool       // within it: the core lacks the key of STATE
 	listen    struct{ mqtt, https, greet net.Listener }
 }
 
@@ -344,7 +345,9 @@ func (b *box) artifacts() oci.Upstream {
 	return oci.Preload(b.o.preload, b.parents)
 }
 
-func (b *box) makeWorkload(ctx context.Context) error {
+func (b *box) makeWorkload(ctx context.Context) error { return b.makeWorkloadFrom(ctx, b.artifacts()) }
+
+func (b *box) makeWorkloadFrom(ctx context.Context, from oci.Upstream) error {
 	reader, err := meter.Host()
 	if err != nil {
 		return err
@@ -368,7 +371,7 @@ func (b *box) makeWorkload(ctx context.Context) error {
 	}
 	b.work, err = workload.New(ctx, workload.Config{
 		Socket: b.o.containerd, Root: filepath.Join(b.o.data, "apps"), Run: b.o.run, CNIBin: b.o.cniBin, LogHelper: b.o.logHelper,
-		Snapshotter: b.o.snapshotter, Pool: b.o.pool, Upstream: b.artifacts(), Meter: b.meter, Log: b.log, Now: b.clock.Now, Own: b.listensOn(),
+		Snapshotter: b.o.snapshotter, Pool: b.o.pool, Upstream: from, Meter: b.meter, Log: b.log, Now: b.clock.Now, Own: b.listensOn(),
 		Event: func(e api.Event) {
 			if a := b.agent.Load(); a != nil {
 				a.Event(e)

@@ -72,6 +72,7 @@ type Faults struct {
 	NoSystem   bool // any system gets the key back
 	NoBaseline bool // PCR 7 may be what it likes
 	NoIdentity bool // any TPM may speak for a device
+	NoWord     bool // what PCR 7 may become need not be the TPM's word
 }
 
 // Room may be used from any goroutine.
@@ -263,6 +264,7 @@ func (r *Room) Report(ctx context.Context, id api.DeviceID, c judge.Challenge, r
 			reply.Escrowed = true
 		}
 	}
+	reply.Again = fresh && !reply.Escrowed && report.Sealed == "tpm2" && !r.holds(id, rec, report.Key)
 	if rec.TPM.Attestation == nil {
 		return reply, nil // nothing to keep by which it would be known again
 	}
@@ -308,7 +310,7 @@ func (r *Room) judge(rec *record, systems []judge.Release, c judge.Challenge, re
 		rec.Shown.Changed = true
 		return false, errors.New("another TPM answers for this device than the one that is known")
 	}
-	if rec.PCR7 != nil && !bytes.Equal(rec.PCR7, pcr7[:]) && !approved && !r.cfg.Faults.NoBaseline {
+	if rec.PCR7 != nil && !bytes.Equal(rec.PCR7, pcr7[:]) && !approved && !r.foretold(rec, systems, report.Words, pcr7[:]) && !r.cfg.Faults.NoBaseline {
 		rec.Shown.Changed = true
 		return true, fmt.Errorf("the firmware's keys or settings changed: PCR 7 is %x, was %x", pcr7, rec.PCR7)
 	}
@@ -328,6 +330,47 @@ func (r *Room) judge(rec *record, systems []judge.Release, c judge.Challenge, re
 	}
 	rec.Shown.System = v.Release
 	return true, nil
+}
+
+// foretold tells whether the device's TPM said, by its known key and on a system that the device may run, that PCR 7 may
+// become this of what it was when it was last believed; maybe in several steps.
+func (r *Room) foretold(rec *record, systems []judge.Release, words []judge.Word, pcr7 []byte) bool {
+	key, err := rec.TPM.Key()
+	if err != nil || len(words) > judge.MaxWords {
+		return false
+	}
+	if len(rec.Image) == 32 {
+		systems = append(slices.Clone(systems), judge.Release{Name: "as before", PCR11: [32]byte(rec.Image)})
+	}
+	may := [][]byte{rec.PCR7}
+	has := func(v []byte) bool { return slices.ContainsFunc(may, func(m []byte) bool { return bytes.Equal(m, v) }) }
+	now := r.cfg.Now()
+	for _, w := range words {
+		e, err := judge.Decode(w.Evidence)
+		if err != nil {
+			return false
+		}
+		x := judge.Expect{Key: key, Challenge: judge.Challenge{Nonce: [judge.NonceSize]byte(judge.Foretold(w.PCR7)), Expires: now.Add(Life)}, Now: now, Releases: systems}
+		x.Faults.NoKey, x.Faults.NoNonce, x.Faults.NoRelease = r.cfg.Faults.NoWord, r.cfg.Faults.NoWord, r.cfg.Faults.NoWord
+		was, _ := e.PCR(tpm.PCRSecureBoot)
+		if _, err := x.Verify(e); err == nil && has(was[:]) {
+			may = append(may, w.PCR7...)
+		}
+	}
+	return has(pcr7)
+}
+
+// holds tells whether the core has the key that a device's TPM keeps. A device that does not name it is believed.
+func (r *Room) holds(id api.DeviceID, rec *record, digest []byte) bool {
+	if len(rec.Escrow) == 0 || len(digest) == 0 {
+		return len(rec.Escrow) > 0
+	}
+	key, err := r.cfg.OpenKey(identity.SealInfo{Device: id, Name: judge.EscrowName}, rec.Escrow)
+	if err != nil {
+		return false
+	}
+	defer clear(key)
+	return bytes.Equal(judge.KeyDigest(key), digest)
 }
 
 // Review judges anew by what the devices may run now, and lists those of which the outcome is

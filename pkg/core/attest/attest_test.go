@@ -439,6 +439,125 @@ func TestApproveFirmware(t *testing.T) {
 	}
 }
 
+// word is what the TPM says of PCR 7 to come.
+func (m *machine) word(firmwares ...string) (w judge.Word) {
+	m.t.Helper()
+	for _, f := range firmwares {
+		v := after(f)
+		w.PCR7 = append(w.PCR7, v[:])
+	}
+	w.Evidence = m.evidence([32]byte(judge.Foretold(w.PCR7)))
+	return w
+}
+
+// TestForetoldFirmware: a box whose firmware's keys changed as its TPM said before, on a system that it may run, is attested
+// without a person; by anybody else's word, or none, it is not.
+func TestForetoldFirmware(t *testing.T) {
+	other := newMachine(t)
+	const newest = "our db, and two more keys"
+	for name, c := range map[string]struct {
+		words   func(m *machine) []judge.Word
+		without Faults
+		good    bool
+	}{
+		"foretold":         {func(m *machine) []judge.Word { return []judge.Word{m.boot(ourKeys, v1, true).word("never", newKeys)} }, Faults{}, true},
+		"by another start": {func(m *machine) []judge.Word { return []judge.Word{m.boot(ourKeys, v2, true).word(newKeys)} }, Faults{}, true},
+		"in two steps": {func(m *machine) []judge.Word {
+			return []judge.Word{m.boot(ourKeys, v1, true).word(newest), m.boot(newest, v1, true).word(newKeys)}
+		}, Faults{}, true},
+		"something else":   {func(m *machine) []judge.Word { return []judge.Word{m.boot(ourKeys, v1, true).word(newest)} }, Faults{NoBaseline: true}, false},
+		"nobody's word":    {func(*machine) []judge.Word { return nil }, Faults{NoBaseline: true}, false},
+		"of another PCR 7": {func(m *machine) []judge.Word { return []judge.Word{m.boot(newest, v1, true).word(newKeys)} }, Faults{NoBaseline: true}, false},
+		"another's word":   {func(*machine) []judge.Word { return []judge.Word{other.boot(ourKeys, v1, true).word(newKeys)} }, Faults{NoWord: true}, false},
+		"another system's": {func(m *machine) []judge.Word {
+			return []judge.Word{m.boot(ourKeys, "none of ours", true).word(newKeys)}
+		}, Faults{NoWord: true}, false},
+		"after a shell": {func(m *machine) []judge.Word {
+			m.boot(ourKeys, v1, true)
+			if err := m.tpm.Extend(tpm.PCRKernel, []byte(judge.ShellOpened)); err != nil {
+				t.Fatal(err)
+			}
+			m.log = append(m.log, judge.Event([]byte(judge.ShellOpened)))
+			return []judge.Word{m.word(newKeys)}
+		}, Faults{NoWord: true}, false},
+		"changed": {func(m *machine) []judge.Word {
+			w, to := m.boot(ourKeys, v1, true).word(newest), after(newKeys)
+			w.PCR7[0] = to[:]
+			return []judge.Word{w}
+		}, Faults{NoWord: true}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, faults := range []Faults{{}, c.without} {
+				s, m := newSite(t), newMachine(t)
+				s.cfg.Faults = faults
+				s.tell(m.boot(ourKeys, v1, true), nil)
+				words := c.words(m)
+				m.boot(newKeys, v1, true)
+				ask := s.challenge()
+				r := s.report(m, ask, nil)
+				r.Words = words
+				reply, err := s.Report(t.Context(), box1, ask, r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if good := c.good || faults != (Faults{}); (reply.Refused == "") != good {
+					t.Errorf("with %+v: %+v", faults, reply)
+				}
+				if c.good { // and it is what is known from then on
+					if s.tell(m.boot(newKeys, v1, true), nil); s.Status(box1).Message != "" {
+						t.Error(s.Status(box1).Message)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestEscrowAgain: a core that has no key of a box, or another, or cannot open it any more, asks for it again.
+func TestEscrowAgain(t *testing.T) {
+	s, m := newSite(t), newMachine(t).boot(ourKeys, v1, true)
+	key := secret(t)
+	tell := func(escrow []byte) judge.Reply {
+		t.Helper()
+		s.now = s.now.Add(time.Second)
+		c := s.challenge()
+		r := s.report(m, c, escrow)
+		r.Sealed, r.Key = "tpm2", judge.KeyDigest(key)
+		reply, err := s.Report(t.Context(), box1, c, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return reply
+	}
+	for _, c := range []struct {
+		what  string
+		spoil func()
+	}{
+		{"none", func() {}},
+		{"another", func() { s.tell(m, secret(t)) }},
+		{"of another sealing key", func() {
+			var err error
+			if s.sealing, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		c.spoil()
+		if reply := tell(nil); !reply.Again {
+			t.Errorf("%s: %+v", c.what, reply)
+		}
+		if reply := tell(key); reply.Again || !reply.Escrowed {
+			t.Errorf("%s, brought again: %+v", c.what, reply)
+		}
+		if reply := tell(nil); reply.Again {
+			t.Errorf("%s: it was brought, and is asked for: %+v", c.what, reply)
+		}
+	}
+	if s.tell(m, nil).Again {
+		t.Error("a box whose key stands in the open is asked for it")
+	}
+}
+
 // TestEscrowRefused: a key that the core cannot open, or of another length, is no escrow.
 func TestEscrowRefused(t *testing.T) {
 	s, m := newSite(t), newMachine(t)

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"tributary.dev/tributary/pkg/tpm/attest"
 )
 
 // keyLimit bounds what process 1 may take: a slow TPM, and cryptsetup on a busy box.
@@ -62,6 +64,21 @@ func RaiseFloor(ctx context.Context, counter uint64) error {
 func Shut(ctx context.Context) error {
 	_, err := send(ctx, request{Do: doShut}, keyLimit)
 	return err
+}
+
+// SealedKey is the key of STATE that the TPM keeps, for a core that lost it from its escrow.
+func SealedKey(ctx context.Context) ([]byte, error) {
+	a, err := send(ctx, request{Do: doKey}, keyLimit)
+	return a.Key, err
+}
+
+func (b *booter) sealedKey() ([]byte, error) {
+	b.keys.mu.Lock()
+	defer b.keys.mu.Unlock()
+	if b.keys.source != "tpm2" {
+		return nil, errors.New("STATE was not opened by the TPM")
+	}
+	return b.keys.key, nil
 }
 
 // Foretell has STATE's key sealed to each of these values of PCR 7, of 32 bytes: the present one must be among them, and
@@ -144,6 +161,9 @@ func (b *booter) keyRequest(ctx context.Context, q request, a *Answer) error {
 	case doForetell:
 		a.Foretold, err = b.foretell(ctx, q.PCR7)
 		return err
+	case doKey:
+		a.Key, err = b.sealedKey()
+		return err
 	case doIdentity:
 		a.Public, a.Signature, err = b.cfg.TPM.Identity(ctx, q.Digest)
 		return err
@@ -167,6 +187,9 @@ func (b *booter) quote(ctx context.Context, nonce []byte, a *Answer) error {
 		return err
 	}
 	q.Sealed = b.keys.source
+	if q.Sealed == "tpm2" {
+		q.Key = attest.KeyDigest(b.keys.key)
+	}
 	if q.Sealed == "file" {
 		if err := b.cfg.TPM.Fit(ctx); err != nil {
 			q.Unfit = err.Error()

@@ -27,6 +27,7 @@ const (
 	doUnlock   = "unlock"   // Blob, Secret: STATE's key, encrypted to the TPM
 	doFloor    = "floor"    // Counter, to raise it → Floor
 	doForetell = "foretell" // PCR7: what may come → Foretold
+	doKey      = "key"      // → Key
 	doIdentity = "identity" // Digest, to sign it → Public, Signature
 	doShut     = "shut"     // a person gets a root shell: the TPM gives nothing more, and notes it
 )
@@ -47,13 +48,13 @@ type request struct {
 
 // Answer is what process 1 says.
 type Answer struct {
-	Error             string        `json:"error,omitempty"`
-	NoTPM             bool          `json:"noTPM,omitempty"` // the error is ErrNoTPM
-	Children          []ChildStatus `json:"children,omitempty"`
-	Quoted            *Quoted       `json:"quoted,omitempty"`
-	Floor             uint64        `json:"floor,omitempty"`
-	Foretold          *Foretold     `json:"foretold,omitempty"`
-	Public, Signature []byte        `json:",omitempty"`
+	Error                  string        `json:"error,omitempty"`
+	NoTPM                  bool          `json:"noTPM,omitempty"` // the error is ErrNoTPM
+	Children               []ChildStatus `json:"children,omitempty"`
+	Quoted                 *Quoted       `json:"quoted,omitempty"`
+	Floor                  uint64        `json:"floor,omitempty"`
+	Foretold               *Foretold     `json:"foretold,omitempty"`
+	Public, Signature, Key []byte        `json:",omitempty"`
 }
 
 func (b *booter) serveControl(ctx context.Context) error {
@@ -123,10 +124,10 @@ func parseRequest(line []byte) (q request, err error) {
 		return q, err
 	}
 	switch q.Do {
-	case doStatus, doReboot, doPowerOff, doQuote, doEscrow, doWait, doUnlock, doFloor, doForetell, doIdentity, doShut:
+	case doStatus, doReboot, doPowerOff, doQuote, doEscrow, doWait, doUnlock, doFloor, doForetell, doIdentity, doKey, doShut:
 		return q, nil
 	}
-	return q, errors.New("do is status, reboot, poweroff, quote, escrow, wait, unlock, floor, foretell, identity or shut")
+	return q, errors.New("do is status, reboot, poweroff, quote, escrow, wait, unlock, floor, foretell, identity, key or shut")
 }
 
 // Ask asks process 1 of this box for "status", "reboot" or "poweroff", with a reason for

@@ -57,6 +57,8 @@ type Quoted struct {
 	// will be once the core has its escrow.
 	Unfit string `json:"unfit,omitempty"`
 	Ready bool   `json:"ready,omitempty"`
+	// Key is the digest of the key that the TPM keeps (attest.KeyDigest).
+	Key []byte `json:"key,omitempty"`
 }
 
 // fileSealer seals nothing: the key stands in the header as it is. It is for boxes without a

@@ -1,5 +1,7 @@
 package attest
 
+import "crypto/sha256"
+
 // Report is what a box answers when the core asks: one JSON object on one line, of at most
 // MaxReport bytes.
 type Report struct {
@@ -19,11 +21,32 @@ type Report struct {
 	// Escrow is a key of the state, encrypted to the core (identity.Seal under EscrowName). The
 	// box uses it once the core says that it has it.
 	Escrow []byte `json:"escrow,omitempty"`
+	// Key is KeyDigest of the key that the TPM keeps: a core that has another in escrow, or none, asks for it again.
+	Key []byte `json:"key,omitempty"`
+	// Words are what the TPM said of PCR 7 before that changed, the oldest first; at most MaxWords.
+	Words []Word `json:"words,omitempty"`
+}
+
+// Word is a TPM's own word on what PCR 7 may become of what it was: Evidence is a quote with the nonce Foretold(PCR7).
+type Word struct {
+	PCR7     [][]byte `json:"pcr7"`
+	Evidence []byte   `json:"evidence"`
+}
+
+// MaxWords bounds what a report says of the past.
+const MaxWords = 8
+
+// KeyDigest is by which a key of a box's state is known without being told.
+func KeyDigest(key []byte) []byte {
+	d := sha256.Sum256(append([]byte("tributary: the key of a state\x00"), key...))
+	return d[:]
 }
 
 // Reply is the core's answer to a Report, on one line.
 type Reply struct {
 	Escrowed bool `json:"escrowed,omitempty"`
+	// Again: the core lacks the key that the box's TPM keeps; it asks once more, and the answer may bring it.
+	Again bool `json:"again,omitempty"`
 	// Refused is why the evidence is not believed.
 	Refused string `json:"refused,omitempty"`
 }
