@@ -80,19 +80,21 @@ func (a *app) tableOf(kind string, o getOptions) *table {
 	return t
 }
 
-// knowParents looks up the names of parents that are not among the devices at hand. It is
-// a comfort: without an answer they are told by id.
+// knowParents learns the names of devices at hand and looks up those of parents that are not
+// among them, once each. It is a comfort: without an answer they are told by id.
 func (a *app) knowParents(ctx context.Context, cl *client.Client, objects []*api.Object) {
-	missing, here := map[string]bool{}, map[string]bool{}
+	parents := map[string]bool{}
 	for _, o := range objects {
-		var st api.DeviceStatus
-		if o.Kind == api.KindDevice && readStatus(o, &st) == nil {
-			here[st.ID.String()] = true
-			missing[st.Parent] = true
+		if st, ok := a.knowDevice(o); ok {
+			parents[st.Parent] = true
 		}
 	}
-	maps.DeleteFunc(missing, func(id string, _ bool) bool { _, err := api.ParseDeviceID(id); return here[id] || err != nil })
-	if len(missing) == 0 {
+	maps.DeleteFunc(parents, func(id string, _ bool) bool {
+		_, known := a.parents[id]
+		_, err := api.ParseDeviceID(id)
+		return known || err != nil
+	})
+	if len(parents) == 0 {
 		return
 	}
 	kind, err := api.LookupKind(api.KindDevice)
@@ -103,13 +105,24 @@ func (a *app) knowParents(ctx context.Context, cl *client.Client, objects []*api
 	if err != nil {
 		return
 	}
-	a.parents = map[string]string{}
-	for _, o := range all {
-		var st api.DeviceStatus
-		if readStatus(o, &st) == nil {
-			a.parents[st.ID.String()] = o.Metadata.Name
-		}
+	for id := range parents {
+		a.parents[id] = id // of a device that is gone there is nothing else to tell
 	}
+	for _, o := range all {
+		a.knowDevice(o)
+	}
+}
+
+// knowDevice learns a device's name by its id.
+func (a *app) knowDevice(o *api.Object) (st api.DeviceStatus, ok bool) {
+	if o.Kind != api.KindDevice || readStatus(o, &st) != nil || st.ID.IsZero() {
+		return st, false
+	}
+	if a.parents == nil {
+		a.parents = map[string]string{}
+	}
+	a.parents[st.ID.String()] = o.Metadata.Name
+	return st, true
 }
 
 // parentText names a parent as far as it is known.
@@ -120,36 +133,23 @@ func (a *app) parentText(id string) string {
 	return id
 }
 
-// deviceColumns names parents, which are told by id, where the same list has them.
+// deviceColumns names parents, which are told by id, as far as they are known.
 func (a *app) deviceColumns(t *table, wide bool) {
 	t.header = []string{"NAME", "TIER", "PARENT", "HARDWARE", "HEALTH", "APPS", "GEN", "SEEN"}
 	if wide {
 		t.header = append(t.header, "ID", "SITE", "ADDRESSES", "VERSION", "LABELS")
 	}
 	t.under = updateText
-	names := map[string]string{}
-	maps.Copy(names, a.parents)
-	t.learn = func(obj *api.Object) {
-		var st api.DeviceStatus
-		_ = readStatus(obj, &st)
-		if !st.ID.IsZero() {
-			names[st.ID.String()] = obj.Metadata.Name
-		}
-	}
 	t.row = func(obj *api.Object) []string {
 		var spec api.DeviceSpec
 		var st api.DeviceStatus
 		_ = readSpec(obj, &spec)
 		_ = readStatus(obj, &st)
-		parent := st.Parent
-		if n, ok := names[parent]; ok {
-			parent = n
-		}
 		tier := "-"
 		if st.Tier > 0 {
 			tier = strconv.Itoa(st.Tier)
 		}
-		row := []string{obj.Metadata.Name, tier, orDash(parent), hardwareText(st.Hardware), healthText(&spec, &st), appsText(st.Apps), generationText(&st), a.age(st.LastSeen)}
+		row := []string{obj.Metadata.Name, tier, orDash(a.parentText(st.Parent)), hardwareText(st.Hardware), healthText(&spec, &st), appsText(st.Apps), generationText(&st), a.age(st.LastSeen)}
 		if wide {
 			id := "-"
 			if !st.ID.IsZero() {

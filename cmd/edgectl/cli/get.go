@@ -162,6 +162,10 @@ func (a *app) inTenant() string {
 // watch shows what is there, then every change as a further row.
 func (a *app) watch(cmd *cobra.Command, cl *client.Client, k *api.Kind, list client.ListOptions, o getOptions) error {
 	t := a.tableOf(k.Name, o)
+	write := func(header bool) {
+		a.knowForTable(cmd.Context(), cl, t.objects(), o)
+		t.write(a.Out, header)
+	}
 	synced, again := false, false
 	return cl.Watch(cmd.Context(), k, list, func(e client.Event) error {
 		switch o.output {
@@ -193,16 +197,16 @@ func (a *app) watch(cmd *cobra.Command, cl *client.Client, k *api.Kind, list cli
 				fmt.Fprintln(a.Err, "the core has forgotten where we were; this is the state of now")
 			}
 			synced = true
-			t.write(a.Out, header)
+			write(header)
 		case e.Type == "deleted":
 			t.add(e.Object, "deleted")
 			if synced {
-				t.write(a.Out, false)
+				write(false)
 			}
 		default:
 			t.add(e.Object, "")
 			if synced {
-				t.write(a.Out, false)
+				write(false)
 			}
 		}
 		return nil
@@ -212,10 +216,7 @@ func (a *app) watch(cmd *cobra.Command, cl *client.Client, k *api.Kind, list cli
 // table writes rows in columns; widths only grow, so that later rows stay in line.
 type table struct {
 	header []string
-	// learn, when there is one, sees every object of a batch before row makes its row:
-	// a device's row names its parent, which may come later.
-	learn func(*api.Object)
-	row   func(*api.Object) []string
+	row    func(*api.Object) []string
 	// under, when there is one, gives a line to stand below an object's row; "" for none.
 	under   func(*api.Object) string
 	pending []pendingRow
@@ -229,10 +230,15 @@ type pendingRow struct {
 }
 
 func (t *table) add(o *api.Object, note string) {
-	if t.learn != nil {
-		t.learn(o)
-	}
 	t.pending = append(t.pending, pendingRow{o, note})
+}
+
+// objects are those whose rows are not written yet.
+func (t *table) objects() (list []*api.Object) {
+	for _, p := range t.pending {
+		list = append(list, p.object)
+	}
+	return list
 }
 
 func (t *table) write(w io.Writer, header bool) {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"net/http"
@@ -52,7 +53,7 @@ func (s *Server) deviceID(ctx context.Context, tenant, name string) (api.DeviceI
 	}
 	obj, err := s.cfg.Store.Get(ctx, api.Key{Tenant: tenant, Kind: api.KindDevice, Name: name})
 	if err != nil {
-		return api.DeviceID{}, err
+		return api.DeviceID{}, cmp.Or(s.ownerOf(ctx, tenant, 0), err)
 	}
 	var status api.DeviceStatus
 	if err := json.Unmarshal(obj.Status, &status); err != nil {

@@ -84,18 +84,19 @@ func TestViewerAsks(t *testing.T) {
 	}
 }
 
-// A list of a tenant that is not there is told from an empty one.
+// A list of a tenant that is not there is told from an empty one, and so is what devices told.
 func TestNoSuchTenant(t *testing.T) {
-	c := start(t, nil)
+	c := start(t, func(cfg *server.Config) { cfg.Ledger = audits{} })
 	if code, e := c.call("POST", "/api/v1/tenants", `{"apiVersion":"tributary/v1","kind":"Tenant","metadata":{"name":"acme"}}`, nil); code != 201 {
 		t.Fatal(code, e)
 	}
-	for _, path := range []string{"devices?tenant=nope", "devices?tenant=nope&watch=true"} {
+	for _, path := range []string{"devices?tenant=nope", "devices?tenant=nope&watch=true", "events?tenant=nope", "events?tenant=nope&watch=true", "events?tenant=nope&device=x",
+		"records?tenant=nope&device=x", "usage?tenant=nope&device=x"} {
 		if code, e := c.callAs(c.viewer, "GET", "/api/v1/"+path, "", nil); code != 404 || !strings.Contains(e.Message, "no tenant nope") || e.Remedy == "" {
 			t.Errorf("%s: %d %+v", path, code, e)
 		}
 	}
-	for _, path := range []string{"devices?tenant=acme", "devices", "devices?tenant=*"} {
+	for _, path := range []string{"devices?tenant=acme", "devices", "devices?tenant=*", "events?tenant=acme", "events?tenant=*"} {
 		if code, e := c.callAs(c.viewer, "GET", "/api/v1/"+path, "", nil); code != 200 {
 			t.Errorf("%s: %d %v", path, code, e)
 		}

@@ -162,7 +162,7 @@ func (s *Server) kindRoutes(k *api.Kind) {
 // ownerOf refuses a list of nothing that names a tenant which is not there: a mistyped
 // name would look like an empty fleet.
 func (s *Server) ownerOf(ctx context.Context, tenant string, found int) error {
-	if found > 0 || tenant == "" || tenant == api.DefaultTenant {
+	if found > 0 || tenant == "" || tenant == "*" || tenant == api.DefaultTenant {
 		return nil
 	}
 	_, err := s.cfg.Store.Get(ctx, api.Key{Tenant: api.DefaultTenant, Kind: api.KindTenant, Name: tenant})

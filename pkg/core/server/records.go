@@ -33,7 +33,7 @@ func (s *Server) eventScope(ctx context.Context, tenant, device string) (of Even
 	case device != "":
 		of.Device, err = s.deviceID(ctx, tenant, device)
 	case tenant != "*":
-		of.Tenant = tenant
+		of.Tenant, err = tenant, s.ownerOf(ctx, tenant, 0)
 	}
 	return of, err
 }
