@@ -139,7 +139,7 @@ func (b *Box) Start(ctx context.Context) error {
 		memory = 768
 	}
 	spec := vm.Spec{Name: b.Name, Arch: arch, Accel: accel, MemoryMiB: memory, CPUs: 1, Disks: []vm.Disk{{Path: b.Disk(), Log: b.DiskLog}},
-		Vars: b.path("vars.fd"), NICs: b.cards(), Ports: []string{hostport.Name}, Watchdog: true, Clock: b.Clock, Life: time.Hour}
+		Vars: b.path("vars.fd"), NICs: b.cards(), Ports: []string{hostport.Name}, Watchdog: true, Clock: b.Clock, VSock: b.VSock, Extra: b.Extra, Life: time.Hour}
 	if b.Secure {
 		spec.SecureBoot, spec.TPM = true, b.path("tpm")
 	}

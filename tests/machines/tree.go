@@ -56,6 +56,9 @@ type BoxSpec struct {
 	Alone bool
 	// MemoryMiB is 768 if zero.
 	MemoryMiB int
+	// VSock gives it a vsock card; Extra is added to QEMU's command line.
+	VSock bool
+	Extra []string
 	// DiskLog is a file that receives every write and flush of the disk; empty: none.
 	DiskLog string
 	// Clock is what the clock on the board says at each power on; zero: the right time.

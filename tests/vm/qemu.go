@@ -10,10 +10,10 @@ import (
 	"strings"
 )
 
-// handles are the inherited sockets: QMP's, and one for each NIC on a Switch.
+// handles are the inherited sockets: QMP's, the vsock's, and one for each NIC on a Switch.
 type handles struct {
-	qmp  int
-	nics []int
+	qmp, vsock int
+	nics       []int
 }
 
 // platform is what differs between the architectures.
@@ -71,6 +71,10 @@ func arguments(s Spec, fds handles) ([]string, error) {
 	for i, name := range s.Ports {
 		argv = append(argv, "-chardev", fmt.Sprintf("socket,id=port%d,path=%s,server=on,wait=off", i, (&Machine{Spec: s}).path(name+".sock")),
 			"-device", fmt.Sprintf("virtserialport,chardev=port%d,name=%s", i, name))
+	}
+	if s.VSock { // its rings lie in memory that another process sees
+		argv = append(argv, "-object", fmt.Sprintf("memory-backend-memfd,id=memory,size=%dM,share=on", s.MemoryMiB), "-machine", "memory-backend=memory",
+			"-chardev", fmt.Sprintf("socket,id=vsock,fd=%d", fds.vsock), "-device", "vhost-user-vsock-pci,chardev=vsock")
 	}
 	if s.TPM != "" {
 		argv = append(argv, "-chardev", "socket,id=tpm,path="+(&Machine{Spec: s}).path("tpm.sock"), "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", p.tpm+",tpmdev=tpm0")

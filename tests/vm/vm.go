@@ -48,6 +48,8 @@ type Spec struct {
 	// Ports are virtio-serial ports; the guest finds them by name, the host dials them by
 	// Machine.Dial.
 	Ports []string
+	// VSock adds a vsock card; see DialVSock.
+	VSock bool
 	// Watchdog adds an i6300esb whose end resets the machine.
 	Watchdog bool
 	// Screen adds a display, for Screenshot.
@@ -105,6 +107,7 @@ type Machine struct {
 	stdin   io.WriteCloser
 	qemu    *Process
 	tpm     *Process
+	vsock   *vsock
 	life    *time.Timer
 	ownDir  bool
 	closed  sync.Once
@@ -171,6 +174,13 @@ func (m *Machine) startQEMU(ctx context.Context) error {
 			fd = inherit(f)
 		}
 		fds.nics = append(fds.nics, fd)
+	}
+	if m.VSock {
+		card, f, err := newVSock()
+		if err != nil {
+			return errors.Join(err, ours.Close())
+		}
+		m.vsock, fds.vsock = card, inherit(f)
 	}
 	argv, err := arguments(m.Spec, fds)
 	if err != nil {
@@ -313,6 +323,9 @@ func (m *Machine) Close() error {
 		m.qemu.Kill()
 		if m.monitor != nil {
 			_ = m.monitor.conn.Close()
+		}
+		if m.vsock != nil {
+			m.vsock.close()
 		}
 		m.readers.Wait()
 		if m.tpm != nil {
