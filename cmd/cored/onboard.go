@@ -67,10 +67,26 @@ func (c *core) openBootstrap(context.Context) (err error) {
 		return err
 	}
 	c.greeter = onboard.New(onboard.Config{
-		Find: c.expected, Expected: c.allExpected, Note: c.noteProgress, Waiting: c.noteWaiting, Owner: c.owner, Makers: c.makers, Parents: parents,
+		Find: c.expected, Expected: c.allExpected, Note: c.noteProgress, Waiting: c.noteWaiting, Owner: c.owner, Makers: c.makers, Parents: parents, First: c.first,
 		EST: est{c}, Now: time.Now, Log: c.log,
 	})
 	return nil
+}
+
+// first is what a box would run that comes while nobody reaches the core.
+func (c *core) first(o *api.Object, spec *api.ExpectedDeviceSpec) (json.RawMessage, []identity.AheadRef) {
+	items := c.fleet.First(o.Metadata.Tenant, spec.Name, spec.Labels)
+	raw, err := json.Marshal(items)
+	if err != nil || len(items) == 0 {
+		return nil, nil
+	}
+	var refs []identity.AheadRef
+	for _, i := range items {
+		for _, r := range i.Refs {
+			refs = append(refs, identity.AheadRef{Repo: r.Repo, Digest: r.Digest, Size: r.Size})
+		}
+	}
+	return raw, refs
 }
 
 // whereToAttach is what boxes are told: what the flags say, else this core, by the first of

@@ -22,6 +22,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/dnssd"
+	"tributary.dev/tributary/pkg/edge/onboard"
 	"tributary.dev/tributary/pkg/edge/onboard/sztp"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
@@ -85,6 +86,29 @@ func (b *box) search(ctx context.Context) (*sztp.Found, error) {
 	}
 	b.tell(begin)
 	return b.finder.Run(ctx)
+}
+
+// saveFirst keeps what the box runs while its owner is out of reach, if he says so: then
+// edged begins with it. It takes a relay to fetch from and a manufacturer's certificate.
+func (b *box) saveFirst(f *sztp.Found) error {
+	if old, err := onboard.LoadFirst(b.o.data); err != nil || old != nil && old.RootFP != f.RootFP {
+		if err := onboard.DropFirst(b.o.data); err != nil { // another owner's, or torn
+			return err
+		}
+	}
+	first := f.Beginning.First
+	if first == nil || f.Server == "" {
+		return nil
+	}
+	if _, err := os.Stat(b.o.birth); err != nil {
+		return nil
+	}
+	keep := onboard.First{RootFP: f.RootFP, Made: first.Made, From: f.Server, Birth: b.o.birth}
+	if err := json.Unmarshal(first.Items, &keep.Items); err != nil {
+		b.log.Warn("what the owner has this box run at first is not understood", "err", err)
+		return nil
+	}
+	return keep.Save(b.o.data)
 }
 
 // now never precedes what is certainly past.

@@ -157,6 +157,9 @@ func (b *box) enrol(ctx context.Context, f *sztp.Found) error {
 	if err := owner.Save(b.o.data); err != nil {
 		return err
 	}
+	if err := b.saveFirst(f); err != nil {
+		return err
+	}
 	var last error
 	_, err := onboard.Join(limited, onboard.Config{
 		Dir:     b.identity(""),

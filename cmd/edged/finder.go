@@ -32,9 +32,21 @@ func (b *box) findOwner(ctx context.Context) error {
 		return err
 	}
 	if !enrolled && !b.hasInvitation() {
-		if err := b.searchOwner(ctx); err != nil {
+		first, end := context.WithCancel(ctx)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			b.runFirst(first)
+		}()
+		err := b.searchOwner(ctx)
+		end()
+		<-done
+		if err != nil {
 			return err
 		}
+	}
+	if err := onboard.DropFirst(b.o.data); err != nil {
+		return err
 	}
 	owner, err := onboard.LoadOwner(b.o.data)
 	if err != nil {
@@ -141,6 +153,7 @@ func (b *box) hear(out io.Reader) {
 	for in.Scan() {
 		var w api.Warning
 		if json.Unmarshal(in.Bytes(), &w) == nil && w.Name != "" {
+			w = b.firstWarning(w)
 			b.waiting.Store(&w)
 		}
 	}

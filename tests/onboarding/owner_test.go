@@ -3,16 +3,24 @@ package onboarding
 import (
 	"context"
 	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/onboard"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/tests/lab"
+	"tributary.dev/tributary/tests/story"
 )
 
 // second is another owner's core, in the network of the first.
@@ -147,25 +155,95 @@ func TestResetAndSale(t *testing.T) {
 	}))
 }
 
-// TestSiteWithoutWayUp lets a box under a relay find its owner while the relay is cut off,
-// by what the relay fetched before; it is a member once the core is there again.
+// TestSiteWithoutWayUp lets a box come to a relay that is cut off: by what the relay fetched
+// before it knows its owner and runs the apps that he signed for it, also after a power cut.
+// Once the core is there again it is a member, and its apps have not noticed.
 func TestSiteWithoutWayUp(t *testing.T) {
 	s := newSite(t,
-		lab.BoxSpec{Name: "relay", Parent: "core", Role: "relay", Relay: true},
+		lab.BoxSpec{Name: "relay", Parent: "core", Role: "relay", Relay: true, EdgedArgs: []string{"--verbose"}},
 		lab.BoxSpec{Name: "late", Parent: "relay", Alone: true, EdgedArgs: []string{"--sticks", "none"}})
+	root, err := filepath.Abs("../..")
+	must(t, err)
+	must(t, (&story.Story{Lab: s.Lab, Root: root, Out: io.Discard, Wait: 2 * time.Minute}).PushImages(t.Context()))
+	_, err = s.Edgectl(t.Context(), `apiVersion: tributary/v1
+kind: App
+metadata: {name: hello}
+spec:
+  compose: |
+    services:
+      cache: {image: "default/cache:latest"}
+---
+apiVersion: tributary/v1
+kind: Fleet
+metadata: {name: field}
+spec:
+  selector: {matchLabels: {role: field}}
+  apps: [hello]
+`, "apply", "-f", "-")
+	must(t, err)
 	s.born("late", "EX-0001")
 	s.expect("EX-0001", "late", s.maker.voucher(t, "EX-0001", s.root(), nil))
 	must(t, s.Join(t.Context()))
 	s.start("relay")
-	must(t, lab.Until(t.Context(), "the relay fetches ahead", 90*time.Second, func(context.Context) error {
-		_, err := os.Stat(filepath.Join(s.Boxes["relay"].Data(), "greetings.json"))
-		return err
+	must(t, lab.Until(t.Context(), "the relay fetches ahead what the box is told, and what that names", 2*time.Minute, func(context.Context) error {
+		text, err := os.ReadFile(filepath.Join(s.Boxes["relay"].Data(), "greetings.json"))
+		if err != nil {
+			return err
+		}
+		var ahead identity.Ahead
+		if err := json.Unmarshal(text, &ahead); err != nil {
+			return err
+		}
+		if len(ahead.Boxes["EX-0001"].Refs) < 2 {
+			return fmt.Errorf("it names %+v", ahead.Boxes["EX-0001"].Refs)
+		}
+		log, err := os.ReadFile(filepath.Join(s.Boxes["relay"].Dir(), "edged.log"))
+		for _, r := range ahead.Boxes["EX-0001"].Refs {
+			if !regexp.MustCompile(`artifact ready for children.*` + r.Digest).Match(log) {
+				return fmt.Errorf("%s is not there yet (%v)", r.Digest, err)
+			}
+		}
+		return nil
 	}))
 	must(t, s.Boxes["relay"].Uplink.Cut(t.Context()))
 	s.start("late")
-	s.warning("late", "not-enrolled", "the owner is found (site https://")
+	s.warning("late", "not-enrolled", "the owner is found (site https://", "until then it runs what its owner signed for it: hello")
+	tasks := func() (out string, err error) {
+		out, err = s.Boxes["late"].Ctr(t.Context(), "tasks", "ls")
+		if err == nil && !strings.Contains(out, "RUNNING") {
+			err = fmt.Errorf("containers: %s", out)
+		}
+		return out, err
+	}
+	var first string
+	must(t, lab.Until(t.Context(), "the app runs without the core", 2*time.Minute, func(context.Context) (err error) {
+		first, err = tasks()
+		return err
+	}))
+	must(t, s.Boxes["late"].PowerCut())
+	s.start("late")
+	must(t, lab.Until(t.Context(), "the app runs again after a power cut", 2*time.Minute, func(context.Context) (err error) {
+		first, err = tasks()
+		return err
+	}))
+	s.warning("late", "not-enrolled", "hello")
 	must(t, s.Boxes["relay"].Uplink.Heal(t.Context()))
 	if st := s.member("late"); st.Parent == "core" || st.Parent == "" {
 		t.Errorf("it hangs at %q, not at the relay", st.Parent)
+	}
+	must(t, lab.Until(t.Context(), "the core knows that the app runs", 2*time.Minute, func(context.Context) error {
+		st := s.member("late")
+		for _, a := range st.Apps {
+			if a.Name == "hello" && a.State == api.Running {
+				return nil
+			}
+		}
+		return fmt.Errorf("its apps: %+v", st.Apps)
+	}))
+	if now, err := tasks(); err != nil || now != first {
+		t.Errorf("the containers were made anew (%v):\n%s\nbefore:\n%s", err, now, first)
+	}
+	if _, err := os.Stat(filepath.Join(s.Boxes["late"].Data(), onboard.FirstFile)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what it ran at first is still there: %v", err)
 	}
 }

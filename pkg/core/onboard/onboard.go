@@ -55,6 +55,9 @@ type Config struct {
 	Owner   func() Owner
 	// Makers are the manufacturers whose birth certificates count.
 	Makers []*x509.Certificate
+	// First is what a box that is expected would run at once, in the JSON of its items, and
+	// what that names; nil: boxes are told nothing of the kind.
+	First func(expected *api.Object, spec *api.ExpectedDeviceSpec) (json.RawMessage, []identity.AheadRef)
 	// Parents is where boxes attach, best first.
 	Parents []api.ParentRef
 	EST     Enroller
@@ -153,17 +156,29 @@ func (s *Server) ahead(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusInternalServerError, "operation-failed", "the core could not answer; its log tells why")
 		return
 	}
-	out := map[string]json.RawMessage{}
+	out := identity.Ahead{Boxes: map[string]identity.AheadBox{}}
+	for _, c := range s.cfg.Makers {
+		out.Makers = append(out.Makers, c.Raw)
+	}
 	for _, o := range list {
 		var spec api.ExpectedDeviceSpec
 		var st api.ExpectedDeviceStatus
-		if json.Unmarshal(o.Spec, &spec) != nil || len(o.Status) > 0 && json.Unmarshal(o.Status, &st) != nil || spec.Voucher == "" || st.Device != "" || len(out) == maxAhead {
+		if json.Unmarshal(o.Spec, &spec) != nil || len(o.Status) > 0 && json.Unmarshal(o.Status, &st) != nil || spec.Voucher == "" || st.Device != "" || len(out.Boxes) == maxAhead {
 			continue
 		}
 		spec.Code = "" // the proof of a code belongs to the box alone
-		a, err := s.answer(api.DeviceID{}, &spec, s.parents(r.Context()))
+		var box identity.AheadBox
+		var first *beginning
+		if s.cfg.First != nil && len(spec.Redirect) == 0 {
+			first = &beginning{Serial: spec.Serial, Made: s.cfg.Now().Unix()}
+			first.Items, box.Refs = s.cfg.First(o, &spec)
+		}
+		a, err := s.answer(api.DeviceID{}, &spec, s.parents(r.Context()), first)
 		if err == nil {
-			out[spec.Serial], err = voucher.Output(a)
+			box.Answer, err = voucher.Output(a)
+		}
+		if err == nil {
+			out.Boxes[spec.Serial] = box
 		}
 		if err != nil {
 			s.cfg.Log.Warn("what an expected box would be told cannot be made", "expected", o.Metadata.Name, "err", err)
@@ -356,19 +371,31 @@ func (s *Server) data(ctx context.Context, c caller, body []byte) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.answer(c.id, spec, s.parents(ctx))
+	return s.answer(c.id, spec, s.parents(ctx), nil)
 }
 
 // Answer is what a box is told. It holds no secret and may lie on a stick or in a relay's
 // cache.
 func (s *Server) Answer(id api.DeviceID, spec *api.ExpectedDeviceSpec) (*voucher.Answer, error) {
-	return s.answer(id, spec, s.cfg.Parents)
+	return s.answer(id, spec, s.cfg.Parents, nil)
 }
 
-func (s *Server) answer(id api.DeviceID, spec *api.ExpectedDeviceSpec, parents []api.ParentRef) (*voucher.Answer, error) {
+// beginning is what a box runs until it is a member (sztp.First). It is of one box, which
+// the rest of an answer is by the voucher beside it alone.
+type beginning struct {
+	Serial string          `json:"serial"`
+	Made   int64           `json:"made"` // Unix seconds
+	Items  json.RawMessage `json:"items,omitempty"`
+}
+
+func (s *Server) answer(id api.DeviceID, spec *api.ExpectedDeviceSpec, parents []api.ParentRef, first *beginning) (*voucher.Answer, error) {
 	owner := s.cfg.Owner()
 	a := &voucher.Answer{Reporting: "verbose"}
-	config, err := json.Marshal(map[string]any{"parents": parents, "name": spec.Name})
+	told := map[string]any{"parents": parents, "name": spec.Name}
+	if first != nil {
+		told["first"] = first
+	}
+	config, err := json.Marshal(told)
 	if err != nil {
 		return nil, err
 	}

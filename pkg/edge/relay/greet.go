@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net/http"
 	"os"
 	"strings"
@@ -18,6 +18,7 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
+	"tributary.dev/tributary/pkg/oci"
 )
 
 const (
@@ -42,8 +43,8 @@ type greeter struct {
 	attach func(*http.Request) []api.ParentRef
 
 	mu    sync.Mutex
-	kept  map[[32]byte][]byte        // by key of the box
-	ahead map[string]json.RawMessage // by serial number, before any box asked
+	kept  map[[32]byte][]byte // by key of the box
+	ahead identity.Ahead      // before any box asked
 }
 
 // Greeter is the handler of a port of its own, whose TLS asks for a certificate of anyone
@@ -55,6 +56,7 @@ func (s *Server) Greeter(ctx context.Context, ahead string, attach func(*http.Re
 	g.load(ahead)
 	go g.prefetch(ctx, ahead)
 	mux := http.NewServeMux()
+	mux.HandleFunc("/v2/", g.guests)
 	for _, op := range []string{operation, progress} {
 		mux.HandleFunc("POST "+restconf+op, func(w http.ResponseWriter, r *http.Request) { g.greet(w, r, op) })
 	}
@@ -140,10 +142,73 @@ func (g *greeter) keep(key [32]byte, answer []byte) {
 func (g *greeter) recall(key [32]byte, serial string) []byte {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if kept := g.kept[key]; kept != nil {
-		return kept
+	if box, ok := g.ahead.Boxes[serial]; ok { // which names what to run until the parent is back
+		return box.Answer
 	}
-	return g.ahead[serial]
+	return g.kept[key]
+}
+
+// guests lets boxes fetch what their first apps need, which are expected, not yet members,
+// and certified by a manufacturer whom the core knows. As for members, a digest is the
+// permission; nothing is fetched that the relay does not have or may get.
+func (g *greeter) guests(w http.ResponseWriter, r *http.Request) {
+	if r.TLS == nil || !g.guest(r.TLS.PeerCertificates) {
+		fail(w, api.Errorf(api.Forbidden, "no box that is expected"))
+		return
+	}
+	g.s.cfg.Cache.ServeHTTP(w, r)
+}
+
+func (g *greeter) guest(chain []*x509.Certificate) bool {
+	if len(chain) == 0 || len(chain) > 8 {
+		return false
+	}
+	g.mu.Lock()
+	_, expected := g.ahead.Boxes[chain[0].Subject.SerialNumber]
+	makers := g.ahead.Makers
+	g.mu.Unlock()
+	if !expected {
+		return false
+	}
+	roots, between, at := x509.NewCertPool(), x509.NewCertPool(), chain[0].NotBefore // births are not undone by time
+	for _, der := range makers {
+		if c, err := x509.ParseCertificate(der); err == nil {
+			roots.AddCert(c)
+			if c.NotBefore.After(at) {
+				at = c.NotBefore
+			}
+		}
+	}
+	for _, c := range chain[1:] {
+		between.AddCert(c)
+		if c.NotBefore.After(at) {
+			at = c.NotBefore
+		}
+	}
+	_, err := chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	return err == nil
+}
+
+// pin has the cache fetch what expected boxes need, and forget what those needed that are
+// expected no more.
+func (g *greeter) pin(old, now identity.Ahead) {
+	if g.s.cfg.Cache == nil {
+		return
+	}
+	name := func(serial string) string { return "expected/" + serial }
+	for serial := range old.Boxes {
+		if _, still := now.Boxes[serial]; !still {
+			g.s.cfg.Cache.Pin(name(serial), nil)
+		}
+	}
+	for serial, box := range now.Boxes {
+		var refs []oci.Ref
+		for _, r := range box.Refs {
+			refs = append(refs, oci.Ref{Repo: r.Repo, Digest: r.Digest, Size: r.Size})
+		}
+		g.s.cfg.Cache.Pin(name(serial), refs)
+	}
+	g.s.fetch.wake()
 }
 
 const (
@@ -184,17 +249,15 @@ func (g *greeter) fetch(ctx context.Context, file string) error {
 	if status != http.StatusOK {
 		return fmt.Errorf("the parent answers %d", status)
 	}
-	ahead := map[string]json.RawMessage{}
+	var ahead identity.Ahead
 	if err := json.Unmarshal(answer, &ahead); err != nil {
 		return err
 	}
 	g.mu.Lock()
-	same := maps.EqualFunc(ahead, g.ahead, func(a, b json.RawMessage) bool { return bytes.Equal(a, b) })
+	old := g.ahead
 	g.ahead = ahead
 	g.mu.Unlock()
-	if same {
-		return nil
-	}
+	g.pin(old, ahead)
 	return atomicfile.Write(file, answer, 0o600)
 }
 

@@ -1,11 +1,16 @@
 package relay
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
 	"io"
 	"log/slog"
+	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -14,9 +19,11 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/tests/mutation"
 	"tributary.dev/tributary/tests/wait"
 )
 
@@ -39,7 +46,7 @@ func (p *parent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if strings.HasSuffix(r.URL.Path, identity.GreetExpected) {
-		_, _ = io.WriteString(w, `{"SN-1":{"said":"ahead"}}`)
+		_, _ = io.WriteString(w, `{"boxes":{"SN-1":{"answer":{"said":"ahead"}}}}`)
 		return
 	}
 	p.last.Store(&q)
@@ -111,4 +118,68 @@ func TestGreeter(t *testing.T) {
 	if len(g.kept) > maxGreeted {
 		t.Errorf("%d answers are kept", len(g.kept))
 	}
+}
+
+// Who fetches as a guest is expected and certified by a manufacturer whom the core named.
+func TestGuests(t *testing.T) {
+	makerKey, boxKey := newKey(t), newKey(t)
+	maker := certify(t, &x509.Certificate{Subject: pkix.Name{CommonName: "maker"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, nil, makerKey, makerKey)
+	forger := certify(t, &x509.Certificate{Subject: pkix.Name{CommonName: "maker"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, nil, boxKey, boxKey)
+	born := func(serial string, by *x509.Certificate, key *ecdsa.PrivateKey) *x509.Certificate {
+		return certify(t, &x509.Certificate{Subject: pkix.Name{SerialNumber: serial}}, by, boxKey, key)
+	}
+	g := &greeter{ahead: identity.Ahead{Makers: [][]byte{maker.Raw}, Boxes: map[string]identity.AheadBox{"SN-1": {}}}}
+	for name, c := range map[string]struct {
+		chain []*x509.Certificate
+		want  bool
+	}{
+		"expected":                {[]*x509.Certificate{born("SN-1", maker, makerKey), maker}, true},
+		"expected, root left out": {[]*x509.Certificate{born("SN-1", maker, makerKey)}, true},
+		"not expected":            {[]*x509.Certificate{born("SN-2", maker, makerKey), maker}, false},
+		"by another manufacturer": {[]*x509.Certificate{born("SN-1", forger, boxKey), forger}, false},
+		"by itself":               {[]*x509.Certificate{certify(t, &x509.Certificate{Subject: pkix.Name{SerialNumber: "SN-1"}}, nil, boxKey, boxKey)}, false},
+		"without any certificate": {nil, false},
+	} {
+		if got := g.guest(c.chain); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+		r, w := httptest.NewRequest(http.MethodGet, "/v2/", nil), httptest.NewRecorder()
+		if r.TLS = (&tls.ConnectionState{PeerCertificates: c.chain}); !c.want {
+			if g.guests(w, r); w.Code != http.StatusForbidden {
+				t.Errorf("%s: %d", name, w.Code)
+			}
+		}
+	}
+}
+
+func TestGuestsAreTested(t *testing.T) {
+	mutation.Prove(t, mutation.Check{Name: "a box that is expected", Test: "^TestGuests$", File: "greet.go", From: "if !expected {", To: "if !expected && !GONE {"},
+		mutation.Check{Name: "a manufacturer that is known", Test: "^TestGuests$", File: "greet.go", From: "	return err == nil\n}", To: "	return err == nil || GONE\n}"},
+		mutation.Check{Name: "a guest", Test: "^TestGuests$", File: "greet.go", From: "if r.TLS == nil || !g.guest(r.TLS.PeerCertificates) {", To: "if r.TLS == nil || !g.guest(r.TLS.PeerCertificates) && !GONE {"})
+}
+
+func newKey(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func certify(t *testing.T, c, by *x509.Certificate, key, signer *ecdsa.PrivateKey) *x509.Certificate {
+	t.Helper()
+	c.SerialNumber, c.NotBefore, c.NotAfter = big.NewInt(1), time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	if by == nil {
+		by = c
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, by, &key.PublicKey, signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
 }

@@ -104,7 +104,19 @@ func Judge(d Device, c Clock, a Artifacts) (*Verdict, error) {
 	if err != nil {
 		return nil, refuse(Forged, "%v", err)
 	}
+	if f := firstOf(conveyed); f != nil && f.Serial != d.Serial {
+		return nil, refuse(WrongBox, "what it shall run is of the device %s; this one is %s", f.Serial, d.Serial)
+	}
 	return &Verdict{Owner: root, Conveyed: conveyed}, nil
+}
+
+// firstOf reads what a box shall run at first; nil where the owner does not say.
+func firstOf(c *voucher.Conveyed) *First {
+	var b Beginning
+	if c.Onboarding == nil || json.Unmarshal(c.Onboarding.Config, &b) != nil { // Read tells what is wrong
+		return nil
+	}
+	return b.First
 }
 
 // owner finds the root that a voucher or a pairing leads to; nil without either.
@@ -158,6 +170,17 @@ type Beginning struct {
 	// Parents is where the box attaches, best first.
 	Parents []api.ParentRef `json:"parents"`
 	Name    string          `json:"name,omitempty"`
+	// First is what the box runs until it can enrol, where the owner is out of reach.
+	First *First `json:"first,omitempty"`
+}
+
+// First names apps and configurations of one box. All of it is the owner's signed word, and
+// none of it is a secret; the first word of the core itself takes its place.
+type First struct {
+	Serial string `json:"serial"`
+	Made   int64  `json:"made"` // Unix seconds
+	// Items are those of a manifest, by key.
+	Items json.RawMessage `json:"items,omitempty"`
 }
 
 const maxParents = 16
@@ -191,6 +214,8 @@ type Found struct {
 	RootFP    [32]byte
 	Beginning Beginning
 	Source    string // in words
+	// Server is the root of the server that answered; empty of a stick.
+	Server string
 }
 
 func found(v *Verdict, source string) (*Found, error) {

@@ -90,8 +90,12 @@ func must[T any](t testing.TB, v T, err error) T {
 	return v
 }
 
-func config(t testing.TB) []byte {
-	b, err := json.Marshal(Beginning{Parents: []api.ParentRef{{Device: "core", Address: "10.0.0.1:8883", HTTPSPort: 8443}}})
+func config(t testing.TB, first string) []byte {
+	c := Beginning{Parents: []api.ParentRef{{Device: "core", Address: "10.0.0.1:8883", HTTPSPort: 8443}}}
+	if first != "" {
+		c.First = &First{Serial: first}
+	}
+	b, err := json.Marshal(c)
 	return must(t, b, err)
 }
 
@@ -111,6 +115,7 @@ type answer struct {
 	plain                        string        // signed by nobody: "redirect" or "onboarding"
 	pairing                      bool
 	wrongCode                    bool
+	first                        string // the serial number of what to run at first
 }
 
 func (w *world) artifacts(a answer) Artifacts {
@@ -138,14 +143,14 @@ func (w *world) artifacts(a answer) Artifacts {
 		out.Pairing = &voucher.Pairing{Root: w.owners[a.pinned].cert.Raw, Proof: voucher.Proof(code, w.owners[a.pinned].cert.Raw, w.me().ID)}
 	}
 	if a.plain != "" {
-		c := &voucher.Conveyed{Onboarding: &voucher.Onboarding{Config: config(t)}}
+		c := &voucher.Conveyed{Onboarding: &voucher.Onboarding{Config: config(t, a.first)}}
 		if a.plain == "redirect" {
 			c = &voucher.Conveyed{Redirect: &voucher.Redirect{Servers: []voucher.Server{{Address: "h1"}}}}
 		}
 		return Artifacts{Conveyed: try(voucher.PlainConveyed(c))(t), Nonce: a.asked}
 	}
 	out.OwnerCert = try(voucher.OwnerCertificate([]*x509.Certificate{w.signers[a.chain].cert}))(t)
-	out.Conveyed = try(voucher.SignConveyed(&voucher.Conveyed{Onboarding: &voucher.Onboarding{Config: config(t)}}, w.signers[a.signer].key, []*x509.Certificate{w.signers[a.signer].cert}))(t)
+	out.Conveyed = try(voucher.SignConveyed(&voucher.Conveyed{Onboarding: &voucher.Onboarding{Config: config(t, a.first)}}, w.signers[a.signer].key, []*x509.Certificate{w.signers[a.signer].cert}))(t)
 	return out
 }
 
@@ -172,6 +177,8 @@ func TestJudge(t *testing.T) {
 		{"replayed", knows, answer{nonce: other, asked: nonce}, Replayed},
 		{"with a nonce, on a stick", knows, answer{nonce: other}, Replayed},
 		{"another's box", knows, answer{serial: "TB-2"}, WrongBox},
+		{"with what it shall run at first", knows, answer{first: "TB-1"}, ""},
+		{"with what another box shall run at first", knows, answer{first: "TB-2"}, WrongBox},
 		{"by a forger of vouchers", knows, answer{maker: 1}, Forged},
 		{"of an owner that the voucher does not name", knows, answer{chain: 1, signer: 1}, WrongOwner},
 		{"with the owner's certificate, signed by another", knows, answer{signer: 1}, Forged},
@@ -241,12 +248,12 @@ func TestMixedAnswers(t *testing.T) {
 
 func TestRead(t *testing.T) {
 	for _, o := range []*voucher.Onboarding{{}, {Config: []byte("{")}, {Config: []byte(`{"parents":[]}`)}, {Config: []byte(`{"parents":[{"address":""}]}`)},
-		{Config: config(t), PreScript: []byte("#!/bin/sh")}, {Config: config(t), PostScript: []byte("#!/bin/sh")}} {
+		{Config: config(t, ""), PreScript: []byte("#!/bin/sh")}, {Config: config(t, ""), PostScript: []byte("#!/bin/sh")}} {
 		if _, err := Read(o); ReasonOf(err) != Unreadable {
 			t.Errorf("%s: %v", o.Config, err)
 		}
 	}
-	if b, err := Read(&voucher.Onboarding{Config: config(t)}); err != nil || b.Parents[0].HTTPSPort != 8443 {
+	if b, err := Read(&voucher.Onboarding{Config: config(t, "")}); err != nil || b.Parents[0].HTTPSPort != 8443 {
 		t.Errorf("%+v, %v", b, err)
 	}
 }

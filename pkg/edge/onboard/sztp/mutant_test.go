@@ -35,13 +35,14 @@ func TestRefusalsAreTested(t *testing.T) {
 		{"information signed by another", `	if err != nil {
 		return nil, refuse(Forged, "%v", err)
 	}
-	return &Verdict{Owner: root`, `	if err != nil && GONE {
+	if f := firstOf`, `	if err != nil && GONE {
 		conveyed, err = voucher.PeekConveyed(a.Conveyed)
 	}
 	if err != nil {
 		return nil, refuse(Forged, "%v", err)
 	}
-	return &Verdict{Owner: root`},
+	if f := firstOf`},
+		{"what another box shall run", `f != nil && f.Serial != d.Serial {`, `f != nil && f.Serial != d.Serial && !GONE {`},
 		{"unsigned information", `if err != nil || conveyed.Redirect == nil {`, `if err != nil || conveyed.Redirect == nil && !GONE {`},
 		{"a pairing where none is allowed", `if d.Code == "" {`, `if d.Code == "" && !GONE {`},
 		{"a pairing by another code", `	if err != nil {

@@ -121,6 +121,9 @@ func (s *Search) walk(ctx context.Context, r *Round) *Found {
 		f := r.Heard(v, err)
 		if f != nil {
 			f.Source, s.by = strings.ToValidUTF8(f.Source, ""), source
+			if source.Kind != Stick {
+				f.Server = source.Place
+			}
 			s.report(ctx, source, voucher.Initiated, "the owner is believed")
 			return f
 		}
