@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/boundedfile"
 	"tributary.dev/tributary/pkg/identity"
 )
 
@@ -142,23 +143,13 @@ func (o options) joinToken() (identity.JoinToken, error) {
 	if o.tokenFile == "" {
 		return none, &api.Error{Code: api.Invalid, Message: "this box has not enrolled and has no join token", Remedy: "pass --join-token or --join-token-file; make one with `edgectl token create`"}
 	}
-	text, err := readBounded(o.tokenFile, 4<<10)
+	text, err := boundedfile.Read(o.tokenFile, 4<<10)
 	if err != nil {
 		return none, &api.Error{Code: api.Unavailable, Message: "the join token cannot be read", Remedy: "put it into " + o.tokenFile, Err: err}
 	}
-	token, err := identity.ParseJoinToken(text)
+	token, err := identity.ParseJoinToken(string(text))
 	if err != nil {
 		return none, &api.Error{Code: api.Unavailable, Message: o.tokenFile + " holds no join token", Remedy: "write a whole one there, as `edgectl token create` prints it; edged is watching the file", Err: err}
 	}
 	return token, nil
-}
-
-func readBounded(path string, most int64) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, most))
-	return string(b), err
 }

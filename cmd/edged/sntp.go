@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"tributary.dev/tributary/pkg/boundedfile"
 	"tributary.dev/tributary/pkg/edge/boot"
 	"tributary.dev/tributary/pkg/edge/timesync"
 )
@@ -25,14 +26,14 @@ func (b *box) askTime(ctx context.Context) error {
 
 // timeServers reads what the network tells of itself (option 42 of DHCP, RFC 2132).
 func timeServers(file string) (out []string) {
-	text, err := readBounded(file, 256<<10)
+	text, err := boundedfile.Read(file, 256<<10)
 	if err != nil {
 		return nil
 	}
 	var uplinks []struct {
 		NTP []string `json:"ntp"`
 	}
-	if json.Unmarshal([]byte(text), &uplinks) != nil {
+	if json.Unmarshal(text, &uplinks) != nil {
 		return nil
 	}
 	for _, u := range uplinks {

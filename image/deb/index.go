@@ -18,6 +18,8 @@ import (
 
 	"github.com/ProtonMail/go-crypto/openpgp"
 	"github.com/ProtonMail/go-crypto/openpgp/clearsign"
+
+	"tributary.dev/tributary/pkg/boundedfile"
 )
 
 // Apt runs the machine's own apt in a folder of its own: nothing of the machine's package state is read or changed,
@@ -118,7 +120,7 @@ func (a *Apt) load(dir, codename string, arches []string) (map[string][]Package,
 	out := map[string][]Package{}
 	for suite, archive := range a.suites(codename) {
 		base := filepath.Join(dir, "lists", listName(a.address(archive)+"/dists/"+suite+"/"))
-		signed, err := readBounded(base+"InRelease", 4<<20)
+		signed, err := boundedfile.Read(base+"InRelease", 4<<20)
 		if err != nil {
 			return nil, err
 		}
@@ -155,7 +157,7 @@ func listName(address string) string {
 }
 
 func readKeyring(file string) (openpgp.EntityList, error) {
-	b, err := readBounded(file, 16<<20)
+	b, err := boundedfile.Read(file, 16<<20)
 	if err != nil {
 		return nil, fmt.Errorf("the archive keys of package debian-archive-keyring are needed: %w", err)
 	}

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v4"
+
+	"tributary.dev/tributary/pkg/boundedfile"
 )
 
 // Declared is rootfs/packages.yaml: what people ask for.
@@ -26,7 +28,7 @@ const maxDeclared = 4 << 20
 
 // ReadDeclared reads packages.yaml; unknown fields are errors.
 func ReadDeclared(file string) (*Declared, error) {
-	b, err := readBounded(file, maxDeclared)
+	b, err := boundedfile.Read(file, maxDeclared)
 	if err != nil {
 		return nil, err
 	}
@@ -155,17 +157,4 @@ func ReadLock(file string) (*Lock, error) {
 	}
 	defer f.Close()
 	return DecodeLock(f)
-}
-
-func readBounded(file string, limit int64) ([]byte, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err == nil && int64(len(b)) > limit {
-		err = fmt.Errorf("%s: larger than %d bytes", file, limit)
-	}
-	return b, err
 }

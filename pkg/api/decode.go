@@ -232,10 +232,8 @@ func (r *nodeReader) document(n *yaml.Node) (Document, bool) {
 }
 
 func kindRemedy(name string) string {
-	for _, k := range Kinds {
-		if distance(name, k.Name) <= 2 {
-			return "did you mean " + k.Name + "?"
-		}
+	if near := Nearest(name, KindNames()); near != "" {
+		return "did you mean " + near + "?"
 	}
 	return "the kinds are " + fmt.Sprint(KindNames())
 }

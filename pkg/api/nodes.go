@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"reflect"
-	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -242,36 +241,10 @@ func fieldsOf(t reflect.Type) map[string]int {
 
 func fieldRemedy(name string, fields map[string]int) string {
 	names := sortedKeys(fields)
-	sort.SliceStable(names, func(i, j int) bool { return distance(name, names[i]) < distance(name, names[j]) })
-	if len(names) > 0 && distance(name, names[0]) <= 2 {
-		return "did you mean " + names[0] + "?"
+	if near := Nearest(name, names); near != "" {
+		return "did you mean " + near + "?"
 	}
-	return "the fields are " + strings.Join(sortedKeys(fields), ", ")
-}
-
-// distance is the Levenshtein distance of two short words, in any case; long ones
-// are simply far apart.
-func distance(a, b string) int {
-	a, b = strings.ToLower(a), strings.ToLower(b)
-	if len(a) > 40 || len(b) > 40 {
-		return 40
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		diagonal := row[0]
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := diagonal
-			if a[i-1] != b[j-1] {
-				cost = 1 + min(diagonal, row[j], row[j-1])
-			}
-			diagonal, row[j] = row[j], cost
-		}
-	}
-	return row[len(b)]
+	return "the fields are " + strings.Join(names, ", ")
 }
 
 func (r *nodeReader) readMap(n *yaml.Node, v reflect.Value, path string, depth int) {

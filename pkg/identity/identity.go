@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/boundedfile"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
 )
 
@@ -120,7 +121,7 @@ func KeyID(pub *ecdsa.PublicKey) api.DeviceID {
 // 0600, written atomically) when the file does not exist. A file that exists but
 // does not hold such a key is an error and is left alone.
 func LoadOrCreateKey(path string) (*ecdsa.PrivateKey, error) {
-	b, err := readBounded(path)
+	b, err := boundedfile.Read(path, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		if err != nil {
@@ -197,15 +198,15 @@ func (i *Identity) OpenSecret(info SealInfo, sealed []byte) ([]byte, error) {
 // fails with fs.ErrNotExist (wrapped) when the box has not enrolled. Trust is taken
 // as it stands on the disk, which the box itself wrote after it had checked it.
 func Load(dir string) (*Identity, error) {
-	keyPEM, err := readBounded(filepath.Join(dir, keyFile))
+	keyPEM, err := boundedfile.Read(filepath.Join(dir, keyFile), maxFile)
 	if err != nil {
 		return nil, err
 	}
-	certPEM, err := readBounded(filepath.Join(dir, certFile))
+	certPEM, err := boundedfile.Read(filepath.Join(dir, certFile), maxFile)
 	if err != nil {
 		return nil, err
 	}
-	trustCBOR, err := readBounded(filepath.Join(dir, trustFile))
+	trustCBOR, err := boundedfile.Read(filepath.Join(dir, trustFile), maxFile)
 	if err != nil {
 		return nil, err
 	}
@@ -236,7 +237,7 @@ func (i *Identity) loadSeals(dir string) error {
 		return err
 	}
 	for _, name := range []string{sealFile, oldSealFile} {
-		b, err := readBounded(filepath.Join(dir, name))
+		b, err := boundedfile.Read(filepath.Join(dir, name), maxFile)
 		if errors.Is(err, fs.ErrNotExist) && name == oldSealFile {
 			continue
 		}
@@ -349,14 +350,3 @@ func FormatCerts(certs []*x509.Certificate) []byte {
 
 // Fingerprint is the SHA-256 of a certificate's DER, as join tokens carry it.
 func Fingerprint(c *x509.Certificate) [32]byte { return sha256.Sum256(c.Raw) }
-
-func readBounded(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if info.Size() > maxFile {
-		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxFile)
-	}
-	return os.ReadFile(path)
-}

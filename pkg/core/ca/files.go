@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"tributary.dev/tributary/pkg/boundedfile"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
 )
@@ -53,16 +54,7 @@ func readCert(path string) (*x509.Certificate, error) {
 	return certs[0], nil
 }
 
-func readBounded(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if info.Size() > maxFile {
-		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxFile)
-	}
-	return os.ReadFile(path)
-}
+func readBounded(path string) ([]byte, error) { return boundedfile.Read(path, maxFile) }
 
 // Snapshot reads every file that a backup needs, by its path below the folder. root.key
 // is among them while it lies there, so a backup is as secret as the folder: encrypt it.

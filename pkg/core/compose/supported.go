@@ -1,6 +1,11 @@
 package compose
 
-import "strings"
+import (
+	"slices"
+	"strings"
+
+	"tributary.dev/tributary/pkg/api"
+)
 
 type verdict int
 
@@ -128,34 +133,5 @@ var supported = map[string]map[string]rule{
 
 // nearest finds the key that was probably meant.
 func nearest(key string, rules map[string]rule) string {
-	best, at := "", 3
-	for _, k := range keys(rules) {
-		if d := distance(key, k); d < at && rules[k].verdict == accept {
-			best, at = k, d
-		}
-	}
-	return best
-}
-
-// distance counts the letters to change, add or drop (Levenshtein).
-func distance(a, b string) int {
-	if len(a) > 40 || len(b) > 40 {
-		return 40
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		diagonal := row[0]
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := diagonal
-			if a[i-1] != b[j-1] {
-				cost = 1 + min(diagonal, row[j], row[j-1])
-			}
-			diagonal, row[j] = row[j], cost
-		}
-	}
-	return row[len(b)]
+	return api.Nearest(key, slices.DeleteFunc(keys(rules), func(k string) bool { return rules[k].verdict != accept }))
 }

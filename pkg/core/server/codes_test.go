@@ -1,11 +1,7 @@
 package server_test
 
 import (
-	"bytes"
-	"context"
 	"encoding/json"
-	"io"
-	"net/http"
 	"strings"
 	"testing"
 
@@ -26,49 +22,23 @@ func TestViewersSeeNoCodes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	read := func(token, method, path, body string) string {
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		req, _ := http.NewRequestWithContext(ctx, method, c.url+path, strings.NewReader(body))
-		req.Header.Set("Authorization", "Bearer "+token)
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		if resp.StatusCode != 200 {
-			t.Fatalf("%s: %s", path, resp.Status)
-		}
-		if !strings.Contains(path, "watch") {
-			b, _ := io.ReadAll(resp.Body)
-			return string(b)
-		}
-		var text []byte
-		for b := make([]byte, 512); !bytes.Contains(text, []byte("synced")); {
-			n, err := resp.Body.Read(b)
-			if text = append(text, b[:n]...); err != nil {
-				break
-			}
-		}
-		return string(text)
-	}
 	for _, path := range []string{"/api/v1/expecteddevices", "/api/v1/expecteddevices?watch=true", "/api/v1/expecteddevices/a"} {
-		if text := read(c.viewer, "GET", path, ""); strings.Contains(text, code) || !strings.Contains(text, `"code":"hidden"`) || !strings.Contains(text, "SN-a") {
+		if text := c.read(c.viewer, "GET", path, ""); strings.Contains(text, code) || !strings.Contains(text, `"code":"hidden"`) || !strings.Contains(text, "SN-a") {
 			t.Errorf("a viewer reads %s: %s", path, text)
 		}
-		if text := read(c.admin, "GET", path, ""); !strings.Contains(text, code) {
+		if text := c.read(c.admin, "GET", path, ""); !strings.Contains(text, code) {
 			t.Errorf("an admin reads %s: %s", path, text)
 		}
 	}
-	if text := read(c.viewer, "GET", "/api/v1/expecteddevices/b", ""); strings.Contains(text, "hidden") {
+	if text := c.read(c.viewer, "GET", "/api/v1/expecteddevices/b", ""); strings.Contains(text, "hidden") {
 		t.Errorf("a box without a code: %s", text)
 	}
 	// What a change would replace is not told either.
 	doc := `{"apiVersion":"tributary/v1","kind":"ExpectedDevice","metadata":{"name":"a"},"spec":{"serial":"SN-a"}}`
-	if text := read(c.viewer, "POST", "/api/v1/apply?dryRun=true", doc); strings.Contains(text, code) || !strings.Contains(text, `"unknown"`) {
+	if text := c.read(c.viewer, "POST", "/api/v1/apply?dryRun=true", doc); strings.Contains(text, code) || !strings.Contains(text, `"unknown"`) {
 		t.Errorf("a viewer's dry run: %s", text)
 	}
-	if text := read(c.admin, "POST", "/api/v1/apply?dryRun=true", doc); !strings.Contains(text, code) {
+	if text := c.read(c.admin, "POST", "/api/v1/apply?dryRun=true", doc); !strings.Contains(text, code) {
 		t.Errorf("an admin's dry run: %s", text)
 	}
 }

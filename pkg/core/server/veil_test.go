@@ -142,38 +142,41 @@ func TestViewersSeeNoArguments(t *testing.T) {
 	if _, err := c.store.Put(t.Context(), box, store.PutOptions{Status: api.DeviceStatus{ID: api.DeviceID{1}}}); err != nil {
 		t.Fatal(err)
 	}
-	read := func(token, path string) string {
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		req, _ := http.NewRequestWithContext(ctx, "GET", c.url+path, nil)
-		req.Header.Set("Authorization", "Bearer "+token)
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		if resp.StatusCode != 200 {
-			t.Fatalf("%s: %s", path, resp.Status)
-		}
-		if !strings.Contains(path, "watch") {
-			b, _ := io.ReadAll(resp.Body)
-			return string(b)
-		}
-		var text []byte
-		for b := make([]byte, 512); !bytes.Contains(text, []byte("synced")); {
-			n, err := resp.Body.Read(b)
-			if text = append(text, b[:n]...); err != nil {
-				break
-			}
-		}
-		return string(text)
-	}
 	for _, path := range []string{"/api/v1/events", "/api/v1/events?watch=true", "/api/v1/records?device=field-1"} {
-		if text := read(c.viewer, path); strings.Contains(text, "hunter2") || !strings.Contains(text, "psql …") {
+		if text := c.read(c.viewer, "GET", path, ""); strings.Contains(text, "hunter2") || !strings.Contains(text, "psql …") {
 			t.Errorf("a viewer reads %s: %s", path, text)
 		}
-		if text := read(c.admin, path); !strings.Contains(text, "hunter2") {
+		if text := c.read(c.admin, "GET", path, ""); !strings.Contains(text, "hunter2") {
 			t.Errorf("an admin reads %s: %s", path, text)
 		}
 	}
+}
+
+// read is an answer as text; of a stream, what comes until all that is there has come.
+func (c *core) read(token, method, path, body string) string {
+	c.t.Helper()
+	ctx, cancel := context.WithCancel(c.t.Context())
+	defer cancel()
+	req, _ := http.NewRequestWithContext(ctx, method, c.url+path, strings.NewReader(body))
+	req.Header.Set("Authorization", "Bearer "+token)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != 200 {
+		c.t.Fatalf("%s: %s", path, resp.Status)
+	}
+	if !strings.Contains(path, "watch") {
+		b, _ := io.ReadAll(resp.Body)
+		return string(b)
+	}
+	var text []byte
+	for b := make([]byte, 512); !bytes.Contains(text, []byte("synced")); {
+		n, err := resp.Body.Read(b)
+		if text = append(text, b[:n]...); err != nil {
+			break
+		}
+	}
+	return string(text)
 }
