@@ -196,7 +196,9 @@ func (b *builder) packages() error {
 		if err != nil {
 			return err
 		}
-		list = slices.DeleteFunc(list, func(p deb.Package) bool { return slices.ContainsFunc(base, func(b deb.Package) bool { return b.Name == p.Name }) })
+		list = slices.DeleteFunc(list, func(p deb.Package) bool {
+			return slices.ContainsFunc(base, func(b deb.Package) bool { return b.Name == p.Name })
+		})
 		if _, err := b.addSet(list, "keep-"+set+".list"); err != nil {
 			return err
 		}
