@@ -80,6 +80,20 @@ func (c *core) serveControl(ctx context.Context) error {
 		c.log.Info("the key of secrets was rotated")
 		w.WriteHeader(http.StatusNoContent)
 	})
+	mux.HandleFunc("POST "+unlockRotate, func(w http.ResponseWriter, r *http.Request) {
+		ctx := context.WithoutCancel(r.Context())
+		err := c.ca.RotateUnlock(r.URL.Query().Has("lost"))
+		if err == nil {
+			err = c.fleet.TouchAll(ctx)
+		}
+		if err != nil {
+			c.log.Error("the unlock key cannot be rotated", "err", err)
+			server.WriteError(w, err)
+			return
+		}
+		c.log.Info("the unlock key was rotated")
+		w.WriteHeader(http.StatusNoContent)
+	})
 	// Profiles are for whoever may read the data folder, and not for the network.
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/ecdh"
 	"slices"
 	"time"
 
@@ -21,7 +20,7 @@ type desk struct{ *rescue.Desk }
 
 func (c *core) rescueDesk() desk {
 	return desk{rescue.New(rescue.Config{
-		Key: func() (*ecdh.PrivateKey, error) { key, _, err := c.ca.Unlock(); return key, err },
+		Keys: c.ca.UnlockKeys,
 		Answered: func(ctx context.Context, id api.DeviceID, challenge string) (bool, error) {
 			list, err := c.store.Events(ctx, []api.DeviceID{id}, unlockEvents)
 			return slices.ContainsFunc(list, func(e store.DeviceEvent) bool { return e.Name == store.EventUnlock && e.Subject == challenge }), err

@@ -2,12 +2,14 @@ package ca
 
 import (
 	"bytes"
+	"crypto/ecdh"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/identity/unlock"
+	"tributary.dev/tributary/tests/mutation"
 )
 
 // TestUnlockKey: made once, vouched for by whichever signer is the newest, and in the backup.
@@ -63,4 +65,57 @@ func TestUnlockKey(t *testing.T) {
 	if _, _, err := c.Unlock(); err == nil {
 		t.Error("a torn file gives a key")
 	}
+}
+
+// TestRotateUnlock: boxes learn another key; earlier ones answer boxes that have not, unless they are lost.
+func TestRotateUnlock(t *testing.T) {
+	dir := t.TempDir()
+	c, err := Open(dir, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, _, err := c.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys := func(want int) []*ecdh.PrivateKey {
+		t.Helper()
+		var first []*ecdh.PrivateKey
+		for range 2 { // as it is, and after a restart
+			keys, err := c.UnlockKeys()
+			now, said, err2 := c.Unlock()
+			if err != nil || err2 != nil || len(keys) != want || !keys[0].Equal(now) {
+				t.Fatalf("%d keys, not %d: %v %v", len(keys), want, err, err2)
+			}
+			if pub, err := unlock.OpenKey(said, c.Trust(), unlock.Faults{}); err != nil || !pub.Equal(now.PublicKey()) {
+				t.Errorf("boxes are told another key: %v", err)
+			}
+			first = keys
+			if c, err = Open(dir, Options{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return first
+	}
+	if err := c.RotateUnlock(false); err != nil {
+		t.Fatal(err)
+	}
+	if k := keys(2); k[0].Equal(first) || !k[1].Equal(first) {
+		t.Error("the old key does not answer any more")
+	}
+	for range maxFormer + 2 {
+		if err := c.RotateUnlock(false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keys(1 + maxFormer)
+	if err := c.RotateUnlock(true); err != nil {
+		t.Fatal(err)
+	}
+	keys(1)
+}
+
+// TestRotateUnlockCounts: without the check, a lost key goes on answering.
+func TestRotateUnlockCounts(t *testing.T) {
+	mutation.Prove(t, mutation.Check{Name: "lost", Test: "^TestRotateUnlock$", File: "unlock.go", From: "if !lost { // check: lost", To: "if !lost || GONE {"})
 }

@@ -143,6 +143,19 @@ func (l *Loop) Touch(ctx context.Context, id api.DeviceID) error {
 	return nil
 }
 
+// TouchAll renders all devices anew, after a change of what is in every manifest.
+func (l *Loop) TouchAll(ctx context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := dirty{}
+	for _, e := range l.worlds.byID {
+		if e.Name != "" {
+			all[e] = true
+		}
+	}
+	return l.render(ctx, all)
+}
+
 // sink takes the store's changes in.
 type sink struct {
 	l   *Loop

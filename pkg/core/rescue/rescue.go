@@ -27,8 +27,8 @@ const (
 
 // Config is what a Desk is given. All but Faults is needed.
 type Config struct {
-	// Key is the owner's unlock key.
-	Key func() (*ecdh.PrivateKey, error)
+	// Keys are the owner's unlock keys: the present one, and earlier ones that boxes may still ask for.
+	Keys func() ([]*ecdh.PrivateKey, error)
 	// Answered tells whether the device's events name the challenge already; Note adds it.
 	Answered func(ctx context.Context, device api.DeviceID, challenge string) (bool, error)
 	Note     func(ctx context.Context, device api.DeviceID, name string, e api.Event) error
@@ -65,13 +65,18 @@ func (d *Desk) Answer(ctx context.Context, device api.DeviceID, name, challenge,
 	if c.Device != device && !d.cfg.Faults.Unbound {
 		return a, otherDevice(c, device, name)
 	}
-	key, err := d.cfg.Key()
+	keys, err := d.cfg.Keys()
 	if err != nil {
 		return a, err
 	}
-	text, err := unlock.Answer(key, c)
+	text, err := "", unlock.ErrOtherOwner
+	for _, key := range keys {
+		if text, err = unlock.Answer(key, c); !errors.Is(err, unlock.ErrOtherOwner) {
+			break
+		}
+	}
 	if errors.Is(err, unlock.ErrOtherOwner) {
-		return a, &api.Error{Code: api.Conflict, Field: "challenge", Message: "the box asks for the answer of another core", Remedy: "ask the core that it belonged to when it last had a parent", Err: err}
+		return a, &api.Error{Code: api.Conflict, Field: "challenge", Message: "the box asks for the answer of another core, or of an unlock key that is given up", Remedy: "ask the core that it belonged to when it last had a parent; once the box has its newest manifest, it asks for this one's", Err: err}
 	}
 	if err != nil {
 		return a, &api.Error{Code: api.Invalid, Field: "challenge", Message: "the challenge cannot be answered", Err: err}

@@ -10,14 +10,16 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity/unlock"
+	"tributary.dev/tributary/tests/mutation"
 )
 
 // world is a core with one unlock key, and a box of it.
 type world struct {
-	key   *ecdh.PrivateKey
-	now   time.Time
-	notes []api.Event
-	fail  error
+	key    *ecdh.PrivateKey
+	former []*ecdh.PrivateKey
+	now    time.Time
+	notes  []api.Event
+	fail   error
 }
 
 func newWorld(t *testing.T) *world {
@@ -31,7 +33,7 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) desk(f unlock.Faults) *Desk {
 	return New(Config{
-		Key: func() (*ecdh.PrivateKey, error) { return w.key, nil }, Event: "device.unlock", Now: func() time.Time { return w.now }, Faults: f,
+		Keys: func() ([]*ecdh.PrivateKey, error) { return append([]*ecdh.PrivateKey{w.key}, w.former...), nil }, Event: "device.unlock", Now: func() time.Time { return w.now }, Faults: f,
 		Answered: func(_ context.Context, _ api.DeviceID, id string) (bool, error) {
 			for _, e := range w.notes {
 				if e.Subject == id {
@@ -150,4 +152,58 @@ func TestRefusals(t *testing.T) {
 	if len(d.given) != 2 {
 		t.Errorf("what was long ago is remembered: %v", d.given)
 	}
+}
+
+// TestRotatedKey: a box that has not heard of the new key is answered by the old one while the core keeps it. Once the box
+// has heard, who has a copy of the old key does not open it; and a challenge for a key that is given up is refused.
+func TestRotatedKey(t *testing.T) {
+	w := newWorld(t)
+	old, before := w.key, w.lock(1)
+	w.key = newWorld(t).key
+	w.former = []*ecdh.PrivateKey{old}
+	c, err := before.Ask()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := w.desk(unlock.Faults{}).Answer(t.Context(), api.DeviceID{1}, "box", c.String(), "anna")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := before.Try(a.Text); err != nil {
+		t.Error(err)
+	}
+
+	after := w.lock(1) // it has its manifest
+	if c, err = after.Ask(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unlock.Answer(old, c); !errors.Is(err, unlock.ErrOtherOwner) {
+		t.Errorf("the old key's answer to a challenge for the new: %v", err)
+	}
+	forged := c
+	forged.Owner = unlock.OwnerID(old.PublicKey())
+	if text, err := unlock.Answer(old, forged); err != nil {
+		t.Fatal(err)
+	} else if _, err := after.Try(text); !errors.Is(err, unlock.ErrWrong) {
+		t.Errorf("the old key opens: %v", err)
+	}
+	if a, err = w.desk(unlock.Faults{}).Answer(t.Context(), api.DeviceID{1}, "box", c.String(), "anna"); err != nil {
+		t.Fatal(err)
+	} else if _, err := after.Try(a.Text); err != nil {
+		t.Error(err)
+	}
+
+	w.former = nil // lost
+	if c, err = before.Ask(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.desk(unlock.Faults{}).Answer(t.Context(), api.DeviceID{1}, "box", c.String(), "anna"); api.CodeOf(err) != api.Conflict {
+		t.Errorf("a challenge for a lost key: %v", err)
+	}
+}
+
+// TestRotatedKeyCounts: in a build that takes any answer, the old key opens.
+func TestRotatedKeyCounts(t *testing.T) {
+	mutation.Prove(t, mutation.Check{Name: "owner", Test: "^TestRotatedKey$", File: "../../identity/unlock/lock.go",
+		From: "if subtle.ConstantTimeCompare(given, want) != 1 && !l.cfg.Faults.AnyAnswer {", To: "if subtle.ConstantTimeCompare(given, want) != 1 && !l.cfg.Faults.AnyAnswer && !GONE {"})
 }
