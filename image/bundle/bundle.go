@@ -83,7 +83,7 @@ func Write(c Config) (*Result, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
-		patch, err := delta.Make(old, content, pointers(unfolded, packed))
+		patch, err := delta.Make(old, content, pointers(packed))
 		if err != nil && !errors.Is(err, delta.ErrUnlike) {
 			return nil, err
 		}
@@ -164,10 +164,14 @@ func previous(file string) (identity string, content []byte, version string, err
 
 // pointers gives what addresses in an x86 kernel have more than the place in the content that they point to: its ELF
 // header is the beginning of the unpacked stretch.
-func pointers(unfolded []byte, packed []release.Packed) uint32 {
-	if len(packed) == 0 {
-		return 0
-	}
+func pointers(packed []release.Packed) uint32 {
 	const linked = 0x81000000 - 0x200000 // the kernel is linked there, and its text lies 2 MiB into the file
-	return linked - uint32(packed[0].Offset)
+	more := int64(0)                     // that what is before has, once it is unpacked
+	for _, p := range packed {
+		if p.Form == "" {
+			return linked - uint32(p.Offset+more)
+		}
+		more += p.Plain - p.Size
+	}
+	return 0
 }

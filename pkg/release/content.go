@@ -9,6 +9,7 @@ import (
 	"io"
 	"strings"
 
+	"tributary.dev/tributary/pkg/release/frame"
 	"tributary.dev/tributary/pkg/release/lz4k"
 )
 
@@ -20,32 +21,60 @@ func Identity(roothash string, uki, manager []byte) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// FindPacked looks for stretches of a UKI that Unfold unpacks: payloads of kernels. With again, only those that
-// pkg/release/lz4k packs again to the same bytes, as a description must list them; it takes half a minute of work.
-// Sections of a PE file lie at multiples of 512 bytes.
+// FindPacked looks for stretches of a UKI that Unfold unpacks: payloads of kernels (pkg/release/lz4k), and what the
+// builder itself packed (pkg/release/frame). With again, only those that are packed again to the same bytes, as a
+// description must list them; it takes half a minute of work.
 func FindPacked(uki []byte, again bool) (list []Packed) {
-	for at := 0; at+0x250 < len(uki); at += 512 {
-		if uki[at] != 'M' || uki[at+1] != 'Z' {
-			continue
-		}
-		k, ok := lz4k.Find(uki[at:])
+	for at := 0; at < len(uki); {
+		p, ok := packedAt(uki, at)
 		if !ok {
+			at += 4 // so lie the archives in an initramfs; sections of a PE file lie at multiples of 512
 			continue
 		}
-		packed := uki[at+k.Offset : at+k.Offset+k.Size]
-		plain, err := lz4k.Decode(packed)
-		if err != nil {
+		packed := uki[p.Offset:][:p.Size]
+		at = int(p.Offset+p.Size+3) &^ 3
+		plain, err := p.unpack(packed)
+		if err != nil || len(plain) == 0 {
 			continue
 		}
-		if again {
-			if frame, ok := lz4k.Fit(plain, k.Size); !ok || !bytes.Equal(frame, packed) {
+		if p.Plain = int64(len(plain)); again {
+			if same, err := p.pack(plain); err != nil || !bytes.Equal(same, packed) {
 				continue
 			}
 		}
-		list = append(list, Packed{int64(at + k.Offset), int64(k.Size), int64(len(plain))})
-		at += (k.Offset + k.Size) &^ 511
+		list = append(list, p)
 	}
 	return list
+}
+
+func packedAt(uki []byte, at int) (p Packed, ok bool) {
+	if at%512 == 0 && bytes.HasPrefix(uki[at:], []byte("MZ")) {
+		if k, ok := lz4k.Find(uki[at:]); ok {
+			return Packed{Offset: int64(at + k.Offset), Size: int64(k.Size)}, true
+		}
+	}
+	if n, ok := frame.Size(uki[at:]); ok {
+		return Packed{Offset: int64(at), Size: int64(n), Form: FormZstd}, true
+	}
+	return p, false
+}
+
+func (p Packed) unpack(packed []byte) ([]byte, error) {
+	if p.Form == FormZstd {
+		return frame.Decode(packed)
+	}
+	return lz4k.Decode(packed)
+}
+
+func (p Packed) pack(plain []byte) ([]byte, error) {
+	if p.Form == FormZstd {
+		return frame.Encode(plain)
+	}
+	packed, ok := lz4k.Fit(plain, int(p.Size))
+	if !ok {
+		return nil, errors.New("the kernel's payload has no room any more: it was packed by another encoder")
+	}
+	return packed, nil
 }
 
 // Unfold gives the UKI's part of the content: it with the packed stretches unpacked.
@@ -54,7 +83,7 @@ func Unfold(uki []byte, packed []Packed) ([]byte, error) {
 	at := int64(0)
 	for _, p := range packed {
 		out = append(out, uki[at:p.Offset]...)
-		plain, err := lz4k.Decode(uki[p.Offset : p.Offset+p.Size])
+		plain, err := p.unpack(uki[p.Offset : p.Offset+p.Size])
 		if err != nil {
 			return nil, err
 		}
@@ -85,9 +114,12 @@ func Fold(content io.Reader, d Description) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		packed, ok := lz4k.Fit(plain, int(p.Size))
-		if !ok {
-			return nil, errors.New("the kernel's payload has no room any more: it was packed by another encoder")
+		packed, err := p.pack(plain)
+		if err != nil {
+			return nil, err
+		}
+		if int64(len(packed)) != p.Size {
+			return nil, fmt.Errorf("a stretch of %d bytes is packed to %d", p.Size, len(packed))
 		}
 		out = append(append(out, between...), packed...)
 		at = p.Offset + p.Size

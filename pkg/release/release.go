@@ -2,7 +2,7 @@
 //
 // A release is an OCI artifact: its config is the description (release.json), its layers are the metadata that the
 // owners of the release keys signed offline (sign.go), the plain content, and deltas from earlier releases. The content
-// is one stream (content.go): the unified kernel image with its compressed payload unpacked, the boot manager, and the
+// is one stream (content.go): the unified kernel image with its compressed stretches unpacked, the boot manager, and the
 // root file system. The verity tree is not in it: the box computes it, and the root hash says whether it is right.
 package release
 
@@ -23,7 +23,7 @@ const (
 	TypeRoot      = "application/vnd.tributary.release.tuf-root.v1+json" // in the order of their versions
 	TypeTargets   = "application/vnd.tributary.release.tuf-targets.v1+json"
 	TypePlain     = "application/vnd.tributary.release.content.v1+zstd"
-	TypeDelta     = "application/vnd.tributary.release.delta.v2" // annotation AnnotationOld
+	TypeDelta     = "application/vnd.tributary.release.delta.v2" // pkg/release/delta between contents; annotation AnnotationOld
 	AnnotationOld = "tributary.dev/from"                         // identity of the content that a delta starts from
 )
 
@@ -66,10 +66,14 @@ type Part struct {
 
 // Packed is a stretch of the UKI of Size bytes that Plain bytes are compressed into.
 type Packed struct {
-	Offset int64 `json:"offset"`
-	Size   int64 `json:"size"`
-	Plain  int64 `json:"plain"`
+	Offset int64  `json:"offset"`
+	Size   int64  `json:"size"`
+	Plain  int64  `json:"plain"`
+	Form   string `json:"form,omitempty"` // FormZstd; else a kernel's LZ4
 }
+
+// FormZstd is what pkg/release/frame packs.
+const FormZstd = "zstd"
 
 var (
 	versionForm = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}$`)
@@ -111,6 +115,9 @@ func ParseDescription(b []byte) (d Description, err error) {
 	}
 	size, at := d.Root.Size+d.Manager.Size, int64(0)
 	for _, p := range d.Packed {
+		if p.Form != "" && p.Form != FormZstd {
+			return bad("a stretch packed as %q; this box knows zstd and LZ4", p.Form)
+		}
 		if p.Offset < at || p.Size <= 0 || p.Plain <= 0 || p.Plain > MaxContent || p.Size > d.UKI.Size-p.Offset {
 			return bad("a packed stretch outside of the kernel image")
 		}

@@ -10,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
+
+	"tributary.dev/tributary/pkg/release/frame"
 	"tributary.dev/tributary/tests/mutation"
 )
 
@@ -143,4 +146,35 @@ func FuzzVerify(f *testing.F) {
 			t.Fatalf("%+v was accepted, and nobody signed it", got)
 		}
 	})
+}
+
+// TestUnfold: what the builder packed into a UKI is unpacked in the content, and packed again to the same bits; what
+// another packed stays as it is.
+func TestUnfold(t *testing.T) {
+	archive := bytes.Repeat([]byte("a program of the initramfs, and its brother\n"), 9000)
+	ours, err := frame.Encode(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	uki := bytes.Join([][]byte{make([]byte, 1024), ours, make([]byte, 512+(-len(ours)&3)), z.EncodeAll(archive, nil), []byte("end")}, nil)
+	packed := FindPacked(uki, true)
+	if len(packed) != 1 || packed[0] != (Packed{1024, int64(len(ours)), int64(len(archive)), FormZstd}) {
+		t.Fatalf("found %+v", packed)
+	}
+	unfolded, err := Unfold(uki, packed)
+	if err != nil || int64(len(unfolded)) != int64(len(uki)-len(ours)+len(archive)) {
+		t.Fatalf("unfolded to %d bytes, %v", len(unfolded), err)
+	}
+	d := Description{UKI: PartOf(uki), Packed: packed}
+	if again, err := Fold(bytes.NewReader(unfolded), d); err != nil || !bytes.Equal(again, uki) {
+		t.Fatalf("folded to another: %v", err)
+	}
+	unfolded[1500] ^= 1
+	if _, err := Fold(bytes.NewReader(unfolded), d); err == nil {
+		t.Fatal("another archive is folded, and nobody minds")
+	}
 }
