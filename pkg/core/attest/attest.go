@@ -264,7 +264,8 @@ func (r *Room) Report(ctx context.Context, id api.DeviceID, c judge.Challenge, r
 			reply.Escrowed = true
 		}
 	}
-	reply.Again = fresh && !reply.Escrowed && report.Sealed == "tpm2" && !r.holds(id, rec, report.Key)
+	// Not of a box that does not name its key, nor once more of one that just brought what is not taken.
+	reply.Again = fresh && len(report.Key) > 0 && len(report.Escrow) == 0 && report.Sealed == "tpm2" && !r.holds(id, rec, report.Key)
 	if rec.TPM.Attestation == nil {
 		return reply, nil // nothing to keep by which it would be known again
 	}
@@ -360,10 +361,10 @@ func (r *Room) foretold(rec *record, systems []judge.Release, words []judge.Word
 	return has(pcr7)
 }
 
-// holds tells whether the core has the key that a device's TPM keeps. A device that does not name it is believed.
+// holds tells whether the core has the key of that digest in escrow.
 func (r *Room) holds(id api.DeviceID, rec *record, digest []byte) bool {
-	if len(rec.Escrow) == 0 || len(digest) == 0 {
-		return len(rec.Escrow) > 0
+	if len(rec.Escrow) == 0 {
+		return false
 	}
 	key, err := r.cfg.OpenKey(identity.SealInfo{Device: id, Name: judge.EscrowName}, rec.Escrow)
 	if err != nil {

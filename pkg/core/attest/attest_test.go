@@ -556,6 +556,10 @@ func TestEscrowAgain(t *testing.T) {
 	if s.tell(m, nil).Again {
 		t.Error("a box whose key stands in the open is asked for it")
 	}
+	key = secret(t)
+	if reply := tell([]byte("short")); reply.Again || reply.Escrowed {
+		t.Errorf("a key that is not taken is asked for without end: %+v", reply)
+	}
 }
 
 // TestEscrowRefused: a key that the core cannot open, or of another length, is no escrow.
