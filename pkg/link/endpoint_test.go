@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
-	"go.uber.org/goleak"
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/link"
@@ -150,7 +149,7 @@ func (g *guarded) keys(id api.DeviceID) int {
 // The facades with goroutines, a real spool and real bbolt files: two hops, everything
 // that crosses them.
 func TestEndpoints(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer wait.NoLeaks(t)
 	keys := keyring(t)
 	db := &guarded{Database: linksim.NewDatabase()}
 	relayID, fieldID := api.DeviceID{1}, api.DeviceID{2}

@@ -10,12 +10,11 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"tributary.dev/tributary/pkg/edge/boot"
+	"tributary.dev/tributary/tests/wait"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { wait.Leaks(m) }
 
 // echo answers lines on the loopback.
 func echo(t *testing.T) string {

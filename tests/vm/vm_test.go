@@ -11,15 +11,14 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"tributary.dev/tributary/pkg/edge/boot/hostport"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // root is the top of the checkout, seen from this folder.
 const root = "../.."
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { wait.Leaks(m) }
 
 // patience is what a test gives a guest that needs seconds on a quiet machine.
 const patience = 3 * time.Minute

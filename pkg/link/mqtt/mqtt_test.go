@@ -26,7 +26,7 @@ import (
 // them; nothing waits for them.
 func TestMain(m *testing.M) {
 	const client = "github.com/eclipse/paho%2emqtt%2egolang.(*client)."
-	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction(client+"SubscribeMultiple"), goleak.IgnoreAnyFunction(client+"Subscribe"),
+	wait.Leaks(m, goleak.IgnoreAnyFunction(client+"SubscribeMultiple"), goleak.IgnoreAnyFunction(client+"Subscribe"),
 		goleak.IgnoreAnyFunction(client+"Unsubscribe"), goleak.IgnoreAnyFunction(client+"Publish"))
 }
 
