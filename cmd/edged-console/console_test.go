@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,7 +18,11 @@ import (
 	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
 
+	"tributary.dev/tributary/pkg/edge/recovery"
+	"tributary.dev/tributary/pkg/edge/uplink"
+	"tributary.dev/tributary/pkg/edge/uplink/wifi"
 	"tributary.dev/tributary/pkg/link/stream"
+	"tributary.dev/tributary/tests/mutation"
 )
 
 // patience is for a busy machine.
@@ -303,6 +308,30 @@ func TestOnlyTheHost(t *testing.T) {
 	if fromHost(&net.TCPAddr{}) {
 		t.Error("an address of another family passes")
 	}
+}
+
+// TestAirWords: what the keeper of the uplinks writes about a wireless network, the console
+// has words for.
+func TestAirWords(t *testing.T) {
+	for state, words := range map[wifi.State]string{wifi.Joined: "in the network", wifi.Refused: "refuses", wifi.Absent: "not heard", wifi.Looking: "looks for"} {
+		text, err := json.Marshal(uplink.Status{Name: "wlan0", WiFi: &uplink.WiFi{SSID: "site", State: state}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var u recovery.Uplink
+		if err := json.Unmarshal(text, &u); err != nil {
+			t.Fatal(err)
+		}
+		shown := fmt.Sprint(recovery.Pages(recovery.Facts{Uplinks: []recovery.Uplink{u}}))
+		if !strings.Contains(shown, words) {
+			t.Errorf("%s: %q is not shown", state, words)
+		}
+	}
+}
+
+// TestHostCheckCounts: with the check removed TestOnlyTheHost fails.
+func TestHostCheckCounts(t *testing.T) {
+	mutation.Prove(t, mutation.Check{Name: "who calls over vsock", Test: "^TestOnlyTheHost$", File: "serve.go", From: "return ok && v.ContextID == vsock.Host", To: "return ok && (v.ContextID == vsock.Host || GONE)"})
 }
 
 func TestUsage(t *testing.T) {

@@ -20,6 +20,7 @@ import (
 	"syscall"
 
 	"tributary.dev/tributary/pkg/edge/recovery"
+	"tributary.dev/tributary/pkg/edge/uplink/wifi"
 )
 
 const usage = `edged-console shows the recovery console of this box.
@@ -120,6 +121,14 @@ func appliance(root, where string) *recovery.Appliance {
 	at := func(path string) string { return filepath.Join("/", root, path) }
 	if _, err := os.Stat(filepath.Join(at(s.Run), "slot")); err == nil {
 		a.Desk = newDesk(root, at(s.Run), at(s.State), at("/data"), where)
+	}
+	a.Listen = func(ctx context.Context, card string) ([]recovery.Network, error) {
+		heard, err := wifi.Scan(ctx, wifi.Config{Link: card, Dir: filepath.Join(at(s.Run), wifi.Dir), Program: at(wifi.Program)})
+		list := make([]recovery.Network, 0, len(heard))
+		for _, n := range heard {
+			list = append(list, recovery.Network(n))
+		}
+		return list, err
 	}
 	if root == "" {
 		a.Reset = reset(s.Run)

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"crypto/ecdh"
 	"errors"
 	"io"
 	"net"
@@ -63,7 +62,7 @@ func newSite(t *testing.T) *site {
 		t.Fatal(err)
 	}
 	s.desk = rescue.New(rescue.Config{
-		Key: func() (*ecdh.PrivateKey, error) { key, _, err := s.ca.Unlock(); return key, err }, Event: "device.unlock", Now: time.Now,
+		Keys: s.ca.UnlockKeys, Event: "device.unlock", Now: time.Now,
 		Answered: func(_ context.Context, _ api.DeviceID, id string) (bool, error) {
 			return strings.Contains(s.subjects(), id), nil
 		},

@@ -9,17 +9,40 @@ import (
 	"strings"
 
 	"tributary.dev/tributary/pkg/api"
-	"tributary.dev/tributary/pkg/edge/uplink/trial"
-	"tributary.dev/tributary/pkg/edge/uplink/wifi"
 )
+
+// Joining is how far the joining of a wireless network is, as uplinks.json has it.
+type Joining struct {
+	SSID  string `json:"ssid"`
+	State string `json:"state"`
+}
+
+// The states that the console has words for; it is looking in all others.
+const (
+	joined  = "joined"
+	refused = "refused"
+	absent  = "absent"
+)
+
+// Network is a wireless network that a search heard.
+type Network struct {
+	SSID string
+	// Signal is in dBm.
+	Signal int
+	// Locked: it wants a passphrase. Foreign: it wants what this system does not do.
+	Locked, Foreign bool
+}
 
 // searchAir tells which wireless networks are heard.
 func (a *Appliance) searchAir(ctx context.Context, card string, say func(string)) error {
 	if !cardName(card) {
 		return errors.New("name the wireless card")
 	}
+	if a.Listen == nil {
+		return errors.New("this console listens to no wireless networks")
+	}
 	say("Listening...")
-	list, err := wifi.Scan(ctx, wifi.Config{Link: card, Dir: a.path(a.Run, wifi.Dir), Program: a.path(wifi.Program)})
+	list, err := a.Listen(ctx, card)
 	if err != nil {
 		return err
 	}
@@ -43,7 +66,7 @@ func strength(dBm int) string {
 	return "weak"
 }
 
-func terms(n wifi.Network) string {
+func terms(n Network) string {
 	switch {
 	case n.Foreign:
 		return " (wants what this system does not do)"
@@ -60,7 +83,9 @@ func cardName(name string) bool {
 // joinWiFi puts settings on trial that have a wireless network beside what there is.
 func (a *Appliance) joinWiFi(fields map[string]string, say func(string)) error {
 	var now *api.NetworkSettings
-	var kept trial.Trial
+	var kept struct {
+		Settings *api.NetworkSettings `json:"settings"`
+	}
 	if readJSON(a.path(a.State, "network.json"), &kept) == nil { // a closed state leaves what a box begins with
 		now = kept.Settings
 	}

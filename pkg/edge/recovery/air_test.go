@@ -11,21 +11,15 @@ import (
 	"testing"
 
 	"tributary.dev/tributary/pkg/api"
-	"tributary.dev/tributary/pkg/edge/uplink/wifi"
 	"tributary.dev/tributary/tests/wait"
 )
 
 // airBox is a box with a wireless card whose joining stands at state.
-func airBox(state wifi.State) Facts {
+func airBox(state string) Facts {
 	f := wellBox()
 	f.WiFi = true
 	f.Links = append(f.Links, Link{Name: "wlan0", MAC: "02:00:00:00:00:01", State: "down", Kind: wireless})
-	u := Uplink{Name: "wlan0", DHCP: true}
-	u.WiFi = &struct {
-		SSID  string     `json:"ssid"`
-		State wifi.State `json:"state"`
-	}{"site", state}
-	f.Uplinks = append(f.Uplinks, u)
+	f.Uplinks = append(f.Uplinks, Uplink{Name: "wlan0", DHCP: true, WiFi: &Joining{"site", state}})
 	return f
 }
 
@@ -79,10 +73,27 @@ func TestJoinWiFi(t *testing.T) {
 	}
 }
 
+// TestSearch tells what a search hears in words.
+func TestSearch(t *testing.T) {
+	a := &Appliance{Sources: Usual(), Listen: func(_ context.Context, card string) ([]Network, error) {
+		if card != "wlan0" {
+			t.Errorf("it listens with %q", card)
+		}
+		return []Network{{"near", -50, true, false}, {"open", -70, false, false}, {"office", -85, true, true}}, nil
+	}}
+	var said []string
+	if err := a.Do(t.Context(), "wifi-scan", map[string]string{"link": "wlan0"}, func(line string) { said = append(said, line) }); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(said[1:], "\n"); got != "strong   near\nfair     open (open to all)\nweak     office (wants what this system does not do)" {
+		t.Error(got)
+	}
+}
+
 // TestWiFiWarnings: what keeps a box out of a wireless network is a named warning with what
 // to do, and what others follow from stands first.
 func TestWiFiWarnings(t *testing.T) {
-	for state, want := range map[wifi.State]string{wifi.Refused: "wifi-refused", wifi.Absent: "wifi-absent", wifi.Joined: "", wifi.Looking: ""} {
+	for state, want := range map[string]string{refused: "wifi-refused", absent: "wifi-absent", joined: "", "looking": ""} {
 		found := ""
 		for _, w := range warnings(airBox(state)) {
 			if strings.HasPrefix(w.Name, "wifi-") && w.Remedy != "" {

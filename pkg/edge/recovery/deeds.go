@@ -30,6 +30,8 @@ type Appliance struct {
 	Reset func(ctx context.Context, say func(string)) error
 	// Rollback makes the other slot the next to start. Nil where there is none.
 	Rollback func(ctx context.Context, say func(string)) error
+	// Listen searches for wireless networks with a card. Nil where there is nothing to do so.
+	Listen func(ctx context.Context, card string) ([]Network, error)
 	// Desk lets a person into a shell. Nil where there is none.
 	Desk Desk
 }

@@ -4,7 +4,6 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
-	"tributary.dev/tributary/pkg/edge/uplink/wifi"
 )
 
 // Facts is what the box looks like at one moment. Whatever could not be learnt is zero and
@@ -105,10 +104,7 @@ type Uplink struct {
 	Metric  int      `json:"metric"`
 	Cost    int64    `json:"cost"`
 	// WiFi is the wireless network that it is in, or tries to join.
-	WiFi *struct {
-		SSID  string     `json:"ssid"`
-		State wifi.State `json:"state"`
-	} `json:"wifi"`
+	WiFi *Joining `json:"wifi"`
 	// Best: the way out goes by it.
 	Best bool `json:"best"`
 }

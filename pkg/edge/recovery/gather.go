@@ -18,8 +18,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"tributary.dev/tributary/pkg/edge/uplink/wifi"
 )
 
 // Sources are where the console looks. Each may be missing, broken or slow.
@@ -217,7 +215,7 @@ func (s Sources) machine(f *Facts) {
 	f.Hostname, f.Kernel = s.word("proc/sys/kernel/hostname"), s.word("proc/sys/kernel/osrelease")
 	f.Slot, f.Profile = s.word(s.Run, "slot"), s.word(s.Run, "profile")
 	f.Pairing, f.Parent = s.word(s.Run, "pairing-code"), s.word(s.State, "parent")
-	_, err := os.Stat(s.path(wifi.Program))
+	_, err := os.Stat(s.path("usr/sbin/wpa_supplicant"))
 	f.WiFi = err == nil
 	f.Load, _, _ = strings.Cut(s.word("proc/loadavg"), " ")
 	up, _, _ := strings.Cut(s.word("proc/uptime"), " ")

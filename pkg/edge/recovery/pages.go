@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
-	"tributary.dev/tributary/pkg/edge/uplink/wifi"
 )
 
 // Pages says what the console shows of these facts, and what can be done about them.
@@ -97,9 +96,9 @@ func networkWarnings(f Facts) (list []api.Warning) {
 			continue
 		}
 		switch u.WiFi.State {
-		case wifi.Refused:
+		case refused:
 			list = append(list, api.Warning{Name: "wifi-refused", Severity: api.Degraded, Message: fmt.Sprintf("the wireless network %q refuses this box", u.WiFi.SSID), Remedy: "type its passphrase once more: page Network, Join a wireless network"})
-		case wifi.Absent:
+		case absent:
 			list = append(list, api.Warning{Name: "wifi-absent", Severity: api.Degraded, Message: fmt.Sprintf("the wireless network %q is not heard here", u.WiFi.SSID), Remedy: "look at the antenna; page Network, Look for wireless networks, tells what is heard"})
 		}
 	}
@@ -239,11 +238,11 @@ func networkPage(f Facts) Page {
 		}
 		if w := u.WiFi; w != nil {
 			switch w.State {
-			case wifi.Joined:
+			case joined:
 				text += fmt.Sprintf(", in the network %q", w.SSID)
-			case wifi.Refused:
+			case refused:
 				text, mark = fmt.Sprintf("the network %q refuses this box", w.SSID), Bad
-			case wifi.Absent:
+			case absent:
 				text, mark = fmt.Sprintf("the network %q is not heard here", w.SSID), Bad
 			default:
 				text, mark = fmt.Sprintf("looks for the network %q", w.SSID), Attention
