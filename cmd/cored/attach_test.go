@@ -1,6 +1,7 @@
 package main
 
 import (
+	"strings"
 	"testing"
 
 	"tributary.dev/tributary/pkg/api"
@@ -16,5 +17,32 @@ func TestWhereToAttach(t *testing.T) {
 	c.o.attach = []string{"core.example:none"}
 	if _, err := c.whereToAttach(); api.CodeOf(err) != api.Invalid {
 		t.Errorf("no port: %v", err)
+	}
+}
+
+// An owner names a release that a box must run first, as RFC 8572 section 6 writes it.
+func TestBootImage(t *testing.T) {
+	m := newMaker(t)
+	r, root := gate(t, m)
+	birth, _ := m.birth(t, "SN-1")
+	spec := api.ExpectedDeviceSpec{Serial: "SN-1", Voucher: m.voucher(t, "SN-1", r.c.ca.Trust().Root), Release: "two"}
+	if e := r.expect("box-1", spec); e == nil || e.Field != "spec.release" {
+		t.Errorf("a release that is not there: %v", e)
+	}
+	digest := strings.Repeat("0f", 32)
+	if e := r.call("POST", "/api/v1/releases", `{"apiVersion":"tributary/v1","kind":"Release","metadata":{"name":"two"},"spec":{"artifact":"default/os@sha256:`+digest+`"}}`, nil); e != nil {
+		t.Fatal(e)
+	}
+	if e := r.expect("box-1", spec); e != nil {
+		t.Fatal(e)
+	}
+	got, err := newStranger(t, "SN-1", birth, m.cert).bootstrap(root)
+	if err != nil || got.Onboarding == nil || got.Onboarding.Image == nil {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	i := got.Onboarding.Image
+	if i.OS != "Tributary" || i.Version != "two" || len(i.URI) != 1 || !strings.HasSuffix(i.URI[0], "/v2/default/os/manifests/sha256:"+digest) ||
+		len(i.Hash) != 1 || i.Hash[0].Algorithm != "ietf-sztp-conveyed-info:sha-256" || strings.ReplaceAll(i.Hash[0].Value, ":", "") != digest {
+		t.Errorf("%+v", i)
 	}
 }

@@ -67,7 +67,7 @@ func (c *core) openBootstrap(context.Context) (err error) {
 		return err
 	}
 	c.greeter = onboard.New(onboard.Config{
-		Find: c.expected, Expected: c.allExpected, Note: c.noteProgress, Waiting: c.noteWaiting, Owner: c.owner, Makers: c.makers, Parents: parents, First: c.first,
+		Find: c.expected, Expected: c.allExpected, Note: c.noteProgress, Waiting: c.noteWaiting, Owner: c.owner, Makers: c.makers, Parents: parents, First: c.first, Boot: c.bootImage,
 		EST: est{c}, Now: time.Now, Log: c.log,
 	})
 	return nil
@@ -87,6 +87,28 @@ func (c *core) first(o *api.Object, spec *api.ExpectedDeviceSpec) (json.RawMessa
 		}
 	}
 	return raw, refs
+}
+
+// bootImage is a Release as RFC 8572 writes it: where its OCI manifest lies, by whose digest
+// a box knows it. That it is a release, boxes find out by its own signatures.
+func (c *core) bootImage(ctx context.Context, o *api.Object, spec *api.ExpectedDeviceSpec) (*voucher.BootImage, error) {
+	r, err := c.store.Get(ctx, api.Key{Tenant: o.Metadata.Tenant, Kind: api.KindRelease, Name: spec.Release})
+	if err != nil {
+		return nil, err
+	}
+	var release api.ReleaseSpec
+	if err := json.Unmarshal(r.Spec, &release); err != nil {
+		return nil, err
+	}
+	parents, err := c.whereToAttach()
+	if err != nil {
+		return nil, err
+	}
+	host, _, err := net.SplitHostPort(parents[0].Address)
+	if err != nil {
+		return nil, err
+	}
+	return voucher.ReleaseImage(net.JoinHostPort(host, strconv.Itoa(parents[0].HTTPSPort)), spec.Release, release.Artifact)
 }
 
 // whereToAttach is what boxes are told: what the flags say, else this core, by the first of
@@ -260,6 +282,13 @@ func (c *core) admitExpected(ctx context.Context, ch server.Change) (server.Deci
 	if err := onboard.CheckExpected(&spec, c.ca.Trust().Root); err != nil {
 		return server.Decision{}, err
 	}
+	if key := (api.Key{Tenant: ch.New.Metadata.Tenant, Kind: api.KindRelease, Name: spec.Release}); spec.Release != "" && ch.With[key] == nil {
+		if _, err := c.store.Get(ctx, key); api.CodeOf(err) == api.NotFound && err != nil {
+			return server.Decision{}, &api.Error{Code: api.Invalid, Field: "spec.release", Message: "there is no Release " + spec.Release, Remedy: "see `edgectl get releases`"}
+		} else if err != nil {
+			return server.Decision{}, err
+		}
+	}
 	if err := c.claims.add(spec.Serial, ch.New.Key(), func() ([]*api.Object, error) { return c.allExpected(ctx) }); err != nil {
 		return server.Decision{}, err
 	}
@@ -327,7 +356,7 @@ func (c *core) signedData(ctx context.Context, serial string) (*voucher.Answer, 
 		return nil, &api.Error{Code: api.Invalid, Message: "nothing on a stick would make the device " + serial + " believe this core", Remedy: "it takes a voucher: edgectl device expect " + serial + " --voucher FILE --again"}
 	}
 	spec.Code = "" // the proof of a code belongs to the box alone
-	return c.greeter.Answer(api.DeviceID{}, &spec)
+	return c.greeter.Answer(ctx, api.DeviceID{}, o, &spec)
 }
 
 var errNoGreeter = &api.Error{Code: api.Unavailable, Message: "boxes do not ask this core whose they are", Remedy: "start cored with --listen-bootstrap :8444"}

@@ -74,6 +74,15 @@ type conveyed struct {
 	Onboarding *struct {
 		Handling string `json:"configuration-handling"`
 		Config   []byte `json:"configuration"`
+		Image    *struct {
+			OS      string   `json:"os-name"`
+			Version string   `json:"os-version"`
+			URI     []string `json:"download-uri"`
+			Hash    []struct {
+				Algorithm string `json:"hash-algorithm"`
+				Value     string `json:"hash-value"`
+			} `json:"image-verification"`
+		} `json:"boot-image"`
 	} `json:"ietf-sztp-conveyed-info:onboarding-information"`
 	trusted bool
 }

@@ -63,8 +63,10 @@ func (b *box) wake() (err error) {
 			_ = b.raise(time.Unix(s, 0)) // never fails
 		}
 	}
+	_, noSlots := os.Stat(b.o.slot)
 	b.finder, err = sztp.New(sztp.Config{
-		Key: b.key, IDevID: b.idevid, Makers: b.makers, Pairing: !b.o.noPairing, Sources: b.sources, Clock: b.clock,
+		Updates: noSlots == nil,
+		Key:     b.key, IDevID: b.idevid, Makers: b.makers, Pairing: !b.o.noPairing, Sources: b.sources, Clock: b.clock,
 		Waiting: b.tell, Pause: b.o.pause, Log: b.log,
 	})
 	return err

@@ -58,6 +58,7 @@ type options struct {
 	site      string
 	code      string
 	built     string
+	slot      string
 	pause     time.Duration
 	noPairing bool
 	verbose   bool
@@ -78,6 +79,7 @@ func parse(args []string, errs io.Writer) (o options, err error) {
 	f.StringVar(&o.uplinks, "uplinks", "/run/tributary/uplinks.json", "file in which the network tells what DHCP gave")
 	f.StringVar(&o.site, "ask-site", "on", "off: do not ask the site by mDNS and DNS; host:port: ask there in place of the group of mDNS")
 	f.StringVar(&o.code, "code-file", "/run/tributary/pairing-code", "where the pairing code is written for the console; left out when its folder is not there")
+	f.StringVar(&o.slot, "slot-file", "/run/tributary/slot", "file that is there on a box that can install another system")
 	f.StringVar(&o.built, "build-time", "/usr/lib/tributary/build-time", "file that tells when the image was made, in Unix seconds")
 	f.DurationVar(&o.pause, "pause", 15*time.Second, "time between two walks through all sources")
 	f.BoolVar(&o.noPairing, "no-pairing", false, "take no owner by pairing code, by voucher alone")
@@ -154,6 +156,9 @@ func (b *box) enrol(ctx context.Context, f *sztp.Found) error {
 	limited, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	owner := onboard.Owner{RootFP: f.RootFP, Parents: f.Beginning.Parents, Name: f.Beginning.Name, Source: f.Source}
+	if f.Release != nil {
+		owner.Release = &onboard.Release{Repo: f.Release.Repo, Digest: f.Release.Digest}
+	}
 	if err := owner.Save(b.o.data); err != nil {
 		return err
 	}

@@ -54,6 +54,7 @@ func (b *box) findOwner(ctx context.Context) error {
 	}
 	if owner != nil { // after what a person named, if anything
 		b.o.parents = append(b.o.parents, owner.Parents...)
+		b.first.Store(owner.Release)
 	}
 	if len(b.o.parents) == 0 {
 		return &api.Error{Code: api.Invalid, Message: "this box is a member and nobody says where it attaches", Remedy: "pass --parent"}

@@ -63,7 +63,8 @@ type box struct {
 
 	keysOfFirmware *firmware.Keeper // with the updater
 	agent          atomic.Pointer[agent.Agent]
-	waiting        atomic.Pointer[api.Warning] // why the box has not enrolled yet
+	waiting        atomic.Pointer[api.Warning]     // why the box has not enrolled yet
+	first          atomic.Pointer[onboard.Release] // that it must run before it takes its apps
 
 	family struct { // its hardware profiles
 		once    sync.Once
@@ -393,7 +394,7 @@ func (b *box) makeAgent(context.Context) error {
 		Identity: b.member.Live, Link: b.link, Workload: b.work, Meter: b.meter, Records: b.spool, State: b.state, Clock: b.clock,
 		Artifacts: b.artifacts(), Parents: b.parents, Settings: b.offerSettings, RenewTrust: b.member.RenewSoon,
 		Hardware: b.hardware, Labels: b.labels, Addresses: hardware.Addresses, Relay: b.o.relay, Version: version,
-		Warnings: warnings, Stream: b.parents.Stream, Console: "/run/tributary/console.sock", Boot: bootName(), Attest: b.attest, Log: b.log,
+		Warnings: warnings, Stream: b.parents.Stream, Console: "/run/tributary/console.sock", Boot: bootName(), Attest: b.attest, Hold: b.holdApps, Log: b.log,
 	})
 	b.agent.Store(a)
 	return err

@@ -177,7 +177,7 @@ func (b *box) wantedRelease() (w *update.Want, known bool) {
 		return w, true
 	}
 	if !ok || len(item.Refs) == 0 {
-		return nil, true
+		return b.releaseFirst(), true
 	}
 	w = &update.Want{Repo: item.Refs[0].Repo, Digest: item.Refs[0].Digest}
 	var more api.ReleaseWant

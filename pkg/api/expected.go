@@ -23,6 +23,8 @@ type ExpectedDeviceSpec struct {
 	// Redirect sends the box to other bootstrap servers, https://host:port, best first: a
 	// manufacturer's core, which boxes ask by themselves, names their owners' in this way.
 	Redirect []string `json:"redirect,omitempty"`
+	// Release names the Release that the box must run before it takes its apps.
+	Release string `json:"release,omitempty"`
 	// Name, Site and Labels are what the device gets.
 	Name   string            `json:"name,omitempty"`
 	Site   string            `json:"site,omitempty"`
@@ -60,6 +62,9 @@ func validateExpectedDevice(s *ExpectedDeviceSpec, f *findings) {
 		if len(r) > 300 || !strings.HasPrefix(r, "https://") {
 			f.addf("spec.redirect", "write https://host:port", "%.80q is no bootstrap server", r)
 		}
+	}
+	if s.Release != "" {
+		validateName(s.Release, "spec.release", f)
 	}
 	if s.Name != "" {
 		validateName(s.Name, "spec.name", f)

@@ -24,18 +24,20 @@ type expectFlags struct {
 	name, site string
 	labels     []string
 	redirect   []string
+	release    string
 }
 
 func (e *expectFlags) add(c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&e.name, "name", "", "name of the device")
 	f.StringVar(&e.site, "site", "", "site of the device")
+	f.StringVar(&e.release, "release", "", "Release that the box must run before it takes its apps")
 	f.StringSliceVar(&e.labels, "labels", nil, "labels for the device, e.g. role=field,rack=3")
 }
 
 // object is the ExpectedDevice.
 func (e *expectFlags) object(a *app, spec api.ExpectedDeviceSpec, tenant string) (*api.Object, error) {
-	spec.Name, spec.Site, spec.Redirect = e.name, e.site, e.redirect
+	spec.Name, spec.Site, spec.Redirect, spec.Release = e.name, e.site, e.redirect, e.release
 	for _, pair := range e.labels {
 		k, v, ok := strings.Cut(pair, "=")
 		if !ok {

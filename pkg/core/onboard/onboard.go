@@ -58,6 +58,9 @@ type Config struct {
 	// First is what a box that is expected would run at once, in the JSON of its items, and
 	// what that names; nil: boxes are told nothing of the kind.
 	First func(expected *api.Object, spec *api.ExpectedDeviceSpec) (json.RawMessage, []identity.AheadRef)
+	// Boot is the system that an expected box must run first; nil for any. It is asked for
+	// boxes whose spec names one.
+	Boot func(ctx context.Context, expected *api.Object, spec *api.ExpectedDeviceSpec) (*voucher.BootImage, error)
 	// Parents is where boxes attach, best first.
 	Parents []api.ParentRef
 	EST     Enroller
@@ -169,11 +172,11 @@ func (s *Server) ahead(w http.ResponseWriter, r *http.Request) {
 		spec.Code = "" // the proof of a code belongs to the box alone
 		var box identity.AheadBox
 		var first *beginning
-		if s.cfg.First != nil && len(spec.Redirect) == 0 {
+		if s.cfg.First != nil && len(spec.Redirect) == 0 && spec.Release == "" {
 			first = &beginning{Serial: spec.Serial, Made: s.cfg.Now().Unix()}
 			first.Items, box.Refs = s.cfg.First(o, &spec)
 		}
-		a, err := s.answer(api.DeviceID{}, &spec, s.parents(r.Context()), first)
+		a, err := s.answer(r.Context(), api.DeviceID{}, o, &spec, s.parents(r.Context()), first)
 		if err == nil {
 			box.Answer, err = voucher.Output(a)
 		}
@@ -367,17 +370,17 @@ func (s *Server) data(ctx context.Context, c caller, body []byte) (any, error) {
 	if err := voucher.ReadInput(body, &ask); err != nil {
 		return nil, &refusal{http.StatusBadRequest, "malformed-message", "the input cannot be read: " + err.Error()}
 	}
-	_, spec, err := s.expected(ctx, c)
+	o, spec, err := s.expected(ctx, c)
 	if err != nil {
 		return nil, err
 	}
-	return s.answer(c.id, spec, s.parents(ctx), nil)
+	return s.answer(ctx, c.id, o, spec, s.parents(ctx), nil)
 }
 
 // Answer is what a box is told. It holds no secret and may lie on a stick or in a relay's
 // cache.
-func (s *Server) Answer(id api.DeviceID, spec *api.ExpectedDeviceSpec) (*voucher.Answer, error) {
-	return s.answer(id, spec, s.cfg.Parents, nil)
+func (s *Server) Answer(ctx context.Context, id api.DeviceID, expected *api.Object, spec *api.ExpectedDeviceSpec) (*voucher.Answer, error) {
+	return s.answer(ctx, id, expected, spec, s.cfg.Parents, nil)
 }
 
 // beginning is what a box runs until it is a member (sztp.First). It is of one box, which
@@ -388,7 +391,7 @@ type beginning struct {
 	Items  json.RawMessage `json:"items,omitempty"`
 }
 
-func (s *Server) answer(id api.DeviceID, spec *api.ExpectedDeviceSpec, parents []api.ParentRef, first *beginning) (*voucher.Answer, error) {
+func (s *Server) answer(ctx context.Context, id api.DeviceID, expected *api.Object, spec *api.ExpectedDeviceSpec, parents []api.ParentRef, first *beginning) (*voucher.Answer, error) {
 	owner := s.cfg.Owner()
 	a := &voucher.Answer{Reporting: "verbose"}
 	told := map[string]any{"parents": parents, "name": spec.Name}
@@ -400,6 +403,11 @@ func (s *Server) answer(id api.DeviceID, spec *api.ExpectedDeviceSpec, parents [
 		return nil, err
 	}
 	conveyed := &voucher.Conveyed{Onboarding: &voucher.Onboarding{Handling: "merge", Config: config}}
+	if spec.Release != "" && s.cfg.Boot != nil {
+		if conveyed.Onboarding.BootImage, err = s.cfg.Boot(ctx, expected, spec); err != nil {
+			return nil, err
+		}
+	}
 	if len(spec.Redirect) > 0 {
 		if conveyed, err = redirect(spec.Redirect); err != nil {
 			return nil, err

@@ -107,6 +107,8 @@ type Config struct {
 	Boot string
 	// Attest answers the core's question what this box runs, on its stream. May be nil.
 	Attest func(ctx context.Context, nonce []byte, talk io.ReadWriter) error
+	// Hold tells why no app is to be taken yet; empty for none. May be nil.
+	Hold func() string
 	// Retry bounds the pause after something could not be fetched. Default 2 s to 1 min.
 	RetryMin, RetryMax time.Duration
 	Log                *slog.Logger

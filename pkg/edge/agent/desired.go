@@ -58,8 +58,17 @@ func (a *Agent) apply(ctx context.Context, m *manifest.Signed) bool {
 
 	out := outcome{of: version{m.Manifest.Epoch, m.Manifest.Generation}, wanted: map[string]string{}, unready: map[string]string{}}
 	var apps []workload.App
+	hold := ""
+	if a.cfg.Hold != nil {
+		hold = a.cfg.Hold()
+	}
 	for _, want := range w.apps {
 		out.wanted[want.name] = want.bundle.Digest
+		if hold != "" {
+			out.unready[want.name] = hold
+			apps = append(apps, workload.App{Bundle: api.Bundle{App: want.name}, Hold: hold})
+			continue
+		}
 		app, err := a.prepare(ctx, want, w.configs, secrets)
 		if err != nil {
 			out.unready[want.name] = err.Error()

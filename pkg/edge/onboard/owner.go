@@ -22,6 +22,15 @@ type Owner struct {
 	Parents []api.ParentRef `json:"parents"`
 	Name    string          `json:"name,omitempty"`
 	Source  string          `json:"source,omitempty"` // in words
+	// Release is what the box must run before it takes its apps; nil for any, and once it has
+	// run it.
+	Release *Release `json:"release,omitempty"`
+}
+
+// Release is a system by its repository and digest.
+type Release struct {
+	Repo   string `json:"repo"`
+	Digest string `json:"digest"`
 }
 
 // Save writes an owner into a data folder.

@@ -137,6 +137,9 @@ func (m *Manager) State() State {
 	return m.state.clone()
 }
 
+// Running is the slot that the box runs from.
+func (m *Manager) Running() Slot { return m.cfg.Running }
+
 // Poke has the update look again, as after a new manifest.
 func (m *Manager) Poke() {
 	select {

@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"encoding/asn1"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -55,6 +56,54 @@ type BootImage struct {
 type Hash struct {
 	Algorithm string `json:"hash-algorithm"` // ietf-sztp-conveyed-info:sha-256
 	Value     string `json:"hash-value"`
+}
+
+// ImageName is the os-name of our own releases.
+const ImageName = "Tributary"
+
+const sha256Name = "ietf-sztp-conveyed-info:sha-256"
+
+// ReleaseImage writes a release of ours, "repository@sha256:…" in a registry of a host, as
+// a boot image: what is verified is its OCI manifest, and by that all the rest.
+func ReleaseImage(host, version, artifact string) (*BootImage, error) {
+	repo, digest, ok := strings.Cut(artifact, "@sha256:")
+	raw, err := hex.DecodeString(digest)
+	if !ok || err != nil || len(raw) != 32 {
+		return nil, fmt.Errorf("%.200q is no artifact by digest", artifact)
+	}
+	parts := make([]string, len(raw))
+	for i, b := range raw {
+		parts[i] = fmt.Sprintf("%02x", b)
+	}
+	return &BootImage{Name: ImageName, Version: version, URIs: []string{"https://" + host + "/v2/" + repo + "/manifests/sha256:" + digest},
+		Verification: []Hash{{sha256Name, strings.Join(parts, ":")}}}, nil
+}
+
+// Release reads what ReleaseImage writes. Where it lies matters to others: a box asks its
+// parent for the repository and digest.
+func (b *BootImage) Release() (repo, digest string, err error) {
+	if b.Name != ImageName {
+		return "", "", fmt.Errorf("it is %.40q, not %s", b.Name, ImageName)
+	}
+	for _, h := range b.Verification {
+		if h.Algorithm == sha256Name {
+			digest = "sha256:" + strings.ToLower(strings.ReplaceAll(h.Value, ":", ""))
+		}
+	}
+	if raw, err := hex.DecodeString(strings.TrimPrefix(digest, "sha256:")); err != nil || len(raw) != 32 {
+		return "", "", errors.New("it has no SHA-256")
+	}
+	for _, text := range b.URIs[:min(len(b.URIs), maxServers)] {
+		u, err := url.Parse(text)
+		if err != nil || u.Scheme != "https" {
+			continue
+		}
+		path, ok := strings.CutPrefix(u.Path, "/v2/")
+		if repo, ok2 := strings.CutSuffix(path, "/manifests/"+digest); ok && ok2 && repo != "" && len(repo) <= 256 {
+			return repo, digest, nil
+		}
+	}
+	return "", "", errors.New("it lies in no registry by that SHA-256")
 }
 
 const (

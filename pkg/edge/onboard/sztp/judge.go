@@ -29,6 +29,8 @@ type Device struct {
 	Code string
 	// Makers are the manufacturers' certificates of the image.
 	Makers []*x509.Certificate
+	// Updates tells whether the box can install another system.
+	Updates bool
 }
 
 // Clock is what the box knows of the time. Floor is a moment that is certainly past; Now
@@ -65,6 +67,7 @@ const (
 	Replayed   Reason = "replayed"   // the voucher answers another question
 	Unreadable Reason = "unreadable" // what the owner said cannot be used
 	Declined   Reason = "declined"   // the owner did not let the box in
+	Unfit      Reason = "unfit"      // the owner wants a system first that the box cannot install
 )
 
 // Refusal is an answer that the box does not take.
@@ -106,6 +109,14 @@ func Judge(d Device, c Clock, a Artifacts) (*Verdict, error) {
 	}
 	if f := firstOf(conveyed); f != nil && f.Serial != d.Serial {
 		return nil, refuse(WrongBox, "what it shall run is of the device %s; this one is %s", f.Serial, d.Serial)
+	}
+	if conveyed.Onboarding != nil && conveyed.Onboarding.BootImage != nil {
+		if _, _, err := conveyed.Onboarding.BootImage.Release(); err != nil {
+			return nil, refuse(Unfit, "the system that it shall run first: %v", err)
+		}
+		if !d.Updates {
+			return nil, refuse(Unfit, "it shall run another system first, and cannot install any")
+		}
 	}
 	return &Verdict{Owner: root, Conveyed: conveyed}, nil
 }
@@ -216,14 +227,27 @@ type Found struct {
 	Source    string // in words
 	// Server is the root of the server that answered; empty of a stick.
 	Server string
+	// Release is what the box must run before it takes its apps; nil for any.
+	Release *Release
 }
+
+// Release is a system by its repository and digest.
+type Release struct{ Repo, Digest string }
 
 func found(v *Verdict, source string) (*Found, error) {
 	b, err := Read(v.Conveyed.Onboarding)
 	if err != nil {
 		return nil, err
 	}
-	return &Found{RootFP: sha256.Sum256(v.Owner.Raw), Beginning: *b, Source: source}, nil
+	f := &Found{RootFP: sha256.Sum256(v.Owner.Raw), Beginning: *b, Source: source}
+	if image := v.Conveyed.Onboarding.BootImage; image != nil {
+		repo, digest, err := image.Release()
+		if err != nil {
+			return nil, refuse(Unfit, "the system that it shall run first: %v", err)
+		}
+		f.Release = &Release{repo, digest}
+	}
+	return f, nil
 }
 
 // ReasonOf is the reason of a refusal; empty for other errors.

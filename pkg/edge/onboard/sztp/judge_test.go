@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -116,6 +117,7 @@ type answer struct {
 	pairing                      bool
 	wrongCode                    bool
 	first                        string // the serial number of what to run at first
+	image                        *voucher.BootImage
 }
 
 func (w *world) artifacts(a answer) Artifacts {
@@ -150,14 +152,14 @@ func (w *world) artifacts(a answer) Artifacts {
 		return Artifacts{Conveyed: try(voucher.PlainConveyed(c))(t), Nonce: a.asked}
 	}
 	out.OwnerCert = try(voucher.OwnerCertificate([]*x509.Certificate{w.signers[a.chain].cert}))(t)
-	out.Conveyed = try(voucher.SignConveyed(&voucher.Conveyed{Onboarding: &voucher.Onboarding{Config: config(t, a.first)}}, w.signers[a.signer].key, []*x509.Certificate{w.signers[a.signer].cert}))(t)
+	out.Conveyed = try(voucher.SignConveyed(&voucher.Conveyed{Onboarding: &voucher.Onboarding{BootImage: a.image, Config: config(t, a.first)}}, w.signers[a.signer].key, []*x509.Certificate{w.signers[a.signer].cert}))(t)
 	return out
 }
 
 // The table of who is refused, and why.
 func TestJudge(t *testing.T) {
 	w := newWorld(t)
-	nonce, other := make([]byte, 16), make([]byte, 16)
+	nonce, another := make([]byte, 16), make([]byte, 16)
 	nonce[0] = 1
 	knows := Clock{Now: made, Floor: made.Add(-24 * time.Hour), Trusted: true}
 	doubts := Clock{Now: made.AddDate(-10, 0, 0), Floor: made.Add(-24 * time.Hour)}
@@ -174,8 +176,8 @@ func TestJudge(t *testing.T) {
 		{"expired, but nobody knows the time", doubts, answer{expires: -time.Hour}, ""},
 		{"expired", knows, answer{expires: -time.Hour}, Expired},
 		{"expired before what is certainly past", doubts, answer{expires: -48 * time.Hour}, Expired},
-		{"replayed", knows, answer{nonce: other, asked: nonce}, Replayed},
-		{"with a nonce, on a stick", knows, answer{nonce: other}, Replayed},
+		{"replayed", knows, answer{nonce: another, asked: nonce}, Replayed},
+		{"with a nonce, on a stick", knows, answer{nonce: another}, Replayed},
 		{"another's box", knows, answer{serial: "TB-2"}, WrongBox},
 		{"with what it shall run at first", knows, answer{first: "TB-1"}, ""},
 		{"with what another box shall run at first", knows, answer{first: "TB-2"}, WrongBox},
@@ -201,6 +203,28 @@ func TestJudge(t *testing.T) {
 	// An unsigned redirect names no owner: whoever it names must prove him as anyone else.
 	if v, err := Judge(w.me(), knows, w.artifacts(answer{bare: true, plain: "redirect"})); err != nil || v.Owner != nil || v.Conveyed.Redirect == nil {
 		t.Errorf("an unsigned redirect: %+v, %v", v, err)
+	}
+	// A system that is to run first, on a box that can install one and on one that can't.
+	image := try(voucher.ReleaseImage("core.example:8443", "2.0", "default/os@sha256:"+strings.Repeat("a", 64)))(t)
+	other := *image
+	other.Name = "another"
+	for _, c := range []struct {
+		updates bool
+		image   *voucher.BootImage
+		want    Reason
+	}{{true, image, ""}, {false, image, Unfit}, {true, &other, Unfit}, {false, nil, ""}} {
+		d := w.me()
+		d.Updates = c.updates
+		v, err := Judge(d, knows, w.artifacts(answer{image: c.image}))
+		if ReasonOf(err) != c.want {
+			t.Errorf("a boot image %+v, updates %v: %v", c.image, c.updates, err)
+		}
+		if c.want != "" || c.image == nil {
+			continue
+		}
+		if f, err := found(v, "test"); err != nil || f.Release == nil || *f.Release != (Release{"default/os", "sha256:" + strings.Repeat("a", 64)}) {
+			t.Errorf("%+v, %v", f, err)
+		}
 	}
 	closed := w.me()
 	closed.Code = ""

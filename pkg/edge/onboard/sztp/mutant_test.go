@@ -43,6 +43,8 @@ func TestRefusalsAreTested(t *testing.T) {
 	}
 	if f := firstOf`},
 		{"what another box shall run", `f != nil && f.Serial != d.Serial {`, `f != nil && f.Serial != d.Serial && !GONE {`},
+		{"a system that the box cannot install", `if !d.Updates {`, `if !d.Updates && !GONE {`},
+		{"a system of another kind", `if _, _, err := conveyed.Onboarding.BootImage.Release(); err != nil {`, `if _, _, err := conveyed.Onboarding.BootImage.Release(); err != nil && !GONE {`},
 		{"unsigned information", `if err != nil || conveyed.Redirect == nil {`, `if err != nil || conveyed.Redirect == nil && !GONE {`},
 		{"a pairing where none is allowed", `if d.Code == "" {`, `if d.Code == "" && !GONE {`},
 		{"a pairing by another code", `	if err != nil {

@@ -28,6 +28,8 @@ type Config struct {
 	Makers []*x509.Certificate
 	// Pairing lets a person let the box in by the code that it shows.
 	Pairing bool
+	// Updates tells whether the box can install another system.
+	Updates bool
 	// Sources names whom to ask; it is asked before each round and may take some seconds.
 	Sources func(context.Context) []Source
 	Clock   func() Clock
@@ -55,7 +57,7 @@ func New(cfg Config) (*Search, error) {
 		return nil, errors.New("sztp: a box without a certificate of its birth")
 	}
 	s := &Search{cfg: cfg, http: client(cfg.IDevID, cfg.Key)}
-	s.device = Device{ID: identity.KeyID(&cfg.Key.PublicKey), Serial: cfg.IDevID[0].Subject.SerialNumber, Makers: cfg.Makers}
+	s.device = Device{ID: identity.KeyID(&cfg.Key.PublicKey), Serial: cfg.IDevID[0].Subject.SerialNumber, Makers: cfg.Makers, Updates: cfg.Updates}
 	if cfg.Pairing {
 		var err error
 		if s.device.Code, err = voucher.Code(cfg.Key); err != nil {
