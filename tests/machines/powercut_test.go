@@ -103,7 +103,7 @@ func TestUpdatePowerCuts(t *testing.T) {
 	t.Logf("%d steps; %d edges of phases and firmware", len(ends), len(list)-1)
 	places := choose(list, boots, random)
 	for range cuts { // anywhere, for the judge alone
-		places = append(places, place{step: list[0].lo + random.IntN(len(ends)-list[0].lo)})
+		places = append(places, place{step: list[0].lo + random.IntN(len(ends)-list[0].lo), meant: -1})
 	}
 	slices.SortStableFunc(places, func(a, b place) int { return a.step - b.step })
 	part, parts := 1, 1
@@ -119,7 +119,7 @@ func TestUpdatePowerCuts(t *testing.T) {
 	n := 0
 	for _, p := range places {
 		var now moment
-		p.step, now, p.may = r.seen(ends, max(p.step, c.last))
+		p.step, now, p.may = r.seen(ends, max(p.step, c.last), p.meant)
 		p.step = max(p.step, c.last)
 		c.last = p.step
 		image, err := replay.Cut(p.step, random)
@@ -160,7 +160,9 @@ func TestUpdatePowerCuts(t *testing.T) {
 type place struct {
 	step int
 	edge string
-	may  []string
+	// meant is the last moment that the cut sees, -1 for all that came before it in the log.
+	meant int
+	may   []string
 }
 
 // choose gives n places so that each edge has one at its first step before any has two: the first step after a change, the
@@ -168,20 +170,22 @@ type place struct {
 func choose(list []edge, n int, random *rand.Rand) (places []place) {
 	for round := 0; len(places) < n; round++ {
 		for _, e := range list {
-			step := e.lo
+			p := place{step: e.lo, edge: e.name, meant: -1}
 			switch {
+			case round == 0:
+				p.meant = e.moment
 			case round == 1:
-				step = e.hi
-			case round > 1:
-				step += random.IntN(e.hi - e.lo + 1)
+				p.step = e.hi
+			default:
+				p.step += random.IntN(e.hi - e.lo + 1)
 			}
 			if len(places) < n {
-				places = append(places, place{step: step, edge: e.name})
+				places = append(places, p)
 			}
 		}
 		if round == 0 { // the longest stretches are looked at in their middle first
 			for _, e := range longest(list, min(3, n-len(places))) {
-				places = append(places, place{step: (e.lo + e.hi) / 2, edge: e.name})
+				places = append(places, place{step: (e.lo + e.hi) / 2, edge: e.name, meant: -1})
 			}
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -179,7 +180,7 @@ func recorded(t *testing.T, back bool) (*record, *System) {
 	w := r.watch(u.ctx, u.tree.boxes["box"].path("vars.fd"), u.tree.Machine("box").SerialLog())
 	u.updates(Variant{Version: "v2", Counter: 1})
 	if back {
-		u.release(Variant{Version: "v3", Counter: 1, Words: []string{"module_blacklist=virtio_net", "tributary.trial=90"}})
+		u.release(Variant{Version: "v3", Counter: 1, Words: []string{"module_blacklist=virtio_net", "tributary.trial=150"}})
 		u.runs("v3")
 		u.runs("v2")
 		u.refused(`the parent was not reached within`)
@@ -195,10 +196,12 @@ func recorded(t *testing.T, back bool) (*record, *System) {
 	return r, u.system
 }
 
-// edge is a stretch of a log between two changes: the steps from Lo to Hi, as Replay.Cut counts them.
+// edge is a stretch of a log between two changes: the steps from lo to hi, as Replay.Cut counts them. moment is the change
+// that it begins with.
 type edge struct {
 	name   string
 	lo, hi int
+	moment int
 }
 
 // edges are the stretches of the update: what begins with the change of that name.
@@ -208,14 +211,14 @@ func (r *record) edges(ends []int64) (list []edge) {
 	if began < 0 {
 		return nil
 	}
-	list = []edge{{name: "before", lo: max(1, steps(r.Moments[began].From)-50)}}
-	for _, m := range r.Moments[began:] {
+	list = []edge{{name: "before", lo: max(1, steps(r.Moments[began].From)-50), moment: began - 1}}
+	for i, m := range r.Moments[began:] {
 		if m.Changed == "" {
 			continue
 		}
 		n := max(1, steps(m.At))
 		list[len(list)-1].hi = max(n, list[len(list)-1].lo)
-		list = append(list, edge{name: m.Changed, lo: n})
+		list = append(list, edge{name: m.Changed, lo: n, moment: began + i})
 	}
 	list[len(list)-1].hi = len(ends)
 	return list
@@ -223,8 +226,8 @@ func (r *record) edges(ends []int64) (list []edge) {
 
 // seen is what was known when the log had n steps: the firmware's variables, and the phases that the disk may be in,
 // since a phase is heard of a little after it is on the disk. Where the variables changed between two looks, n goes back
-// to the first.
-func (r *record) seen(ends []int64, n int) (int, moment, []string) {
+// to the first. Where nothing was written between two changes, meant is the last that is seen; -1: all are.
+func (r *record) seen(ends []int64, n, meant int) (int, moment, []string) {
 	for _, m := range r.Moments {
 		if strings.HasPrefix(m.Changed, "firmware") && m.From < ends[n-1] && ends[n-1] < m.At {
 			n, _ = slices.BinarySearch(ends, m.From+1)
@@ -233,7 +236,7 @@ func (r *record) seen(ends []int64, n int) (int, moment, []string) {
 	}
 	at := 0
 	for i, m := range r.Moments {
-		if m.At <= ends[n-1] {
+		if m.At <= ends[n-1] && (meant < 0 || i <= meant) {
 			at = i
 		}
 	}
@@ -265,4 +268,44 @@ func (r *record) replay() (replay *cut.Replay, ends []int64, err error) {
 		return nil, nil, err
 	}
 	return &cut.Replay{Base: base, Log: log}, ends, nil
+}
+
+// Every edge of an update is cut at its first step, with what was known then and nothing later, and the same number of cuts
+// as was asked for comes out.
+func TestEdges(t *testing.T) {
+	began := time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC)
+	ends := make([]int64, 100)
+	for i := range ends {
+		ends[i] = int64(i+1) * 10
+	}
+	r := &record{}
+	add := func(from, at int64, vars int, phase, changed string) {
+		r.Moments = append(r.Moments, moment{From: from, At: at, When: began.Add(time.Duration(len(r.Moments)) * time.Minute), Vars: vars, Phase: phase, Changed: changed})
+	}
+	add(0, 100, 0, "idle", "")
+	add(600, 600, 0, "check", "phase check")
+	add(650, 700, 0, "armed", "phase armed")
+	add(700, 700, 1, "armed", "firmware: once b") // nothing was written since
+	add(700, 720, 2, "armed", "firmware: once used up")
+	add(900, 900, 2, "idle", "phase idle")
+	list := r.edges(ends)
+	random := rand.New(rand.NewPCG(1, 1))
+	for _, n := range []int{7, 15, 60} {
+		places := choose(list, n, random)
+		if len(places) != n {
+			t.Fatalf("%d places for %d", len(places), n)
+		}
+		for i, e := range list {
+			step, now, may := r.seen(ends, places[i].step, places[i].meant)
+			if places[i].edge != e.name || step != e.lo && e.name != "firmware: once used up" || !slices.Contains(may, now.Phase) {
+				t.Errorf("%s: step %d, %+v", e.name, step, now)
+			}
+			if e.name == "phase armed" && now.Vars != 0 || e.name == "firmware: once b" && now.Vars != 1 {
+				t.Errorf("%s is seen with the variables %d", e.name, now.Vars)
+			}
+		}
+	}
+	if step, now, _ := r.seen(ends, 71, -1); step != 70 || now.Vars != 1 {
+		t.Errorf("between two looks at the variables: step %d with %d", step, now.Vars)
+	}
 }
