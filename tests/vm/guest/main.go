@@ -166,6 +166,26 @@ func obey(words []string) error {
 		text, err := os.ReadFile(rest[0])
 		say("%s: %s", rest[0], strings.TrimSpace(string(text[:min(len(text), 4096)])))
 		return err
+	case words[0] == "module" && len(rest) == 1: // does the kernel take it? One that is loaded already is there, if it is taken
+		f, err := os.Open("/" + rest[0])
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		err = unix.FinitModule(int(f.Fd()), "", 0)
+		if err == nil || err == unix.EEXIST {
+			say("%s is taken", rest[0])
+			return nil
+		}
+		say("%s is refused: %v", rest[0], err)
+	case words[0] == "lockdown":
+		const file = "/sys/kernel/security/lockdown"
+		if err := unix.Mount("securityfs", filepath.Dir(file), "securityfs", 0, ""); err != nil && err != unix.EBUSY {
+			return err
+		}
+		text, err := os.ReadFile(file)
+		say("lockdown: %s", strings.TrimSpace(string(text)))
+		return err
 	case words[0] == "variable" && len(rest) == 1: // a signed write to the firmware, from a file of the initrd
 		return writeVariable(rest[0])
 	case words[0] == "off":
