@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/image/keys"
+	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/efi"
 	"tributary.dev/tributary/tests/lab"
 )
@@ -75,6 +76,13 @@ func TestRotationSealed(t *testing.T) {
 			t.Fatalf("%s: STATE was opened by %q: %v", what, s.Attestation.Sealed, err)
 		}
 	}
+	// believed: the core takes the new PCR 7 for known by the TPM's word of before, and the release by its pcr11.
+	believed := func(release string) {
+		t.Helper()
+		untilAttestation(t, u.ctx, u.tree, "the core believes the box that runs "+release, func(a *api.Attestation) bool {
+			return a.Attested && a.System == release && a.Waiting == nil
+		})
+	}
 	restart := func(what string) {
 		t.Helper()
 		if err := u.tree.Box("box").PowerCut(); err != nil {
@@ -94,10 +102,13 @@ func TestRotationSealed(t *testing.T) {
 	holds("db", "Tributary db-1", "Tributary db-2", "Tributary db-3")
 	opens("a release that brings keys")
 	restart("the keys are in db")
+	believed("v2")
 	u.updates(Variant{Version: "v3", Counter: 1, Signer: next, Carried: less})
 	holds("dbx", "Tributary db-3") // not db-1: the other slot is by it
 	opens("a release that the new key signed")
+	believed("v3")
 	restart("a key is revoked")
+	believed("v3")
 	u.release(Variant{Version: "v4", Counter: 1, Signer: stolen})
 	u.refused(`dbx forbids`)
 }
