@@ -9,6 +9,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"tributary.dev/tributary/tests/wait"
 )
 
 // One who asks the site hears who answers, and is not led astray by what else comes.
@@ -40,7 +42,7 @@ func TestOnSite(t *testing.T) {
 		}
 	}()
 	want := []string{"https://192.0.2.1:8444", "https://[2001:db8::1]:8444"}
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(wait.Limit); ; {
 		got, err := OnSite(t.Context(), conn.LocalAddr().(*net.UDPAddr).AddrPort(), 200*time.Millisecond)
 		if err != nil {
 			t.Fatal(err)
@@ -84,7 +86,7 @@ func TestServe(t *testing.T) {
 			return netip.AddrPortFrom(netip.MustParseAddr("192.0.2.7"), 8444), from.IsLoopback()
 		})
 	}()
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(wait.Limit); ; {
 		got, err := OnSite(t.Context(), conn.LocalAddr().(*net.UDPAddr).AddrPort(), 200*time.Millisecond)
 		if err != nil {
 			t.Fatal(err)
