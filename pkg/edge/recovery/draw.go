@@ -1,6 +1,7 @@
 package recovery
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -37,7 +38,7 @@ func RunScreen(ctx context.Context, cfg DrawConfig, box Box) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	m := &drawn{ctx: ctx, box: box, screen: NewScreen(box.Facts(ctx)), width: cfg.Width, height: cfg.Height}
-	p := tea.NewProgram(m, tea.WithContext(ctx), tea.WithInput(cfg.In), tea.WithOutput(cfg.Out), tea.WithoutSignalHandler(),
+	p := tea.NewProgram(m, tea.WithContext(ctx), tea.WithInput(cfg.In), tea.WithOutput(rawLines{cfg.Out}), tea.WithoutSignalHandler(),
 		tea.WithWindowSize(cfg.Width, cfg.Height), tea.WithColorProfile(profile), tea.WithFPS(10), tea.WithEnvironment([]string{"TERM=linux"}))
 	m.send = p.Send
 	go func() {
@@ -63,6 +64,19 @@ func RunScreen(ctx context.Context, cfg DrawConfig, box Box) error {
 		return ctx.Err()
 	}
 	return err
+}
+
+// rawLines is a terminal in raw mode, on which a newline leads straight down. What is drawn
+// is drawn for one where it leads to the beginning of the next line: bubbletea takes every
+// input that is no terminal to it for that.
+type rawLines struct{ to io.Writer }
+
+// Write implements io.Writer.
+func (w rawLines) Write(b []byte) (int, error) {
+	if _, err := w.to.Write(bytes.ReplaceAll(b, []byte("\n"), []byte("\r\n"))); err != nil {
+		return 0, err
+	}
+	return len(b), nil
 }
 
 // drawn is bubbletea's model around a Screen.
