@@ -145,7 +145,7 @@ func startCore(dir string) (c *testCore, err error) {
 	apps := &server.Apps{Store: db, Artifacts: reg}
 	hall := server.New(server.Config{
 		Store: db, Tokens: db, Devices: boxes, Unlocks: playedDesk{rescue.New(rescue.Config{
-			Key: func() (*ecdh.PrivateKey, error) { return owner, nil }, Event: store.EventUnlock, Now: time.Now,
+			Keys: func() ([]*ecdh.PrivateKey, error) { return []*ecdh.PrivateKey{owner}, nil }, Event: store.EventUnlock, Now: time.Now,
 			Answered: func(ctx context.Context, id api.DeviceID, challenge string) (bool, error) {
 				list, err := db.Events(ctx, []api.DeviceID{id}, 100)
 				return slices.ContainsFunc(list, func(e store.DeviceEvent) bool { return e.Subject == challenge }), err
