@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/x509"
 	"encoding/json"
@@ -22,6 +23,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/dnssd"
+	"tributary.dev/tributary/pkg/edge/boot"
 	"tributary.dev/tributary/pkg/edge/onboard"
 	"tributary.dev/tributary/pkg/edge/onboard/sztp"
 	"tributary.dev/tributary/pkg/identity"
@@ -36,7 +38,7 @@ type box struct {
 	out   *json.Encoder
 	floor time.Time
 
-	key    *ecdsa.PrivateKey // of the birth certificate
+	key    crypto.Signer // of the birth certificate
 	idevid []*x509.Certificate
 	makers []*x509.Certificate
 	finder *sztp.Search
@@ -47,16 +49,12 @@ func (b *box) wake() (err error) {
 	if b.makers, err = certificates(b.o.makers); err != nil {
 		return err
 	}
-	if b.key, b.idevid, err = birth(b.o.birth); err != nil {
+	own, _, err := identity.LoadOrCreateKeys(b.identity(""))
+	if err != nil {
 		return err
 	}
-	if b.key == nil {
-		if b.key, _, err = identity.LoadOrCreateKeys(b.identity("")); err != nil {
-			return err
-		}
-		if b.idevid, err = voucher.SelfIDevID(b.key); err != nil {
-			return err
-		}
+	if b.key, b.idevid, err = b.born(own); err != nil {
+		return err
 	}
 	if text, err := readSome(b.o.built, 64); err == nil {
 		if s, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64); err == nil {
@@ -71,6 +69,31 @@ func (b *box) wake() (err error) {
 	})
 	return err
 }
+
+// born finds out by which key the box is known: a manufacturer's file, the one that its TPM
+// has for life, or the one that it made itself, which a factory reset ends.
+func (b *box) born(own *ecdsa.PrivateKey) (crypto.Signer, []*x509.Certificate, error) {
+	key, chain, err := birth(b.o.birth)
+	if key != nil || err != nil {
+		return key, chain, err
+	}
+	var signer crypto.Signer = own
+	ctx, cancel := context.WithTimeout(context.Background(), tpmPatience)
+	defer cancel()
+	switch in, err := boot.Identity(ctx); {
+	case err == nil:
+		signer = in
+	case !errors.Is(err, boot.ErrNoTPM) && !errors.Is(err, fs.ErrNotExist):
+		b.log.Warn("the TPM's identity is not used", "err", err)
+	}
+	if chain, err = voucher.SelfIDevID(signer); err != nil {
+		return nil, nil, err
+	}
+	return signer, chain, nil
+}
+
+// tpmPatience bounds the wait for the TPM, which makes the key anew each time.
+const tpmPatience = time.Minute
 
 // search looks for the owner, and shows the pairing code meanwhile.
 func (b *box) search(ctx context.Context) (*sztp.Found, error) {

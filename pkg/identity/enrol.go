@@ -3,6 +3,7 @@ package identity
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/sha256"
@@ -38,7 +39,7 @@ type EnrolConfig struct {
 	// IDevID is the box's birth certificate, where it comes by ExpectedToken, and Birth the
 	// key of that; nil is Key.
 	IDevID []*x509.Certificate
-	Birth  *ecdsa.PrivateKey
+	Birth  crypto.Signer
 	// HTTP is nil for a client of its own. Whom it connects to does not matter: what is
 	// sent and believed is sealed and certified end to end.
 	HTTP *http.Client
@@ -54,8 +55,8 @@ func Enrol(ctx context.Context, cfg EnrolConfig) (*Identity, *EnrolReply, error)
 		return nil, nil, err
 	}
 	var proof []byte
-	if cfg.Birth != nil && !cfg.Birth.Equal(cfg.Key) {
-		if proof, err = ecdsa.SignASN1(rand.Reader, cfg.Birth, birthDigest(csr)); err != nil {
+	if cfg.Birth != nil && !cfg.Key.PublicKey.Equal(cfg.Birth.Public()) {
+		if proof, err = cfg.Birth.Sign(rand.Reader, birthDigest(csr), crypto.SHA256); err != nil {
 			return nil, nil, err
 		}
 	}

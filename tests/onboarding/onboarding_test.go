@@ -52,6 +52,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// patience bounds each wait: what takes seconds by itself takes minutes on a busy machine.
+const patience = 4 * time.Minute
+
 // site is a lab with a core that boxes ask, and a manufacturer.
 type site struct {
 	*lab.Lab
@@ -191,7 +194,7 @@ func (s *site) expect(serial, name string, raw []byte) {
 func (s *site) warning(name string, words ...string) api.Warning {
 	s.t.Helper()
 	var last api.Warning
-	err := lab.Until(s.t.Context(), name+" says "+strings.Join(words, ", "), 60*time.Second, func(ctx context.Context) error {
+	err := lab.Until(s.t.Context(), name+" says "+strings.Join(words, ", "), patience, func(ctx context.Context) error {
 		b, err := s.Boxes[name].Local(ctx, "/status")
 		if err != nil {
 			return err
@@ -220,7 +223,7 @@ func (s *site) warning(name string, words ...string) api.Warning {
 func (s *site) member(name string) api.DeviceStatus {
 	s.t.Helper()
 	var st api.DeviceStatus
-	err := lab.Until(s.t.Context(), name+" is a member", 90*time.Second, func(ctx context.Context) error {
+	err := lab.Until(s.t.Context(), name+" is a member", patience, func(ctx context.Context) error {
 		var list struct{ Items []api.Object }
 		if err := s.GetJSON(ctx, &list, "get", "devices"); err != nil {
 			return err
@@ -420,11 +423,11 @@ func TestSources(t *testing.T) {
 	// A person reads the code at the console and types it.
 	s.warning("by-code", "no-owner", "its pairing code is", "edgectl device approve")
 	var code []byte
-	must(t, lab.Until(t.Context(), "a code at the console", time.Minute, func(context.Context) (err error) {
+	must(t, lab.Until(t.Context(), "a code at the console", patience, func(context.Context) (err error) {
 		code, err = os.ReadFile(filepath.Join(s.dir("by-code"), "pairing-code"))
 		return err
 	}))
-	must(t, lab.Until(t.Context(), "the box has asked", time.Minute, func(ctx context.Context) error {
+	must(t, lab.Until(t.Context(), "the box has asked", patience, func(ctx context.Context) error {
 		_, err := s.Edgectl(ctx, "", "device", "approve", strings.TrimSpace(string(code)), "--name", "by-code")
 		return err
 	}))

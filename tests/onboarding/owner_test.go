@@ -46,7 +46,7 @@ func (s *site) newSecond() *second {
 		_ = cmd.Process.Kill() // it may have ended
 		_ = cmd.Wait()
 	})
-	must(s.t, lab.Until(s.t.Context(), "the second core answers", time.Minute, func(ctx context.Context) error {
+	must(s.t, lab.Until(s.t.Context(), "the second core answers", patience, func(ctx context.Context) error {
 		_, err := o.edgectl(ctx, "get", "devices")
 		return err
 	}))
@@ -93,7 +93,7 @@ func TestResetAndSale(t *testing.T) {
 	s.start("born", "plain")
 	code := func(old string) (code string) {
 		t.Helper()
-		must(t, lab.Until(t.Context(), "another code at the console", time.Minute, func(context.Context) error {
+		must(t, lab.Until(t.Context(), "another code at the console", patience, func(context.Context) error {
 			b, err := os.ReadFile(filepath.Join(s.dir("plain"), "pairing-code"))
 			if code = strings.TrimSpace(string(b)); err == nil && code == old {
 				return os.ErrExist
@@ -104,7 +104,7 @@ func TestResetAndSale(t *testing.T) {
 	}
 	approve := func(code, name string) {
 		t.Helper()
-		must(t, lab.Until(t.Context(), "the box has asked", time.Minute, func(ctx context.Context) error {
+		must(t, lab.Until(t.Context(), "the box has asked", patience, func(ctx context.Context) error {
 			_, err := s.Edgectl(ctx, "", "device", "approve", code, "--name", name)
 			return err
 		}))
@@ -146,7 +146,7 @@ func TestResetAndSale(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	s.reset("born")
-	must(t, lab.Until(t.Context(), "the new owner has it", 90*time.Second, func(ctx context.Context) error {
+	must(t, lab.Until(t.Context(), "the new owner has it", patience, func(ctx context.Context) error {
 		out, err := o.edgectl(ctx, "get", "devices", "-o", "json")
 		if err == nil && !strings.Contains(out, `"online": true`) {
 			return os.ErrNotExist
@@ -185,7 +185,7 @@ spec:
 	s.expect("EX-0001", "late", s.maker.voucher(t, "EX-0001", s.root(), nil))
 	must(t, s.Join(t.Context()))
 	s.start("relay")
-	must(t, lab.Until(t.Context(), "the relay fetches ahead what the box is told, and what that names", 2*time.Minute, func(context.Context) error {
+	must(t, lab.Until(t.Context(), "the relay fetches ahead what the box is told, and what that names", patience, func(context.Context) error {
 		text, err := os.ReadFile(filepath.Join(s.Boxes["relay"].Data(), "greetings.json"))
 		if err != nil {
 			return err
@@ -216,13 +216,13 @@ spec:
 		return out, err
 	}
 	var first string
-	must(t, lab.Until(t.Context(), "the app runs without the core", 2*time.Minute, func(context.Context) (err error) {
+	must(t, lab.Until(t.Context(), "the app runs without the core", patience, func(context.Context) (err error) {
 		first, err = tasks()
 		return err
 	}))
 	must(t, s.Boxes["late"].PowerCut())
 	s.start("late")
-	must(t, lab.Until(t.Context(), "the app runs again after a power cut", 2*time.Minute, func(context.Context) (err error) {
+	must(t, lab.Until(t.Context(), "the app runs again after a power cut", patience, func(context.Context) (err error) {
 		first, err = tasks()
 		return err
 	}))
@@ -231,7 +231,7 @@ spec:
 	if st := s.member("late"); st.Parent == "core" || st.Parent == "" {
 		t.Errorf("it hangs at %q, not at the relay", st.Parent)
 	}
-	must(t, lab.Until(t.Context(), "the core knows that the app runs", 2*time.Minute, func(context.Context) error {
+	must(t, lab.Until(t.Context(), "the core knows that the app runs", patience, func(context.Context) error {
 		st := s.member("late")
 		for _, a := range st.Apps {
 			if a.Name == "hello" && a.State == api.Running {

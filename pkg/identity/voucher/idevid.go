@@ -2,6 +2,7 @@ package voucher
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/x509"
@@ -22,8 +23,12 @@ var forEver = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
 
 // SelfIDevID is the birth certificate of a device that no manufacturer certified: by its
 // own key, with its id for a serial number.
-func SelfIDevID(key *ecdsa.PrivateKey) ([]*x509.Certificate, error) {
-	c, err := idevid(&key.PublicKey, identity.KeyID(&key.PublicKey).String(), nil, key)
+func SelfIDevID(key crypto.Signer) ([]*x509.Certificate, error) {
+	pub, ok := key.Public().(*ecdsa.PublicKey)
+	if !ok {
+		return nil, errors.New("the device's key is not of a NIST curve")
+	}
+	c, err := idevid(pub, identity.KeyID(pub).String(), nil, key)
 	return []*x509.Certificate{c}, err
 }
 
@@ -36,7 +41,7 @@ func IssueIDevID(pub *ecdsa.PublicKey, serial string, key *ecdsa.PrivateKey, cha
 	return append([]*x509.Certificate{c}, chain...), err
 }
 
-func idevid(pub *ecdsa.PublicKey, serial string, issuer *x509.Certificate, key *ecdsa.PrivateKey) (*x509.Certificate, error) {
+func idevid(pub *ecdsa.PublicKey, serial string, issuer *x509.Certificate, key crypto.Signer) (*x509.Certificate, error) {
 	tmpl := &x509.Certificate{
 		Subject: pkix.Name{SerialNumber: serial}, NotBefore: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC), NotAfter: forEver,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},

@@ -3,7 +3,7 @@ package sztp
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
+	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -17,7 +17,7 @@ import (
 
 // client speaks with bootstrap servers. It takes any server's certificate and shows the
 // box's own: an answer is believed for its signatures, never for its sender.
-func client(chain []*x509.Certificate, key *ecdsa.PrivateKey) *http.Client {
+func client(chain []*x509.Certificate, key crypto.Signer) *http.Client {
 	cert := &tls.Certificate{PrivateKey: key, Leaf: chain[0]}
 	for _, c := range chain {
 		cert.Certificate = append(cert.Certificate, c.Raw)

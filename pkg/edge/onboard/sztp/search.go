@@ -2,6 +2,7 @@ package sztp
 
 import (
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/x509"
@@ -20,8 +21,10 @@ import (
 
 // Config is what a search is given. Key, IDevID, Sources, Clock and Log are needed.
 type Config struct {
-	// Key is that of the IDevID.
-	Key *ecdsa.PrivateKey
+	// Key is that of the IDevID, of P-256; it may be the TPM's.
+	Key crypto.Signer
+	// Own is the key that the box made itself, by which it shows a pairing code; nil is Key.
+	Own *ecdsa.PrivateKey
 	// IDevID is the certificate of the box's birth, leaf first: a manufacturer's, or
 	// voucher.SelfIDevID.
 	IDevID []*x509.Certificate
@@ -56,11 +59,21 @@ func New(cfg Config) (*Search, error) {
 	if len(cfg.IDevID) == 0 {
 		return nil, errors.New("sztp: a box without a certificate of its birth")
 	}
+	pub, ok := cfg.Key.Public().(*ecdsa.PublicKey)
+	if !ok {
+		return nil, errors.New("sztp: the key of the box's birth is of another kind")
+	}
 	s := &Search{cfg: cfg, http: client(cfg.IDevID, cfg.Key)}
-	s.device = Device{ID: identity.KeyID(&cfg.Key.PublicKey), Serial: cfg.IDevID[0].Subject.SerialNumber, Makers: cfg.Makers, Updates: cfg.Updates}
+	s.device = Device{ID: identity.KeyID(pub), Serial: cfg.IDevID[0].Subject.SerialNumber, Makers: cfg.Makers, Updates: cfg.Updates}
 	if cfg.Pairing {
+		own := cfg.Own
+		if own == nil {
+			if own, ok = cfg.Key.(*ecdsa.PrivateKey); !ok {
+				return nil, errors.New("sztp: a pairing code takes a key of the box's own")
+			}
+		}
 		var err error
-		if s.device.Code, err = voucher.Code(cfg.Key); err != nil {
+		if s.device.Code, err = voucher.Code(own); err != nil {
 			return nil, err
 		}
 		s.hint = voucher.Hint(s.device.Code, s.device.ID)
