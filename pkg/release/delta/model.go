@@ -18,7 +18,7 @@ const (
 	block     = 16 // bytes that are told to be equal by one bit
 	behind    = 32 // bytes of context before a stretch
 	ahead     = 8  // bytes of the old content after it
-	mostBits  = 20 // of a table's index; fewer for small contents
+	mostBits  = 19 // of a table's index; fewer for small contents
 	noGuess   = -1
 	guesses   = 6
 	nearBits  = 6
@@ -168,8 +168,8 @@ type model struct {
 	tables [][]uint16
 	flags  *mixer
 	values *mixer
-	blocks [1 << 12]uint16
-	hist   uint32 // of blocks
+	blocks [1 << 12]uint16 // by the last ten, and by how many operands should change
+	hist   uint32          // of blocks
 
 	ops    []op    // in the order of the new content
 	news   []int64 // where each begins in the new content
@@ -248,7 +248,7 @@ func (m *model) stretch(old, new []byte, n int, oldAt, newAt int64) {
 		if !m.c.decode && string(o) != string(w) {
 			differ = 1
 		}
-		slot := &m.blocks[m.hist&0xfff]
+		slot := &m.blocks[m.hist&0x3ff<<2|m.changing(old, behind+at, size, oldAt+int64(at), newAt+int64(at))]
 		differ = m.c.bit(differ, max(4, min(65531, uint32(*slot))))
 		if differ == 1 {
 			*slot += (65535 - *slot) >> 5
@@ -305,18 +305,16 @@ func (m *model) byte(old, new []byte, i int, oldAt, newAt int64) {
 			m.abs = guess{uint32(to) + m.base, true}
 		}
 	}
-	// Relative pointers: in data they are aligned; in x86 code they stand behind a call, a jump, or a ModRM byte.
-	if start := m.operand(new, i); start >= 0 {
-		d := int64(i - start)
-		w := word(old[start:])
-		if to, ok := m.moved(oldAt - d + 4 + int64(int32(w))); ok {
-			nw := uint32(to - (newAt - d) - 4)
+	// Pointers: in data they are aligned; in x86 code they stand where the bytes before say so.
+	if start, o := operandOf(new, i); o.kind != noOperand {
+		d := i - start
+		if w, ok := m.points(o, word(old[start:]), oldAt-int64(d), newAt-int64(d)); ok {
 			known := uint32(0)
-			for j := range int(d) {
+			for j := range d {
 				known |= uint32(new[start+j]) << (8 * j)
 			}
-			if nw&(1<<(8*d)-1) == known {
-				g[3] = int32(nw >> (8 * d) & 255)
+			if w&(1<<(8*d)-1) == known {
+				g[3] = int32(w >> (8 * d) & 255)
 			}
 		}
 	} else if m.rel.valid {
@@ -385,15 +383,71 @@ func (m *model) byte(old, new []byte, i int, oldAt, newAt int64) {
 	}
 }
 
-// operand gives where a relative operand began that this byte is part of, or -1.
-func (m *model) operand(new []byte, i int) int {
-	for start := i; start > i-4; start-- {
-		p := new[start-1]
-		if p == 0xe8 || p == 0xe9 || p&0xc7 == 0x05 && new[start-2] >= 0x80 || p&0xf0 == 0x80 && new[start-2] == 0x0f {
-			return start
+// operand is what four bytes in x86 code are: nothing, a distance from the end of the instruction, tail bytes behind
+// them, or an address.
+type operand struct {
+	kind int
+	tail int64
+}
+
+const (
+	noOperand = iota
+	distance
+	address
+)
+
+// operandAt tells it by the bytes before. It need not be right.
+func operandAt(code []byte, start int) operand {
+	p, q := code[start-1], code[start-2]
+	switch {
+	case p == 0xe8 || p == 0xe9, p&0xf0 == 0x80 && q == 0x0f: // call, jump, conditional jump
+		return operand{distance, 0}
+	case p&0xf8 == 0xc0 && q == 0xc7: // mov of a number
+		return operand{address, 0}
+	case p&0xc7 != 0x05: // not relative to the instruction pointer
+	case q == 0x80 || q == 0x83 || q == 0xc6 || q == 0xc0 || q == 0xc1 || q == 0x6b || q == 0xf6 && p&0x38 == 0:
+		return operand{distance, 1}
+	case q == 0xc7 || q == 0x81 || q == 0x69 || q == 0xf7 && p&0x38 == 0:
+		return operand{distance, 4}
+	case q >= 0x80 || q == 0x63 || q < 0x40 && q&7 < 4:
+		return operand{distance, 0}
+	}
+	return operand{}
+}
+
+// operandOf gives the operand that this byte is part of, and where it begins.
+func operandOf(code []byte, i int) (start int, o operand) {
+	for start = i; start > i-4; start-- {
+		if o = operandAt(code, start); o.kind != noOperand {
+			return start, o
 		}
 	}
-	return -1
+	return i, operand{}
+}
+
+// points gives what an operand should become. oldAt and newAt are its places.
+func (m *model) points(o operand, was uint32, oldAt, newAt int64) (uint32, bool) {
+	if o.kind == address {
+		to, ok := m.moved(int64(was - m.base))
+		return uint32(to) + m.base, ok
+	}
+	to, ok := m.moved(oldAt + 4 + o.tail + int64(int32(was)))
+	return uint32(to - newAt - 4 - o.tail), ok
+}
+
+// changing counts the operands in a block that should change, up to 3. It looks for them in the old bytes.
+func (m *model) changing(old []byte, i, size int, oldAt, newAt int64) (n uint32) {
+	for start := i - 3; start < i+size && n < 3; start++ {
+		o := operandAt(old, start)
+		if o.kind == noOperand {
+			continue
+		}
+		was, d := word(old[start:]), int64(start-i)
+		if w, ok := m.points(o, was, oldAt+d, newAt+d); ok && w != was {
+			n++
+		}
+	}
+	return n
 }
 
 func (m *model) value(ob, nb byte, g [guesses]int32, says uint32, k int, old, new []byte, i int, d1, d2, d4, d8, d12 byte, ow uint32) byte {
