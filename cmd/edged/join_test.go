@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tributary.dev/tributary/tests/wait"
 )
 
 // A token that nobody can use: as a flag it ends edged with a remedy; in a file it is
@@ -32,7 +34,7 @@ func TestBadToken(t *testing.T) {
 	says := func(want string) {
 		t.Helper()
 		var last string
-		for deadline := time.Now().Add(60 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		for deadline := time.Now().Add(wait.Limit); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 			var out, errs bytes.Buffer
 			dispatch(t.Context(), []string{"status", "--run", filepath.Join(dir, "r")}, &out, &errs)
 			if last = out.String() + errs.String(); strings.Contains(last, "not-enrolled") && strings.Contains(last, want) {
