@@ -11,6 +11,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -178,13 +179,13 @@ func obey(words []string) error {
 			return nil
 		}
 		say("%s is refused: %v", rest[0], err)
-	case words[0] == "lockdown":
-		const file = "/sys/kernel/security/lockdown"
-		if err := unix.Mount("securityfs", filepath.Dir(file), "securityfs", 0, ""); err != nil && err != unix.EBUSY {
+	case words[0] == "security" && len(rest) == 1: // a file of the kernel's securityfs, in base64
+		const dir = "/sys/kernel/security"
+		if err := unix.Mount("securityfs", dir, "securityfs", 0, ""); err != nil && err != unix.EBUSY {
 			return err
 		}
-		text, err := os.ReadFile(file)
-		say("lockdown: %s", strings.TrimSpace(string(text)))
+		b, err := os.ReadFile(filepath.Join(dir, rest[0]))
+		say("%s: %s.", rest[0], base64.StdEncoding.EncodeToString(b))
 		return err
 	case words[0] == "variable" && len(rest) == 1: // a signed write to the firmware, from a file of the initrd
 		return writeVariable(rest[0])
