@@ -27,7 +27,6 @@ const (
 	optIANA      = 3
 	optIAAddr    = 5
 	optORO       = 6
-	optPref      = 7
 	optElapsed   = 8
 	optStatus    = 13
 	optDNS       = 23 // RFC 3646
@@ -50,7 +49,6 @@ type Message struct {
 	DNS      []netip.Addr
 	SZTP     []byte
 	Refresh  time.Duration // zero: not said
-	pref     byte
 	asked    []uint16
 	elapsed  time.Duration
 	identity uint32 // of the association (IAID)
@@ -103,10 +101,6 @@ func Parse(b []byte, identity uint32) (m Message, err error) {
 			m.Client = v
 		case optServerID:
 			m.Server = v
-		case optPref:
-			if len(v) == 1 {
-				m.pref = v[0]
-			}
 		case optStatus:
 			m.Refused = m.Refused || len(v) >= 2 && binary.BigEndian.Uint16(v) != 0
 		case optDNS:
