@@ -106,7 +106,9 @@ func (b *Box) config(token string) string {
 	if b.Relay {
 		second = fmt.Sprintf("{match: {mac: %q}, addresses: [10.77.0.%d/24], metric: 900}", b.mac(1), b.number)
 	}
-	fmt.Fprintf(&s, "    - %s\n", second)
+	for _, u := range append([]string{second}, b.Uplinks...) {
+		fmt.Fprintf(&s, "    - %s\n", u)
+	}
 	return s.String()
 }
 

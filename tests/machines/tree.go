@@ -56,6 +56,8 @@ type BoxSpec struct {
 	Alone bool
 	// MemoryMiB is 768 if zero.
 	MemoryMiB int
+	// Uplinks stand on CONFIG behind those of the tree's cards.
+	Uplinks []string
 	// VSock gives it a vsock card; Extra is added to QEMU's command line.
 	VSock bool
 	Extra []string
