@@ -180,7 +180,7 @@ func recorded(t *testing.T, back bool) (*record, *System) {
 	w := r.watch(u.ctx, u.tree.boxes["box"].path("vars.fd"), u.tree.Machine("box").SerialLog())
 	u.updates(Variant{Version: "v2", Counter: 1})
 	if back {
-		u.release(Variant{Version: "v3", Counter: 1, Words: []string{"module_blacklist=virtio_net", "tributary.trial=150"}})
+		u.release(Variant{Version: "v3", Counter: 1, Words: []string{"module_blacklist=virtio_net", shortTrial}})
 		u.runs("v3")
 		u.runs("v2")
 		u.refused(`the parent was not reached within`)

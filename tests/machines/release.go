@@ -48,6 +48,8 @@ type Variant struct {
 	Words []string
 	// Replace gives one of our programs in the root another content, not longer.
 	Replace map[string][]byte
+	// Whole leaves the delta out: all of it travels.
+	Whole bool
 	// Stranger signs it with a key that no box trusts.
 	Stranger bool
 	// Signer signs what boots, in place of the checkout's db key; Carried are keys for the firmware.
@@ -152,6 +154,9 @@ func (s *System) Release(v Variant, out string) (err error) {
 		return err
 	}
 	b.Plain = z.EncodeAll(content, nil)
+	if v.Whole {
+		return write(b, out)
+	}
 	running, err := release.Unfold(s.uki, release.FindPacked(s.uki, false))
 	if err != nil {
 		return err
@@ -161,6 +166,10 @@ func (s *System) Release(v Variant, out string) (err error) {
 		return err
 	}
 	b.Deltas[release.Identity(s.hash, s.uki, s.manager)] = patch
+	return write(b, out)
+}
+
+func write(b *release.Bundle, out string) error {
 	f, err := os.Create(out)
 	if err != nil {
 		return err

@@ -14,13 +14,15 @@ import (
 	"testing"
 	"time"
 
+	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/disk/gpt"
 	"tributary.dev/tributary/tests/lab"
 	"tributary.dev/tributary/tests/story"
 )
 
-// trial is what the releases of these tests ask for: less time to prove themselves than on a real box.
-const trial = "tributary.trial=150"
+// trial is how many seconds the releases of these tests may take to prove themselves: less than on a real box. A short one is
+// for those that wait for its end.
+const trial, shortTrial = "tributary.trial=240", "tributary.trial=150"
 
 // updating is a box that joined a core, and the releases that are pushed to that.
 type updating struct {
@@ -29,6 +31,8 @@ type updating struct {
 	tree   *Tree
 	story  *story.Story
 	system *System
+	// settings go into the fleet's spec, after a comma.
+	settings string
 	// artifacts are what was pushed, by version.
 	artifacts map[string]string
 }
@@ -38,6 +42,8 @@ type needs struct {
 	// arch is the host's if empty. secure gives the box a TPM and Secure Boot; relay puts it below one.
 	arch          string
 	secure, relay bool
+	// trial is another word of the command line in the place of trial.
+	trial string
 	// flashed is called with the box when its disk is written, before it starts.
 	flashed func(*Box) error
 }
@@ -67,7 +73,7 @@ func needUpdating(t *testing.T, d time.Duration, n needs) *updating {
 	if err := os.MkdirAll(filepath.Join(images, system.Profile), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := system.Flash(disk, filepath.Join(images, system.Profile, "disk.raw"), trial, "tributary.debug"); err != nil {
+	if err := system.Flash(disk, filepath.Join(images, system.Profile, "disk.raw"), cmp.Or(n.trial, trial), "tributary.debug"); err != nil {
 		t.Fatal(err)
 	}
 	bin, err := filepath.Abs(cmp.Or(os.Getenv("TRIBUTARY_BIN"), filepath.Join(root, "bin")))
@@ -132,7 +138,13 @@ func (u *updating) release(v Variant) {
 		u.Fatal(err)
 	}
 	u.artifacts[v.Version] = strings.TrimSpace(out)
-	u.apply(fmt.Sprintf("apiVersion: tributary/v1\nkind: Fleet\nmetadata: {name: field}\nspec: {selector: {matchLabels: {role: field}}, release: %s}\n", v.Version))
+	u.fleet(v.Version)
+}
+
+// fleet has the boxes want a release.
+func (u *updating) fleet(release string) {
+	u.Helper()
+	u.apply(fmt.Sprintf("apiVersion: tributary/v1\nkind: Fleet\nmetadata: {name: system}\nspec: {selector: {matchLabels: {role: field}}, release: %s%s}\n", release, u.settings))
 }
 
 // attempt has boxes that refused a release try it again.
@@ -196,6 +208,47 @@ func (u *updating) refused(pattern string) {
 		u.Errorf("the reason is %q, which is not like %q", words, pattern)
 	}
 }
+
+// said holds what people read against the reason of a refusal: in edgectl's table, and at the box's console among what it
+// did before.
+func (u *updating) said(pattern string) {
+	u.Helper()
+	reason := regexp.MustCompile(pattern)
+	table, err := u.tree.Edgectl(u.ctx, "", "get", "devices")
+	if err != nil {
+		u.Fatal(err)
+	}
+	if !reason.MatchString(flat(table)) {
+		u.Errorf("edgectl get devices does not say %q:\n%s", pattern, table)
+	}
+	m := u.tree.Machine("box")
+	err = lab.Until(u.ctx, "the console says why", patience, func(ctx context.Context) error { // a line of a log may stand in the middle
+		if err := m.Send("\r"); err != nil {
+			return err
+		}
+		if _, err := m.Expect(ctx, `drawn screen: `); err != nil {
+			return err
+		}
+		if err := m.Send("slots\r"); err != nil {
+			return err
+		}
+		page, err := m.Expect(ctx, `Slots and history[\s\S]*?Enter to go back: `)
+		if err != nil {
+			return err
+		}
+		above, history, _ := strings.Cut(flat(page[0]), "History")
+		if !reason.MatchString(above) || !reason.MatchString(history) {
+			return fmt.Errorf("above and in the history it says: %s", flat(page[0]))
+		}
+		return nil
+	})
+	if err != nil {
+		u.Error(err)
+	}
+}
+
+// flat is text on one line.
+func flat(text string) string { return strings.Join(strings.Fields(text), " ") }
 
 // calm waits until the box is online without a warning of an update.
 func (u *updating) calm() {
@@ -268,6 +321,29 @@ func TestUpdateSealed(t *testing.T) {
 	u.refused(`security counter 1; this box accepts none below 2`)
 }
 
+// TestUpdateFloor: whoever brings a release below the floor to start all the same, finds STATE sealed. Before that the core
+// believes the box's TPM, by what `edgectl release push` said of the release.
+func TestUpdateFloor(t *testing.T) {
+	u := needUpdating(t, 20*time.Minute, needs{secure: true})
+	u.updates(Variant{Version: "v2", Counter: 2})
+	untilAttestation(t, u.ctx, u.tree, "the core believes the TPM, by the release's pcr11", func(a *api.Attestation) bool { return a.Attested })
+	u.release(Variant{Version: "below", Counter: 1})
+	u.refused(`security counter 1; this box accepts none below 2`) // so the floor is raised
+	box := u.tree.boxes["box"]
+	if err := box.PowerCut(); err != nil {
+		t.Fatal(err)
+	}
+	if err := zero(box.Disk(), "esp-b", 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := box.Start(u.ctx); err != nil {
+		t.Fatal(err)
+	}
+	u.runs("v1")
+	u.says(`state-locked: this box waits: its TPM does not give the key of STATE`)
+	u.says(up)
+}
+
 func (u *updating) updates(v Variant) {
 	u.Helper()
 	at := time.Now()
@@ -291,7 +367,7 @@ func TestUpdateGoesBack(t *testing.T) {
 		{"crash", Variant{Replace: map[string][]byte{"edged": standIn(t, "os.Exit(3)", "os")}}, true, `the agent ended 4 times, at last by exit status 3`},
 		{"panic", Variant{Replace: map[string][]byte{"edged-boot": standIn(t, "os.Exit(3)", "os")}}, true, `its kernel said: Attempted to kill init`},
 		{"hang", Variant{Replace: map[string][]byte{"edged-boot": standIn(t, "for {\ntime.Sleep(time.Hour)\n}", "time")}}, true, `it hung, crashed or lost power`},
-		{"silent", Variant{Words: []string{"module_blacklist=virtio_net"}}, true, `the parent was not reached within`},
+		{"silent", Variant{Words: []string{"module_blacklist=virtio_net", shortTrial}}, true, `the parent was not reached within`},
 		{"full", Variant{Replace: map[string][]byte{"edged": standIn(t, `
 	f, _ := os.Create("/data/filler")
 	for n, at := int64(1)<<40, int64(0); n >= 4096; n /= 2 {
@@ -312,6 +388,7 @@ func TestUpdateGoesBack(t *testing.T) {
 				u.runs("v1")
 			}
 			u.refused(c.reason)
+			u.said(c.reason)
 			t.Logf("back after %.0f s", time.Since(at).Seconds())
 			if c.tried {
 				return
@@ -387,7 +464,7 @@ func zero(disk, label string, size int64) error {
 // TestUpdateSilentParent: the parent is away for everybody while a release is on trial. The box goes back, finds the
 // parent silent there too, and does not blame the release, which is tried again.
 func TestUpdateSilentParent(t *testing.T) {
-	u := needUpdating(t, 25*time.Minute, needs{})
+	u := needUpdating(t, 25*time.Minute, needs{trial: shortTrial}) // it waits for that in both slots
 	box := u.tree.boxes["box"]
 	u.release(Variant{Version: "v2", Counter: 1})
 	u.says(`the end of this boot`)
