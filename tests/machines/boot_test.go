@@ -254,6 +254,7 @@ func TestRelaysPorts(t *testing.T) {
 // A box that is switched off in order, and one whose power goes in the middle of its first
 // boot, come up again.
 func TestBootsAgain(t *testing.T) {
+	needImage(t, runtime.GOARCH)
 	for _, at := range []string{`\bgrow\b`, `\bstate\b +\d`, `\bdata\b +\d`, up} {
 		t.Run(regexp.MustCompile(`[^a-z]`).ReplaceAllString(at, ""), func(t *testing.T) {
 			spec := flashed(t, runtime.GOARCH, "name: box\n")

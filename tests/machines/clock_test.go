@@ -12,6 +12,7 @@ import (
 
 // A box whose clock is ten years off at power on joins, and again after its power was cut.
 func TestClockTenYearsOff(t *testing.T) {
+	needImage(t, runtime.GOARCH)
 	for name, years := range map[string]int{"behind": -10, "ahead": 10} {
 		t.Run(name, func(t *testing.T) {
 			needImage(t, runtime.GOARCH)
