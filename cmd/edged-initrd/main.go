@@ -15,6 +15,7 @@ import (
 	"tributary.dev/tributary/pkg/edge/boot/blk"
 	"tributary.dev/tributary/pkg/edge/boot/cmdline"
 	"tributary.dev/tributary/pkg/edge/boot/dm"
+	"tributary.dev/tributary/pkg/edge/boot/kmod"
 )
 
 const (
@@ -31,6 +32,8 @@ type rise struct {
 	cmdline cmdline.Line
 	hash    [32]byte
 	dog     *dog
+	tree    *kmod.Tree // of the initramfs; nil when all of its modules are loaded
+	plugged time.Time  // when devices were first asked for their drivers
 	disk    *blk.Disk
 	root    string // the verity device
 	steps   []stepTime
@@ -50,6 +53,9 @@ func main() {
 	r := &rise{dog: &dog{}}
 	err := r.up()
 	say("%v", err)
+	if r.tree != nil {
+		_ = r.loadAll() // a keyboard, a stick
+	}
 	r.rescue(err)
 	r.restart()
 }
@@ -100,6 +106,11 @@ func (r *rise) mounts() error {
 		}
 	}
 	openLog()
+	// Pages of 2 MiB are for programs that ask for them: those that start here would zero
+	// several each, and hold them.
+	if err := os.WriteFile("/sys/kernel/mm/transparent_hugepage/enabled", []byte("madvise"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		say("huge pages: %v", err)
+	}
 	return nil
 }
 
@@ -118,7 +129,11 @@ func (r *rise) readCmdline() (err error) {
 }
 
 func (r *rise) findDisk() (err error) {
-	r.disk, err = blk.Wait(r.hash, r.cmdline.Seconds("tributary.diskwait", diskWait, time.Hour), r.dog.pet)
+	found := func() bool {
+		_, err := blk.Find(r.hash)
+		return err == nil
+	}
+	r.disk, err = blk.Wait(r.hash, r.cmdline.Seconds("tributary.diskwait", diskWait, time.Hour), func() { r.plug(found) })
 	if err != nil {
 		return fmt.Errorf("%w; disks here: %v", err, blk.Disks("/sys"))
 	}

@@ -3,7 +3,9 @@ package main
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -33,13 +35,77 @@ func (r *rise) watchdog() error {
 	return nil
 }
 
+// settle is how long the drivers that the devices ask for have to bring the disk. Then all
+// of the list are loaded: a device may not say what it is.
+const settle = 5 * time.Second
+
+// needed are what no device asks for: what the root is checked by, with the processor's own
+// instructions if it has them, and read with, what keeps a panic's last words, and the
+// firmware's variables.
+var needed = []string{"sha256_ssse3", "sha2_ce", "dm_verity", "erofs", "efivarfs", "efi_pstore"}
+
+// modules loads what the root takes. Drivers come when the disk is looked for; the installer
+// and an initramfs without tables load all at once.
 func (r *rise) modules() error {
+	tree, err := kmod.Open(filepath.Join("/lib/modules", release()))
+	if err != nil || r.cmdline.Has("tributary.install") {
+		return r.loadAll()
+	}
+	r.tree = tree
+	for _, name := range needed {
+		if tree.Holds(name) {
+			if err := tree.Load(name); err != nil && !errors.Is(err, unix.ENODEV) {
+				say("%v", err) // the step that wants it tells
+			}
+			r.dog.pet()
+		}
+	}
+	return nil
+}
+
+// plug loads drivers that the devices ask for until there is a disk that found takes, and all
+// of the list when that took too long.
+func (r *rise) plug(found func() bool) {
+	r.dog.pet()
+	if r.tree == nil {
+		return
+	}
+	if r.plugged.IsZero() {
+		r.plugged = time.Now()
+	}
+	if time.Since(r.plugged) > settle {
+		say("no device asked for the disk's driver: all are loaded")
+		r.tree = nil
+		if err := r.loadAll(); err != nil {
+			say("%v", err)
+		}
+		return
+	}
+	// A driver brings devices to light that ask for another.
+	for range maxRounds {
+		n, err := r.tree.ColdPlug("/sys", func(string) bool {
+			r.dog.pet()
+			return found()
+		})
+		if err != nil {
+			say("%v", err)
+		}
+		if n == 0 || found() {
+			return
+		}
+	}
+}
+
+// maxRounds bounds how deep buses hang below each other.
+const maxRounds = 8
+
+func (r *rise) loadAll() error {
 	entries, err := readList()
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		if !isWatchdog(e.File) {
+		if !isWatchdog(e.File) && !kmod.Live(kmod.Name(e.File)) {
 			insert(e)
 			r.dog.pet()
 		}

@@ -152,7 +152,8 @@ func (k *kernel) isWatchdog(name string) bool {
 	return m != nil && (strings.Contains(m.Path, "/watchdog/") || strings.HasSuffix(name, "_wdt") || strings.HasSuffix(name, "_watchdog") || name == "softdog")
 }
 
-// initrd makes the initramfs: /init, the modules, and modules.list.
+// initrd makes the initramfs: /init, the modules, modules.list, and beside the modules the two tables by which /init
+// finds what the devices ask for.
 func (k *kernel) initrd(cache *deb.Cache, init []byte, dogs, rest []*modules.Module) ([]byte, error) {
 	objects, err := k.readModules(cache, union(dogs, rest))
 	if err != nil {
@@ -164,8 +165,10 @@ func (k *kernel) initrd(cache *deb.Cache, init []byte, dogs, rest []*modules.Mod
 	}
 	list := "# Modules in the order in which /init loads them; watchdogs first.\n"
 	base := modulesDir + k.Release + "/"
+	places := map[string]string{}
 	put := func(m *modules.Module, at string) {
 		list += "/" + at + "\n"
+		places[m.Name] = strings.TrimPrefix(at, base)
 		if !slices.ContainsFunc(files, func(f initramfs.File) bool { return f.Path == at }) {
 			files = append(files, initramfs.File{Path: at, Mode: 0o644, Data: objects[m.Name]})
 		}
@@ -180,8 +183,29 @@ func (k *kernel) initrd(cache *deb.Cache, init []byte, dogs, rest []*modules.Mod
 		}
 		put(m, at)
 	}
-	files = append(files, initramfs.File{Path: "modules.list", Mode: 0o644, Data: []byte(list)})
+	dep, alias := k.earlyTables(places, rest)
+	files = append(files, initramfs.File{Path: "modules.list", Mode: 0o644, Data: []byte(list)},
+		initramfs.File{Path: base + "modules.dep", Mode: 0o644, Data: dep}, initramfs.File{Path: base + "modules.alias", Mode: 0o644, Data: alias})
 	return initramfs.Pack(files)
+}
+
+// earlyTables are modules.dep and modules.alias of modules that lie at places of their own, in load order.
+func (k *kernel) earlyTables(places map[string]string, list []*modules.Module) (dep, alias []byte) {
+	for _, m := range list {
+		dep = append(dep, places[m.Name]+":"...)
+		order := k.LoadOrder(modules.Choice{Names: []string{m.Name}})
+		slices.Reverse(order) // the last is to be loaded first
+		for _, need := range order {
+			if at := places[need.Name]; at != "" && need != m {
+				dep = append(dep, " "+at...)
+			}
+		}
+		dep = append(dep, '\n')
+		for _, a := range m.Aliases {
+			alias = fmt.Appendf(alias, "alias %s %s\n", a, m.Name)
+		}
+	}
+	return dep, alias
 }
 
 func union(a, b []*modules.Module) []*modules.Module {

@@ -150,12 +150,21 @@ func (t *Tree) load(name, params string) error {
 		return fmt.Errorf("module %s: not in %s", name, t.dir)
 	}
 	t.done[name] = true // a failure is not tried again: the device would be asked in vain
+	if Live(name) {
+		return nil // the initramfs loaded it; the kernel would check its signature before it says so
+	}
 	at := time.Now()
 	err := Insert(filepath.Join(t.dir, file), params)
 	if t.Took != nil {
 		t.Took(name, time.Since(at))
 	}
 	return err
+}
+
+// Live tells whether a module is loaded and through with it.
+func Live(name string) bool {
+	text, err := os.ReadFile(filepath.Join("/sys/module", name, "initstate"))
+	return err == nil && string(bytes.TrimSpace(text)) == "live"
 }
 
 func (t *Tree) builtin(name string) bool {
