@@ -28,7 +28,8 @@ import (
 // version is set by the build (-ldflags "-X main.version=…").
 var version = "dev"
 
-// settled is when what starting needed can be given back.
+// settled is when what starting needed can be given back, and the collector begins to keep
+// memory small: until then it would run a dozen times for a few megabytes.
 const settled = time.Minute
 
 func main() {
@@ -38,9 +39,12 @@ func main() {
 	}
 	// Process 1 is edged to whoever looks: this program is the part of it that never ends.
 	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&[]byte("edged\x00")[0])), 0, 0, 0)
-	debug.SetGCPercent(25)
+	debug.SetGCPercent(200)
 	runtime.GOMAXPROCS(min(2, runtime.NumCPU()))
-	time.AfterFunc(settled, debug.FreeOSMemory)
+	time.AfterFunc(settled, func() {
+		debug.SetGCPercent(25)
+		debug.FreeOSMemory()
+	})
 	boot.Run(boot.Config{
 		Version: version,
 		TPM:     newTPM(),

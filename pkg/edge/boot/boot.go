@@ -82,6 +82,8 @@ type booter struct {
 	out     *consoles
 	procs   *processes
 	modules *kmod.Tree
+	plugged bool // all drivers are being loaded, or are
+	hosted  bool // a machine's host is answered
 	disk    *blk.Disk
 	dog     *watchdog.Device
 	branch  string // of the cgroups, for the children; empty when there are none
@@ -155,6 +157,8 @@ func (b *booter) list() []step {
 		{"limits", logOn, b.heedProfile},
 		{"parent", logOn, b.keepParent},
 		{"hostname", logOn, b.hostname},
+		{"agent", logOn, b.startAgent},
+		{"drivers", logOn, b.plugRest},
 		{"zram", logOn, b.zram},
 		{"network", logOn, b.network},
 		{"extensions", logOn, b.extend},
@@ -171,7 +175,9 @@ func (b *booter) stepDone(s StepReport) {
 	b.mu.Unlock()
 	b.out.print(s.line())
 	b.feed()
-	b.save()
+	if s.Error != "" || b.agentWanted() { // before, nobody reads it
+		b.save()
+	}
 }
 
 // save writes what others read. Before /run is there, nothing can be written, and nobody

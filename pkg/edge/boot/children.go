@@ -74,13 +74,40 @@ func backoff(quick int, lived time.Duration) (pause time.Duration, next int) {
 	return min(pause, longPause), quick + 1
 }
 
-// startChildren starts what the box is for. Without DATA there is nothing to run apps in:
-// then the consoles alone are there, for a person.
-func (b *booter) startChildren(ctx context.Context) error {
-	var errs []error
+// agentWait is how long the agent has to answer for the first time before the rest starts
+// beside it: on a box with one slow processor all that starts at once answers late.
+const agentWait = 15 * time.Second
+
+// startAgent starts the agent before everything else, so that the box answers early, and
+// waits until it does. Nothing depends on that: it may be late, or never come.
+func (b *booter) startAgent(ctx context.Context) error {
 	if b.cfg.Judge != nil {
 		b.judge = b.cfg.Judge(b.facts)
 	}
+	if !b.data {
+		return nil // startChildren tells
+	}
+	b.facts.Data = dataDir + "/edged"
+	argv, why := b.cfg.Agent(b.facts)
+	if argv == nil {
+		b.warn(api.Warning{Name: "agent-not-started", Severity: api.Critical, Message: why, Remedy: "write join.parent and join.token into tributary.yaml on the partition CONFIG"})
+		return nil
+	}
+	b.keep(ctx, &child{name: "agent", argv: argv, oom: -900, grace: 20 * time.Second})
+	for deadline := time.Now().Add(agentWait); askAgent(agentSocket) != nil; {
+		if time.Now().After(deadline) || len(b.leave) > 0 {
+			b.say("the agent does not answer yet; the rest starts beside it")
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return nil
+}
+
+// startChildren starts what the box is for besides. Without DATA there is nothing to run apps
+// in: then the consoles alone are there, for a person.
+func (b *booter) startChildren(ctx context.Context) error {
+	var errs []error
 	if b.data {
 		conf := b.run("containerd.toml")
 		if err := os.WriteFile(conf, []byte(containerdConfig), 0o644); err != nil {
@@ -89,12 +116,6 @@ func (b *booter) startChildren(ctx context.Context) error {
 		// A collector that runs more often halves what containerd keeps dirty at rest (20 to 10
 		// MB, measured in a guest); it works seldom.
 		b.keep(ctx, &child{name: "containerd", argv: []string{"/usr/bin/containerd", "--config", conf}, env: []string{"GOGC=40"}, oom: -999, grace: 10 * time.Second})
-		b.facts.Data = dataDir + "/edged"
-		if argv, why := b.cfg.Agent(b.facts); argv != nil {
-			b.keep(ctx, &child{name: "agent", argv: argv, oom: -900, grace: 20 * time.Second})
-		} else {
-			b.warn(api.Warning{Name: "agent-not-started", Severity: api.Critical, Message: why, Remedy: "write join.parent and join.token into tributary.yaml on the partition CONFIG"})
-		}
 	} else {
 		b.warn(api.Warning{Name: "no-data", Severity: api.Critical, Message: "neither the agent nor apps run: the encrypted partitions are not open (see /run/tributary/boot.json)", Remedy: "look at the failed steps in the recovery shell"})
 		errs = append(errs, errors.New("DATA is not open"))

@@ -23,6 +23,13 @@ var needed = []string{"dm-crypt", "crypto-aes", "crypto-xts", "ext4"}
 // one earlier gets it by the kernel's own request (modprobe).
 var later = []string{"overlay", "bridge", "veth", "br_netfilter", "nf_tables"}
 
+// setModprobe names the program that the kernel runs for what it misses. There is none while
+// ciphers are loaded: for each that one of them makes of others, twenty and more, it would be
+// asked in vain.
+func setModprobe(path string) {
+	_ = os.WriteFile("/proc/sys/kernel/modprobe", []byte(path+"\n"), 0) // it is asked, then
+}
+
 // deny keeps out what a box of containers has no use for, and what takes long to load.
 func deny(name string) bool { return strings.HasPrefix(name, "kvm") }
 
@@ -44,6 +51,7 @@ func (b *booter) loadModules(ctx context.Context) (err error) {
 		tree.Took = func(name string, took time.Duration) { b.say("module %-20s %6.0f ms", name, took.Seconds()*1000) }
 	}
 	b.modules = tree
+	setModprobe("")                                // openState gives it back
 	systems, _ := os.ReadFile("/proc/filesystems") // none: all are loaded
 	for _, alias := range needed {
 		if strings.Contains(string(systems), "\t"+alias+"\n") {
@@ -56,17 +64,66 @@ func (b *booter) loadModules(ctx context.Context) (err error) {
 	if b.dog == nil {
 		b.retryWatchdog()
 	}
+	b.plugEarly(ctx)
+	return nil
+}
+
+// early are drivers of what answering takes: of the port by which a machine's host asks, and
+// of the TPM that keeps STATE's key. All others wait until the agent answers.
+var early = []string{"virtio_console", "tpm_crb", "tpm_tis"}
+
+// tpmTable is ACPI's word that there is a TPM.
+const tpmTable = "/sys/firmware/acpi/tables/TPM2"
+
+func (b *booter) plugEarly(ctx context.Context) {
+	for _, name := range early {
+		if tpm := strings.HasPrefix(name, "tpm"); !b.modules.Holds(name) || tpm && !exists(tpmTable) || !tpm && !exists("/sys/bus/virtio/devices") {
+			continue
+		}
+		if err := b.modules.Load(name); err != nil && !errors.Is(err, unix.ENODEV) {
+			b.say("%v", err)
+		}
+	}
+	b.answerHost(ctx)
+	if !exists("/sys/firmware/acpi") || exists(tpmTable) && !exists("/sys/class/tpm/tpm0") {
+		b.plugged = true // a TPM may hang on any bus
+		go b.plugAll(ctx)
+	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// answerHost serves the host of a virtual machine, once its port is there.
+func (b *booter) answerHost(ctx context.Context) {
+	if b.hosted || hostport.Find("/sys", "/dev") == "" {
+		return
+	}
+	b.hosted = true
+	log := slog.New(slog.NewTextHandler(b.out, nil))
+	go b.forever(ctx, "host port", func(ctx context.Context) error { return hostport.Serve(ctx, agentSocket, log) })
+}
+
+// plugRest gives all devices their drivers, beside the rest of boot.
+func (b *booter) plugRest(ctx context.Context) error {
+	if b.modules == nil || b.plugged {
+		b.answerHost(ctx)
+		return nil
+	}
 	go func() {
-		if err := guarded(ctx, b.plug); err != nil {
-			b.say("drivers: %v", err)
-		}
-		b.setPorts("/sys")
-		if hostport.Find("/sys", "/dev") != "" {
-			log := slog.New(slog.NewTextHandler(b.out, nil))
-			b.forever(ctx, "host port", func(ctx context.Context) error { return hostport.Serve(ctx, agentSocket, log) })
-		}
+		b.plugAll(ctx)
+		b.answerHost(ctx)
 	}()
 	return nil
+}
+
+func (b *booter) plugAll(ctx context.Context) {
+	if err := guarded(ctx, b.plug); err != nil {
+		b.say("drivers: %v", err)
+	}
+	b.setPorts("/sys")
 }
 
 // plug gives each device its driver.

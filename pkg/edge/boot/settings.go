@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/disk/fat"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
 )
 
@@ -140,7 +141,8 @@ const birthFile = "idevid.pem"
 // serversFile is where that program finds the servers of the settings.
 const serversFile = "bootstrap-servers"
 
-// readConfig mounts CONFIG for as long as it takes to read it, read-only.
+// readConfig reads CONFIG. It is the box's own reader that does, which trusts nothing on the
+// partition and needs no driver; the kernel's is for what a person formatted in another way.
 func (b *booter) readConfig(context.Context) error {
 	b.facts.TokenFile = b.run("join-token") // the agent watches it: the token may come later
 	if b.disk == nil {
@@ -150,28 +152,23 @@ func (b *booter) readConfig(context.Context) error {
 	if err != nil {
 		return err
 	}
-	if b.modules != nil {
-		_ = b.modules.Load("vfat", "nls_cp437", "nls_ascii") // the mount tells
+	files, readErr := readVolume(node, "tributary.yaml", birthFile)
+	if readErr != nil {
+		b.say("config: %v; the kernel is asked", readErr)
+		if files, readErr = b.readMounted(node, "tributary.yaml", birthFile); readErr != nil {
+			return readErr
+		}
 	}
-	if err := unix.Mount(node, "/config", "vfat", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, "iocharset=ascii,umask=077"); err != nil {
-		return fmt.Errorf("%s: %w", node, err)
-	}
-	text, readErr := readSome("/config/tributary.yaml", MaxSettings+1)
-	if birth, err := readSome("/config/"+birthFile, MaxSettings); err == nil {
+	if birth := files[birthFile]; birth != nil && len(birth) <= MaxSettings {
 		if err := os.WriteFile(b.run(birthFile), birth, 0o600); err != nil {
 			b.say("config: %v", err)
 		}
 	}
-	if err := unix.Unmount("/config", 0); err != nil {
-		b.say("config: %v", err)
-	}
-	if errors.Is(readErr, os.ErrNotExist) {
+	text := files["tributary.yaml"]
+	if text == nil {
 		return nil
 	}
-	s, err := Settings{}, readErr
-	if err == nil {
-		s, err = ParseSettings(text)
-	}
+	s, err := ParseSettings(text)
 	if err != nil {
 		b.warn(api.Warning{Name: "config-invalid", Severity: api.Degraded, Message: "tributary.yaml is not used: " + err.Error(), Remedy: "correct the file on the partition CONFIG and start the box anew"})
 		return err
@@ -186,6 +183,66 @@ func (b *booter) readConfig(context.Context) error {
 		return nil
 	}
 	return os.WriteFile(b.facts.TokenFile, []byte(s.Join.Token+"\n"), 0o600)
+}
+
+// readVolume reads files at the top of a FAT32 volume, of at most a byte more than settings may
+// have. What is not there is not in the map.
+func readVolume(node string, names ...string) (map[string][]byte, error) {
+	f, err := os.Open(node)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, err
+	}
+	v, err := fat.Open(f, size)
+	if err != nil {
+		return nil, err
+	}
+	files := map[string][]byte{}
+	for _, e := range v.Entries() {
+		for _, name := range names {
+			if e.Dir || !strings.EqualFold(e.Path, name) || files[name] != nil {
+				continue
+			}
+			c, err := v.OpenFile(e.Path)
+			if err != nil {
+				return nil, err
+			}
+			text := make([]byte, min(c.Size(), MaxSettings+1))
+			if _, err := io.ReadFull(io.NewSectionReader(c, 0, c.Size()), text); err != nil {
+				return nil, err
+			}
+			files[name] = text
+		}
+	}
+	return files, nil
+}
+
+// readMounted is the same by the kernel's driver: CONFIG is mounted, read-only, for as long as
+// it takes to read it.
+func (b *booter) readMounted(node string, names ...string) (map[string][]byte, error) {
+	if b.modules != nil {
+		_ = b.modules.Load("vfat", "nls_cp437", "nls_ascii") // the mount tells
+	}
+	if err := unix.Mount(node, "/config", "vfat", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, "iocharset=ascii,umask=077"); err != nil {
+		return nil, fmt.Errorf("%s: %w", node, err)
+	}
+	files, errs := map[string][]byte{}, []error(nil)
+	for _, name := range names {
+		text, err := readSome("/config/"+name, MaxSettings+1)
+		if err == nil {
+			files[name] = text
+		} else if !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	if err := unix.Unmount("/config", 0); err != nil {
+		b.say("config: %v", err)
+	}
+	return files, errors.Join(errs...)
 }
 
 // keepParent remembers where the box attaches, for the day on which CONFIG is empty or

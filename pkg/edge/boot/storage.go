@@ -102,6 +102,7 @@ var errNoDisk = errors.New("the disk is not known")
 
 // openState opens STATE, or makes it on a box that has none yet.
 func (b *booter) openState(ctx context.Context) error {
+	setModprobe("/sbin/modprobe")
 	if b.disk == nil {
 		return errNoDisk
 	}

@@ -2,9 +2,14 @@ package boot
 
 import (
 	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
+	"tributary.dev/tributary/pkg/disk/fat"
 )
 
 // partition lays down what a partition may begin with.
@@ -68,4 +73,34 @@ func FuzzExtSize(f *testing.F) {
 			t.Fatal(n)
 		}
 	})
+}
+
+// CONFIG is read without the kernel's driver, whatever the case of the name that a person wrote.
+func TestReadVolume(t *testing.T) {
+	node := filepath.Join(t.TempDir(), "config")
+	f, err := os.Create(node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const size = 40 << 20
+	long := strings.Repeat("x", MaxSettings+10)
+	err = errors.Join(f.Truncate(size), fat.Write(f, size, fat.Options{Label: "CONFIG"}, []fat.File{
+		{Path: "Tributary.yaml", Content: strings.NewReader("name: box\n")},
+		{Path: "idevid.pem", Content: strings.NewReader(long)},
+		{Path: "folder/other.yaml", Content: strings.NewReader("x")},
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := readVolume(node, "tributary.yaml", "idevid.pem", "other.yaml", "none")
+	if err != nil || string(files["tributary.yaml"]) != "name: box\n" || len(files["idevid.pem"]) != MaxSettings+1 || len(files) != 2 {
+		t.Errorf("%d files, %q, %v", len(files), files["tributary.yaml"], err)
+	}
+	if _, err := f.WriteAt([]byte("garbage"), 82); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readVolume(node, "tributary.yaml"); err == nil {
+		t.Error("what is no FAT32 volume was read")
+	}
 }

@@ -26,6 +26,10 @@ const Name = "tributary.local"
 // by a signal only.
 const pause = 250 * time.Millisecond
 
+// patience is how long a question waits for an edged that does not listen, because the machine
+// has just started or edged is started again.
+const patience = 5 * time.Second
+
 // unavailable is said in edged's place when edged does not listen.
 const unavailable = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
 
@@ -56,7 +60,7 @@ func Serve(ctx context.Context, socket string, log *slog.Logger) error {
 	defer stop()
 	log.Info("the machine's host may ask by its port", "port", Name)
 	for ctx.Err() == nil {
-		if err := converse(port, socket); err != nil && !errors.Is(err, io.EOF) {
+		if err := converse(port, socket, patience); err != nil && !errors.Is(err, io.EOF) {
 			if ctx.Err() != nil {
 				break
 			}
@@ -79,7 +83,7 @@ type line interface {
 
 // converse carries bytes while the host is connected. It ends with io.EOF when the host
 // goes, and then nothing of the old conversation is left for the next.
-func converse(port line, socket string) error {
+func converse(port line, socket string, patience time.Duration) error {
 	var edged *side
 	defer func() { edged.close(port) }()
 	buf := make([]byte, 32<<10)
@@ -87,7 +91,7 @@ func converse(port line, socket string) error {
 		n, err := port.Read(buf)
 		if n > 0 && edged.send(buf[:n]) != nil {
 			edged.close(port)
-			if edged, err = dial(port, socket); err == nil {
+			if edged, err = dial(port, socket, patience); err == nil {
 				err = edged.send(buf[:n])
 			}
 			if err != nil {
@@ -113,8 +117,12 @@ type side struct {
 	done chan struct{}
 }
 
-func dial(port line, socket string) (*side, error) {
+func dial(port line, socket string, patience time.Duration) (*side, error) {
 	conn, err := net.Dial("unix", socket)
+	for deadline := time.Now().Add(patience); err != nil && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
+		conn, err = net.Dial("unix", socket)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -14,10 +14,10 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
+	"tributary.dev/tributary/tests/wait"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { wait.Leaks(m) }
 
 // local serves like edged's local socket.
 func local(t *testing.T, path string) *http.Server {
@@ -54,7 +54,7 @@ func TestConverse(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
 	host, guest := net.Pipe()
 	ended := make(chan error, 1)
-	go func() { ended <- converse(guest, socket) }()
+	go func() { ended <- converse(guest, socket, 50*time.Millisecond) }()
 	if code, _ := ask(t, host, "/early"); code != http.StatusServiceUnavailable {
 		t.Errorf("without edged the answer is %d", code)
 	}
