@@ -94,6 +94,10 @@ func run(ctx context.Context, args []string, errs io.Writer) error {
 	return b.live(ctx)
 }
 
+// startPercent is the collector's while the box starts: it would run a dozen times for a few
+// megabytes, which the limit bounds anyway. Once the box is settled, that of the years after is set.
+const startPercent = 200
+
 // tuneMemory trades processor time, of which a box at rest has plenty, for memory.
 func tuneMemory(o options) {
 	limit, percent, procs := 24, 30, 2
@@ -104,7 +108,8 @@ func tuneMemory(o options) {
 		limit = o.memoryLimitMB
 	}
 	debug.SetMemoryLimit(int64(limit) << 20)
-	debug.SetGCPercent(percent)
+	debug.SetGCPercent(startPercent)
+	time.AfterFunc(settled, func() { debug.SetGCPercent(percent) })
 	runtime.GOMAXPROCS(min(procs, runtime.NumCPU()))
 }
 
