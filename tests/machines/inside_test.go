@@ -3,7 +3,6 @@ package machines
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -147,6 +146,6 @@ func debian(t *testing.T, ctx context.Context, arch string, names []string) (ima
 	for _, dir := range []string{"lib", "lib64", "sbin"} {
 		files = append(files, initramfs.File{Path: dir, Mode: fs.ModeSymlink | 0o777, Data: []byte("usr/" + dir)})
 	}
-	t.Log(fmt.Sprintf("modules: %s", strings.Join(strings.Fields(order), " ")))
+	t.Logf("modules: %s", strings.Join(strings.Fields(order), " "))
 	return image, files
 }
