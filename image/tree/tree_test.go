@@ -146,7 +146,7 @@ func fill(t *testing.T, arch string) (*checkout, Config) {
 		debtest.Member{Name: at + "kernel/drivers/net/unwanted.ko.xz", Body: module("firmware=net/c.bin")},
 		debtest.Member{Name: at + "kernel/drivers/watchdog/dog_wdt.ko.xz", Body: module("license=GPL")},
 		debtest.Member{Name: at + "kernel/drivers/mfd/bus.ko.xz", Body: module("license=GPL")},
-		debtest.Member{Name: at + "kernel/fs/erofs.ko.xz", Body: module("alias=fs-erofs")},
+		debtest.Member{Name: at + "kernel/fs/erofs.ko.xz", Body: module("license=GPL")},
 		debtest.Member{Name: at + "modules.order", Body: "kernel/fs/erofs.ko\nkernel/drivers/net/mii.ko\n"},
 		debtest.Member{Name: at + "modules.builtin", Body: "kernel/fs/ext4.ko\n"})
 	c.pkg("firmware-net", "blobs", debtest.Member{Name: "./usr/lib/firmware/net/a-1.bin", Body: "a"}, link("./usr/lib/firmware/net/a.bin", "a-1.bin"),
@@ -304,7 +304,7 @@ func checkInitrd(t *testing.T, r *Result) {
 		t.Errorf("modules.list is %.300q", rest)
 	}
 	// The tables by which /init finds a device's driver name those that are no watchdogs.
-	for _, table := range []string{"kernel/fs/erofs.ko:\n", "alias fs-erofs erofs\n"} {
+	for _, table := range []string{"kernel/fs/erofs.ko:\n", "modules.alias\x00"} {
 		if !bytes.Contains(plain, []byte(table)) {
 			t.Errorf("the initramfs' tables lack %q", table)
 		}
