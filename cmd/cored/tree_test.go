@@ -175,6 +175,7 @@ func TestDeviceThroughTheLink(t *testing.T) {
 		return s != nil && first != nil && s.After(*first)
 	})
 	var list struct{ Items []server.EventEntry }
+	r.must("POST", "/api/v1/apply", "{apiVersion: tributary/v1, kind: Tenant, metadata: {name: acme}}", nil)
 	for tenant, want := range map[string]bool{"default": true, "*": true, "acme": false} {
 		if r.must("GET", "/api/v1/events?tenant="+tenant, "", &list); len(list.Items) > 0 != want {
 			t.Errorf("events of tenant %s: %+v", tenant, list.Items)

@@ -58,7 +58,8 @@ func TestGarbageDrawn(t *testing.T) {
 			case err = <-ended:
 				over = true
 			case <-time.After(100 * time.Millisecond): // what a lone escape waits for
-				go func() { _, _ = io.WriteString(typed, leave) }() // until nobody reads any more
+				key := leave
+				go func() { _, _ = io.WriteString(typed, key) }() // until nobody reads any more
 				leave = map[string]string{"\x1b": "q", "q": "\r", "\r": "\x1b"}[leave]
 			}
 		}

@@ -41,14 +41,15 @@ type plain struct {
 	box   Box
 	lines chan string
 	ended chan struct{}
-	mu    sync.Mutex // on Out
+	mu    sync.Mutex // on Out and over
+	over  bool       // Out is another's again
 	// secret: what is typed now is not shown.
 	secret atomic.Bool
 }
 
 // RunPlain shows numbered menus until In ends (nil), ctx ends, or the person wants another
 // face (ErrDraw) or was let into a shell (ErrShell). It sends no escape codes and nothing that is not ASCII. A goroutine that
-// is blocked in In.Read outlives it.
+// is blocked in In.Read outlives it, and writes nothing any more.
 func RunPlain(ctx context.Context, cfg PlainConfig, box Box) error {
 	if cfg.Width <= 0 {
 		cfg.Width = 80
@@ -56,7 +57,12 @@ func RunPlain(ctx context.Context, cfg PlainConfig, box Box) error {
 	cfg.Width = max(cfg.Width, 20)
 	p := &plain{cfg: cfg, box: box, lines: make(chan string), ended: make(chan struct{})}
 	stop := make(chan struct{})
-	defer close(stop)
+	defer func() {
+		close(stop)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.over = true
+	}()
 	go p.read(stop)
 	err := p.menu(ctx)
 	if errors.Is(err, io.EOF) {
@@ -119,6 +125,9 @@ func (p *plain) say(text string) {
 func (p *plain) write(text string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.over {
+		return
+	}
 	_, _ = io.WriteString(p.cfg.Out, text) // a line that broke ends the reading too
 }
 
