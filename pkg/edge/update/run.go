@@ -468,11 +468,14 @@ func (m *Manager) staged(digest string) (*release.Parts, release.Description, er
 	return &p, d, err
 }
 
-// way says what of the release travels to this box.
+// way says what of the release travels to this box: a delta, until one could not be applied.
 func (m *Manager) way(p *release.Parts) (digest string, size int64, old release.Pieces, isDelta bool, err error) {
 	old, identity, err := m.cfg.Flash.Content(m.cfg.Running, m.cfg.RootHash)
 	if err != nil {
 		m.cfg.Log.Warn("what runs cannot be read as content; the whole release is fetched", "err", err)
+		identity = ""
+	}
+	if _, err := os.Stat(m.file("whole")); err == nil {
 		identity = ""
 	}
 	digest, size, isDelta, err = p.Travel(identity)
@@ -535,7 +538,12 @@ func (m *Manager) write(ctx context.Context, s State) error {
 			if err != nil {
 				return err
 			}
-			return delta.Apply(old, patch, w)
+			slot := &sink{w: w}
+			err = delta.Apply(old, patch, slot)
+			if err != nil && slot.err == nil {
+				return m.wholeNow(err)
+			}
+			return err
 		}
 		z, err := zstd.NewReader(f, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(64<<20))
 		if err != nil {
@@ -545,4 +553,21 @@ func (m *Manager) write(ctx context.Context, s State) error {
 		_, err = io.Copy(w, io.LimitReader(z, d.Content.Size+1))
 		return err
 	})
+}
+
+// wholeNow: what this slot has is not what the delta was made from, or the delta is wrong. The next attempt fetches the whole release.
+func (m *Manager) wholeNow(why error) error {
+	err := errors.Join(os.Remove(m.file("content")), atomicfile.Write(m.file("whole"), nil, 0o600))
+	return errors.Join(fmt.Errorf("the delta does not lead from what runs to the release, which is fetched whole next: %w", why), err)
+}
+
+// sink keeps the error of what is written to apart from that of what writes.
+type sink struct {
+	w   io.Writer
+	err error
+}
+
+func (s *sink) Write(b []byte) (n int, err error) {
+	n, s.err = s.w.Write(b)
+	return n, s.err
 }

@@ -65,6 +65,7 @@ type box struct {
 	health  Health
 	record  *recording // nil: nothing is recorded
 	open    func() bool
+	fails   int // writes that are expected to fail
 }
 
 var errReboot = errors.New("the box starts anew")
@@ -154,6 +155,11 @@ func (b *box) bless(s Slot) {
 
 // push signs a release and puts it into the registry, with a delta from the content given.
 func (b *box) push(d release.Description, content []byte, from release.Description, old []byte, by crypto.Signer) string {
+	return b.pushDelta(d, content, from, old, old, by)
+}
+
+// pushDelta is push with a delta made from base, for boxes that run old.
+func (b *box) pushDelta(d release.Description, content []byte, from release.Description, old, base []byte, by crypto.Signer) string {
 	targets, err := release.NewTargets(d.Encode(), 1, time.Date(2040, 1, 1, 0, 0, 0, 0, time.UTC))
 	if err != nil {
 		b.t.Fatal(err)
@@ -165,7 +171,7 @@ func (b *box) push(d release.Description, content []byte, from release.Descripti
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	patch, err := delta.Make(old, content, 0)
+	patch, err := delta.Make(base, content, 0)
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -198,6 +204,11 @@ func (b *box) run(d release.Description) (rebooted bool) {
 		Log: slog.New(slog.DiscardHandler)})
 	for quiet := 0; quiet < 50 && !rebooted; {
 		do, err := m.turn(context.Background())
+		if err != nil && do == Write && b.fails > 0 {
+			b.fails--
+			b.uptime += time.Hour
+			continue
+		}
 		if err != nil && !errors.Is(err, errReboot) && do != Verify { // what does not read back is written again
 			b.t.Fatalf("%s: %v", do, err)
 		}
@@ -260,6 +271,24 @@ func TestUpdate(t *testing.T) {
 	}
 	if e, err := b.flash.ReadESP("b"); err != nil || e.Counted {
 		t.Fatalf("not blessed: %+v %v", e, err)
+	}
+}
+
+// TestWrongDelta: a delta that does not lead from what runs to the release costs one attempt; the release is then fetched whole.
+func TestWrongDelta(t *testing.T) {
+	b, d1, c1 := newBox(t)
+	d2, c2 := sample(t, 2)
+	_, c3 := sample(t, 3)
+	b.want = &Want{Repo: "os/vm", Digest: b.pushDelta(d2, c2, d1, c1, c3, b.key)}
+	b.fails = 1
+	if !b.run(d1) {
+		t.Fatalf("no trial: %+v", b.state())
+	}
+	if b.fails != 0 || b.reg.sent < 20_000 {
+		t.Errorf("the delta was applied, or %d bytes are the whole release", b.reg.sent)
+	}
+	if b.power(); b.running != "b" || b.run(d2) {
+		t.Fatalf("slot %s: %+v", b.running, b.state())
 	}
 }
 
