@@ -204,6 +204,7 @@ func (m *Manager) conf(r Request, name string, first bool) (*libcni.NetworkConfi
 	bridge := map[string]any{
 		"type": "bridge", "bridge": BridgeName(r.App, name), "isGateway": true, "ipMasq": true, "ipMasqBackend": backend,
 		"hairpinMode": true, "ipam": ipam,
+		"forceAddress": true, // a bridge that outlived the list of subnets has another one's address
 	}
 	if first {
 		bridge["isDefaultGateway"] = true

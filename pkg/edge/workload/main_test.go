@@ -159,6 +159,7 @@ func (d *device) tearDown() {
 		defer d.m.mu.Unlock()
 		return len(d.m.instances) == 0
 	})
+	d.wait("all bridges are gone", func() bool { return len(d.m.net.Apps()) == 0 }) // the next test's apps have the same names
 	for _, dir := range cgroups {
 		if _, err := os.Stat(dir); err == nil {
 			d.t.Errorf("the cgroup %s stays behind", dir)
