@@ -97,17 +97,22 @@ func TestDownloadGoesOn(t *testing.T) {
 	}
 }
 
-// TestDownloadAtAnyByte: the line breaks after any number of bytes, and what was brought so far is not brought again.
-func TestDownloadAtAnyByte(t *testing.T) {
-	blob := bytes.Repeat([]byte("release"), 50)
-	p := &parent{blob: blob, ranges: true}
+// source serves what p has, and gives a file to bring it to.
+func (p *parent) source(t *testing.T) (Source, string) {
 	server := httptest.NewServer(p)
-	defer server.Close()
+	t.Cleanup(server.Close)
 	u, err := url.Parse(server.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, file := Source{Up: at{u}, Repo: "os/vm"}, filepath.Join(t.TempDir(), "blob")
+	return Source{Up: at{u}, Repo: "os/vm"}, filepath.Join(t.TempDir(), "blob")
+}
+
+// TestDownloadAtAnyByte: the line breaks after any number of bytes, and what was brought so far is not brought again.
+func TestDownloadAtAnyByte(t *testing.T) {
+	blob := bytes.Repeat([]byte("release"), 50)
+	p := &parent{blob: blob, ranges: true}
+	s, file := p.source(t)
 	for n := 1; n < len(blob); n++ {
 		p.sent.Store(0)
 		p.limit = n
@@ -134,13 +139,7 @@ func TestDownloadAtAnyByte(t *testing.T) {
 func TestDownloadLimits(t *testing.T) {
 	blob := bytes.Repeat([]byte("release"), 40_000)
 	p := &parent{blob: blob, ranges: true}
-	server := httptest.NewServer(p)
-	defer server.Close()
-	u, err := url.Parse(server.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, file := Source{Up: at{u}, Repo: "os/vm"}, filepath.Join(t.TempDir(), "blob")
+	s, file := p.source(t)
 	pieces := 0
 	closes := Limits{Open: func() bool { pieces++; return pieces <= 2 }}
 	if err := s.Download(t.Context(), digestOf(blob), int64(len(blob)), file, closes); !errors.Is(err, ErrClosed) {

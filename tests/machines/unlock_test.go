@@ -109,17 +109,7 @@ func TestUnlock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if m := tree.Machine("box"); m != nil {
-			if t.Failed() {
-				t.Logf("the serial line:\n%s", m.Console.Tail(200))
-			}
-			keepCapture(t, "unlock.txt", m.Console.String())
-		}
-		if err := tree.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	closing(t, tree, "unlock.txt")
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
 	edgectl := func(stdin string, args ...string) string {
@@ -262,6 +252,21 @@ func TestUnlock(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
+}
+
+// closing ends the tree with the test, and keeps what its machine "box" said.
+func closing(t *testing.T, tree *Tree, capture string) {
+	t.Cleanup(func() {
+		if m := tree.Machine("box"); m != nil {
+			if t.Failed() {
+				t.Logf("the serial line:\n%s", m.Console.Tail(200))
+			}
+			keepCapture(t, capture, m.Console.String())
+		}
+		if err := tree.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // keepCapture keeps what a machine showed for people to look at: in TRIBUTARY_CAPTURES, or

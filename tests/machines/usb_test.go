@@ -54,17 +54,7 @@ func TestUSB(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if m := tree.Machine("box"); m != nil {
-			if t.Failed() {
-				t.Logf("the serial line:\n%s", m.Console.Tail(200))
-			}
-			keepCapture(t, "usb.txt", m.Console.String())
-		}
-		if err := tree.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	closing(t, tree, "usb.txt")
 	ctx, cancel := context.WithTimeout(t.Context(), 5*patience)
 	defer cancel()
 	u := &updating{T: t, ctx: ctx, artifacts: map[string]string{}, tree: tree, system: system, story: &story.Story{Tree: tree, Root: root, Out: os.Stderr, Wait: patience, Bear: Bear}}
