@@ -170,12 +170,13 @@ func TestBackToTheBetterParent(t *testing.T) {
 	upOne, upTwo := "up "+one.ID().String(), "up "+two.ID().String()
 	b.wait(t, upTwo)
 
-	a := newParent(t, identity.NewLive(one), func(cfg *BrokerConfig) { cfg.Listener = again(t, addr) })
-	a.onUp = func(api.DeviceID) {
+	told := newEvents()
+	told.onUp = func(api.DeviceID) {
 		if b.count("down") != 0 {
 			t.Error("left its parent before the better one accepted")
 		}
 	}
+	a := newParentTelling(t, told, identity.NewLive(one), func(cfg *BrokerConfig) { cfg.Listener = again(t, addr) })
 	b.wait(t, upOne)
 	c.wait(t, fmt.Sprintf("down %s", b.me))
 	if got := b.all(); fmt.Sprint(got) != fmt.Sprint([]string{upTwo, "down", upOne}) {

@@ -36,7 +36,7 @@ type events struct {
 	log []string
 	// onFrame, when set, is called within FromChild and FromParent.
 	onFrame func(id api.DeviceID, frame []byte)
-	// onUp, when set, is called within ChildUp.
+	// onUp, when set before the parent runs, is called within ChildUp.
 	onUp func(id api.DeviceID)
 }
 
@@ -144,7 +144,13 @@ type parent struct {
 
 func newParent(t testing.TB, id *identity.Live, change func(*BrokerConfig)) *parent {
 	t.Helper()
-	p := &parent{events: newEvents(), id: id}
+	return newParentTelling(t, newEvents(), id, change)
+}
+
+// newParentTelling is newParent with its events made, and their hooks set, before it runs.
+func newParentTelling(t testing.TB, told *events, id *identity.Live, change func(*BrokerConfig)) *parent {
+	t.Helper()
+	p := &parent{events: told, id: id}
 	cfg := BrokerConfig{Listener: listen(t), Identity: id, Log: logger(t)}
 	if change != nil {
 		change(&cfg)
