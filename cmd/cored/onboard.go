@@ -73,6 +73,14 @@ func (c *core) openBootstrap(context.Context) (err error) {
 	return nil
 }
 
+// bootstrapAddress is where boxes ask whose they are; empty: nowhere.
+func (c *core) bootstrapAddress() string {
+	if c.bootstrap == nil {
+		return ""
+	}
+	return c.bootstrap.Addr().String()
+}
+
 // first is what a box would run that comes while nobody reaches the core.
 func (c *core) first(o *api.Object, spec *api.ExpectedDeviceSpec) (json.RawMessage, []identity.AheadRef) {
 	items := c.fleet.First(o.Metadata.Tenant, spec.Name, spec.Labels)

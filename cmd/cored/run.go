@@ -415,7 +415,7 @@ func (c *core) serve(ctx context.Context) error {
 	g.Go(func() error { return c.serveHTTPS(ctx) })
 	g.Go(func() error { return c.serveControl(ctx) })
 	g.Go(func() error { return c.serveBootstrap(ctx) })
-	c.log.Info("the core runs", "version", version, "https", c.https.Addr().String(), "mqtt", c.mqttAddress(), "epoch", c.epoch, "devices", c.roster.Len(),
+	c.log.Info("the core runs", "version", version, "https", c.https.Addr().String(), "mqtt", c.mqttAddress(), "bootstrap", c.bootstrapAddress(), "epoch", c.epoch, "devices", c.roster.Len(),
 		"names", strings.Join(c.o.names, ","), "adminToken", c.o.data.adminToken(), "ca", c.o.data.ca()+"/root.crt")
 	err := g.Wait()
 	c.lastHeard()

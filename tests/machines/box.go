@@ -22,13 +22,15 @@ import (
 // diskSize is larger than what is flashed: DATA grows into the rest on the first boot.
 const diskSize = 4 << 30
 
+// appPort is the one of the box at which the demo's app answers.
+const appPort = 8080
+
 // Box is one machine with its disk and cables.
 type Box struct {
 	BoxSpec
 	tree *Tree
 	// number tells children of one relay apart: 10.77.0.<number>.
-	number  int
-	appPort int
+	number int
 	// wire carries the uplink of a box under the core; children hang on their relay's wires.
 	wire    *wire
 	below   *vm.Switch
@@ -37,15 +39,15 @@ type Box struct {
 	asking  sync.Mutex
 }
 
-func (t *Tree) add(i int, spec BoxSpec, appPort int) error {
-	b := &Box{BoxSpec: spec, tree: t, number: i + 1, appPort: appPort}
+func (t *Tree) add(i int, spec BoxSpec) error {
+	b := &Box{BoxSpec: spec, tree: t, number: i + 1}
 	t.boxes[spec.Name] = b
 	if spec.Relay {
 		b.below = vm.NewSwitch()
 	}
 	if spec.Parent == "core" {
 		var err error
-		b.wire, err = newWire(loopback(t.https), loopback(t.mqtt), loopback(t.bootstrap))
+		b.wire, err = newWire()
 		return err
 	}
 	parent, ok := t.boxes[spec.Parent]
@@ -120,7 +122,7 @@ func (b *Box) cards() []vm.NIC {
 	if b.wire != nil {
 		up = vm.NIC{}
 	}
-	second := vm.NIC{Alone: true, Forward: map[int]int{b.appPort: 8080}}
+	second := vm.NIC{Alone: true, Forward: []int{appPort}}
 	if b.Relay {
 		second = vm.NIC{Switch: b.below}
 	}
@@ -229,7 +231,14 @@ func (b *Box) LinkBytes(context.Context) (down, up uint64, err error) {
 
 // AskApp gets the demo's app.
 func (b *Box) AskApp(ctx context.Context) (string, error) {
-	return get(ctx, "http://"+loopback(b.appPort)+"/")
+	if b.machine == nil {
+		return "", errors.New(b.Name + " has no power")
+	}
+	port, err := b.machine.Forwarded(ctx, appPort)
+	if err != nil {
+		return "", err
+	}
+	return get(ctx, "http://"+loopback(port)+"/")
 }
 
 // Local asks edged's local API.

@@ -40,10 +40,11 @@ func echo(t *testing.T) string {
 }
 
 func TestWire(t *testing.T) {
-	w, err := newWire(echo(t), echo(t), echo(t))
+	w, err := newWire()
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.lead(echo(t), echo(t), echo(t))
 	defer w.close()
 	c, err := net.Dial("tcp", loopback(w.https.port))
 	if err != nil {

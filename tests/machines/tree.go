@@ -11,11 +11,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -98,9 +99,8 @@ func Other() string {
 type Tree struct {
 	Spec
 	lab.Admin
-	cored                  *vm.Process
-	https, mqtt, bootstrap int
-	boxes                  map[string]*Box
+	cored *vm.Process
+	boxes map[string]*Box
 }
 
 var _ story.Tree = (*Tree)(nil)
@@ -135,36 +135,20 @@ func New(spec Spec) (*Tree, error) {
 		spec.Say = func(string, ...any) {}
 	}
 	t := &Tree{Spec: spec, boxes: map[string]*Box{}}
-	ports, err := freePorts(3 + len(spec.Boxes))
-	if err != nil {
-		return nil, err
-	}
-	t.https, t.mqtt, t.bootstrap = ports[0], ports[1], ports[2]
-	t.Admin = lab.Admin{Program: filepath.Join(t.Bin, "edgectl"), Server: "https://" + loopback(t.https), Data: t.CoreDir(), Home: t.Dir}
+	t.Admin = lab.Admin{Program: filepath.Join(t.Bin, "edgectl"), Data: t.CoreDir(), Home: t.Dir}
 	for i, b := range spec.Boxes {
-		if err := t.add(i, b, ports[3+i]); err != nil {
+		if err := t.add(i, b); err != nil {
 			return nil, errors.Join(err, t.Close())
 		}
 	}
 	return t, nil
 }
 
-// freePorts finds ports of the loopback that nobody listens on. All are held until all are
-// found, so that they differ.
-func freePorts(n int) (ports []int, err error) {
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports, nil
-}
-
 // CoreDir is cored's folder.
 func (t *Tree) CoreDir() string { return filepath.Join(t.Dir, "core") }
+
+// coreRuns is what cored says once it listens, on ports that the system gave it.
+var coreRuns = regexp.MustCompile(`(?m)msg="the core runs" .*\bhttps=(\S+) mqtt=(\S+) .*\bbootstrap="?([^" ]*)`)
 
 // StartCore starts cored on the loopback and waits until it answers.
 func (t *Tree) StartCore(ctx context.Context) error {
@@ -177,10 +161,14 @@ func (t *Tree) StartCore(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
+	before, err := log.Seek(0, io.SeekEnd) // by a core before this one
+	if err != nil {
+		return err
+	}
 	// 10.0.2.2 is the host, seen from a machine.
-	args := []string{"run", "--data", t.CoreDir(), "--listen-https", loopback(t.https), "--listen-mqtt", loopback(t.mqtt), "--names", "localhost,127.0.0.1,10.0.2.2"}
+	args := []string{"run", "--data", t.CoreDir(), "--listen-https", loopback(0), "--listen-mqtt", loopback(0), "--names", "localhost,127.0.0.1,10.0.2.2"}
 	if t.Keys != "" {
-		args = append(args, "--listen-bootstrap", loopback(t.bootstrap), "--manufacturers", filepath.Join(t.Keys, "manufacturer.pem"))
+		args = append(args, "--listen-bootstrap", loopback(0), "--manufacturers", filepath.Join(t.Keys, "manufacturer.pem"))
 		for _, b := range t.boxes {
 			if b.wire != nil {
 				args = append(args, "--attach", b.wire.ports())
@@ -198,7 +186,21 @@ func (t *Tree) StartCore(ctx context.Context) error {
 			return errors.New("cored ended; see " + logFile)
 		default:
 		}
-		_, err := t.Edgectl(ctx, "", "get", "devices")
+		said, err := os.ReadFile(logFile)
+		if err != nil {
+			return err
+		}
+		where := coreRuns.FindSubmatch(said[before:])
+		if where == nil {
+			return errors.New("it does not listen yet")
+		}
+		t.Server = "https://" + string(where[1])
+		for _, b := range t.boxes {
+			if b.wire != nil {
+				b.wire.lead(string(where[1]), string(where[2]), string(where[3]))
+			}
+		}
+		_, err = t.Edgectl(ctx, "", "get", "devices")
 		return err
 	})
 }

@@ -23,20 +23,20 @@ type wire struct {
 	wg       sync.WaitGroup
 }
 
-// door listens for a box and leads to one address of the core.
+// door listens for a box and leads to one address of the core, once that is known.
 type door struct {
 	listener net.Listener
 	port     int
-	to       string
+	to       string // guarded by the wire's mu
 }
 
-func newWire(https, mqtt, bootstrap string) (*wire, error) {
+func newWire() (*wire, error) {
 	w := &wire{open: make(chan struct{}), ended: make(chan struct{}), conns: map[net.Conn]bool{}}
 	close(w.open)
 	var errs [3]error
-	w.https, errs[0] = w.listen(https)
-	w.mqtt, errs[1] = w.listen(mqtt)
-	w.bootstrap, errs[2] = w.listen(bootstrap)
+	w.https, errs[0] = w.listen()
+	w.mqtt, errs[1] = w.listen()
+	w.bootstrap, errs[2] = w.listen()
 	if err := errors.Join(errs[:]...); err != nil {
 		w.close()
 		return nil, err
@@ -44,34 +44,44 @@ func newWire(https, mqtt, bootstrap string) (*wire, error) {
 	return w, nil
 }
 
+// lead has the doors lead to where the core is. Before that nobody comes through.
+func (w *wire) lead(https, mqtt, bootstrap string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.https.to, w.mqtt.to, w.bootstrap.to = https, mqtt, bootstrap
+}
+
 // ports are where a machine finds the core, as edged's --parent.
 func (w *wire) ports() string { return fmt.Sprintf("10.0.2.2:%d,%d", w.mqtt.port, w.https.port) }
 
-func (w *wire) listen(to string) (*door, error) {
+func (w *wire) listen() (*door, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	d := &door{listener: l, port: l.Addr().(*net.TCPAddr).Port, to: to}
+	d := &door{listener: l, port: l.Addr().(*net.TCPAddr).Port}
 	w.wg.Go(func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			w.wg.Go(func() { w.carry(c, to) })
+			w.wg.Go(func() { w.carry(c, d) })
 		}
 	})
 	return d, nil
 }
 
 // carry joins a box's connection to the core until one of them ends.
-func (w *wire) carry(box net.Conn, to string) {
+func (w *wire) carry(box net.Conn, d *door) {
 	defer box.Close()
 	if !w.wait() || !w.hold(box) {
 		return
 	}
 	defer w.drop(box)
+	w.mu.Lock()
+	to := d.to
+	w.mu.Unlock()
 	core, err := net.DialTimeout("tcp", to, 10*time.Second)
 	if err != nil {
 		return

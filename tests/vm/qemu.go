@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"fmt"
-	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -163,8 +162,8 @@ func (n NIC) arguments(machine string, i, fd int) ([]string, error) {
 		if n.Alone {
 			backend += ",restrict=on,net=10.0.3.0/24"
 		}
-		for _, host := range slices.Sorted(maps.Keys(n.Forward)) {
-			backend += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:%d", host, n.Forward[host])
+		for _, port := range n.Forward {
+			backend += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:0-:%d", port)
 		}
 	}
 	// romfile= keeps the firmware from loading the card's PXE program.

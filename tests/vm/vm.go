@@ -19,6 +19,7 @@ import (
 	"regexp"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -89,8 +90,8 @@ type NIC struct {
 	Switch *Switch
 	// Port names the port on the Switch; the machine's name if empty.
 	Port string
-	// Forward maps host ports on 127.0.0.1 to ports of the guest.
-	Forward map[int]int
+	// Forward are ports of the guest that the host reaches on its loopback; see Forwarded.
+	Forward []int
 	// Alone keeps the guest from reaching the host or anything else; forwards still work, to
 	// 10.0.3.15: another network than that of a card that is not alone.
 	Alone bool
@@ -301,6 +302,23 @@ func (m *Machine) Written(ctx context.Context) (n uint64, err error) {
 		n += d.Stats.Bytes
 	}
 	return n, err
+}
+
+// forwards is a line of QEMU's table of a user-mode network: the host's port, and the guest's.
+var forwards = regexp.MustCompile(`TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+(\d+)\s`)
+
+// Forwarded is where the host's loopback leads to a port of the guest: a port that the system gave QEMU at this start.
+func (m *Machine) Forwarded(ctx context.Context, port int) (host int, err error) {
+	var table string
+	if err := m.Do(ctx, "human-monitor-command", map[string]string{"command-line": "info usernet"}, &table); err != nil {
+		return 0, err
+	}
+	for _, found := range forwards.FindAllStringSubmatch(table, -1) {
+		if found[2] == strconv.Itoa(port) {
+			return strconv.Atoi(found[1])
+		}
+	}
+	return 0, fmt.Errorf("%s: no port of the host leads to its port %d:\n%s", m.Name, port, table)
 }
 
 // Screenshot writes what the display shows as PNG.

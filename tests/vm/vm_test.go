@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"os/exec"
 	"regexp"
 	"runtime"
@@ -113,6 +115,39 @@ func TestGuests(t *testing.T) {
 	}
 }
 
+// Two machines forward the same port of theirs, each from a port that nobody else has. They stand still: QEMU answers.
+func TestForwarded(t *testing.T) {
+	needQEMU(t, runtime.GOARCH)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	kernel, err := TestKernel(ctx, root, runtime.GOARCH)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[int]bool{}
+	for _, name := range []string{"a", "b"} {
+		m := start(t, ctx, Spec{Name: name, MemoryMiB: 256, Kernel: kernel.Image, NICs: []NIC{{}, {Alone: true, Forward: []int{80, 8080}}}, Life: patience, Extra: []string{"-S"}})
+		for _, port := range []int{80, 8080} {
+			host, err := m.Forwarded(ctx, port)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, err := (&net.Dialer{}).DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", host))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = c.Close()
+			seen[host] = true
+		}
+		if host, err := m.Forwarded(ctx, 81); err == nil {
+			t.Errorf("port 81 is at %d, which nobody asked for", host)
+		}
+	}
+	if len(seen) != 4 {
+		t.Errorf("four ports are reached at %v", seen)
+	}
+}
+
 // A guest that says nothing is ended by its life, and whoever waits is told what it said.
 func TestLife(t *testing.T) {
 	needQEMU(t, runtime.GOARCH)
@@ -153,9 +188,9 @@ func TestArguments(t *testing.T) {
 	}
 	full := line(Spec{Name: "n", Arch: "amd64", MemoryMiB: 1, CPUs: 1, Dir: "/d", Vars: "/v,1", SecureBoot: true, TPM: "/t", Watchdog: true, Screen: true,
 		Disks: []Disk{{Path: "/a,b", ReadOnly: true}, {Path: "/c", Format: "qcow2", Log: "/log", BootIndex: 2}, {Path: "/u", USB: true}},
-		NICs:  []NIC{{Forward: map[int]int{8080: 80}, Alone: true}, {Switch: NewSwitch(), MAC: "52:54:00:00:00:01"}}}, 0, 4)
+		NICs:  []NIC{{Forward: []int{80}, Alone: true}, {Switch: NewSwitch(), MAC: "52:54:00:00:00:01"}}}, 0, 4)
 	for _, want := range []string{"-accel tcg,thread=multi", "smm=on", "cfi.pflash01,property=secure", "file=/v,,1", "filename=/a,,b,read-only=on,locking=off", "driver=qcow2,node-name=disk1",
-		"driver=blklogwrites", "drive=logged1,bootindex=2", "usb-storage,bus=usb.0", "restrict=on,net=10.0.3.0/24,hostfwd=tcp:127.0.0.1:8080-:80", "addr.type=fd,addr.str=4", "mac=52:54:00:00:00:01", "tpm-crb", "watchdog=reset"} {
+		"driver=blklogwrites", "drive=logged1,bootindex=2", "usb-storage,bus=usb.0", "restrict=on,net=10.0.3.0/24,hostfwd=tcp:127.0.0.1:0-:80", "addr.type=fd,addr.str=4", "mac=52:54:00:00:00:01", "tpm-crb", "watchdog=reset"} {
 		if !strings.Contains(full, want) {
 			t.Errorf("no %q in %s", want, full)
 		}
