@@ -147,6 +147,20 @@ func (c *core) until(what string, ok func() bool) {
 	})
 }
 
+// now tells whether a condition on what was published holds at this moment.
+func (c *core) now(ok func() bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return ok()
+}
+
+// newest is what was published for a device last; nil for nothing.
+func (c *core) newest(id api.DeviceID) (s *manifest.Signed) {
+	c.now(func() bool { s = c.published[id]; return true })
+	return s
+}
+
+// has is such a condition: under the lock, as until and now call it.
 func (c *core) has(id api.DeviceID, items ...string) func() bool {
 	return func() bool {
 		s := c.published[id]
@@ -173,7 +187,7 @@ func TestLoop(t *testing.T) {
 	c.fleet("field", "field", "web")
 	c.until("the app at the field device", c.has(field, "app/web", "secret/key"))
 
-	item := c.published[field].Manifest.Items["secret/key"]
+	item := c.newest(field).Manifest.Items["secret/key"]
 	plain, err := identity.Open(c.seal, identity.SealInfo{Device: field, Name: "key", Generation: item.Gen}, item.Body)
 	var data api.ConfigData
 	if err != nil || decMode.Unmarshal(plain, &data) != nil || string(data.Files["k"]) != "canary" {
@@ -181,17 +195,19 @@ func TestLoop(t *testing.T) {
 	}
 	c.app("web", 2, "key")
 	c.until("the new version", func() bool { return c.published[field].Manifest.Items["app/web"].Refs[0].Digest == ref(2).Digest })
-	if again := c.published[field].Manifest.Items["secret/key"]; string(again.Body) != string(item.Body) || again.Gen != item.Gen {
+	if again := c.newest(field).Manifest.Items["secret/key"]; string(again.Body) != string(item.Body) || again.Gen != item.Gen {
 		t.Error("an unchanged secret was sealed again")
 	}
 	c.put(api.KindSecret, "key", nil, api.SecretSpec{Data: map[string]string{"k": "other"}}, nil)
 	c.until("the new secret", func() bool { return string(c.published[field].Manifest.Items["secret/key"].Body) != string(item.Body) })
+	c.mu.Lock()
 	if c.times[relay] != 1 || c.published[api.DeviceID{3}] != nil {
 		t.Errorf("the relay was rendered %d times, the unapproved device %v", c.times[relay], c.published[api.DeviceID{3}])
 	}
+	c.mu.Unlock()
 
 	// A restart publishes the same; a new epoch renews everything under it.
-	before := c.published[field]
+	before := c.newest(field)
 	c.stop()
 	c.published = map[api.DeviceID]*manifest.Signed{}
 	c.run()
@@ -199,7 +215,7 @@ func TestLoop(t *testing.T) {
 	c.epoch = 9
 	c.run()
 	c.until("the new epoch", func() bool { s := c.published[field]; return s != nil && s.Manifest.Epoch == 9 })
-	now := c.published[field].Manifest
+	now := c.newest(field).Manifest
 	if now.Generation != before.Manifest.Generation+1 || now.Items["app/web"].Gen != now.Generation || string(now.Items["secret/key"].Body) == string(before.Manifest.Items["secret/key"].Body) {
 		t.Errorf("after the new epoch: %+v", now)
 	}
@@ -247,7 +263,7 @@ func TestRollupPerFleet(t *testing.T) {
 	c.fleet("bare", "field")
 	c.run()
 	c.until("the apps", c.has(field, "app/bad", "app/web"))
-	m := c.published[field].Manifest
+	m := c.newest(field).Manifest
 	c.report(field, &Report{Parent: "core", Online: true, Entries: map[string][]byte{"applied": encode([2]uint64{m.Epoch, m.Generation}),
 		"app/web": encode(api.AppStatus{Name: "web", State: api.Running}), "app/bad": encode(api.AppStatus{Name: "bad", State: api.Backoff})}})
 	for fleet, want := range map[string]counts{"good": {1, 1, 1, ""}, "broken": {1, 1, 0, ""}, "ghost": {1, 1, 0, "nothing,never"}, "bare": {1, 1, 0, ""}} {
@@ -278,7 +294,7 @@ func TestRollup(t *testing.T) {
 	}
 	fleet := func() counts { return c.counts("field") }
 	c.until("the count of the fleet", func() bool { return fleet() == counts{devices: 1} })
-	m := c.published[field].Manifest
+	m := c.newest(field).Manifest
 	c.report(field, &Report{Parent: relay.String(), Online: true, LastSeen: time.Unix(9, 0), Entries: map[string][]byte{
 		"app/web": encode(api.AppStatus{Name: "web", State: api.Running}), "applied": encode([2]uint64{m.Epoch, m.Generation}), "labels": encode(map[string]string{api.Reserved + "arch": "arm64"})}})
 	c.until("the field device's status", func() bool { s := status("d2"); return s.Online && s.Applied == s.Desired && s.Tier == 0 })
@@ -376,11 +392,6 @@ func TestRelaysLearnOfRetired(t *testing.T) {
 	c := newCore(t, "")
 	relay, retired, field := c.device(1, nil), c.device(2, nil), c.device(3, nil)
 	c.run()
-	newest := func(id api.DeviceID) *manifest.Manifest {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return &c.published[id].Manifest
-	}
 	c.until("all manifests", func() bool {
 		return c.published[relay] != nil && c.published[retired] != nil && c.published[field] != nil
 	})
@@ -388,19 +399,19 @@ func TestRelaysLearnOfRetired(t *testing.T) {
 	c.until("the relay", func() bool { return c.status("d1").Relay })
 	c.put(api.KindDevice, "d2", nil, api.DeviceSpec{Approved: true, Retired: true}, nil)
 	c.until("the retired device's name", c.has(relay, manifest.KeyRevoked))
-	if body := newest(relay).Items[manifest.KeyRevoked].Body; !bytes.Equal(body, link.EncodeRevoked([]api.DeviceID{retired})) {
+	if body := c.newest(relay).Manifest.Items[manifest.KeyRevoked].Body; !bytes.Equal(body, link.EncodeRevoked([]api.DeviceID{retired})) {
 		t.Errorf("the relay is told %x", body)
 	}
-	if len(newest(field).Items) > 0 {
-		t.Errorf("a device that is no relay gets %v", newest(field).Items)
+	if len(c.newest(field).Manifest.Items) > 0 {
+		t.Errorf("a device that is no relay gets %v", c.newest(field).Manifest.Items)
 	}
 	c.report(field, &Report{Parent: "core", Online: true, Entries: map[string][]byte{"relay": encode(true)}})
 	c.until("the other relay learns it", c.has(field, manifest.KeyRevoked))
-	generation := newest(relay).Generation
+	generation := c.newest(relay).Manifest.Generation
 	c.run() // a core that begins again knows its relays
 	<-c.loop.Ready()
 	c.report(field, &Report{Parent: "core", Online: true, Entries: map[string][]byte{"relay": encode(true)}})
-	if got := newest(relay).Generation; got != generation {
+	if got := c.newest(relay).Manifest.Generation; got != generation {
 		t.Errorf("a restart makes generation %d of %d", got, generation)
 	}
 	if err := c.db.Delete(t.Context(), api.Key{Tenant: "default", Kind: api.KindDevice, Name: "d2"}, 0); err != nil {
