@@ -35,6 +35,14 @@ func (b *box) greet(ctx context.Context) error {
 	return nil
 }
 
+// expected takes what the manifest says of boxes that are expected at this site.
+func (b *box) expected() func(word string) {
+	if b.serve == nil || b.listen.greet == nil {
+		return nil
+	}
+	return b.serve.Expected
+}
+
 // attachHere is where the box that asks reaches this relay: where it asked. Before any asks,
 // at whatever addresses the relay has.
 func (b *box) attachHere(r *http.Request) (out []api.ParentRef) {

@@ -43,6 +43,9 @@ const (
 	KeyParents   = "setting/parents" // Body is CBOR []api.ParentRef
 	KeyUnlock    = "setting/unlock"  // Body is the owner's unlock key, signed (package unlock)
 	KeyRevoked   = "setting/revoked" // for relays: Body is a CBOR byte string, 8 bytes for each retired device
+	// KeyExpected is for relays: Body is a CBOR byte string, another one whenever the boxes that are expected at the
+	// relay's site are others. What these are told is fetched then.
+	KeyExpected = "setting/expected"
 )
 
 // Manifest is one device's whole desired state.

@@ -182,9 +182,14 @@ spec:
 `, "apply", "-f", "-")
 	must(t, err)
 	s.born("late", "EX-0001")
-	s.expect("EX-0001", "late", s.maker.voucher(t, "EX-0001", s.root(), nil))
 	must(t, s.Join(t.Context()))
 	s.start("relay")
+	must(t, lab.Until(t.Context(), "the relay has asked whom to expect", patience, func(context.Context) error {
+		_, err := os.Stat(filepath.Join(s.Boxes["relay"].Data(), "greetings.json"))
+		return err
+	}))
+	// It asks again in six hours, or when it is told that there is something new.
+	s.expect("EX-0001", "late", s.maker.voucher(t, "EX-0001", s.root(), nil))
 	must(t, lab.Until(t.Context(), "the relay fetches ahead what the box is told, and what that names", patience, func(context.Context) error {
 		text, err := os.ReadFile(filepath.Join(s.Boxes["relay"].Data(), "greetings.json"))
 		if err != nil {

@@ -97,7 +97,7 @@ func (l *Loop) Run(ctx context.Context) error {
 	done := make(chan error, 2)
 	go func() {
 		// Apps before fleets before devices: rendering begins when all is known.
-		kinds := []string{api.KindConfig, api.KindSecret, api.KindApp, api.KindRelease, api.KindTenant, api.KindFleet, api.KindDevice}
+		kinds := []string{api.KindConfig, api.KindSecret, api.KindApp, api.KindRelease, api.KindTenant, api.KindFleet, api.KindExpectedDevice, api.KindDevice}
 		done <- store.Follow(ctx, l.cfg.Store, store.WatchQuery{Kinds: kinds, SpecOnly: true}, sink{l, ctx})
 	}()
 	go func() { done <- l.rollup(ctx) }()
@@ -309,6 +309,11 @@ func (l *Loop) renderOne(e *entry, revoked []api.DeviceID) result {
 	}
 	if e.relay && len(revoked) > 0 {
 		want[manifest.KeyRevoked] = Want{Body: link.EncodeRevoked(revoked)}
+	}
+	if e.relay {
+		if body := w.Awaited(e.Spec.Site); body != nil {
+			want[manifest.KeyExpected] = Want{Body: body}
+		}
 	}
 	recipient, known := l.cfg.SealKey(e.ID)
 	var recipientBytes []byte

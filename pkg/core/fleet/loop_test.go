@@ -419,3 +419,44 @@ func TestRelaysLearnOfRetired(t *testing.T) {
 	}
 	c.until("the list to go", c.has(relay))
 }
+
+// Relays of a site learn that other boxes are expected there: of those with a voucher, and of no change in how far
+// these have come.
+func TestRelaysLearnOfExpected(t *testing.T) {
+	c := newCore(t, "")
+	relay, far, field := c.device(1, nil), c.device(2, nil), c.device(3, nil)
+	c.put(api.KindDevice, "d1", nil, api.DeviceSpec{Approved: true, Site: "north"}, nil)
+	c.put(api.KindDevice, "d2", nil, api.DeviceSpec{Approved: true, Site: "south"}, nil)
+	c.run()
+	for _, id := range []api.DeviceID{relay, far} {
+		c.report(id, &Report{Parent: "core", Online: true, Entries: map[string][]byte{"relay": encode(true)}})
+	}
+	c.until("the relays", func() bool { return c.status("d1").Relay && c.status("d2").Relay })
+	word := func(id api.DeviceID) string {
+		if s := c.published[id]; s != nil {
+			return string(s.Manifest.Items[manifest.KeyExpected].Body)
+		}
+		return ""
+	}
+	c.put(api.KindExpectedDevice, "shown", nil, api.ExpectedDeviceSpec{Serial: "SN-0", Code: "7K2M-9QXA-4HTR"}, nil) // nobody can greet it ahead
+	c.put(api.KindExpectedDevice, "one", nil, api.ExpectedDeviceSpec{Serial: "SN-1", Voucher: "AAAA", Site: "north"}, nil)
+	c.until("the relay of the site learns it", c.has(relay, manifest.KeyExpected))
+	c.mu.Lock()
+	first := word(relay)
+	if len(c.published[far].Manifest.Items) > 0 || c.published[field] != nil && len(c.published[field].Manifest.Items) > 0 {
+		t.Error("another site's relay, or a device that is none, is told")
+	}
+	generation := c.published[relay].Manifest.Generation
+	c.mu.Unlock()
+	c.put(api.KindExpectedDevice, "one", nil, api.ExpectedDeviceSpec{Serial: "SN-1", Voucher: "AAAA", Site: "north"}, api.ExpectedDeviceStatus{Progress: "bootstrap-initiated"})
+	c.put(api.KindExpectedDevice, "two", nil, api.ExpectedDeviceSpec{Serial: "SN-2", Voucher: "BBBB"}, nil) // it may come anywhere
+	c.until("every site learns it", c.has(far, manifest.KeyExpected))
+	c.until("the first relay does too", func() bool { w := word(relay); return w != "" && w != first })
+	c.until("one change is one generation", func() bool { return c.published[relay].Manifest.Generation == generation+1 })
+	for _, name := range []string{"one", "two"} {
+		if err := c.db.Delete(t.Context(), api.Key{Tenant: "default", Kind: api.KindExpectedDevice, Name: name}, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.until("nobody is expected", c.has(relay))
+}

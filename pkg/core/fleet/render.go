@@ -8,6 +8,7 @@ package fleet
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"maps"
 	"slices"
 
@@ -35,7 +36,33 @@ type World struct {
 	// Releases are items as they go into manifests, and Images what their devices' TPMs show.
 	Releases map[string]Want
 	Images   map[string][32]byte
+	// Expected are boxes that a relay can greet while the core is away: those with a voucher.
+	Expected map[string]Expected
 }
+
+// Expected is what rendering reads of an ExpectedDevice object.
+type Expected struct {
+	Site string // empty: it may come anywhere
+	Spec [sha256.Size]byte
+}
+
+// Awaited names the boxes that may come to a site, for its relays; nil when none may. Of what they are told it
+// says only whether that is still the same.
+func (w *World) Awaited(site string) []byte {
+	h, any := sha256.New(), false
+	for _, name := range slices.Sorted(maps.Keys(w.Expected)) {
+		if e := w.Expected[name]; e.at(site) {
+			any = true
+			h.Write(e.Spec[:])
+		}
+	}
+	if !any {
+		return nil
+	}
+	return encode(h.Sum(nil)[:8])
+}
+
+func (e Expected) at(site string) bool { return e.Site == "" || e.Site == site }
 
 // App is what rendering reads of an App object.
 type App struct {

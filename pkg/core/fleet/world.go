@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -74,7 +75,7 @@ func newWorlds() *worlds {
 func (w *worlds) tenant(name string) *tenant {
 	t := w.tenants[name]
 	if t == nil {
-		t = &tenant{World: World{Fleets: map[string]*api.FleetSpec{}, Apps: map[string]*App{}, Configs: map[string][]byte{}, Secrets: map[string][]byte{}, Releases: map[string]Want{}, Images: map[string][32]byte{}}, devices: map[string]*entry{}}
+		t = &tenant{World: World{Fleets: map[string]*api.FleetSpec{}, Apps: map[string]*App{}, Configs: map[string][]byte{}, Secrets: map[string][]byte{}, Releases: map[string]Want{}, Images: map[string][32]byte{}, Expected: map[string]Expected{}}, devices: map[string]*entry{}}
 		w.tenants[name] = t
 	}
 	return t
@@ -119,6 +120,16 @@ func (w *worlds) set(o *api.Object, d dirty) error {
 		if err = decode(o.Spec, &spec); err == nil {
 			w.tenant(name).setAttest(spec.Attest, d)
 		}
+	case api.KindExpectedDevice:
+		var spec api.ExpectedDeviceSpec
+		if err = decode(o.Spec, &spec); err != nil {
+			break
+		}
+		if spec.Voucher == "" {
+			t.unsetExpected(name, d)
+			break
+		}
+		t.setExpected(name, Expected{spec.Site, sha256.Sum256(append([]byte(name+"\x00"), o.Spec...))}, d)
 	case api.KindDevice:
 		err = w.setDevice(t, o, d)
 	}
@@ -165,6 +176,23 @@ func (t *tenant) setAttest(a *api.AttestSpec, d dirty) {
 	if !reflect.DeepEqual(t.Attest, a) {
 		t.Attest = a
 		d.where(t, func(*entry) bool { return true })
+	}
+}
+
+// setExpected takes in a box that may come by way of a relay.
+func (t *tenant) setExpected(name string, next Expected, d dirty) {
+	if t.Expected[name] == next {
+		return
+	}
+	t.unsetExpected(name, d)
+	t.Expected[name] = next
+	d.where(t, func(e *entry) bool { return e.relay && next.at(e.Spec.Site) })
+}
+
+func (t *tenant) unsetExpected(name string, d dirty) {
+	if old, ok := t.Expected[name]; ok {
+		delete(t.Expected, name)
+		d.where(t, func(e *entry) bool { return e.relay && old.at(e.Spec.Site) })
 	}
 }
 
@@ -316,6 +344,8 @@ func (w *worlds) unset(key api.Key, d dirty) *entry {
 		delete(t.Releases, key.Name)
 		delete(t.Images, key.Name)
 		t.touchFleets(func(s *api.FleetSpec) bool { return s.Release == key.Name }, d)
+	case api.KindExpectedDevice:
+		t.unsetExpected(key.Name, d)
 	case api.KindConfig:
 		delete(t.Configs, key.Name)
 		t.touchFleets(t.usersOf(key.Name, appConfigs), d)

@@ -90,6 +90,9 @@ type Config struct {
 	Parents   *Parents
 	// Settings is told of the device's settings, defaults filled in, when they change.
 	Settings func(api.DeviceSettings)
+	// Expected is told, with every manifest, the word for the boxes that are expected at this relay's site: another one
+	// when they are others. It returns at once. May be nil.
+	Expected func(word string)
 	// RenewTrust is asked for when a command names a signer that is not in the trust.
 	RenewTrust func()
 	Hardware   func() api.Hardware

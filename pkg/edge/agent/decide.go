@@ -37,6 +37,7 @@ type wish struct {
 	// settings and parents are nil when the manifest says nothing of them.
 	settings *api.DeviceSettings
 	parents  []api.ParentRef
+	expected string // another one: other boxes are expected at the site
 }
 
 type wantedApp struct {
@@ -91,6 +92,9 @@ func (w *wish) item(key string, item manifest.Item) error {
 	case key == manifest.KeyParents:
 		return decode(&w.parents)
 	case key == manifest.KeyRevoked: // the link's
+		return nil
+	case key == manifest.KeyExpected: // the greeter's
+		w.expected = string(item.Body)
 		return nil
 	case key == manifest.KeyRelease: // the update's
 		return nil

@@ -25,17 +25,18 @@ func TestTakeReadsEveryKindOfItem(t *testing.T) {
 	settings := api.DeviceSettings{MeterInterval: api.Duration(2e9)}
 	ref := manifest.Ref{Repo: "default/shop", Digest: "sha256:" + strings.Repeat("a", 64)}
 	w, findings := take(&manifest.Manifest{Items: map[string]manifest.Item{
-		"app/shop":        {Gen: 1, Refs: []manifest.Ref{ref, {Repo: "default/web"}}},
-		"app/blank":       {Gen: 1},
-		"config/c":        {Gen: 1, Body: encode(t, api.ConfigData{Env: map[string]string{"A": "1"}})},
-		"config/broken":   {Gen: 1, Body: []byte{0xff}},
-		"secret/s":        {Gen: 7, Body: []byte("sealed")},
-		"setting/device":  {Gen: 1, Body: encode(t, settings)},
-		"setting/parents": {Gen: 1, Body: encode(t, parents)},
-		"model/later":     {Gen: 1},
+		"app/shop":         {Gen: 1, Refs: []manifest.Ref{ref, {Repo: "default/web"}}},
+		"app/blank":        {Gen: 1},
+		"config/c":         {Gen: 1, Body: encode(t, api.ConfigData{Env: map[string]string{"A": "1"}})},
+		"config/broken":    {Gen: 1, Body: []byte{0xff}},
+		"secret/s":         {Gen: 7, Body: []byte("sealed")},
+		"setting/device":   {Gen: 1, Body: encode(t, settings)},
+		"setting/parents":  {Gen: 1, Body: encode(t, parents)},
+		"model/later":      {Gen: 1},
+		"setting/expected": {Gen: 1, Body: []byte("word")},
 	}})
 	if !reflect.DeepEqual(w.apps, []wantedApp{{"shop", ref}}) || w.configs["c"].Env["A"] != "1" || len(w.configs) != 1 ||
-		w.sealed["s"].gen != 7 || *w.settings != settings || !reflect.DeepEqual(w.parents, parents) {
+		w.sealed["s"].gen != 7 || *w.settings != settings || !reflect.DeepEqual(w.parents, parents) || w.expected != "word" {
 		t.Errorf("got %+v", w)
 	}
 	if len(findings) != 3 || findings["app/blank"] == nil || findings["config/broken"] == nil || findings["model/later"] == nil {

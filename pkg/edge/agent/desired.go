@@ -53,6 +53,9 @@ func (a *Agent) apply(ctx context.Context, m *manifest.Signed) bool {
 	w, findings := take(&m.Manifest)
 	a.applyParents(w.parents)
 	a.applySettings(w.settings)
+	if a.cfg.Expected != nil {
+		a.cfg.Expected(w.expected)
+	}
 	secrets, sealFindings := a.openSecrets(w.sealed)
 	maps.Copy(findings, sealFindings)
 

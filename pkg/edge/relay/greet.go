@@ -212,17 +212,19 @@ func (g *greeter) pin(old, now identity.Ahead) {
 }
 
 const (
-	// aheadEvery is how often the parent is asked for what boxes are to be told: seldom, since
-	// a handshake is most of what it costs on a narrow uplink. aheadRetry is the pause after a
-	// failure, doubled up to the former.
+	// aheadEvery is how often the parent is asked for what boxes are to be told, besides when the relay's manifest
+	// says that others are expected: seldom, since a handshake is most of what it costs on a narrow uplink. aheadFold
+	// is for how long more of these are waited for, since people import lists. aheadRetry is the pause after a
+	// failure, doubled up to the first.
 	aheadEvery = 6 * time.Hour
+	aheadFold  = time.Second
 	aheadRetry = 10 * time.Second
 	maxAhead   = 8 << 20
 )
 
 // prefetch keeps what expected boxes are to be told, until ctx ends.
 func (g *greeter) prefetch(ctx context.Context, file string) {
-	retry := aheadRetry
+	retry, known := aheadRetry, ""
 	for {
 		pause := aheadEvery
 		if err := g.fetch(ctx, file); err != nil {
@@ -232,11 +234,35 @@ func (g *greeter) prefetch(ctx context.Context, file string) {
 			retry = aheadRetry
 		}
 		t := time.NewTimer(pause)
+		for due := false; !due; {
+			select {
+			case <-ctx.Done():
+				t.Stop()
+				return
+			case <-t.C:
+				due = true
+			case word := <-g.s.expected:
+				if word != known {
+					known, retry = word, aheadRetry
+					t.Reset(aheadFold)
+				}
+			}
+		}
+	}
+}
+
+// Expected tells the greeter the newest word for the boxes that are expected: when it is another than before, what
+// they are to be told is fetched at once. It returns at once.
+func (s *Server) Expected(word string) {
+	for {
 		select {
-		case <-ctx.Done():
-			t.Stop()
+		case s.expected <- word:
 			return
-		case <-t.C:
+		default:
+		}
+		select {
+		case <-s.expected: // nobody took the one before
+		default:
 		}
 	}
 }

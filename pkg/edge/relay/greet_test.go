@@ -32,6 +32,9 @@ type parent struct {
 	srv  *httptest.Server
 	away atomic.Bool
 	last atomic.Pointer[identity.Greeting]
+
+	asked    atomic.Int64 // for what expected boxes are told
+	expected atomic.Pointer[string]
 }
 
 func (p *parent) Endpoint() (*url.URL, *http.Client, error) {
@@ -46,7 +49,12 @@ func (p *parent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if strings.HasSuffix(r.URL.Path, identity.GreetExpected) {
-		_, _ = io.WriteString(w, `{"boxes":{"SN-1":{"answer":{"said":"ahead"}}}}`)
+		p.asked.Add(1)
+		boxes := `"SN-1":{"answer":{"said":"ahead"}}`
+		if more := p.expected.Load(); more != nil {
+			boxes = *more
+		}
+		_, _ = io.WriteString(w, `{"boxes":{`+boxes+`}}`)
 		return
 	}
 	p.last.Store(&q)
@@ -117,6 +125,37 @@ func TestGreeter(t *testing.T) {
 	}
 	if len(g.kept) > maxGreeted {
 		t.Errorf("%d answers are kept", len(g.kept))
+	}
+}
+
+// What boxes are told that are expected from now on is fetched when the relay's manifest names others, once.
+func TestExpectedLate(t *testing.T) {
+	p := &parent{}
+	p.srv = httptest.NewServer(p)
+	t.Cleanup(p.srv.Close)
+	s := &Server{cfg: Config{Parent: p, Log: slog.New(slog.DiscardHandler)}, expected: make(chan string, 1)}
+	file := filepath.Join(t.TempDir(), "greetings.json")
+	s.Greeter(t.Context(), file, func(*http.Request) []api.ParentRef { return nil })
+	holds := func(serial string) func() bool {
+		return func() bool {
+			text, err := os.ReadFile(file)
+			return err == nil && strings.Contains(string(text), serial)
+		}
+	}
+	wait.Until(t, "it is fetched at the start", holds("SN-1"))
+	more := `"SN-2":{"answer":{}}`
+	p.expected.Store(&more)
+	s.Expected("another")
+	wait.Until(t, "it is fetched anew", holds("SN-2"))
+	asked := p.asked.Load()
+	last := `"SN-3":{"answer":{}}`
+	p.expected.Store(&last)
+	for _, word := range []string{"another", "a third", "a third"} { // as with each manifest, whatever that changes
+		s.Expected(word)
+	}
+	wait.Until(t, "it is fetched once more", holds("SN-3"))
+	if n := p.asked.Load(); n != asked+1 {
+		t.Errorf("asked %d times for one change", n-asked)
 	}
 }
 

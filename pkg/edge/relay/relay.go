@@ -46,6 +46,8 @@ type Server struct {
 	cfg   Config
 	mux   *http.ServeMux
 	fetch *prefetcher
+
+	expected chan string // the newest word of Expected, until the greeter takes it
 }
 
 // New makes a server; it opens nothing.
@@ -62,7 +64,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Retry <= 0 {
 		cfg.Retry = 30 * time.Second
 	}
-	s := &Server{cfg: cfg, mux: http.NewServeMux(), fetch: newPrefetcher(cfg.Cache, cfg.Retry, cfg.Now, cfg.Log)}
+	s := &Server{cfg: cfg, mux: http.NewServeMux(), fetch: newPrefetcher(cfg.Cache, cfg.Retry, cfg.Now, cfg.Log), expected: make(chan string, 1)}
 	s.mux.Handle("/v2/", s.children(cfg.Cache))
 	if cfg.Stream != nil {
 		s.mux.Handle(stream.PathPrefix, s.children(cfg.Stream))
