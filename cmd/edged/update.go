@@ -108,8 +108,13 @@ func (b *box) makeUpdate() (*update.Manager, error) {
 		Now: b.clock.Now, Uptime: uptime, Log: b.log,
 		Deadlines: update.Default.Within(words.Seconds("tributary.trial", 0, trialMost)), Panic: update.LastWords(panicFile),
 		Room: func() func() {
-			limit := debug.SetMemoryLimit(writeMemory)
-			return func() { debug.SetMemoryLimit(limit); debug.FreeOSMemory() }
+			limit, began := debug.SetMemoryLimit(writeMemory), time.Now()
+			peakFromHere()
+			return func() {
+				b.log.Info("the work on the other slot is over", "seconds", int(time.Since(began).Seconds()), "peak", peakMemory())
+				debug.SetMemoryLimit(limit)
+				debug.FreeOSMemory()
+			}
 		},
 	}), nil
 }

@@ -344,6 +344,10 @@ func TestUpdateFloor(t *testing.T) {
 	u.says(up)
 }
 
+// wrote is what the agent says after it filled a slot: seconds, and the most memory that it had.
+var wrote = regexp.MustCompile(`msg="the work on the other slot is over" seconds=(\d+) peak=(\d+)`)
+
+// updates brings a release to its confirmation.
 func (u *updating) updates(v Variant) {
 	u.Helper()
 	at := time.Now()
@@ -352,6 +356,9 @@ func (u *updating) updates(v Variant) {
 	u.says(`confirmed: system, agent, parent and apps are well`)
 	u.calm()
 	u.Logf("%s confirmed after %.0f s", v.Version, time.Since(at).Seconds())
+	for _, w := range wrote.FindAllStringSubmatch(u.tree.Machine("box").Console.String(), -1) {
+		u.Logf("writing a slot took %s s, with %s bytes of memory at most", w[1], w[2])
+	}
 }
 
 // TestUpdateGoesBack: releases that do not work, each in its way. The box is back in the old slot by itself, and says why.
