@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"context"
 	"encoding/binary"
 	"io"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // Devices below one child share its large bound, and none takes another's small one;
@@ -91,29 +93,33 @@ func TestRouteGoesUnchanged(t *testing.T) {
 
 // A relay far up has no room: the person is told so by the device, not by a timeout.
 func TestRefusedThroughTwoRelays(t *testing.T) {
-	for name, narrow := range map[string]func(tr *tree){
-		"at the upper relay": func(tr *tree) { tr.splices[0].conf.PerChild = 1 },
-		"at the lower relay": func(tr *tree) { tr.splices[1].conf.PerDevice = 1 },
+	for name, narrow := range map[string]func(relay int, conf *SpliceConfig){
+		"at the upper relay": func(relay int, conf *SpliceConfig) {
+			if relay == 0 {
+				conf.PerChild = 1
+			}
+		},
+		"at the lower relay": func(relay int, conf *SpliceConfig) {
+			if relay == 1 {
+				conf.PerDevice = 1
+			}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			tr := newTree(t, 2, plain)
-			tr.hub.conf.Wait = 2 * time.Minute
-			narrow(tr)
+			tr := newTree(t, 2, plain, narrow)
 			held := make(chan *Conn, 1)
-			go tr.serve(t, func(conn *Conn) { held <- conn })
+			beside(t, func() { tr.serve(t, func(conn *Conn) { held <- conn }) })
 			first, err := tr.hub.Open(t.Context(), tr.device.ID(), Command{Verb: Top})
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer first.Close()
-			conn := <-held
+			conn := wait.For(t, "the device's answer", held)
 			defer conn.Close()
 
-			told := make(chan struct{})
-			go func() {
-				defer close(told)
+			beside(t, func() {
 				tr.serve(t, func(conn *Conn) { t.Error("a second stream found room"); conn.Close() })
-			}()
+			})
 			second, err := tr.hub.Open(t.Context(), tr.device.ID(), Command{Verb: Top})
 			if err != nil {
 				t.Fatal(err)
@@ -122,22 +128,21 @@ func TestRefusedThroughTwoRelays(t *testing.T) {
 			if api.CodeOf(err) != api.Unavailable || !strings.Contains(err.Error(), "too many streams") {
 				t.Errorf("the person hears %v", err)
 			}
-			<-told
 		})
 	}
 }
 
 // serve plays the device for one command: it opens the stream, or tells why not.
 func (tr *tree) serve(t testing.TB, opened func(*Conn)) {
-	c, err := Verify(<-tr.sent, tr.ca.trust, tr.device.ID(), time.Now(), &Replay{})
-	if err != nil {
-		t.Error(err)
+	c := tr.command(t)
+	if c == nil {
 		return
 	}
-	conn, err := Answer(t.Context(), tr.device, tr.parent, c)
+	ctx := context.WithoutCancel(t.Context())
+	conn, err := Answer(ctx, tr.device, tr.parent, c)
 	switch {
 	case Full(err):
-		if err := Refuse(t.Context(), tr.device, tr.parent, c, err); err != nil {
+		if err := Refuse(ctx, tr.device, tr.parent, c, err); err != nil {
 			t.Errorf("refuse: %v", err)
 		}
 	case err != nil:

@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -106,18 +107,22 @@ type tree struct {
 	sent    chan []byte
 }
 
-func newTree(t testing.TB, relays int, tap func(http.Handler) http.Handler) *tree {
+// newTree makes one; narrow changes the bounds of the relays, the uppermost is number 0.
+func newTree(t testing.TB, relays int, tap func(http.Handler) http.Handler, narrow ...func(relay int, conf *SpliceConfig)) *tree {
 	ca := newCA(t)
 	tr := &tree{ca: ca, core: ca.identity(identity.RoleCore), device: ca.identity(identity.RoleDevice), sent: make(chan []byte, 16)}
 	log := slog.New(slog.DiscardHandler)
-	tr.hub = NewHub(HubConfig{Identity: tr.core, Signer: ca.signer, Wait: 10 * time.Second, Log: log,
+	tr.hub = NewHub(HubConfig{Identity: tr.core, Signer: ca.signer, Wait: wait.Limit, Log: log,
 		Send: func(dev api.DeviceID, raw []byte) error { tr.sent <- raw; return nil }})
 	base := listen(t, tr.core, tr.hub)
-	for range relays {
+	for n := range relays {
 		id := ca.identity(identity.RoleDevice)
 		at := base
-		s := NewSplice(SpliceConfig{Log: log, PerChild: 4,
-			Parent: func() (*url.URL, *tls.Config, error) { return at, id.ClientTLS(""), nil }})
+		conf := SpliceConfig{Log: log, PerChild: 4, Parent: func() (*url.URL, *tls.Config, error) { return at, id.ClientTLS(""), nil }}
+		for _, change := range narrow {
+			change(n, &conf)
+		}
+		s := NewSplice(conf)
 		tr.splices = append(tr.splices, s)
 		base = listen(t, id, tap(s))
 	}
@@ -127,29 +132,54 @@ func newTree(t testing.TB, relays int, tap func(http.Handler) http.Handler) *tre
 
 func plain(h http.Handler) http.Handler { return h }
 
-// answer plays the device once: it verifies the next command and serves it with do.
+// beside runs f beside the test, which does not end before it.
+func beside(t testing.TB, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { defer close(done); f() }()
+	t.Cleanup(func() { wait.For(t, "the device's end of a stream", done) })
+}
+
+// command is the next that was sent to the device, verified; nil when there is none.
+func (tr *tree) command(t testing.TB) *Command {
+	select {
+	case raw := <-tr.sent:
+		c, err := Verify(raw, tr.ca.trust, tr.device.ID(), time.Now(), &Replay{})
+		if err == nil {
+			return c
+		}
+		t.Error(err)
+	case <-t.Context().Done():
+		t.Error("no command came")
+	}
+	return nil
+}
+
+// answer plays the device once, beside the test: it serves the next command with do.
 func (tr *tree) answer(t testing.TB, do func(c *Command, conn *Conn) (int, error)) {
-	raw := <-tr.sent
-	c, err := Verify(raw, tr.ca.trust, tr.device.ID(), time.Now(), &Replay{})
-	if err != nil {
-		t.Error(err)
-		return
-	}
-	conn, err := Answer(t.Context(), tr.device, tr.parent, c)
-	if err != nil {
-		t.Error(err)
-		return
-	}
-	code, err := do(c, conn)
-	if err := conn.Finish(code, err, FinishGrace); err != nil {
-		t.Error(err)
-	}
+	t.Helper()
+	beside(t, func() {
+		c := tr.command(t)
+		if c == nil {
+			return
+		}
+		// Not the test's context: the end of a stream may come after the test's last line.
+		conn, err := Answer(context.WithoutCancel(t.Context()), tr.device, tr.parent, c)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		code, err := do(c, conn)
+		if err := conn.Finish(code, err, wait.Limit); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestExecThroughTwoRelays(t *testing.T) {
 	tr := newTree(t, 2, plain)
 	payload := bytes.Repeat([]byte("all that a person types "), 20_000) // 480 kB: many frames
-	go tr.answer(t, func(c *Command, conn *Conn) (int, error) {
+	tr.answer(t, func(c *Command, conn *Conn) (int, error) {
 		in := conn.Input()
 		n, err := io.Copy(conn.Writer(Stdout), in.Stdin)
 		if n != int64(len(payload)) || err != nil {
@@ -203,7 +233,7 @@ func TestPersonThroughCoreToDevice(t *testing.T) {
 	u.RawQuery = ask.Query().Encode()
 	trust := core.Client().Transport.(*http.Transport).TLSClientConfig
 
-	go tr.answer(t, func(c *Command, conn *Conn) (int, error) {
+	tr.answer(t, func(c *Command, conn *Conn) (int, error) {
 		_, _ = io.WriteString(conn.Writer(Stdout), "one line\n")
 		return 0, &api.Error{Code: api.NotFound, Message: "no such app here", Remedy: "see edgectl get apps", Err: errors.New("kept from people")}
 	})
@@ -229,7 +259,7 @@ func TestRelaySeesNothing(t *testing.T) {
 	tr := newTree(t, 1, func(h http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.ServeHTTP(tapWriter{w, &seen}, r) })
 	})
-	go tr.answer(t, func(c *Command, conn *Conn) (int, error) {
+	tr.answer(t, func(c *Command, conn *Conn) (int, error) {
 		_, err := io.WriteString(conn.Writer(Stdout), canary)
 		return 0, err
 	})
@@ -291,6 +321,8 @@ func TestHubRefuses(t *testing.T) {
 	if _, err := tr.hub.Open(ctx, tr.device.ID(), Command{Verb: Top}); !errors.Is(err, context.Canceled) {
 		t.Errorf("open after cancel: %v", err)
 	}
+	tr.hub.mu.Lock()
+	defer tr.hub.mu.Unlock()
 	if tr.hub.open != 0 || len(tr.hub.wait) != 0 {
 		t.Errorf("%d open, %d waiting are left", tr.hub.open, len(tr.hub.wait))
 	}
@@ -322,38 +354,42 @@ func TestSpliceBoundsAndIdle(t *testing.T) {
 		<-hold
 		conn.Close()
 	}))
-	splice := NewSplice(SpliceConfig{Log: slog.New(slog.DiscardHandler), PerChild: 2, Idle: 500 * time.Millisecond,
-		Parent: func() (*url.URL, *tls.Config, error) { return above, relay.ClientTLS(""), nil }})
-	base := listen(t, relay, splice)
-	open := func(path string) (net.Conn, error) {
+	conf := SpliceConfig{Log: slog.New(slog.DiscardHandler), PerChild: 2, Idle: wait.Limit,
+		Parent: func() (*url.URL, *tls.Config, error) { return above, relay.ClientTLS(""), nil }}
+	open := func(base *url.URL, path string) (net.Conn, error) {
 		u := *base
 		u.Path = path
 		return Upgrade(t.Context(), &u, device.ClientTLS(""), nil, nil)
 	}
+	base := listen(t, relay, NewSplice(conf))
 	for _, path := range []string{"/stream/v1/zz", "/stream/v1/", "/other/" + (SessionID{}).String()} {
-		if _, err := open(path); err == nil {
+		if _, err := open(base, path); err == nil {
 			t.Errorf("%s was opened", path)
 		}
 	}
-	var conns []net.Conn
 	for range 2 {
-		c, err := open(SessionID{1}.Path())
+		c, err := open(base, SessionID{1}.Path())
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
-		conns = append(conns, c)
 	}
-	if _, err := open(SessionID{1}.Path()); api.CodeOf(err) != api.Unavailable {
+	if _, err := open(base, SessionID{1}.Path()); api.CodeOf(err) != api.Unavailable {
 		t.Errorf("a third stream of one child: %v", err)
 	}
-	for _, c := range conns {
-		_ = c.SetReadDeadline(time.Now().Add(wait.Limit))
-		if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("an idle stream was kept: %v", err)
-		}
+
+	conf.Idle = 500 * time.Millisecond
+	soon := NewSplice(conf)
+	c, err := open(listen(t, relay, soon), SessionID{1}.Path())
+	if err != nil {
+		t.Fatal(err)
 	}
-	wait.Until(t, "places come back", func() bool { return splice.Active() == 0 })
+	defer c.Close()
+	_ = c.SetReadDeadline(time.Now().Add(wait.Limit))
+	if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("an idle stream was kept: %v", err)
+	}
+	wait.Until(t, "its place comes back", func() bool { return soon.Active() == 0 })
 }
 
 func TestDeadPeerIsNoticed(t *testing.T) {
