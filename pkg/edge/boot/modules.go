@@ -120,10 +120,31 @@ func (b *booter) plugRest(ctx context.Context) error {
 }
 
 func (b *booter) plugAll(ctx context.Context) {
+	news, err := kmod.Listen()
+	if err != nil {
+		b.say("drivers: %v", err)
+	}
 	if err := guarded(ctx, b.plug); err != nil {
 		b.say("drivers: %v", err)
 	}
 	b.setPorts("/sys")
+	if news == nil {
+		return
+	}
+	go b.forever(ctx, "drivers", func(ctx context.Context) error { return b.hotPlug(ctx, news) })
+}
+
+// hotPlug gives devices that come later their drivers: what hangs on USB takes its time to show itself, and people
+// plug things in.
+func (b *booter) hotPlug(ctx context.Context, news *kmod.News) error {
+	return b.modules.HotPlug(ctx, news, "/sys", deny, func(loaded int, err error) {
+		if err != nil {
+			b.say("drivers: %v", err)
+		}
+		if loaded > 0 {
+			b.say("%d more drivers", loaded)
+		}
+	})
 }
 
 // plug gives each device its driver.

@@ -185,24 +185,7 @@ func (t *Tree) builtin(name string) bool {
 // returns how many modules it loaded and what failed; a device without a driver is no
 // failure.
 func (t *Tree) ColdPlug(sys string, deny func(name string) bool) (loaded int, err error) {
-	aliases, err := os.Open(filepath.Join(t.dir, "modules.alias"))
-	if err != nil {
-		return 0, err
-	}
-	defer aliases.Close()
-	wanted, err := match(aliases, modaliases(sys))
-	errs := []error{err}
-	for _, name := range wanted {
-		if t.has(name) || deny != nil && deny(name) {
-			continue
-		}
-		if err := t.Load(name); err != nil && !errors.Is(err, unix.ENODEV) {
-			errs = append(errs, err)
-			continue
-		}
-		loaded++
-	}
-	return loaded, errors.Join(errs...)
+	return t.plug(modaliases(sys), deny)
 }
 
 func (t *Tree) has(name string) bool {
