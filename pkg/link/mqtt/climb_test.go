@@ -14,7 +14,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
-	"tributary.dev/tributary/tests/wait"
+	"tributary.dev/tributary/tests/place"
 )
 
 // What a device does over days beside a better parent that comes and goes as it likes:
@@ -146,25 +146,10 @@ func steadyBox(t *testing.T, id *identity.Identity, parents ...api.ParentRef) *b
 	return b
 }
 
-// again listens where somebody listened before.
-func again(t *testing.T, addr string) net.Listener {
-	t.Helper()
-	var ln net.Listener
-	wait.Seen(t, "the address is free", func() (any, bool) {
-		var err error
-		ln, err = net.Listen("tcp", addr)
-		return err, err == nil
-	})
-	t.Cleanup(func() { ln.Close() })
-	return ln
-}
-
 func TestBackToTheBetterParent(t *testing.T) {
 	pki := newPKI(t)
 	one, two, dev := pki.device(t), pki.device(t), pki.device(t)
-	ln := listen(t)
-	addr := ln.Addr().String()
-	ln.Close() // the better parent is away
+	addr := place.Left() // the better parent is away
 	c := newParent(t, identity.NewLive(two), nil)
 	b := steadyBox(t, dev, api.ParentRef{Device: one.ID().String(), Address: addr}, c.ref(two.ID().String()))
 	upOne, upTwo := "up "+one.ID().String(), "up "+two.ID().String()
@@ -176,7 +161,7 @@ func TestBackToTheBetterParent(t *testing.T) {
 			t.Error("left its parent before the better one accepted")
 		}
 	}
-	a := newParentTelling(t, told, identity.NewLive(one), func(cfg *BrokerConfig) { cfg.Listener = again(t, addr) })
+	a := newParentTelling(t, told, identity.NewLive(one), func(cfg *BrokerConfig) { cfg.Listener = place.Take(t, addr) })
 	b.wait(t, upOne)
 	c.wait(t, fmt.Sprintf("down %s", b.me))
 	if got := b.all(); fmt.Sprint(got) != fmt.Sprint([]string{upTwo, "down", upOne}) {
@@ -233,10 +218,8 @@ func TestStaysWhenTheBetterRefuses(t *testing.T) {
 func TestStaysWhileTheBetterIsCutOff(t *testing.T) {
 	pki := newPKI(t)
 	one, two, dev := pki.device(t), pki.device(t), pki.device(t)
-	ln := listen(t)
-	ln.Close()
 	c := newParent(t, identity.NewLive(two), nil)
-	ref := api.ParentRef{Device: one.ID().String(), Address: ln.Addr().String()}
+	ref := api.ParentRef{Device: one.ID().String(), Address: place.Left()}
 	var leads atomic.Bool
 	var asked atomic.Int32
 	b := &box{events: newEvents(), me: dev.ID()}
@@ -252,7 +235,7 @@ func TestStaysWhileTheBetterIsCutOff(t *testing.T) {
 		}})
 	running(t, func(ctx context.Context) error { return b.Uplink.Run(ctx, b.events) })
 	b.wait(t, "up "+two.ID().String())
-	newParent(t, identity.NewLive(one), func(cfg *BrokerConfig) { cfg.Listener = again(t, ref.Address) })
+	newParent(t, identity.NewLive(one), func(cfg *BrokerConfig) { cfg.Listener = place.Take(t, ref.Address) })
 	b.until(t, "the question", func() bool { return asked.Load() > 0 })
 	if b.count("down") != 0 {
 		t.Errorf("heard %q", b.all())
@@ -267,13 +250,11 @@ func TestBetterAddressOfTheSameBox(t *testing.T) {
 	pki := newPKI(t)
 	one, dev := pki.device(t), pki.device(t)
 	a := newParent(t, identity.NewLive(one), nil)
-	front := listen(t)
-	front.Close()
-	addr := front.Addr().String()
+	addr := place.Left()
 	b := steadyBox(t, dev, api.ParentRef{Address: addr}, a.ref(one.ID().String()))
 	up := "up " + one.ID().String()
 	b.wait(t, up)
-	ln := again(t, addr)
+	ln := place.Take(t, addr)
 	go forward(ln, a.Addr().String())
 	b.until(t, "the better address", func() bool { return b.count(up) == 2 })
 	if err := b.Send([]byte("by another door"), true); err != nil {

@@ -18,6 +18,7 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/link"
+	"tributary.dev/tributary/tests/place"
 	"tributary.dev/tributary/tests/wait"
 )
 
@@ -38,10 +39,7 @@ func startMosquitto(t *testing.T, pki *pki, core *identity.Identity) *mosquitto 
 	if plugin == "" {
 		t.Skip("needs mosquitto_dynamic_security.so from Debian's package mosquitto (version 2)")
 	}
-	m := &mosquitto{dir: t.TempDir()}
-	ln := listen(t)
-	m.addr = ln.Addr().String()
-	ln.Close()
+	m := &mosquitto{dir: t.TempDir(), addr: place.Left()}
 	m.write(t, MosquittoRoot, identity.FormatCerts([]*x509.Certificate{pki.root}))
 	m.certify(t, core)
 	conf, err := MosquittoConfig{Dir: m.dir, Listen: m.addr, Plugin: plugin, User: "root"}.Conf()

@@ -34,10 +34,10 @@ func TestMain(m *testing.M) {
 type events struct {
 	mu  sync.Mutex
 	log []string
-	// onFrame, when set, is called within FromChild and FromParent.
+	// onFrame is called within FromChild and FromParent, onUp within ChildUp. Both are set
+	// before whoever calls them runs, or never.
 	onFrame func(id api.DeviceID, frame []byte)
-	// onUp, when set before the parent runs, is called within ChildUp.
-	onUp func(id api.DeviceID)
+	onUp    func(id api.DeviceID)
 }
 
 func newEvents() *events { return &events{} }
@@ -122,12 +122,9 @@ func logger(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
-// listen is on an address of this process's own: a port that is left and listened on again
-// is taken by nobody in between.
 func listen(t testing.TB) net.Listener {
 	t.Helper()
-	pid := os.Getpid()
-	ln, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 1+pid>>16&63, pid>>8&255, pid&255))
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,16 +167,23 @@ func (p *parent) ref(device string) api.ParentRef {
 type box struct {
 	*Uplink
 	*events
-	me api.DeviceID
+	me   api.DeviceID
+	stop context.CancelFunc
 }
 
 var quick = Backoff{Min: 20 * time.Millisecond, Max: 200 * time.Millisecond}
 
 func newBox(t testing.TB, id *identity.Identity, parents ...api.ParentRef) *box {
 	t.Helper()
-	b := &box{events: newEvents(), me: id.ID()}
+	return newBoxTelling(t, newEvents(), id, parents...)
+}
+
+// newBoxTelling is newBox with its events made, and their hooks set, before it runs.
+func newBoxTelling(t testing.TB, told *events, id *identity.Identity, parents ...api.ParentRef) *box {
+	t.Helper()
+	b := &box{events: told, me: id.ID()}
 	b.Uplink = NewUplink(UplinkConfig{Identity: identity.NewLive(id), Parents: parents, Backoff: quick, Log: logger(t)})
-	running(t, func(ctx context.Context) error { return b.Uplink.Run(ctx, b.events) })
+	b.stop = running(t, func(ctx context.Context) error { return b.Uplink.Run(ctx, b.events) })
 	return b
 }
 
@@ -217,16 +221,20 @@ func TestFramesBothWays(t *testing.T) {
 func TestOrderIsKept(t *testing.T) {
 	pki := newPKI(t)
 	relay, dev := pki.device(t), pki.device(t)
-	p := newParent(t, identity.NewLive(relay), nil)
-	b := newBox(t, dev, p.ref(""))
-	b.wait(t, "up "+relay.ID().String())
-	const n = 1500
 	// Up, an echo from within the handler, and down again, in order.
-	p.onFrame = func(id api.DeviceID, f []byte) {
-		if err := p.Send(id, f, f[len(f)-1]%2 == 0); err != nil {
+	made := make(chan *parent, 1)
+	echo := sync.OnceValue(func() *parent { return <-made })
+	told := newEvents()
+	told.onFrame = func(id api.DeviceID, f []byte) {
+		if err := echo().Send(id, f, f[len(f)-1]%2 == 0); err != nil {
 			t.Errorf("echo: %v", err)
 		}
 	}
+	p := newParentTelling(t, told, identity.NewLive(relay), nil)
+	made <- p
+	b := newBox(t, dev, p.ref(""))
+	b.wait(t, "up "+relay.ID().String())
+	const n = 1500
 	for i := range n {
 		if err := b.Send([]byte(fmt.Sprint(i)), i%3 == 0); err != nil {
 			t.Fatal(err)
@@ -340,9 +348,12 @@ func TestSlowChildIsDropped(t *testing.T) {
 	pki := newPKI(t)
 	relay, dev := pki.device(t), pki.device(t)
 	p := newParent(t, identity.NewLive(relay), func(c *BrokerConfig) { c.MaxQueue = 4 << 20 })
-	b := newBox(t, dev, p.ref(""))
 	hold := make(chan struct{})
-	b.onFrame = func(api.DeviceID, []byte) { <-hold }
+	release := sync.OnceFunc(func() { close(hold) })
+	defer release()
+	told := newEvents()
+	told.onFrame = func(api.DeviceID, []byte) { <-hold }
+	b := newBoxTelling(t, told, dev, p.ref(""))
 	p.wait(t, fmt.Sprintf("up %s true", b.me))
 	frame := make([]byte, 1<<20)
 	var err error
@@ -355,7 +366,7 @@ func TestSlowChildIsDropped(t *testing.T) {
 		t.Fatalf("100 MiB queued for a child that does not read: %v", err)
 	}
 	p.wait(t, fmt.Sprintf("down %s", b.me))
-	close(hold)
+	release()
 	p.until(t, "back", func() bool { return p.count(fmt.Sprintf("up %s true", b.me)) == 2 })
 }
 

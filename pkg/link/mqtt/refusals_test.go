@@ -5,7 +5,6 @@ import (
 	"context"
 	"io"
 	"log/slog"
-	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -91,11 +90,7 @@ func TestRefusalsAreNamed(t *testing.T) {
 			pki := newPKI(t)
 			relay, me, victim := pki.device(t), pki.device(t), pki.device(t)
 			log := &lines{}
-			ln, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			b, err := NewBroker(BrokerConfig{Listener: ln, Identity: identity.NewLive(relay), Log: slog.New(slog.NewTextHandler(log, nil))})
+			b, err := NewBroker(BrokerConfig{Listener: listen(t), Identity: identity.NewLive(relay), Log: slog.New(slog.NewTextHandler(log, nil))})
 			if err != nil {
 				t.Fatal(err)
 			}
