@@ -97,7 +97,12 @@ func (l *Live) ServerTLS() *tls.Config {
 
 // lapsed tells whether an expired device keeps its place.
 func (l *Live) lapsed(id api.DeviceID, leaf *x509.Certificate) bool {
-	return l.Lapsed != nil && !l.Get().now().After(leaf.NotAfter.Add(Grace)) && (l.Refused == nil || !l.Refused(id)) && l.Lapsed(id)
+	return l.Lapsed != nil && l.Lasts(leaf) >= 0 && (l.Refused == nil || !l.Refused(id)) && l.Lapsed(id)
+}
+
+// Lasts is how long a session may last at most that begins with a device's certificate now.
+func (l *Live) Lasts(leaf *x509.Certificate) time.Duration {
+	return leaf.NotAfter.Add(Grace).Sub(l.Get().now())
 }
 
 // ServerTLSOptional also lets in peers without a certificate (people, boxes that

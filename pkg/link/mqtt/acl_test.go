@@ -13,6 +13,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/tests/mutation"
 	"tributary.dev/tributary/tests/wait"
 )
 
@@ -77,6 +78,63 @@ func TestAccessList(t *testing.T) {
 			t.Fatalf("heard %q", line)
 		}
 	}
+}
+
+// TestExpiredDevice: a device whose certificate has ended keeps its own topics at its own relay for 90 days. It has no
+// others there, no place at another relay, and none after that time; a session that it has then ends.
+func TestExpiredDevice(t *testing.T) {
+	pki := newPKI(t)
+	dev, other := pki.device(t), pki.device(t)
+	ended := dev.Cert[0].NotAfter
+	// relay is one whose clock stands.
+	relay := func(own bool, now time.Time) *parent {
+		id := pki.device(t)
+		id.Now = func() time.Time { return now }
+		live := identity.NewLive(id)
+		live.Lapsed = func(d api.DeviceID) bool { return own && d == dev.ID() }
+		return newParent(t, live, nil)
+	}
+	own := relay(true, ended.Add(identity.Grace-time.Hour))
+	b := newBox(t, dev, own.ref(""))
+	b.wait(t, "up "+own.id.Get().ID().String())
+	if err := b.Send([]byte("mine"), true); err != nil {
+		t.Fatal(err)
+	}
+	own.wait(t, "frame "+dev.ID().String()+" mine")
+	if err := own.Retain(dev.ID(), []byte("manifest")); err != nil {
+		t.Fatal(err)
+	}
+	b.FetchRetained()
+	b.wait(t, "retained manifest")
+	own.Send(dev.ID(), []byte("yours"), true)
+	b.wait(t, "down-frame yours")
+	// Its other sessions try what is not its own; the first of them takes the place of b's.
+	aclHolds(t, pki, own.Addr().String(), dev, other.ID())
+	for _, line := range own.all() {
+		if line == "frame "+other.ID().String()+" forged" {
+			t.Fatalf("heard %q", line)
+		}
+	}
+	if connects(client(t, own.Addr().String(), other, nil)) {
+		t.Error("a device whose certificate has ended is let in at a relay that is not its own")
+	}
+	if connects(client(t, relay(false, ended.Add(time.Hour)).Addr().String(), dev, nil)) {
+		t.Error("it is let in at another relay")
+	}
+	if connects(client(t, relay(true, ended.Add(identity.Grace+time.Second)).Addr().String(), dev, nil)) {
+		t.Error("it is let in after 90 days")
+	}
+	last := newBox(t, dev, relay(true, ended.Add(identity.Grace-time.Second)).ref(""))
+	last.until(t, "the session ends with the 90 days", func() bool { return last.count("down") > 0 })
+}
+
+// TestExpiredDeviceIsBound: without one of the checks an expired certificate would be worth more.
+func TestExpiredDeviceIsBound(t *testing.T) {
+	const test = "^TestExpiredDevice$"
+	mutation.Prove(t,
+		mutation.Check{Name: "the topic's device", Test: test, File: "broker.go", From: "	if id != cl.ID {\n		return false", To: "	if id != cl.ID && !GONE {\n		return false"},
+		mutation.Check{Name: "its own relay", Test: test, File: "../../identity/tls.go", From: "!l.Refused(id)) && l.Lapsed(id)", To: "!l.Refused(id)) && (GONE || l.Lapsed(id))"},
+		mutation.Check{Name: "ninety days", Test: test, File: "../../identity/tls.go", From: "l.Lasts(leaf) >= 0", To: "(GONE || l.Lasts(leaf) >= 0)"})
 }
 
 func TestConnectRefusals(t *testing.T) {

@@ -35,6 +35,8 @@ type peerConn struct {
 	net.Conn
 	id   api.DeviceID // zero without TLS
 	cert []byte       // leaf, DER
+	// lasts is for how long the session may be had, by the certificate; 0 without TLS.
+	lasts time.Duration
 	// queued counts bytes on their way to the device: QoS 0 until written, QoS 1 until
 	// acknowledged.
 	queued atomic.Int64
@@ -131,6 +133,9 @@ func (g *gate) admit(raw net.Conn, establish listeners.EstablishFn) {
 			g.log.Error("mqtt broker met input that it cannot read", "device", c.id, "remote", raw.RemoteAddr(), "panic", r)
 		}
 	}()
+	if c.lasts > 0 {
+		defer time.AfterFunc(c.lasts, func() { raw.Close() }).Stop()
+	}
 	c.SetDeadline(time.Now().Add(connectTimeout)) // until the broker sets its own by keep-alive
 	if err := establish(g.ID(), c); err != nil {
 		g.log.Debug("mqtt session ended", "device", c.id, "err", err)
@@ -157,7 +162,7 @@ func (g *gate) handshake(raw net.Conn) (*peerConn, error) {
 	if role != identity.RoleDevice {
 		return nil, errors.New("only devices attach to a broker")
 	}
-	return &peerConn{Conn: t, id: id, cert: leaf.Raw, raw: raw, gone: make(chan struct{})}, nil
+	return &peerConn{Conn: t, id: id, cert: leaf.Raw, lasts: g.identity.Lasts(leaf), raw: raw, gone: make(chan struct{})}, nil
 }
 
 func (g *gate) enter(id api.DeviceID, raw net.Conn) bool {
