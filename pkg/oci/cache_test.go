@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -70,8 +71,7 @@ func TestTransferGoesOnWhereTheLinkBroke(t *testing.T) {
 	o := newOrigin(t)
 	want := random(2, 1<<20)
 	d := o.put(repo, want)
-	g := o.stopAt(d, 600<<10)
-	g.abrupt = true
+	o.stop(d, &gate{at: 600 << 10, abrupt: true})
 	kid := newChild(t, openCache(t, o))
 	if _, b := kid.get(blobPath(d)); !bytes.Equal(b, want) {
 		t.Fatal("content differs")
@@ -197,7 +197,7 @@ func TestResumeFromAnotherBytesCutsReaders(t *testing.T) {
 		}
 		_, _ = w.Write(good)
 	})
-	o.srv.Config.Handler = evil
+	o.set(func() { o.instead = evil })
 	kid := newChild(t, openCache(t, o))
 	_, b, err := kid.do(http.MethodGet, blobPath(d))
 	if err == nil && !bytes.Equal(b, good) {
@@ -267,7 +267,7 @@ func TestRepositoriesAreKeptApart(t *testing.T) {
 	secret := random(10, 200<<10)
 	d := o.put("a/one", secret)
 	other := o.put("b/two", []byte("public"))
-	c := openCache(t, o, func(cfg *Config) { cfg.ChildWait = 50 * time.Millisecond })
+	c := openCache(t, o)
 	kid := newChild(t, c)
 	if res, _ := kid.get("/v2/a/one/blobs/" + d); res.StatusCode != 200 {
 		t.Fatal(res.Status)
@@ -278,12 +278,14 @@ func TestRepositoriesAreKeptApart(t *testing.T) {
 	// Nor while it arrives by another repository's right.
 	e := o.put("a/one", random(11, 200<<10))
 	g := o.stopAt(e, 100<<10)
-	go func() { _, _, _ = kid.do("GET", "/v2/a/one/blobs/"+e) }()
-	<-g.gotto
+	gone := make(chan struct{})
+	go func() { defer close(gone); _, _, _ = kid.do("GET", "/v2/a/one/blobs/"+e) }()
+	wait.For(t, "the first half", g.gotto)
 	if res, _ := kid.get("/v2/b/two/blobs/" + e); res.StatusCode != 404 {
 		t.Fatal(res.Status)
 	}
 	g.release()
+	wait.For(t, "the second half", gone)
 	// The parent is asked once; afterwards the pair is known without it.
 	o.put("b/two", secret)
 	c.mu.Lock()
@@ -293,20 +295,20 @@ func TestRepositoriesAreKeptApart(t *testing.T) {
 	if res, _ := kid.get("/v2/b/two/blobs/" + d); res.StatusCode != 200 {
 		t.Fatal(res.Status)
 	}
-	if o.sent.Load()-sent > 200<<10 { // e's second half
+	if o.sent.Load() != sent {
 		t.Fatal("the digest crossed the uplink a second time")
 	}
 	o.set(func() { o.away = true })
 	if res, _ := kid.get("/v2/b/two/blobs/" + d); res.StatusCode != 200 {
 		t.Fatal(res.Status)
 	}
-	if res, _ := kid.get("/v2/c/three/blobs/" + d); res.StatusCode != 503 {
+	// A restart remembers, and gives nothing more.
+	c.Close()
+	again := newChild(t, openCache(t, o, func(cfg *Config) { cfg.Dir = c.cfg.Dir; cfg.ChildWait = 50 * time.Millisecond }))
+	if res, _ := again.get("/v2/b/two/blobs/" + d); res.StatusCode != 200 {
 		t.Fatal(res.Status)
 	}
-	// A restart remembers.
-	c.Close()
-	again := openCache(t, o, func(cfg *Config) { cfg.Dir = c.cfg.Dir; cfg.ChildWait = 50 * time.Millisecond })
-	if res, _ := newChild(t, again).get("/v2/b/two/blobs/" + d); res.StatusCode != 200 {
+	if res, _ := again.get("/v2/c/three/blobs/" + d); res.StatusCode != 503 {
 		t.Fatal(res.Status)
 	}
 	_ = other
@@ -472,11 +474,11 @@ func TestPullArtifact(t *testing.T) {
 func TestParentMayNotRedirect(t *testing.T) {
 	o := newOrigin(t)
 	d := o.put(repo, []byte("x"))
-	hit := false
-	elsewhere := newChild(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { hit = true }))
-	o.srv.Config.Handler = http.RedirectHandler(elsewhere.base, http.StatusTemporaryRedirect)
+	var hit atomic.Bool
+	elsewhere := newChild(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { hit.Store(true) }))
+	o.set(func() { o.instead = http.RedirectHandler(elsewhere.base, http.StatusTemporaryRedirect) })
 	_, err := pull(t.Context(), o, target{RouteBlob, repo, d, -1}, 10)
-	if err == nil || hit {
+	if err == nil || hit.Load() {
 		t.Fatalf("followed a parent's redirect: %v", err)
 	}
 }

@@ -251,7 +251,7 @@ func TestKilledRelayResumes(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	<-g.gotto
+	wait.For(t, "the gate", g.gotto)
 	part := &shelf{dir: dir}
 	wait.Until(t, "the first half lies on disk", func() bool { return part.partialSize(d) == 2<<20 })
 	if err := cmd.Process.Kill(); err != nil {

@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"tributary.dev/tributary/tests/wait"
 )
 
 // origin is a parent's registry with knobs for everything that goes wrong on a link.
@@ -29,6 +31,7 @@ type origin struct {
 	gate    map[string]*gate           // digest -> where to stop
 	asked   []string                   // method, path and range of every request
 	away    bool
+	instead http.Handler // answers everything, when set
 }
 
 // gate stops a body at a byte until it is opened.
@@ -75,8 +78,10 @@ func (o *origin) put(repo string, b []byte) string {
 	return d
 }
 
-func (o *origin) stopAt(digest string, at int) *gate {
-	g := &gate{at: at, open: make(chan struct{}), gotto: make(chan struct{})}
+func (o *origin) stopAt(digest string, at int) *gate { return o.stop(digest, &gate{at: at}) }
+
+func (o *origin) stop(digest string, g *gate) *gate {
+	g.open, g.gotto = make(chan struct{}), make(chan struct{})
 	o.set(func() { o.gate[digest] = g })
 	o.t.Cleanup(func() { g.once.Do(func() { close(g.open) }) })
 	return g
@@ -93,6 +98,11 @@ func (o *origin) requests() []string {
 func (o *origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	route, err := ParseRequest(r)
 	o.mu.Lock()
+	if h := o.instead; h != nil {
+		o.mu.Unlock()
+		h.ServeHTTP(w, r)
+		return
+	}
 	o.asked = append(o.asked, r.Method+" "+r.URL.Path+" "+r.Header.Get("Range"))
 	b, known := o.content[route.Reference]
 	known = known && o.repos[route.Repo][route.Reference]
@@ -119,8 +129,9 @@ type sentCounter struct {
 }
 
 func (c sentCounter) Write(b []byte) (int, error) {
+	c.n.Add(int64(len(b))) // before whoever gets them can look
 	n, err := c.ResponseWriter.Write(b)
-	c.n.Add(int64(n))
+	c.n.Add(int64(n - len(b)))
 	return n, err
 }
 
@@ -204,7 +215,7 @@ func (o *origin) index(repo string, list ...Descriptor) string {
 
 func openCache(t testing.TB, up Upstream, change ...func(*Config)) *Cache {
 	t.Helper()
-	cfg := Config{Dir: t.TempDir(), Upstream: up, MinBackoff: time.Millisecond, MaxBackoff: 20 * time.Millisecond, ChildWait: 5 * time.Second, KeepFree: 1}
+	cfg := Config{Dir: t.TempDir(), Upstream: up, MinBackoff: time.Millisecond, MaxBackoff: 20 * time.Millisecond, ChildWait: wait.Limit, KeepFree: 1}
 	for _, f := range change {
 		f(&cfg)
 	}
