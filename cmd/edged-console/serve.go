@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/mdlayher/vsock"
@@ -83,15 +84,13 @@ func listenUnix(path string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		l.Close()
-		return nil, err
-	}
-	return l, nil
+	// A socket's file has the mode of the socket when it is bound (unix(7)): it is never anybody's else.
+	conf := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		var mode error
+		err := raw.Control(func(fd uintptr) { mode = syscall.Fchmod(int(fd), 0o600) })
+		return errors.Join(err, mode)
+	}}
+	return conf.Listen(context.Background(), "unix", path)
 }
 
 func accept(ctx context.Context, l net.Listener, free chan struct{}, log *slog.Logger, talk func(net.Conn)) error {

@@ -21,6 +21,7 @@ import (
 	"tributary.dev/tributary/pkg/edge/recovery/presence"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/identity/unlock"
+	waiting "tributary.dev/tributary/tests/wait"
 )
 
 // site is a core and a box that it owns, whose state is closed: the box has what is kept
@@ -153,9 +154,8 @@ func TestUnlockOnTerminal(t *testing.T) {
 		x.send(text + "\r")
 	}
 	wrong := []byte(a.Text)
-	wrong[0], wrong[1] = wrong[1], wrong[0]
-	if wrong[0] == wrong[1] {
-		wrong[0] = 'Z'
+	if wrong[0], wrong[1] = wrong[1], wrong[0]; wrong[0] == wrong[1] {
+		wrong[0] = map[bool]byte{true: '0', false: 'Z'}[wrong[0] == 'Z']
 	}
 	answer(string(wrong))
 	x.expect("FAILED: mistyped")
@@ -186,11 +186,10 @@ func TestUnlockOnTerminal(t *testing.T) {
 	x.send("exit\n")
 	x.expect("Locked.")
 	x.expect("drawn screen: ")
-	if _, err := os.Stat("/proc/" + left); err == nil {
-		if text, err := os.ReadFile("/proc/" + left + "/stat"); err == nil && !strings.Contains(string(text), ") Z ") {
-			t.Errorf("what the shell left in the background lives on: %s", text)
-		}
-	}
+	waiting.Seen(t, "what the shell left in the background is gone", func() (any, bool) {
+		text, err := os.ReadFile("/proc/" + left + "/stat")
+		return string(text), err != nil || strings.Contains(string(text), ") Z ")
+	})
 	// Single use: neither the answer nor the challenge is good for more.
 	x.send("shell\r")
 	x.expect("1  Show a challenge")
@@ -345,11 +344,7 @@ func TestButton(t *testing.T) {
 	x.expect("go back: ")
 	x.send("2\r")
 	x.expect("Press the box's power button")
-	for deadline := time.Now().Add(patience); !presence.Pressed(filepath.Join(s.root, "run/tributary"), bootTime()); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("nobody asks for the button")
-		}
-	}
+	waiting.Until(t, "somebody asks for the button", func() bool { return presence.Pressed(filepath.Join(s.root, "run/tributary"), bootTime()) })
 	x.expect("locks it again.")
 	x.send("exit\n")
 	x.expect("Locked.")
