@@ -255,8 +255,8 @@ func TestRelaysPorts(t *testing.T) {
 // boot, come up again.
 func TestBootsAgain(t *testing.T) {
 	needImage(t, runtime.GOARCH)
-	for _, at := range []string{`\bgrow\b`, `\bstate\b +\d`, `\bdata\b +\d`, up} {
-		t.Run(regexp.MustCompile(`[^a-z]`).ReplaceAllString(at, ""), func(t *testing.T) {
+	for name, at := range map[string]string{"grow": `\bgrow\b`, "state": `\bstate\b +\d`, "data": `\bdata\b +\d`, "in order": up} {
+		t.Run(name, func(t *testing.T) {
 			spec := flashed(t, runtime.GOARCH, "name: box\n")
 			ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 			defer cancel()
