@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"filippo.io/age"
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -27,6 +26,7 @@ import (
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/manifest"
 	"tributary.dev/tributary/pkg/oci"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // running is a whole cored in this process.
@@ -79,13 +79,8 @@ func startWith(t *testing.T, o0 options, before func(*core)) *running {
 		stopped = true
 		r.http.CloseIdleConnections()
 		cancel()
-		select {
-		case err := <-done:
-			if err != nil && ctx.Err() == nil {
-				t.Error("cored ended: ", err)
-			}
-		case <-time.After(time.Minute):
-			t.Error("cored does not stop")
+		if err := wait.For(t, "cored's end", done); err != nil && ctx.Err() == nil {
+			t.Error("cored ended: ", err)
 		}
 		for i := len(c.closers) - 1; i >= 0; i-- {
 			if err := c.closers[i](); err != nil {
@@ -171,8 +166,7 @@ func (r *running) push(ref string) {
 func (r *running) manifest(id api.DeviceID, ok func(*manifest.Manifest) bool) *manifest.Signed {
 	r.t.Helper()
 	var last *manifest.Signed
-	deadline := time.Now().Add(time.Minute)
-	for {
+	wait.Seen(r.t, "there is such a manifest", func() (any, bool) {
 		_ = r.c.store.EachManifest(r.t.Context(), func(m *store.ManifestRecord) error {
 			if m.Device == id {
 				s, err := manifest.Open(m.Raw, r.c.ca.Trust())
@@ -183,14 +177,9 @@ func (r *running) manifest(id api.DeviceID, ok func(*manifest.Manifest) bool) *m
 			}
 			return nil
 		})
-		if last != nil && ok(&last.Manifest) {
-			return last
-		}
-		if time.Now().After(deadline) {
-			r.t.Fatalf("no such manifest; the last is %+v", last)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
+		return last, last != nil && ok(&last.Manifest)
+	})
+	return last
 }
 
 const tokenDoc = `{"apiVersion":"tributary/v1","kind":"JoinToken","metadata":{"name":"field"},"spec":{"labels":{"role":"field"},"autoApprove":true}}`

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -31,6 +30,7 @@ import (
 	"tributary.dev/tributary/pkg/link/mqtt"
 	"tributary.dev/tributary/pkg/link/record"
 	"tributary.dev/tributary/pkg/link/spool"
+	"tributary.dev/tributary/tests/place"
 	"tributary.dev/tributary/tests/wait"
 )
 
@@ -163,7 +163,7 @@ spec:
 // once, also by a core that was restored elsewhere from a backup that knew half of it.
 func TestDeviceThroughTheLink(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "core")
-	r := start(t, dir)
+	r := startWith(t, options{data: data(dir), mqtt: place.Left()}, func(*core) {}) // left, and taken again
 	id := r.join("box")
 	b := attach(t, id, r.c.mqttAddress())
 	b.report("version", "test")
@@ -251,12 +251,7 @@ func TestDeviceThroughMosquitto(t *testing.T) {
 	if _, err := exec.LookPath("mosquitto"); err != nil || mqtt.FindDynsec() == "" {
 		t.Skipf("needs Debian's package mosquitto (version 2): %v", err)
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := ln.Addr().String()
-	ln.Close()
+	address := place.Left()
 	dir := filepath.Join(t.TempDir(), "core")
 	r := startWith(t, options{data: data(dir), broker: address}, func(c *core) { runMosquitto(t, c, address) })
 	b := attach(t, r.join("box"), address)
@@ -315,15 +310,15 @@ func TestAlarmsAreTheDevices(t *testing.T) {
 	id := r.join("liar")
 	conf := id.ClientTLS(identity.CoreName)
 	device := paho.NewClient(paho.NewClientOptions().AddBroker("tls://" + r.c.mqttAddress()).SetClientID(id.ID().String()).SetTLSConfig(conf).SetAutoReconnect(false))
-	if token := device.Connect(); !token.WaitTimeout(time.Minute) || token.Error() != nil {
+	if token := device.Connect(); !token.WaitTimeout(wait.Limit) || token.Error() != nil {
 		t.Fatal("no session: ", token.Error())
 	}
 	defer device.Disconnect(0)
-	if token := device.Subscribe("d/"+id.ID().String(), 0, func(paho.Client, paho.Message) {}); !token.WaitTimeout(time.Minute) || token.Error() != nil {
+	if token := device.Subscribe("d/"+id.ID().String(), 0, func(paho.Client, paho.Message) {}); !token.WaitTimeout(wait.Limit) || token.Error() != nil {
 		t.Fatal("no subscription: ", token.Error())
 	}
 	wait.Until(t, "the alarm is in the device's health", func() bool {
-		device.Publish("u/"+id.ID().String(), 0, false, "nonsense").WaitTimeout(time.Minute)
+		device.Publish("u/"+id.ID().String(), 0, false, "nonsense").WaitTimeout(wait.Limit)
 		return slices.ContainsFunc(r.device("liar").Health, func(w api.Warning) bool {
 			return w.Name == "bad-frame" && w.Severity == api.Degraded && w.Since > 0 && w.Remedy != ""
 		})

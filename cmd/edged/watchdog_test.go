@@ -3,12 +3,16 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"tributary.dev/tributary/tests/wait"
 )
 
 // Two locks taken in two orders: the watchdog names the room and the dump shows who waits.
@@ -59,14 +63,14 @@ func TestWatchdogIsPatient(t *testing.T) {
 }
 
 func TestNotifyAsSystemdHearsIt(t *testing.T) {
-	for _, name := range []string{filepath.Join(t.TempDir(), "n"), "@tributary-test-" + filepath.Base(t.TempDir()) + t.Name()} {
+	for _, name := range []string{filepath.Join(t.TempDir(), "n"), fmt.Sprint("@tributary-test-", os.Getpid(), t.Name())} {
 		l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer l.Close()
 		notifier(func(string) string { return name })("WATCHDOG=1")
-		_ = l.SetReadDeadline(time.Now().Add(time.Minute))
+		_ = l.SetReadDeadline(time.Now().Add(wait.Limit))
 		buf := make([]byte, 64)
 		n, err := l.Read(buf)
 		if err != nil || string(buf[:n]) != "WATCHDOG=1" {

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,9 +34,9 @@ import (
 
 // house runs a registry with two people, of tenants alpha and beta, an admin, and a
 // device that is known by a header in place of its certificate.
-func house(t *testing.T) (*Registry, *httptest.Server, *bytes.Buffer) {
+func house(t *testing.T) (*Registry, *httptest.Server, *lines) {
 	t.Helper()
-	logs := new(bytes.Buffer)
+	logs := new(lines)
 	reg, err := New(Config{Dir: t.TempDir(), Log: slog.New(slog.NewTextHandler(logs, nil)), Authorize: authorize})
 	if err != nil {
 		t.Fatal(err)
@@ -50,6 +51,24 @@ func house(t *testing.T) (*Registry, *httptest.Server, *bytes.Buffer) {
 		}
 	})
 	return reg, srv, logs
+}
+
+// lines are what the registry logs while it answers.
+type lines struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(b)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
 }
 
 func authorize(r *http.Request, a Access) error {
@@ -158,7 +177,7 @@ func TestCranePushesAndDevicesPullByDigest(t *testing.T) {
 		}
 	}
 	if strings.Contains(logs.String(), "level=WARN") || strings.Contains(logs.String(), "level=ERROR") {
-		t.Errorf("not quiet:\n%s", logs)
+		t.Errorf("not quiet:\n%s", logs.String())
 	}
 }
 

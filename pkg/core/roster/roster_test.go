@@ -2,11 +2,13 @@ package roster
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -198,8 +200,9 @@ func TestFollow(t *testing.T) {
 	if _, err := h.r.Enrol(t.Context(), box); err != nil {
 		t.Fatal(err)
 	}
+	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- h.r.Run(t.Context()) }()
+	go func() { done <- h.r.Run(ctx) }()
 	key, _ := h.r.ObjectOf(box.Device)
 	o, err := h.db.Get(t.Context(), key)
 	if err != nil {
@@ -214,10 +217,9 @@ func TestFollow(t *testing.T) {
 		t.Fatal(err)
 	}
 	wait.Until(t, "nobody is left", func() bool { return h.r.Len() == 0 })
-	select {
-	case err := <-done:
+	cancel()
+	if err := wait.For(t, "the loop's end", done); !errors.Is(err, context.Canceled) {
 		t.Fatal("the loop ended: ", err)
-	default:
 	}
 }
 

@@ -81,7 +81,7 @@ func asInit() error {
 
 // restarts: a child that ends is started again, and ended for good when the box goes down.
 func restarts(ctx context.Context, b *booter) error {
-	c := &child{name: "boot-test", argv: []string{"sh", "-c", "exit 7"}, grace: 5 * time.Second}
+	c := &child{name: "boot-test", argv: []string{"sh", "-c", "exit 7"}, grace: time.Minute}
 	for range 2 {
 		if end := b.live(c); end != "exit status 7" {
 			return fmt.Errorf("it ended by %q", end)

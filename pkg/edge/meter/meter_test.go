@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/tests/wait"
 )
 
 var v1Files = map[string]string{
@@ -385,13 +386,8 @@ func TestTargetsMayLockWhatCallsTheMeter(t *testing.T) {
 		<-inside
 		m.Retain(nil)
 		mu.Unlock()
-		select {
-		case err := <-done:
-			if err != nil {
-				t.Fatal(err)
-			}
-		case <-time.After(time.Minute):
-			t.Fatal("the meter and its caller wait for each other")
+		if err := wait.For(t, "the meter and its caller", done); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -35,7 +35,7 @@ type core struct {
 	sealing  *ecdsa.PrivateKey
 	trust    *identity.Trust
 	url      string
-	life     time.Duration
+	life     atomic.Int64 // of a certificate, ns
 	refuse   atomic.Pointer[identity.EnrolError]
 	enrolled atomic.Int32
 	renewed  atomic.Int32
@@ -78,7 +78,8 @@ func (c *core) issue(pub *ecdsa.PublicKey, cn, role string, life time.Duration, 
 }
 
 func newCore(t *testing.T) *core {
-	c := &core{t: t, key: newKey(t), sealing: newKey(t), life: time.Hour}
+	c := &core{t: t, key: newKey(t), sealing: newKey(t)}
+	c.life.Store(int64(time.Hour))
 	root := c.issue(&c.key.PublicKey, "root", "", time.Hour)
 	c.trust = &identity.Trust{Root: root}
 	c.trust.Issuers = []*x509.Certificate{c.issue(&newKey(t).PublicKey, "issuer", identity.RoleIssuer, time.Hour)}
@@ -134,7 +135,7 @@ func (c *core) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			c.t.Error(err)
 		}
-		answer.Chain = [][]byte{c.issue(key, identity.KeyID(key).String(), identity.RoleDevice, c.life, ext).Raw}
+		answer.Chain = [][]byte{c.issue(key, identity.KeyID(key).String(), identity.RoleDevice, time.Duration(c.life.Load()), ext).Raw}
 		answer.Trust = c.trust.Encode()
 	}
 	sealed, err := reply(answer)
@@ -239,14 +240,14 @@ func TestJoinEndsWithItsContext(t *testing.T) {
 
 func TestRenewalInTime(t *testing.T) {
 	c := newCore(t)
-	c.life = 6 * time.Second // renewed after 4 s; it must not end while a busy machine joins
+	c.life.Store(int64(6 * time.Second)) // renewed after 4 s; it must not end while a busy machine joins
 	cfg := c.config(t.TempDir())
 	m, err := Join(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	first := m.Live.Get()
-	c.life = time.Hour
+	c.life.Store(int64(time.Hour))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
@@ -304,11 +305,7 @@ func TestTurnedAway(t *testing.T) {
 	defer func() { cancel(); <-over }()
 	until := func(what string, ok func() bool) {
 		t.Helper()
-		for end := time.Now().Add(time.Minute); !ok(); time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("not within a minute: %s (%+v)", what, m.Warnings())
-			}
-		}
+		wait.Seen(t, what, func() (any, bool) { return m.Warnings(), ok() })
 	}
 	c.refuse.Store(&identity.EnrolError{Code: api.Forbidden, Message: "this core does not know the box", Remedy: "enrol"})
 	m.TurnedAway()
@@ -320,8 +317,11 @@ func TestTurnedAway(t *testing.T) {
 	for range 100 {
 		m.TurnedAway()
 	}
-	if m.askPause != time.Minute || c.asked.Load() != asked {
-		t.Errorf("asked again at once: %d requests after %d, pause %s", c.asked.Load(), asked, m.askPause)
+	m.mu.Lock()
+	pause := m.askPause
+	m.mu.Unlock()
+	if pause != time.Minute || c.asked.Load() != asked {
+		t.Errorf("asked again at once: %d requests after %d, pause %s", c.asked.Load(), asked, pause)
 	}
 	ahead.Store(int64(90 * time.Second))
 	c.refuse.Store(nil)

@@ -16,6 +16,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"tributary.dev/tributary/tests/place"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // stand is a box's files below a folder, with sockets that answer.
@@ -228,10 +231,7 @@ func TestTestNetworkTells(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.put(t, "/sys/class/net/eth0/operstate", "up\n")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := place.Take(t, place.Left())
 	var said textBuffer
 	if err := a.Do(t.Context(), "network-test", map[string]string{"host": l.Addr().String()}, said.say); err != nil || !strings.Contains(string(said), "reached in") {
 		t.Errorf("%s %v", said, err)
@@ -246,7 +246,7 @@ func TestTestNetworkTells(t *testing.T) {
 
 // TestDrawn runs the real program on a terminal that is a pair of pipes.
 func TestDrawn(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), wait.Limit)
 	defer cancel()
 	inR, inW := io.Pipe()
 	outR, outW := io.Pipe()

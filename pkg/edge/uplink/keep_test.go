@@ -3,6 +3,7 @@ package uplink
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/uplink/trial"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // inNamespace gives the test's thread a network of its own.
@@ -106,18 +108,14 @@ func TestKeepHearsAndReverts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	until := func(phase trial.Phase) trial.Trial {
+	until := func(phase trial.Phase) (x trial.Trial) {
 		t.Helper()
-		for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		wait.Seen(t, fmt.Sprintf("it is %s", phase), func() (any, bool) {
 			text, err := os.ReadFile(file)
-			var x trial.Trial
-			if err == nil && json.Unmarshal(text, &x) == nil && x.Phase == phase {
-				return x
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("never %s: %s %v", phase, text, err)
-			}
-		}
+			x = trial.Trial{}
+			return string(text), err == nil && json.Unmarshal(text, &x) == nil && x.Phase == phase
+		})
+		return x
 	}
 	until(trial.Kept)
 	wish(`{"settings":{"uplinks":[{"addresses":["10.0.0.2/24"]}]},"by":"ann"}`)
@@ -129,18 +127,9 @@ func TestKeepHearsAndReverts(t *testing.T) {
 	if x := until(trial.Reverted); x.Settings != nil || !strings.Contains(x.Reason, "ann") {
 		t.Errorf("%+v", x)
 	}
-	for deadline := time.Now().Add(time.Minute); len(trial.Shown(run)) != 1; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("no warning is shown")
-		}
-	}
+	wait.Until(t, "a warning is shown", func() bool { return len(trial.Shown(run)) == 1 })
 	cancel()
-	select {
-	case err := <-ended:
-		if err != nil {
-			t.Error(err)
-		}
-	case <-time.After(time.Minute):
-		t.Fatal("it does not end")
+	if err := wait.For(t, "its end", ended); err != nil {
+		t.Error(err)
 	}
 }

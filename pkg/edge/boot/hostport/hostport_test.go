@@ -34,7 +34,7 @@ func local(t *testing.T, path string) *http.Server {
 
 func ask(t *testing.T, host net.Conn, path string) (int, string) {
 	t.Helper()
-	_ = host.SetDeadline(time.Now().Add(time.Minute))
+	_ = host.SetDeadline(time.Now().Add(wait.Limit))
 	if _, err := io.WriteString(host, "GET "+path+" HTTP/1.1\r\nHost: edged\r\n\r\n"); err != nil {
 		t.Fatal(err)
 	}

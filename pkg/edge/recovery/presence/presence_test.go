@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"tributary.dev/tributary/tests/wait"
 )
 
 func TestAsk(t *testing.T) {
@@ -17,12 +19,8 @@ func TestAsk(t *testing.T) {
 		t.Error("a press that nobody asked for is an answer: the button switches nothing off")
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- Ask(t.Context(), dir, time.Minute, now) }()
-	for deadline := time.Now().Add(time.Minute); !Pressed(dir, now()); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("nobody asks")
-		}
-	}
+	go func() { ended <- Ask(t.Context(), dir, time.Hour, now) }()
+	wait.Until(t, "somebody asks", func() bool { return Pressed(dir, now()) })
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
