@@ -168,11 +168,12 @@ func git(ctx context.Context, root string, args ...string) (string, error) {
 
 func keysCommand(checkout *string) *cobra.Command {
 	var dir, export, revoke string
-	var prepare, rotate bool
+	var prepare, rotate, rotateKEK bool
 	cmd := &cobra.Command{Use: "keys", Short: "show, make or rotate the signing keys", Args: cobra.NoArgs}
 	cmd.Flags().StringVar(&dir, "dir", "", "folder of the keys (.cache/keys)")
 	cmd.Flags().BoolVar(&prepare, "prepare", false, "make the next db key: releases bring it to the boxes, and --rotate has it sign")
 	cmd.Flags().BoolVar(&rotate, "rotate", false, "have the next db key sign from now on")
+	cmd.Flags().BoolVar(&rotateKEK, "rotate-kek", false, "make another KEK, which vouches for db keys from now on: releases bring it to the boxes, signed by PK")
 	cmd.Flags().StringVar(&export, "export", "", "write NAME.auth there, for a firmware's own key menu, and append-KEY.auth for boxes in the field")
 	cmd.Flags().StringVar(&revoke, "revoke", "", "a db key by which nothing is to start any more: releases bring that to the boxes; with --export, write revoke-KEY.auth")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -185,6 +186,8 @@ func keysCommand(checkout *string) *cobra.Command {
 			get = keys.Prepare
 		case rotate:
 			get = keys.Rotate
+		case rotateKEK:
+			get = keys.RotateKEK
 		case revoke != "":
 			get = func(dir string) (*keys.Set, error) { return keys.MarkRevoked(dir, revoke) }
 		}

@@ -152,6 +152,11 @@ func (s *Set) Append(at time.Time, key *Key) (Variable, error) {
 	return authenticated("db", securityDB, attributes|appendWrite, at, List(s.Owner(), key.cert), s.KEK)
 }
 
+// AppendKEK gives the variable that adds the newest KEK to a box whose PK is ours.
+func (s *Set) AppendKEK(at time.Time) (Variable, error) {
+	return authenticated("KEK", globalVariable, attributes|appendWrite, at, List(s.Owner(), s.KEK.cert), s.PK)
+}
+
 // Revoke gives the variable by which a box's firmware starts nothing any more that was signed by that key: the last
 // step of a rotation, once both slots of all boxes hold what a newer key signed. There is no way back but by setup mode.
 func (s *Set) Revoke(at time.Time, key *Key) (Variable, error) {

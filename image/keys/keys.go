@@ -60,8 +60,9 @@ func (k *Key) PublicPEM() []byte {
 
 // Set is the keys of one owner.
 type Set struct {
-	PK, KEK, PCR *Key
-	DB           []*Key // by age; the last one signs
+	PK, PCR *Key
+	KEK     *Key   // the newest
+	DB      []*Key // by age; the last one signs
 	// Next is the db key that will sign after the next rotation: releases bring it to boxes before. Nil when none is prepared.
 	Next *Key
 	// Revoked are the db keys by which nothing is to start any more.
@@ -97,9 +98,16 @@ func (s *Set) Certificates() []*x509.Certificate {
 // same bytes in each release are none in its delta.
 var carriedAt = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// Carried is what a release brings for the firmware of boxes that it finds: the db keys that came after the first, and
-// the revocations. Boxes write what they lack.
+// Carried is what a release brings for the firmware of boxes that it finds: a KEK that came after the first, which vouches
+// for the rest, the db keys that came after the first, and the revocations. Boxes write what they lack.
 func (s *Set) Carried() (out []efi.Append, err error) {
+	if s.KEK.Name != firstKEK {
+		v, err := s.AppendKEK(carriedAt)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, efi.Append{Name: "append-" + s.KEK.Name, Variable: v.Name, Data: v.Data})
+	}
 	for _, k := range s.good() {
 		if k == s.DB[0] {
 			continue // every box was enrolled with it
@@ -139,23 +147,23 @@ func LoadOrCreate(dir string) (*Set, error) {
 			return nil, err
 		}
 	}
-	files, err := filepath.Glob(filepath.Join(dir, "db-*.crt"))
+	newer, err := numbers(dir, kekPrefix)
 	if err != nil {
 		return nil, err
 	}
-	numbers := []int{}
-	for _, f := range files {
-		n, err := strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(filepath.Base(f), "db-"), ".crt"))
-		if err != nil {
-			return nil, fmt.Errorf("%s: want db-NUMBER.crt", f)
+	if len(newer) > 0 {
+		if s.KEK, err = loadOrCreate(dir, kekPrefix+strconv.Itoa(newer[len(newer)-1])); err != nil {
+			return nil, err
 		}
-		numbers = append(numbers, n)
 	}
-	if len(numbers) == 0 {
-		numbers = []int{1}
+	all, err := numbers(dir, "db-")
+	if err != nil {
+		return nil, err
 	}
-	sort.Ints(numbers)
-	for _, n := range numbers {
+	if len(all) == 0 {
+		all = []int{1}
+	}
+	for _, n := range all {
 		k, err := loadOrCreate(dir, fmt.Sprintf("db-%d", n))
 		if err != nil {
 			return nil, err
@@ -171,6 +179,48 @@ func LoadOrCreate(dir string) (*Set, error) {
 		s.Next.Name = s.after()
 	}
 	return &s, err
+}
+
+// numbers are those of a folder's certificates PREFIX-NUMBER.crt, sorted.
+func numbers(dir, prefix string) (out []int, err error) {
+	files, err := filepath.Glob(filepath.Join(dir, prefix+"*.crt"))
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		n, err := strconv.Atoi(strings.TrimSuffix(strings.TrimPrefix(filepath.Base(f), prefix), ".crt"))
+		if err != nil {
+			return nil, fmt.Errorf("%s: want %sNUMBER.crt", f, prefix)
+		}
+		out = append(out, n)
+	}
+	sort.Ints(out)
+	return out, nil
+}
+
+// firstKEK is the name of the KEK that boxes were enrolled with at first; those after it are kekPrefix and a number from 2.
+const (
+	firstKEK  = "KEK"
+	kekPrefix = "KEK-"
+)
+
+// RotateKEK makes another KEK, which signs what is carried from now on. Releases bring it to the boxes, signed by PK.
+func RotateKEK(dir string) (*Set, error) {
+	if _, err := LoadOrCreate(dir); err != nil {
+		return nil, err
+	}
+	newer, err := numbers(dir, kekPrefix)
+	if err != nil {
+		return nil, err
+	}
+	n := 2
+	if len(newer) > 0 {
+		n = newer[len(newer)-1] + 1
+	}
+	if _, err := loadOrCreate(dir, kekPrefix+strconv.Itoa(n)); err != nil {
+		return nil, err
+	}
+	return LoadOrCreate(dir)
 }
 
 // Marks in a folder of keys: of the key that is prepared, before its name, and of one that is revoked, behind it.

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"tributary.dev/tributary/pkg/efi"
 )
 
 var day = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -106,6 +108,65 @@ func TestCarried(t *testing.T) {
 	if _, err := MarkRevoked(dir, "db-2"); err == nil {
 		t.Error("the key that signs is revoked")
 	}
+}
+
+// TestRotateKEK: what is carried after it is vouched for by the new KEK, that itself by PK, and by nobody else; and every
+// byte of it counts.
+func TestRotateKEK(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "keys")
+	first, err := Prepare(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want := range 3 {
+		s, err := LoadOrCreate(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		carried, err := s.Carried()
+		if err != nil || (want == 0) != (carried[0].Name == "append-db-2") || want > 0 && carried[0].Name != "append-KEK-"+fmt.Sprint(want+1) {
+			t.Fatalf("after %d rotations: %v %v", want, carried, err)
+		}
+		for _, a := range carried {
+			lists := map[string]*Key{"PK": s.PK, "KEK": s.KEK, "db": s.Signer()}
+			if want > 0 {
+				lists["the first KEK"] = first.KEK
+			}
+			for name, k := range lists {
+				by, err := a.SignedIn(List(s.Owner(), s.PCR.cert, k.cert))
+				if err != nil || by != (name == efi.Authority(a.Variable)) {
+					t.Errorf("%s: vouched for by %s: %v %v", a.Name, name, by, err)
+				}
+			}
+			list := List(s.Owner(), s.KEK.cert, s.PK.cert)
+			for i := range a.Data {
+				if i >= 20 && i < 40 {
+					continue // what follows is a signature
+				}
+				bad := efi.Append{Name: a.Name, Variable: a.Variable, Data: bytes.Clone(a.Data)}
+				bad.Data[i] ^= 1
+				if by, err := bad.SignedIn(list); by && err == nil && !inCertificate(a.Data, i) {
+					t.Fatalf("%s: byte %d of %d is another, and somebody vouches for it", a.Name, i, len(a.Data))
+				}
+			}
+		}
+		if !bytes.Equal(carried[len(carried)-1].Data[16+binary.LittleEndian.Uint32(carried[len(carried)-1].Data[16:]):], List(s.Owner(), s.Next.cert)) {
+			t.Error("db-2 is not what is carried last")
+		}
+		vars, err := s.Enrolment(day, nil, nil)
+		if err != nil || !bytes.HasSuffix(vars[1].Data, s.KEK.cert.Raw) {
+			t.Errorf("new boxes are not enrolled with the newest KEK: %v", err)
+		}
+		if s, err = RotateKEK(dir); err != nil || s.KEK.cert.Equal(first.KEK.cert) || !s.PK.cert.Equal(first.PK.cert) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// inCertificate tells whether a byte belongs to what a signature says of itself, which is not what it vouches for.
+func inCertificate(data []byte, at int) bool {
+	n := 16 + int(binary.LittleEndian.Uint32(data[16:]))
+	return at >= 40 && at < n-256 // the signature itself is last
 }
 
 func TestLists(t *testing.T) {

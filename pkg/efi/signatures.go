@@ -2,12 +2,18 @@ package efi
 
 import (
 	"bytes"
+	"crypto"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/asn1"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"unicode/utf16"
 
 	"tributary.dev/tributary/pkg/disk/gpt"
 )
@@ -131,6 +137,73 @@ func (a Append) Content() ([]byte, error) {
 	return a.Data[stamp+n:], nil
 }
 
+// Authority is the list whose keys may sign an addition to a list: the platform's key speaks for KEK, KEK for db and dbx.
+func Authority(variable string) string {
+	if variable == "KEK" {
+		return "PK"
+	}
+	return "KEK"
+}
+
+// SignedIn tells whether the key of a certificate in a list signed the addition (UEFI 2.10, 8.2.2): SHA-256, RSA of PKCS #1
+// v1.5, no signed attributes, as ours are.
+func (a Append) SignedIn(list []byte) (bool, error) {
+	content, err := a.Content()
+	if err != nil {
+		return false, err
+	}
+	const stamp, head = 16, 24
+	signature, err := lastSignature(a.Data[stamp+head : len(a.Data)-len(content)])
+	if err != nil {
+		return false, fmt.Errorf("%s: %w", a.Name, err)
+	}
+	le := binary.LittleEndian
+	var signed []byte
+	for _, u := range utf16.Encode([]rune(a.Variable)) {
+		signed = le.AppendUint16(signed, u)
+	}
+	vendor, _ := ListVendor(a.Variable) // Content knows it
+	signed = le.AppendUint32(append(signed, vendor[:]...), kept|authenticated|appendWrite)
+	signed = append(append(signed, a.Data[:stamp]...), content...)
+	digest := sha256.Sum256(signed)
+	trusted, err := Signatures(list)
+	if err != nil {
+		return false, err
+	}
+	for _, s := range trusted {
+		cert, err := x509.ParseCertificate(s.Certificate())
+		if err != nil {
+			continue // an entry of another kind
+		}
+		if key, ok := cert.PublicKey.(*rsa.PublicKey); ok && rsa.VerifyPKCS1v15(key, crypto.SHA256, digest[:], signature) == nil {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// lastSignature reads the signature of a SignedData (RFC 2315) of one signer.
+func lastSignature(der []byte) ([]byte, error) {
+	var data struct {
+		Version      int
+		Digests      asn1.RawValue
+		Info         asn1.RawValue
+		Certificates asn1.RawValue `asn1:"tag:0,optional"`
+		Signers      []struct {
+			Version    int
+			Issuer     asn1.RawValue
+			Digest     asn1.RawValue
+			Attributes asn1.RawValue `asn1:"tag:0,optional"`
+			Encryption asn1.RawValue
+			Signature  []byte
+		} `asn1:"set"`
+	}
+	if rest, err := asn1.Unmarshal(der, &data); err != nil || len(rest) > 0 || len(data.Signers) != 1 || len(data.Signers[0].Attributes.FullBytes) > 0 {
+		return nil, errors.New("its signature is no SignedData of one signer without attributes")
+	}
+	return data.Signers[0].Signature, nil
+}
+
 // Write hands it to the firmware.
 func (a Append) Write(v Variables) error {
 	vendor, ok := ListVendor(a.Variable)
@@ -143,11 +216,14 @@ func (a Append) Write(v Variables) error {
 	return nil
 }
 
-// Lists reads KEK, db and dbx; one that does not exist is empty.
+// Lists reads PK, KEK, db and dbx; one that does not exist is empty.
 func Lists(v Variables) (map[string][]byte, error) {
 	out := map[string][]byte{}
-	for _, name := range []string{"KEK", "db", "dbx"} {
-		vendor, _ := ListVendor(name)
+	for _, name := range []string{"PK", "KEK", "db", "dbx"} {
+		vendor, ok := ListVendor(name)
+		if !ok {
+			vendor = Global
+		}
 		_, b, err := v.Get(name, vendor)
 		if err != nil && !errors.Is(err, ErrNone) {
 			return nil, err

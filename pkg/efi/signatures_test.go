@@ -133,3 +133,13 @@ func FuzzDecodeAppends(f *testing.F) {
 		}
 	})
 }
+
+func FuzzSignedIn(f *testing.F) {
+	f.Add(append(append(make([]byte, 16), 24, 0, 0, 0), make([]byte, 20)...), list(entry("x")))
+	f.Add(append(append(make([]byte, 16), 30, 0, 0, 0), append(make([]byte, 20), 0x30, 4, 2, 1, 1, 0x31, 0)...), list(entry("x")))
+	f.Fuzz(func(t *testing.T, data, trusted []byte) {
+		if ok, err := (Append{Name: "f", Variable: "db", Data: data}).SignedIn(trusted); ok && err == nil {
+			t.Fatal("nobody signed it")
+		}
+	})
+}

@@ -29,13 +29,15 @@ const most = 6
 
 // Look is what a decision is made of.
 type Look struct {
-	Lists   map[string][]byte // KEK, db and dbx as they are now
+	Lists   map[string][]byte // PK, KEK, db and dbx as they are now
 	Carried []efi.Append      // in the order in which they are written
 	// Booted are the certificate tables (efi.SignedBy) of the boot manager and kernel image of the slot that runs; Other
 	// those of the other slot, none where that holds nothing that starts.
 	Booted, Other [][]byte
 	// Log is the firmware's; nil on a box without a TPM: nothing is foretold.
 	Log []eventlog.Event
+	// Vouched tells whether a key of a list signed an addition: efi.Append.SignedIn.
+	Vouched func(a efi.Append, list []byte) (bool, error)
 }
 
 // Plan is what follows.
@@ -51,10 +53,11 @@ type Write struct {
 	List []byte
 }
 
-// Decide plans: a revocation waits while one of the slots holds what it would forbid.
+// Decide plans: an addition that the firmware would not take waits, and what it would have vouched for; a revocation waits while one of the slots holds what it would forbid.
 func Decide(l Look) (Plan, error) {
 	var p Plan
 	lists := maps.Clone(l.Lists)
+	delete(lists, "PK") // never changes
 	stages := []map[string][]byte{maps.Clone(lists)}
 	for _, a := range l.Carried {
 		content, err := a.Content()
@@ -76,6 +79,17 @@ func Decide(l Look) (Plan, error) {
 			return p, fmt.Errorf("%s: %w", a.Name, err)
 		}
 		if bytes.Equal(next, lists[a.Variable]) {
+			continue
+		}
+		by := efi.Authority(a.Variable)
+		authority := lists[by]
+		if by == "PK" {
+			authority = l.Lists[by]
+		}
+		if signed, err := l.Vouched(a, authority); err != nil {
+			return p, err
+		} else if !signed { // check: signed
+			p.Waits = append(p.Waits, a.Name+": no key in the firmware's "+by+" signed it")
 			continue
 		}
 		if l.Log != nil && len(stages) == most/2 { // the next start has room again
@@ -149,7 +163,9 @@ type Config struct {
 	Sealed func(context.Context) (int, error)
 	// Foretell has it sealed to these.
 	Foretell func(ctx context.Context, pcr7 [][]byte) error
-	Say      *slog.Logger
+	// Vouched is Look's; nil is efi.Append.SignedIn.
+	Vouched func(a efi.Append, list []byte) (bool, error)
+	Say     *slog.Logger
 }
 
 // Keeper may be used from any goroutine.
@@ -159,10 +175,16 @@ type Keeper struct {
 }
 
 // New makes one.
-func New(cfg Config) *Keeper { return &Keeper{cfg: cfg} }
+func New(cfg Config) *Keeper {
+	if cfg.Vouched == nil {
+		cfg.Vouched = efi.Append.SignedIn
+	}
+	return &Keeper{cfg: cfg}
+}
 
 // look reads all but what is carried.
 func (k *Keeper) look() (l Look, err error) {
+	l.Vouched = k.cfg.Vouched
 	if l.Lists, err = efi.Lists(k.cfg.Variables); err != nil {
 		return l, err
 	}

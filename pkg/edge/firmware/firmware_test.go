@@ -33,9 +33,26 @@ func list(cert string) []byte {
 	return append(b, e...)
 }
 
+// addition is signed as it should be.
 func addition(variable, cert string) efi.Append {
+	by := "kek"
+	if variable == "KEK" {
+		by = "pk"
+	}
+	return additionBy(by, variable, cert)
+}
+
+func additionBy(by, variable, cert string) efi.Append {
 	data := append(append(make([]byte, 16), 24, 0, 0, 0), make([]byte, 20)...)
-	return efi.Append{Name: variable + "+" + cert, Variable: variable, Data: append(data, list(cert)...)}
+	copy(data[24:], by)
+	return efi.Append{Name: by + ": " + variable + "+" + cert, Variable: variable, Data: append(data, list(cert)...)}
+}
+
+// signer stands in the signature's place.
+func signer(data []byte) string { return string(bytes.TrimRight(data[24:40], "\x00")) }
+
+func vouched(a efi.Append, list []byte) (bool, error) {
+	return bytes.Contains(list, []byte("<"+signer(a.Data)+">")), nil
 }
 
 // signed is the certificate table of what that key signed.
@@ -80,7 +97,7 @@ func content(certs []string) (b []byte) {
 // Get implements efi.Variables.
 func (w *world) Get(name string, vendor gpt.GUID) (uint32, []byte, error) {
 	switch name {
-	case "KEK", "db", "dbx":
+	case "PK", "KEK", "db", "dbx":
 		return 0, content(w.lists[name]), nil
 	case "SecureBoot":
 		return 0, []byte{1}, nil
@@ -94,6 +111,9 @@ func (w *world) Get(name string, vendor gpt.GUID) (uint32, []byte, error) {
 func (w *world) Set(name string, _ gpt.GUID, attributes uint32, data []byte) error {
 	if err := w.effect(); err != nil {
 		return err
+	}
+	if by := signer(data); !slices.Contains(w.lists[efi.Authority(name)], by) {
+		return fmt.Errorf("the firmware refuses a change of %s by %q", name, by)
 	}
 	if attributes != 0x67 {
 		return fmt.Errorf("attributes %#x", attributes)
@@ -161,7 +181,7 @@ func (w *world) keeper() *Keeper {
 			w.sealed = append(slices.Clone(pcr7), now) // what opened it in this start stays
 			return nil
 		},
-		Say: slog.New(slog.DiscardHandler)})
+		Vouched: vouched, Say: slog.New(slog.DiscardHandler)})
 }
 
 func (w *world) pcr7() []byte {
@@ -185,7 +205,7 @@ func (w *world) start(n int) (starts, opens bool) {
 }
 
 func newWorld() *world {
-	w := &world{Memory: efi.Memory{}, lists: map[string][]string{"KEK": {"kek"}, "db": {"vendor", "db-1"}}, slots: [2]slot{{by: "db-1"}, {by: "db-1"}}}
+	w := &world{Memory: efi.Memory{}, lists: map[string][]string{"PK": {"pk"}, "KEK": {"kek"}, "db": {"vendor", "db-1"}}, slots: [2]slot{{by: "db-1"}, {by: "db-1"}}}
 	w.start(0)
 	w.sealed = [][]byte{w.pcr7()}
 	return w
@@ -204,7 +224,8 @@ func TestRotation(t *testing.T) {
 			if rapid.Bool().Draw(t, "update") {
 				next := slot{by: certs.Draw(t, "by")}
 				for range rapid.IntRange(0, 3).Draw(t, "carried") {
-					next.carried = append(next.carried, addition(rapid.SampledFrom([]string{"KEK", "db", "dbx"}).Draw(t, "list"), certs.Draw(t, "cert")))
+					next.carried = append(next.carried, additionBy(rapid.SampledFrom([]string{"pk", "kek", "kek-2", "stranger"}).Draw(t, "signer"), rapid.SampledFrom([]string{"KEK", "db", "dbx"}).Draw(t, "list"),
+						rapid.SampledFrom([]string{"db-1", "db-2", "db-3", "kek-2"}).Draw(t, "cert")))
 				}
 				w.slots[1-w.running] = next
 				if err = k.BeforeTrial(t.Context()); err == nil {
@@ -284,6 +305,34 @@ func TestRotationStory(t *testing.T) {
 	}
 }
 
+// TestNewKEK: another key comes into KEK when PK signed it, and from then on what it signs comes into db; what somebody
+// else signed is not handed to the firmware, and keeps nothing else from coming.
+func TestNewKEK(t *testing.T) {
+	w := newWorld()
+	w.left = -1
+	w.slots[0].carried = []efi.Append{additionBy("stranger", "KEK", "kek-3"), additionBy("kek", "KEK", "kek-3"), additionBy("kek-2", "dbx", "db-3"),
+		additionBy("pk", "KEK", "kek-2"), additionBy("kek-2", "db", "db-2"), additionBy("stranger", "db", "db-3"), additionBy("pk", "db", "db-3")}
+	if err := w.keeper().Settle(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string][]string{"PK": {"pk"}, "KEK": {"kek", "kek-2"}, "db": {"vendor", "db-1", "db-2"}, "dbx": nil} {
+		if !slices.Equal(w.lists[name], want) {
+			t.Errorf("%s holds %v", name, w.lists[name])
+		}
+	}
+	for range 2 { // the state opens, and what waited for the new KEK comes
+		if starts, opens := w.start(0); !starts || !opens {
+			t.Fatalf("starts %v, opens %v", starts, opens)
+		}
+		if err := w.keeper().Settle(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !slices.Equal(w.lists["dbx"], []string{"db-3"}) {
+		t.Errorf("dbx holds %v", w.lists["dbx"])
+	}
+}
+
 // TestCuts cuts the power after each effect in turn.
 func TestCuts(t *testing.T) {
 	for left := range 10 {
@@ -321,7 +370,7 @@ func TestWithoutTPM(t *testing.T) {
 
 // TestOrderCounts: without a check, or with the writes before the seal, a box would be shut or bricked.
 func TestOrderCounts(t *testing.T) {
-	const test = "^(TestCuts|TestRotationStory)$"
+	const test = "^(TestCuts|TestRotationStory|TestNewKEK)$"
 	none, order := "	if len(p.PCR7) == 0 {", "	if err := k.foretell(ctx, p); err != nil {\n		return err\n	}\n	for _, w := range p.Writes {"
 	mutation.Prove(t, append(mutation.Marked(t, test, "firmware.go"),
 		mutation.Check{Name: "sealed", Test: test, File: "firmware.go", From: none, To: "	if GONE || len(p.PCR7) == 0 {"},
