@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -29,6 +30,7 @@ import (
 	"tributary.dev/tributary/pkg/manifest"
 	"tributary.dev/tributary/pkg/oci"
 	"tributary.dev/tributary/pkg/report"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // bench is an agent over a real state file, a real spool, real keys and a real HTTPS
@@ -321,16 +323,12 @@ func (b *bench) halt() {
 
 func (b *bench) wait(what string, ok func() bool) {
 	b.t.Helper()
-	deadline := time.After(time.Minute)
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			b.t.Fatalf("not within a minute: %s\nruns %v, warnings %v", what, b.work.running(), b.agent.Warnings())
+	wait.Seen(b.t, what, func() (any, bool) {
+		if ok() {
+			return nil, true
 		}
-	}
+		return fmt.Sprintf("runs %v, warnings %v", b.work.running(), b.agent.Warnings()), false
+	})
 }
 
 func (b *bench) applied() uint64 {

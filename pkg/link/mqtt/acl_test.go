@@ -108,7 +108,9 @@ func TestExpiredDevice(t *testing.T) {
 	b.wait(t, "retained manifest")
 	own.Send(dev.ID(), []byte("yours"), true)
 	b.wait(t, "down-frame yours")
-	// Its other sessions try what is not its own; the first of them takes the place of b's.
+	// Its other sessions try what is not its own; b, which would come back and end them, is away.
+	b.stop()
+	own.wait(t, "down "+dev.ID().String())
 	aclHolds(t, pki, own.Addr().String(), dev, other.ID())
 	for _, line := range own.all() {
 		if line == "frame "+other.ID().String()+" forged" {
