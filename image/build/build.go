@@ -23,6 +23,7 @@ import (
 	"tributary.dev/tributary/hwprofiles"
 	"tributary.dev/tributary/image/bundle"
 	"tributary.dev/tributary/image/disk"
+	"tributary.dev/tributary/image/kernel"
 	"tributary.dev/tributary/image/keys"
 	"tributary.dev/tributary/image/sbom"
 	"tributary.dev/tributary/image/tree"
@@ -107,6 +108,7 @@ type builder struct {
 	root     *os.File
 	verity   *os.File
 	hash     [32]byte
+	kernel   []byte // as the UKI carries it
 	uki      []byte
 	manager  []byte
 	image    *disk.Image
@@ -312,6 +314,10 @@ func (b *builder) signedUKI(cmdline string, more []byte) ([]byte, error) {
 			return nil, err
 		}
 	}
+	var err error
+	if c.Kernel, err = b.packedKernel(c.Kernel); err != nil {
+		return nil, err
+	}
 	if len(more) > 0 {
 		c.Initrd = append(append(c.Initrd, make([]byte, (4-len(c.Initrd)%4)%4)...), more...)
 	}
@@ -320,6 +326,22 @@ func (b *builder) signedUKI(cmdline string, more []byte) ([]byte, error) {
 		return nil, err
 	}
 	return uki.Sign(image, b.set.Signer())
+}
+
+// packedKernel gives the kernel packed so that boxes can make the same bits; one that is laid out in another way stays as it is.
+func (b *builder) packedKernel(image []byte) ([]byte, error) {
+	if b.kernel == nil {
+		packed, _, err := kernel.Repack(image)
+		switch {
+		case errors.Is(err, kernel.ErrUnlike):
+			b.Log.Warn("the kernel is not packed again: updates carry it whole", "err", err)
+			packed = image
+		case err != nil:
+			return nil, err
+		}
+		b.kernel = packed
+	}
+	return b.kernel, nil
 }
 
 // example is what a person finds on CONFIG.

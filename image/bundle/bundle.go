@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -58,12 +59,12 @@ func Write(c Config) (*Result, error) {
 		return nil, err
 	}
 	packed := release.FindPacked(c.UKI, true)
-	unfolded, err := release.Unfold(c.UKI, packed)
-	if err != nil {
+	var stream bytes.Buffer
+	if err := release.Unfold(c.UKI, packed, &stream); err != nil {
 		return nil, err
 	}
-	content := append(append(unfolded, c.Manager...), root...)
-	d := release.Description{Format: 1, Version: c.Version, Arch: c.Arch, Profile: c.Profile, Counter: c.Counter, RootHash: hex.EncodeToString(c.RootHash[:]), PCR11: c.PCR11,
+	content := append(append(stream.Bytes(), c.Manager...), root...)
+	d := release.Description{Format: release.Format, Version: c.Version, Arch: c.Arch, Profile: c.Profile, Counter: c.Counter, RootHash: hex.EncodeToString(c.RootHash[:]), PCR11: c.PCR11,
 		Root: release.PartOf(root), UKI: release.PartOf(c.UKI), Manager: release.PartOf(c.Manager), Salt: hex.EncodeToString(super.Salt), UUID: hex.EncodeToString(super.UUID[:]),
 		Packed: packed, Content: release.PartOf(content)}
 	text := d.Encode()
@@ -74,7 +75,7 @@ func Write(c Config) (*Result, error) {
 	if b.Targets, err = release.NewTargets(text, int64(max(1, c.Counter)), c.Expires); err != nil {
 		return nil, err
 	}
-	if b.Plain, err = squeeze(content); err != nil {
+	if b.Plain, err = squeeze(slices.Concat(c.UKI, c.Manager, root)); err != nil {
 		return nil, err
 	}
 	res := &Result{Plain: int64(len(b.Plain)), Content: int64(len(content)), Deltas: map[string]int64{}, Description: d}
@@ -83,7 +84,7 @@ func Write(c Config) (*Result, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
-		patch, err := delta.Make(old, content, pointers(packed))
+		patch, err := delta.Make(old, content, pointers(packed, content))
 		if err != nil && !errors.Is(err, delta.ErrUnlike) {
 			return nil, err
 		}
@@ -114,12 +115,12 @@ func superblock(file string) (verity.Superblock, error) {
 	return verity.DecodeSuperblock(head)
 }
 
-func squeeze(content []byte) ([]byte, error) {
+func squeeze(whole []byte) ([]byte, error) {
 	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(8<<20))
 	if err != nil {
 		return nil, err
 	}
-	return z.EncodeAll(content, nil), nil
+	return z.EncodeAll(whole, nil), nil
 }
 
 // previous gives the content that a box with that bundle has, as it will see it itself.
@@ -137,39 +138,22 @@ func previous(file string) (identity string, content []byte, version string, err
 	if err != nil {
 		return "", nil, "", err
 	}
-	z, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(release.MaxContent))
+	uki, manager, root, err := release.Unpack(b.Plain, d)
 	if err != nil {
 		return "", nil, "", err
 	}
-	defer z.Close()
-	if content, err = z.DecodeAll(b.Plain, nil); err != nil {
-		return "", nil, "", err
-	}
-	if err := d.Content.Check(content); err != nil {
-		return "", nil, "", err
-	}
-	head := content[:d.Content.Size-d.Root.Size]
-	uki, err := release.Fold(bytes.NewReader(head[:int64(len(head))-d.Manager.Size]), d)
-	if err != nil {
-		return "", nil, "", err
-	}
-	manager := head[int64(len(head))-d.Manager.Size:]
-	unfolded, err := release.Unfold(uki, release.FindPacked(uki, false)) // a box does not ask whether it could pack again
-	if err != nil {
-		return "", nil, "", err
-	}
-	root := content[len(head):]
-	return release.Identity(d.RootHash, uki, manager), append(append(unfolded, manager...), root...), d.Version, nil
+	content, err = release.Content(uki, manager, root)
+	return release.Identity(d.RootHash, uki, manager), content, d.Version, err
 }
 
 // pointers gives what addresses in an x86 kernel have more than the place in the content that they point to: its ELF
-// header is the beginning of the unpacked stretch.
-func pointers(packed []release.Packed) uint32 {
+// header is the beginning of an unpacked stretch.
+func pointers(packed []release.Packed, content []byte) uint32 {
 	const linked = 0x81000000 - 0x200000 // the kernel is linked there, and its text lies 2 MiB into the file
 	more := int64(0)                     // that what is before has, once it is unpacked
 	for _, p := range packed {
-		if p.Form == "" {
-			return linked - uint32(p.Offset+more)
+		if at := p.Offset + more; bytes.HasPrefix(content[at:], []byte("\x7fELF")) {
+			return linked - uint32(at)
 		}
 		more += p.Plain - p.Size
 	}

@@ -15,7 +15,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/klauspost/compress/zstd"
+	"tributary.dev/tributary/pkg/release/frame"
 )
 
 // File is one entry; folders above it are made as needed, with mode 0755. All belongs to root.
@@ -119,10 +119,11 @@ func withFolders(files []File) ([]File, error) {
 	return all, nil
 }
 
-// Pack is Write packed by zstd, at a level whose window (8 MiB) every kernel that reads zstd accepts.
+// Pack is Write packed by pkg/release/frame, so that a box can take it apart and pack it again. Every kernel that reads
+// zstd accepts its window.
 func Pack(files []File) ([]byte, error) {
 	var out bytes.Buffer
-	z, err := zstd.NewWriter(&out, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(8<<20))
+	z, err := frame.NewEncoder(&out)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -25,7 +26,7 @@ type Bundle struct {
 	Description []byte
 	Roots       [][]byte          // release keys, in the order of their versions
 	Targets     []byte            // who signs the description
-	Plain       []byte            // the content, zstd
+	Plain       []byte            // the whole, zstd
 	Deltas      map[string][]byte // by the identity of the content that they start from
 }
 
@@ -222,8 +223,8 @@ func (m *manifest) travel(identity string) (d descriptor, isDelta bool, ok bool)
 	return d, isDelta, ok
 }
 
-// Rehearse makes a bundle's content from that of an earlier one and the delta between them, as a box that has the earlier
-// one does, and compares digests.
+// Rehearse makes a bundle's content from that of an earlier one and the delta between them, and the kernel image from it,
+// as a box that has the earlier one does, and compares digests. It needs memory for all of it.
 func Rehearse(old, new *Bundle) error {
 	from, err := ParseDescription(old.Description)
 	if err != nil {
@@ -233,48 +234,59 @@ func Rehearse(old, new *Bundle) error {
 	if err != nil {
 		return err
 	}
-	content, err := unpackPlain(old.Plain, from)
+	uki, manager, root, err := Unpack(old.Plain, from)
 	if err != nil {
 		return err
 	}
-	head := content[:from.Content.Size-from.Root.Size]
-	uki, err := Fold(bytes.NewReader(head[:int64(len(head))-from.Manager.Size]), from)
-	if err != nil {
-		return err
-	}
-	manager := head[int64(len(head))-from.Manager.Size:]
 	patch, ok := new.Deltas[Identity(from.RootHash, uki, manager)]
 	if !ok {
 		return api.Errorf(api.NotFound, "the release has no delta from %s", from.Version)
 	}
-	unfolded, err := Unfold(uki, FindPacked(uki, false))
+	content, err := Content(uki, manager, root)
 	if err != nil {
 		return err
 	}
-	pieces := Pieces{}
-	for _, b := range [][]byte{unfolded, manager, content[len(head):]} {
-		pieces = append(pieces, Piece{bytes.NewReader(b), int64(len(b))})
-	}
 	var out bytes.Buffer
-	if err := delta.Apply(pieces, patch, &out); err != nil {
+	if err := delta.Apply(bytes.NewReader(content), patch, &out); err != nil {
 		return err
 	}
 	if err := to.Content.Check(out.Bytes()); err != nil {
 		return err
 	}
-	_, err = Fold(bytes.NewReader(out.Bytes()), to)
-	return err
+	folder := NewFolder(to, io.Discard)
+	if _, err := io.CopyN(folder, &out, to.Content.Size-to.Manager.Size-to.Root.Size); err != nil {
+		return err
+	}
+	return folder.Close()
 }
 
-func unpackPlain(plain []byte, d Description) ([]byte, error) {
+// Content gives what a box that runs these parts sees as the old content of a delta. It does not ask whether it could pack
+// them again.
+func Content(uki, manager, root []byte) ([]byte, error) {
+	var out bytes.Buffer
+	if err := Unfold(uki, FindPacked(uki, false), &out); err != nil {
+		return nil, err
+	}
+	out.Write(manager)
+	out.Write(root)
+	return out.Bytes(), nil
+}
+
+// Unpack takes the whole of a release apart, and holds its parts against their digests.
+func Unpack(plain []byte, d Description) (uki, manager, root []byte, err error) {
 	z, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(MaxContent))
 	if err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
 	defer z.Close()
-	content, err := z.DecodeAll(plain, nil)
+	whole, err := z.DecodeAll(plain, nil)
 	if err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
-	return content, d.Content.Check(content)
+	if want := d.Whole().Content.Size; int64(len(whole)) != want {
+		return nil, nil, nil, fmt.Errorf("the whole has %d bytes, its parts %d", len(whole), want)
+	}
+	uki, whole = whole[:d.UKI.Size], whole[d.UKI.Size:]
+	manager, root = whole[:d.Manager.Size], whole[d.Manager.Size:]
+	return uki, manager, root, errors.Join(d.UKI.Check(uki), d.Manager.Check(manager), d.Root.Check(root))
 }

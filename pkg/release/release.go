@@ -1,9 +1,11 @@
 // Package release answers: what is a release of the box's system, what of it must travel, and who vouches for it?
 //
 // A release is an OCI artifact: its config is the description (release.json), its layers are the metadata that the
-// owners of the release keys signed offline (sign.go), the plain content, and deltas from earlier releases. The content
-// is one stream (content.go): the unified kernel image with its compressed stretches unpacked, the boot manager, and the
-// root file system. The verity tree is not in it: the box computes it, and the root hash says whether it is right.
+// owners of the release keys signed offline (sign.go), the whole of it, and deltas from earlier releases. The whole is the
+// unified kernel image, the boot manager, and the root file system. Deltas are made of, and lead to, its content
+// (content.go): the same with the packed stretches of the kernel image unpacked, which the box packs again. A box that
+// has not the encoder takes the whole. The verity tree is in neither: the box computes it, and the root hash says whether
+// it is right.
 package release
 
 import (
@@ -22,7 +24,7 @@ const (
 	TypeConfig    = "application/vnd.tributary.release.v1+json"
 	TypeRoot      = "application/vnd.tributary.release.tuf-root.v1+json" // in the order of their versions
 	TypeTargets   = "application/vnd.tributary.release.tuf-targets.v1+json"
-	TypePlain     = "application/vnd.tributary.release.content.v1+zstd"
+	TypePlain     = "application/vnd.tributary.release.whole.v2+zstd"
 	TypeDelta     = "application/vnd.tributary.release.delta.v2" // pkg/release/delta between contents; annotation AnnotationOld
 	AnnotationOld = "tributary.dev/from"                         // identity of the content that a delta starts from
 )
@@ -54,7 +56,7 @@ type Description struct {
 	UUID string `json:"uuid"`
 	// Packed are the stretches of the UKI that are unpacked in the content.
 	Packed []Packed `json:"packed,omitempty"`
-	// Content is the stream.
+	// Content is the stream that deltas lead to.
 	Content Part `json:"content"`
 }
 
@@ -69,11 +71,17 @@ type Packed struct {
 	Offset int64  `json:"offset"`
 	Size   int64  `json:"size"`
 	Plain  int64  `json:"plain"`
-	Form   string `json:"form,omitempty"` // FormZstd; else a kernel's LZ4
+	Form   string `json:"form"` // FormZstd, FormLZ4, or one that this box does not know
 }
 
-// FormZstd is what pkg/release/frame packs.
-const FormZstd = "zstd"
+// Forms are encoders, to the bit: one that gives other bytes is another form.
+const (
+	FormZstd = "zstd2" // pkg/release/frame
+	FormLZ4  = "lz4"   // pkg/release/lz4k
+)
+
+// Format is that of descriptions. Format 1 had no whole to take for a box that lacks the encoder.
+const Format = 2
 
 var (
 	versionForm = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}$`)
@@ -95,8 +103,8 @@ func ParseDescription(b []byte) (d Description, err error) {
 	}
 	isHex := func(s string, n int) bool { return len(s) == n && hexForm.MatchString(s) }
 	switch {
-	case d.Format != 1:
-		return bad("format %d; this box knows 1", d.Format)
+	case d.Format != Format: // check: format
+		return bad("format %d; this box knows %d", d.Format, Format)
 	case !versionForm.MatchString(d.Version) || !wordForm.MatchString(d.Arch) || !wordForm.MatchString(d.Profile):
 		return bad("version %q, arch %q, profile %q", d.Version, d.Arch, d.Profile)
 	case !isHex(d.RootHash, 64) || len(d.Salt) > 512 || !hexForm.MatchString(d.Salt) || len(d.Salt)%2 != 0 || !isHex(d.UUID, 32):
@@ -115,8 +123,8 @@ func ParseDescription(b []byte) (d Description, err error) {
 	}
 	size, at := d.Root.Size+d.Manager.Size, int64(0)
 	for _, p := range d.Packed {
-		if p.Form != "" && p.Form != FormZstd {
-			return bad("a stretch packed as %q; this box knows zstd and LZ4", p.Form)
+		if !wordForm.MatchString(p.Form) {
+			return bad("a stretch packed as %q", p.Form)
 		}
 		if p.Offset < at || p.Size <= 0 || p.Plain <= 0 || p.Plain > MaxContent || p.Size > d.UKI.Size-p.Offset {
 			return bad("a packed stretch outside of the kernel image")
@@ -128,6 +136,12 @@ func ParseDescription(b []byte) (d Description, err error) {
 		return bad("content of %d bytes, but its parts have %d", d.Content.Size, size+d.UKI.Size)
 	}
 	return d, nil
+}
+
+// Whole describes the release as a stream whose kernel image is not unpacked.
+func (d Description) Whole() Description {
+	d.Packed, d.Content = nil, Part{Size: d.UKI.Size + d.Manager.Size + d.Root.Size}
+	return d
 }
 
 // Encode gives release.json. The same description gives the same bytes.

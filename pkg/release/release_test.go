@@ -6,6 +6,8 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"tributary.dev/tributary/pkg/release/frame"
+	"tributary.dev/tributary/pkg/release/lz4k"
 	"tributary.dev/tributary/tests/mutation"
 )
 
@@ -32,7 +35,7 @@ func keys(t testing.TB, n int) (private []crypto.Signer, public []crypto.PublicK
 func description(version string) []byte {
 	uki, manager, root := []byte("kernel "+version), []byte("manager"), make([]byte, 8192)
 	content := append(append(bytes.Clone(uki), manager...), root...)
-	return Description{Format: 1, Version: version, Arch: "amd64", Profile: "vm", Counter: 3, RootHash: strings.Repeat("ab", 32), Root: PartOf(root),
+	return Description{Format: Format, Version: version, Arch: "amd64", Profile: "vm", Counter: 3, RootHash: strings.Repeat("ab", 32), Root: PartOf(root),
 		UKI: PartOf(uki), Manager: PartOf(manager), Salt: "00", UUID: strings.Repeat("12", 16), Content: PartOf(content)}.Encode()
 }
 
@@ -148,8 +151,8 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
-// TestUnfold: what the builder packed into a UKI is unpacked in the content, and packed again to the same bits; what
-// another packed stays as it is.
+// TestUnfold: what the builder packed into a UKI is unpacked in the content, and packed again to the same bits in pieces of
+// any length; what another packed stays as it is.
 func TestUnfold(t *testing.T) {
 	archive := bytes.Repeat([]byte("a program of the initramfs, and its brother\n"), 9000)
 	ours, err := frame.Encode(archive)
@@ -165,16 +168,99 @@ func TestUnfold(t *testing.T) {
 	if len(packed) != 1 || packed[0] != (Packed{1024, int64(len(ours)), int64(len(archive)), FormZstd}) {
 		t.Fatalf("found %+v", packed)
 	}
-	unfolded, err := Unfold(uki, packed)
-	if err != nil || int64(len(unfolded)) != int64(len(uki)-len(ours)+len(archive)) {
-		t.Fatalf("unfolded to %d bytes, %v", len(unfolded), err)
+	var out bytes.Buffer
+	if err := Unfold(uki, packed, &out); err != nil || out.Len() != len(uki)-len(ours)+len(archive) {
+		t.Fatalf("unfolded to %d bytes, %v", out.Len(), err)
 	}
 	d := Description{UKI: PartOf(uki), Packed: packed}
-	if again, err := Fold(bytes.NewReader(unfolded), d); err != nil || !bytes.Equal(again, uki) {
-		t.Fatalf("folded to another: %v", err)
+	for _, size := range []int{1, 7, 1000, 1 << 20} {
+		if again, err := fold(d, out.Bytes(), size); err != nil || !bytes.Equal(again, uki) {
+			t.Fatalf("folded to another, in pieces of %d: %v", size, err)
+		}
 	}
-	unfolded[1500] ^= 1
-	if _, err := Fold(bytes.NewReader(unfolded), d); err == nil {
-		t.Fatal("another archive is folded, and nobody minds")
+	if _, err := fold(d, out.Bytes()[:out.Len()-1], 1000); err == nil || errors.Is(err, ErrPacked) {
+		t.Fatalf("of half a content: %v", err)
 	}
+	if _, err := fold(d, append(out.Bytes(), 0), 1000); err == nil {
+		t.Fatal("more content than there is room for is folded")
+	}
+	if _, err := fold(d.Whole(), uki, 1000); err != nil {
+		t.Fatalf("the whole is not taken as it is: %v", err)
+	}
+	out.Bytes()[1500] ^= 1
+	if _, err := fold(d, out.Bytes(), 1000); !errors.Is(err, ErrPacked) {
+		t.Fatalf("another archive: %v", err)
+	}
+}
+
+// fold gives a Folder the content in pieces of that size.
+func fold(d Description, content []byte, size int) ([]byte, error) {
+	var out bytes.Buffer
+	f := NewFolder(d, &out)
+	for piece := range slices.Chunk(content, size) {
+		if _, err := f.Write(piece); err != nil {
+			return nil, err
+		}
+	}
+	return out.Bytes(), f.Close()
+}
+
+// TestForms: what this box cannot pack, it says, and a description of another format it refuses.
+func TestForms(t *testing.T) {
+	d, err := ParseDescription(description("1.0.0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		p    Packed
+		says string
+	}{
+		{Packed{0, 3, 9, FormZstd}, ""},
+		{Packed{0, 3, 9, FormLZ4}, ""},
+		{Packed{0, 3, 9, "brotli1"}, `packs a part of its kernel image as "brotli1", which this box does not know`},
+		{Packed{0, 3, frame.MaxPlain + 1, FormZstd}, "this box packs 134217728"},
+		{Packed{0, 3, lz4k.MaxPlain + 1, FormLZ4}, "this box packs 67108864"},
+	} {
+		e := d
+		e.Packed = []Packed{c.p}
+		e.Content.Size += c.p.Plain - c.p.Size
+		e, err := ParseDescription(e.Encode())
+		if err != nil {
+			t.Fatalf("%+v: %v", c.p, err)
+		}
+		if err := e.Packs(); c.says == "" && err != nil || c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says)) {
+			t.Errorf("%+v: %v, want %q", c.p, err, c.says)
+		}
+		if err := e.Whole().Packs(); err != nil {
+			t.Errorf("the whole of it: %v", err)
+		}
+	}
+	old := bytes.Replace(d.Encode(), []byte(`"format": 2`), []byte(`"format": 1`), 1)
+	if _, err := ParseDescription(old); err == nil || !strings.Contains(err.Error(), "format 1; this box knows 2") {
+		t.Errorf("format 1: %v", err)
+	}
+}
+
+// TestFormsCount: in a build without one of the checks, TestForms or TestUnfold fails.
+func TestFormsCount(t *testing.T) {
+	mutation.Prove(t, mutation.Marked(t, "^(TestForms|TestUnfold)$", "content.go", "release.go")...)
+}
+
+// FuzzUnfold: whatever a UKI holds, it is unpacked within bounds, and comes back.
+func FuzzUnfold(f *testing.F) {
+	ours, err := frame.Encode(bytes.Repeat([]byte("a program and its brother\n"), 100))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(append(make([]byte, 8), ours...))
+	f.Fuzz(func(t *testing.T, uki []byte) {
+		packed := FindPacked(uki, true)
+		var out bytes.Buffer
+		if err := Unfold(uki, packed, &out); err != nil {
+			t.Fatalf("%d stretches were found, and are not unpacked: %v", len(packed), err)
+		}
+		if again, err := fold(Description{UKI: PartOf(uki), Packed: packed}, out.Bytes(), 1<<16); err != nil || !bytes.Equal(again, uki) {
+			t.Fatalf("folded to another: %v", err)
+		}
+	})
 }

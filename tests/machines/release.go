@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -128,12 +129,12 @@ func (s *System) Release(v Variant, out string) (err error) {
 		return err
 	}
 	packed := release.FindPacked(image, true)
-	unfolded, err := release.Unfold(image, packed)
-	if err != nil {
+	var stream bytes.Buffer
+	if err := release.Unfold(image, packed, &stream); err != nil {
 		return err
 	}
-	content := bytes.Join([][]byte{unfolded, manager, root}, nil)
-	d := release.Description{Format: 1, Version: v.Version, Arch: s.Arch, Profile: s.Profile, Counter: v.Counter, RootHash: hex.EncodeToString(hash[:]), PCR11: hex.EncodeToString(pcr[:]),
+	content := slices.Concat(stream.Bytes(), manager, root)
+	d := release.Description{Format: release.Format, Version: v.Version, Arch: s.Arch, Profile: s.Profile, Counter: v.Counter, RootHash: hex.EncodeToString(hash[:]), PCR11: hex.EncodeToString(pcr[:]),
 		Root: release.PartOf(root), UKI: release.PartOf(image), Manager: release.PartOf(manager), Salt: hex.EncodeToString(salt), UUID: hex.EncodeToString(id[:]),
 		Packed: packed, Content: release.PartOf(content)}
 	b := &release.Bundle{Description: d.Encode(), Roots: [][]byte{s.releases.Root}, Deltas: map[string][]byte{}}
@@ -153,15 +154,15 @@ func (s *System) Release(v Variant, out string) (err error) {
 	if err != nil {
 		return err
 	}
-	b.Plain = z.EncodeAll(content, nil)
+	b.Plain = z.EncodeAll(slices.Concat(image, manager, root), nil)
 	if v.Whole {
 		return write(b, out)
 	}
-	running, err := release.Unfold(s.uki, release.FindPacked(s.uki, false))
+	running, err := release.Content(s.uki, s.manager, s.root)
 	if err != nil {
 		return err
 	}
-	patch, err := delta.Make(bytes.Join([][]byte{running, s.manager, s.root}, nil), content, 0)
+	patch, err := delta.Make(running, content, 0)
 	if err != nil {
 		return err
 	}

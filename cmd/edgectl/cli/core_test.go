@@ -357,7 +357,7 @@ func writeImages(dir string) error {
 func writeBundle(file string) error {
 	part := release.PartOf([]byte("part"))
 	root := release.PartOf(make([]byte, 4096))
-	d := release.Description{Format: 1, Version: "2", Arch: "amd64", Profile: "vm", Counter: 1, RootHash: strings.Repeat("0", 64), PCR11: strings.Repeat("ab", 32), Root: root, UKI: part,
+	d := release.Description{Format: release.Format, Version: "2", Arch: "amd64", Profile: "vm", Counter: 1, RootHash: strings.Repeat("0", 64), PCR11: strings.Repeat("ab", 32), Root: root, UKI: part,
 		Manager: part, UUID: strings.Repeat("0", 32), Content: release.Part{Size: root.Size + 2*part.Size, SHA256: part.SHA256}}
 	b := &release.Bundle{Description: d.Encode(), Plain: []byte("content")}
 	var err error

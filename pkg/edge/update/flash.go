@@ -1,6 +1,7 @@
 package update
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/hex"
 	"errors"
@@ -18,6 +19,7 @@ import (
 	"tributary.dev/tributary/pkg/disk/gpt"
 	"tributary.dev/tributary/pkg/disk/verity"
 	"tributary.dev/tributary/pkg/release"
+	"tributary.dev/tributary/pkg/release/delta"
 )
 
 // Device is the whole disk. An *os.File of it is one.
@@ -40,6 +42,8 @@ type Flash struct {
 	Disk Device
 	Size int64
 	Arch string // Go's name
+	// Scratch is a folder for files that are gone with their use, some 150 MB; empty is that of the system.
+	Scratch string
 }
 
 const (
@@ -108,7 +112,8 @@ func (f *Flash) Fits(d release.Description) error {
 	return nil
 }
 
-// Write fills a slot that does not run. content gives the release's content into a writer, in its order. The order on
+// Write fills a slot that does not run. content gives the release's content into a writer, in its order: for
+// d.Whole(), with the kernel image as it is. The order on
 // the disk: the IDs by which a root is found go; root and tree; the IDs of the new root; the ESP, whose boot sector
 // goes first and comes last. A power cut at any point leaves a slot that is whole or cannot be started.
 func (f *Flash) Write(slot Slot, d release.Description, install uint64, content func(io.Writer) error) error {
@@ -123,7 +128,11 @@ func (f *Flash) Write(slot Slot, d release.Description, install uint64, content 
 	if err != nil {
 		return err
 	}
-	in := &intake{d: d, root: root}
+	in, err := f.intake(d, root)
+	if err != nil {
+		return err
+	}
+	defer in.uki.Close()
 	if err := content(in); err != nil {
 		return err
 	}
@@ -183,7 +192,7 @@ func (f *Flash) hash(t *gpt.Table, slot Slot, d release.Description) error {
 	return nil
 }
 
-func (f *Flash) writeESP(t *gpt.Table, slot Slot, install uint64, uki, manager []byte) error {
+func (f *Flash) writeESP(t *gpt.Table, slot Slot, install uint64, uki fat.Content, manager []byte) error {
 	esp, err := f.section(t, "esp-"+string(slot))
 	if err != nil {
 		return err
@@ -199,10 +208,10 @@ func (f *Flash) writeESP(t *gpt.Table, slot Slot, install uint64, uki, manager [
 }
 
 // writeVolume writes an ESP. Ones that differ in a file's name alone differ in a folder alone.
-func writeVolume(w io.WriterAt, size int64, slot Slot, install uint64, name string, uki []byte, managerAt string, manager []byte) error {
+func writeVolume(w io.WriterAt, size int64, slot Slot, install uint64, name string, uki fat.Content, managerAt string, manager []byte) error {
 	return fat.Write(w, size, fat.Options{Label: "ESP-" + strings.ToUpper(string(slot)), VolumeID: uint32(install), Time: time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)}, []fat.File{
 		{Path: managerAt, Content: bytes.NewReader(manager)},
-		{Path: ukiDir + "/" + name, Content: bytes.NewReader(uki)},
+		{Path: ukiDir + "/" + name, Content: uki},
 		{Path: "loader/loader.conf", Content: strings.NewReader(loaderIs)},
 	})
 }
@@ -315,21 +324,52 @@ func (f *Flash) ReadESP(slot Slot) (*ESP, error) {
 	return found, err
 }
 
-// intake takes a release's content apart while it arrives: kernel image and boot manager into memory, the root to disk.
+// intake takes a release's content apart while it arrives: the kernel image is packed into a file, the boot manager comes
+// into memory, the root to disk.
 type intake struct {
 	d       release.Description
+	uki     *os.File
+	packed  *bufio.Writer // to uki
+	fold    *release.Folder
+	folded  int64 // bytes of the kernel image that are still to come, as they stand in the content
+	manager []byte
 	root    section
-	head    []byte
 	written int64
 }
 
-func (in *intake) headSize() int64 { return in.d.Content.Size - in.d.Root.Size }
+func (f *Flash) intake(d release.Description, root section) (*intake, error) {
+	file, err := f.scratch()
+	if err != nil {
+		return nil, err
+	}
+	in := &intake{d: d, uki: file, packed: bufio.NewWriterSize(file, 256<<10), folded: d.Content.Size - d.Manager.Size - d.Root.Size, root: root}
+	in.fold = release.NewFolder(d, in.packed)
+	return in, nil
+}
+
+// scratch is a file without a name.
+func (f *Flash) scratch() (*os.File, error) {
+	file, err := os.CreateTemp(f.Scratch, "update-*.part")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(file.Name()); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return file, nil
+}
 
 func (in *intake) Write(p []byte) (int, error) {
 	n := len(p)
-	if room := in.headSize() - int64(len(in.head)); room > 0 {
-		take := min(room, int64(len(p)))
-		in.head = append(in.head, p[:take]...)
+	if take := min(in.folded, int64(len(p))); take > 0 {
+		if _, err := in.fold.Write(p[:take]); err != nil {
+			return 0, err
+		}
+		in.folded -= take
+		p = p[take:]
+	}
+	if take := min(in.d.Manager.Size-int64(len(in.manager)), int64(len(p))); take > 0 {
+		in.manager = append(in.manager, p[:take]...)
 		p = p[take:]
 	}
 	if len(p) > 0 {
@@ -344,52 +384,116 @@ func (in *intake) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-func (in *intake) close() (uki, manager []byte, err error) {
-	if int64(len(in.head)) != in.headSize() || in.written != in.d.Root.Size {
-		return nil, nil, fmt.Errorf("%d bytes of content of %d", int64(len(in.head))+in.written, in.d.Content.Size)
-	}
-	folded := in.headSize() - in.d.Manager.Size
-	if uki, err = release.Fold(bytes.NewReader(in.head[:folded]), in.d); err != nil {
+func (in *intake) close() (uki fat.Content, manager []byte, err error) {
+	if err := errors.Join(in.fold.Close(), in.packed.Flush()); err != nil {
 		return nil, nil, err
 	}
-	manager = in.head[folded:]
-	return uki, manager, in.d.Manager.Check(manager)
+	if in.written != in.d.Root.Size {
+		return nil, nil, fmt.Errorf("%d bytes of the root are missing", in.d.Root.Size-in.written)
+	}
+	return io.NewSectionReader(in.uki, 0, in.d.UKI.Size), in.manager, in.d.Manager.Check(in.manager)
 }
 
-// Content is what runs, as a delta's old content, with its identity.
-func (f *Flash) Content(slot Slot, roothash string) (release.Pieces, string, error) {
+// Running is the content of a slot, as a delta's old content. It is closed after use.
+type Running struct {
+	release.Pieces
+	unfolded *os.File
+}
+
+// Close frees what Content took.
+func (r *Running) Close() error { return r.unfolded.Close() }
+
+// Identity names what a slot's content is (release.Identity).
+func (f *Flash) Identity(slot Slot, roothash string) (string, error) {
 	e, err := f.ReadESP(slot)
 	if err != nil {
-		return nil, "", err
+		return "", err
 	}
+	return release.Identity(roothash, e.UKI, e.Manager), nil
+}
+
+// Content is what a slot has. The unpacked kernel image lies in a file.
+func (f *Flash) Content(slot Slot) (*Running, error) {
+	root, size, err := f.rootOf(slot)
+	if err != nil {
+		return nil, err
+	}
+	e, err := f.ReadESP(slot)
+	if err != nil {
+		return nil, err
+	}
+	file, err := f.scratch()
+	if err != nil {
+		return nil, err
+	}
+	out := bufio.NewWriterSize(file, 256<<10)
+	err = errors.Join(release.Unfold(e.UKI, release.FindPacked(e.UKI, false), out), out.Flush())
+	unfolded, err2 := file.Seek(0, io.SeekCurrent)
+	if err := errors.Join(err, err2); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return &Running{release.Pieces{{ReaderAt: file, Size: unfolded}, {ReaderAt: bytes.NewReader(e.Manager), Size: int64(len(e.Manager))}, {ReaderAt: root, Size: size}}, file}, nil
+}
+
+// ErrDelta: the delta does not lead from what runs to the release.
+var ErrDelta = errors.New("the delta does not lead from what runs to the release")
+
+// WriteDelta fills the other slot with what a delta makes of the one that runs.
+func (f *Flash) WriteDelta(running Slot, d release.Description, install uint64, patch []byte) error {
+	old, err := f.Content(running)
+	if err != nil {
+		return err
+	}
+	defer old.Close()
+	err = f.Write(running.Other(), d, install, func(w io.Writer) error {
+		slot := &sink{w: w}
+		err := delta.Apply(old, patch, slot)
+		if err != nil && slot.err == nil {
+			return fmt.Errorf("%w: %w", ErrDelta, err)
+		}
+		return err
+	})
+	if errors.Is(err, release.ErrPacked) {
+		return fmt.Errorf("%w: %w", ErrDelta, err)
+	}
+	return err
+}
+
+// sink keeps the error of what is written to apart from that of what writes.
+type sink struct {
+	w   io.Writer
+	err error
+}
+
+func (s *sink) Write(b []byte) (n int, err error) {
+	n, s.err = s.w.Write(b)
+	return n, s.err
+}
+
+// rootOf gives a slot's root and its size, as the tree's superblock tells it.
+func (f *Flash) rootOf(slot Slot) (root section, size int64, err error) {
 	t, err := f.table()
 	if err != nil {
-		return nil, "", err
+		return root, 0, err
 	}
-	root, err := f.section(t, "root-"+string(slot))
-	if err != nil {
-		return nil, "", err
+	if root, err = f.section(t, "root-"+string(slot)); err != nil {
+		return root, 0, err
 	}
 	tree, err := f.section(t, "root-"+string(slot)+"-verity")
 	if err != nil {
-		return nil, "", err
+		return root, 0, err
 	}
 	head := make([]byte, 512)
 	if _, err := tree.ReadAt(head, 0); err != nil {
-		return nil, "", err
+		return root, 0, err
 	}
 	super, err := verity.DecodeSuperblock(head)
 	if err != nil {
-		return nil, "", err
+		return root, 0, err
 	}
-	size := int64(super.DataBlocks) * verity.BlockSize
+	size = int64(super.DataBlocks) * verity.BlockSize
 	if size <= 0 || size > root.size {
-		return nil, "", errors.New("the verity superblock tells a size that does not fit")
+		return root, 0, errors.New("the verity superblock tells a size that does not fit")
 	}
-	unfolded, err := release.Unfold(e.UKI, release.FindPacked(e.UKI, false))
-	if err != nil {
-		return nil, "", err
-	}
-	return release.Pieces{{ReaderAt: bytes.NewReader(unfolded), Size: int64(len(unfolded))}, {ReaderAt: bytes.NewReader(e.Manager), Size: int64(len(e.Manager))}, {ReaderAt: root, Size: size}},
-		release.Identity(roothash, e.UKI, e.Manager), nil
+	return root, size, nil
 }

@@ -91,7 +91,7 @@ func sample(t *testing.T, seed uint64) (release.Description, []byte) {
 		t.Fatal(err)
 	}
 	content := append(append(bytes.Clone(uki), manager...), root...)
-	d := release.Description{Format: 1, Version: "1." + string(rune('0'+seed)), Arch: "amd64", Profile: "vm", Counter: 1, RootHash: hexOf(hash),
+	d := release.Description{Format: release.Format, Version: "1." + string(rune('0'+seed)), Arch: "amd64", Profile: "vm", Counter: 1, RootHash: hexOf(hash),
 		Root: release.PartOf(root), UKI: release.PartOf(uki), Manager: release.PartOf(manager), Salt: salt, UUID: id, Content: release.PartOf(content)}
 	if _, err := release.ParseDescription(d.Encode()); err != nil {
 		t.Fatal(err)
@@ -130,7 +130,12 @@ func TestWriteByDelta(t *testing.T) {
 	if err := errors.Join(f.Fits(d1), f.Write("a", d1, 1, plain(c1)), f.Verify("a", d1, 1)); err != nil {
 		t.Fatal(err)
 	}
-	old, id, err := f.Content("a", d1.RootHash)
+	old, err := f.Content("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.Close()
+	id, err := f.Identity("a", d1.RootHash)
 	if err != nil {
 		t.Fatal(err)
 	}

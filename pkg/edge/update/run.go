@@ -19,7 +19,6 @@ import (
 	"tributary.dev/tributary/pkg/identity/atomicfile"
 	"tributary.dev/tributary/pkg/oci"
 	"tributary.dev/tributary/pkg/release"
-	"tributary.dev/tributary/pkg/release/delta"
 )
 
 // Firmware is what the update asks of the boot variables, in slots. BootVariables (firmware.go) is it on a box.
@@ -101,6 +100,9 @@ func New(cfg Config) *Manager {
 	s, err := Load(cfg.State)
 	if err != nil {
 		cfg.Log.Error("the update's state cannot be read; what runs is taken for good", "err", err)
+	}
+	if cfg.Flash.Scratch == "" {
+		cfg.Flash.Scratch = cfg.Work
 	}
 	return &Manager{cfg: cfg, state: s, stamp: stampOf(cfg.State), poke: make(chan struct{}, 1)}
 }
@@ -468,18 +470,21 @@ func (m *Manager) staged(digest string) (*release.Parts, release.Description, er
 	return &p, d, err
 }
 
-// way says what of the release travels to this box: a delta, until one could not be applied.
-func (m *Manager) way(p *release.Parts) (digest string, size int64, old release.Pieces, isDelta bool, err error) {
-	old, identity, err := m.cfg.Flash.Content(m.cfg.Running, m.cfg.RootHash)
+// way says what of the release travels to this box: a delta, unless one could not be applied, or led to a kernel image
+// that this box cannot pack.
+func (m *Manager) way(p *release.Parts, d release.Description) (digest string, size int64, isDelta bool, err error) {
+	identity, err := m.cfg.Flash.Identity(m.cfg.Running, m.cfg.RootHash)
 	if err != nil {
 		m.cfg.Log.Warn("what runs cannot be read as content; the whole release is fetched", "err", err)
-		identity = ""
 	}
 	if _, err := os.Stat(m.file("whole")); err == nil {
 		identity = ""
 	}
-	digest, size, isDelta, err = p.Travel(identity)
-	return digest, size, old, isDelta, err
+	if err := d.Packs(); err != nil && identity != "" {
+		m.cfg.Log.Warn("the whole release is fetched", "err", err)
+		identity = ""
+	}
+	return p.Travel(identity)
 }
 
 // parts gives what Check laid aside. The work folder may be emptied at any time: then it is fetched and verified again.
@@ -494,11 +499,11 @@ func (m *Manager) parts(ctx context.Context, s State) (*release.Parts, release.D
 }
 
 func (m *Manager) fetch(ctx context.Context, s State) error {
-	p, _, err := m.parts(ctx, s)
+	p, d, err := m.parts(ctx, s)
 	if err != nil {
 		return err
 	}
-	digest, size, _, isDelta, err := m.way(p)
+	digest, size, isDelta, err := m.way(p, d)
 	if err != nil {
 		return err
 	}
@@ -515,7 +520,7 @@ func (m *Manager) write(ctx context.Context, s State) error {
 	if err != nil {
 		return err
 	}
-	_, size, old, isDelta, err := m.way(p)
+	_, size, isDelta, err := m.way(p, d)
 	if err != nil {
 		return err
 	}
@@ -532,42 +537,38 @@ func (m *Manager) write(ctx context.Context, s State) error {
 	if m.cfg.Room != nil {
 		defer m.cfg.Room()()
 	}
-	return m.cfg.Flash.Write(m.cfg.Running.Other(), d, s.Install, func(w io.Writer) error {
-		if isDelta {
-			patch, err := io.ReadAll(io.LimitReader(f, size))
-			if err != nil {
-				return err
-			}
-			slot := &sink{w: w}
-			err = delta.Apply(old, patch, slot)
-			if err != nil && slot.err == nil {
-				return m.wholeNow(err)
-			}
-			return err
-		}
-		z, err := zstd.NewReader(f, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(64<<20))
+	if isDelta {
+		return m.writeDelta(io.LimitReader(f, size), d, s.Install)
+	}
+	return m.cfg.Flash.Write(m.cfg.Running.Other(), d.Whole(), s.Install, func(w io.Writer) error {
+		z, err := zstd.NewReader(f, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
 			return err
 		}
 		defer z.Close()
-		_, err = io.Copy(w, io.LimitReader(z, d.Content.Size+1))
+		_, err = io.Copy(w, io.LimitReader(z, d.Whole().Content.Size+1))
 		return err
 	})
+}
+
+// maxWindow is how far back the packing of a whole release may refer: so much memory it takes.
+const maxWindow = 16 << 20
+
+// writeDelta writes what a delta makes of what runs.
+func (m *Manager) writeDelta(f io.Reader, d release.Description, install uint64) error {
+	patch, err := io.ReadAll(f)
+	if err != nil {
+		return err
+	}
+	err = m.cfg.Flash.WriteDelta(m.cfg.Running, d, install, patch)
+	if errors.Is(err, ErrDelta) {
+		return m.wholeNow(err)
+	}
+	return err
 }
 
 // wholeNow: what this slot has is not what the delta was made from, or the delta is wrong. The next attempt fetches the whole release.
 func (m *Manager) wholeNow(why error) error {
 	err := errors.Join(os.Remove(m.file("content")), atomicfile.Write(m.file("whole"), nil, 0o600))
-	return errors.Join(fmt.Errorf("the delta does not lead from what runs to the release, which is fetched whole next: %w", why), err)
-}
-
-// sink keeps the error of what is written to apart from that of what writes.
-type sink struct {
-	w   io.Writer
-	err error
-}
-
-func (s *sink) Write(b []byte) (n int, err error) {
-	n, s.err = s.w.Write(b)
-	return n, s.err
+	return errors.Join(fmt.Errorf("the release is fetched whole next: %w", why), err)
 }

@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,6 +26,7 @@ import (
 	"tributary.dev/tributary/pkg/efi"
 	"tributary.dev/tributary/pkg/release"
 	"tributary.dev/tributary/pkg/release/delta"
+	"tributary.dev/tributary/pkg/release/frame"
 )
 
 // registry serves a bundle as a registry does.
@@ -119,7 +121,7 @@ func (b *box) bless(s Slot) {
 		b.t.Fatal(err)
 	}
 	after := make(memory, esp.size)
-	if err := writeVolume(&after, esp.size, s, e.Install, fmt.Sprintf("tributary-%d.efi", e.Install), e.UKI, managerFile("amd64"), e.Manager); err != nil {
+	if err := writeVolume(&after, esp.size, s, e.Install, fmt.Sprintf("tributary-%d.efi", e.Install), bytes.NewReader(e.UKI), managerFile("amd64"), e.Manager); err != nil {
 		b.t.Fatal(err)
 	}
 	// As the kernel's FAT does it: first the new name without size and clusters, flushed with the folder; then both, and
@@ -155,11 +157,11 @@ func (b *box) bless(s Slot) {
 
 // push signs a release and puts it into the registry, with a delta from the content given.
 func (b *box) push(d release.Description, content []byte, from release.Description, old []byte, by crypto.Signer) string {
-	return b.pushDelta(d, content, from, old, old, by)
+	return b.pushDelta(d, content, content, from, old, old, by)
 }
 
-// pushDelta is push with a delta made from base, for boxes that run old.
-func (b *box) pushDelta(d release.Description, content []byte, from release.Description, old, base []byte, by crypto.Signer) string {
+// pushDelta is push with a delta made from base, for boxes that run old. whole is the content with the kernel image packed.
+func (b *box) pushDelta(d release.Description, content, whole []byte, from release.Description, old, base []byte, by crypto.Signer) string {
 	targets, err := release.NewTargets(d.Encode(), 1, time.Date(2040, 1, 1, 0, 0, 0, 0, time.UTC))
 	if err != nil {
 		b.t.Fatal(err)
@@ -177,7 +179,7 @@ func (b *box) pushDelta(d release.Description, content []byte, from release.Desc
 	}
 	uki := old[:from.UKI.Size]
 	manager := old[from.UKI.Size : from.UKI.Size+from.Manager.Size]
-	r := &release.Bundle{Description: d.Encode(), Targets: targets, Plain: z.EncodeAll(content, nil), Deltas: map[string][]byte{release.Identity(from.RootHash, uki, manager): patch}}
+	r := &release.Bundle{Description: d.Encode(), Targets: targets, Plain: z.EncodeAll(whole, nil), Deltas: map[string][]byte{release.Identity(from.RootHash, uki, manager): patch}}
 	raw, digest, err := r.Manifest()
 	if err != nil {
 		b.t.Fatal(err)
@@ -279,7 +281,7 @@ func TestWrongDelta(t *testing.T) {
 	b, d1, c1 := newBox(t)
 	d2, c2 := sample(t, 2)
 	_, c3 := sample(t, 3)
-	b.want = &Want{Repo: "os/vm", Digest: b.pushDelta(d2, c2, d1, c1, c3, b.key)}
+	b.want = &Want{Repo: "os/vm", Digest: b.pushDelta(d2, c2, c2, d1, c1, c3, b.key)}
 	b.fails = 1
 	if !b.run(d1) {
 		t.Fatalf("no trial: %+v", b.state())
@@ -289,6 +291,55 @@ func TestWrongDelta(t *testing.T) {
 	}
 	if b.power(); b.running != "b" || b.run(d2) {
 		t.Fatalf("slot %s: %+v", b.running, b.state())
+	}
+}
+
+// TestPacked: a kernel image with a packed part comes by delta where this box has the encoder that packed it, and whole
+// where it has not: at once where the release says so, else after one attempt.
+func TestPacked(t *testing.T) {
+	archive := bytes.Repeat([]byte("a program of the initramfs, and its brother\n"), 9000)
+	ours, err := frame.Encode(archive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name   string
+		packed []byte
+		form   string
+		fails  int
+		whole  bool
+	}{
+		{"by this box's encoder", ours, release.FormZstd, 0, false},
+		{"by another of the same name", z.EncodeAll(archive, nil), release.FormZstd, 1, true},
+		{"by one of another name", ours, "zstd9", 0, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b, d1, c1 := newBox(t)
+			d2, c2 := sample(t, 2)
+			uki, rest := c2[:d2.UKI.Size], c2[d2.UKI.Size:]
+			d2.Packed = []release.Packed{{Offset: 512, Size: int64(len(c.packed)), Plain: int64(len(archive)), Form: c.form}}
+			folded := slices.Concat(uki[:512], c.packed, uki[512:])
+			content := slices.Concat(uki[:512], archive, uki[512:], rest)
+			d2.UKI, d2.Content = release.PartOf(folded), release.PartOf(content)
+			b.want = &Want{Repo: "os/vm", Digest: b.pushDelta(d2, content, slices.Concat(folded, rest), d1, c1, c1, b.key)}
+			b.fails = c.fails
+			if !b.run(d1) {
+				t.Fatalf("no trial: %+v", b.state())
+			}
+			if whole := b.reg.sent > 100_000; b.fails != 0 || whole != c.whole {
+				t.Errorf("%d bytes travelled, %d attempts were to fail", b.reg.sent, b.fails)
+			}
+			if b.power(); b.running != "b" || b.run(d2) {
+				t.Fatalf("slot %s: %+v", b.running, b.state())
+			}
+			if e, err := b.flash.ReadESP("b"); err != nil || !bytes.Equal(e.UKI, folded) {
+				t.Fatalf("the ESP has another kernel image: %v", err)
+			}
+		})
 	}
 }
 

@@ -1,23 +1,25 @@
 // Package frame answers: which zstd frames of an image can be unpacked, and packed again to the same bits here and on the box?
 //
-// Those that the builder packed itself, by the encoder that boxes have too: the initramfs. An edit of one program in it
-// changes nearly all of the frame, so deltas are made of what it holds. The encoder is that of the library, whose
-// version go.mod pins for builder and box alike; a test pins its output. A library with other output needs the old
-// encoder beside it as long as boxes are to take deltas from those that have it.
+// Those that the builder packed itself, by the encoder that boxes have too: the initramfs, and the payload of a kernel
+// (image/kernel). An edit of one program changes nearly all of a frame, so deltas are made of what it holds. The encoder
+// is that of the library, whose version go.mod pins for builder and box alike; a test pins its output. Other output is
+// another form (pkg/release, FormZstd): a box without its encoder fetches the release whole.
 package frame
 
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"io"
 
 	"github.com/klauspost/compress/zstd"
 )
 
 // Bounds.
 const (
-	window = 8 << 20
-	// MaxPlain bounds what is unpacked, in bytes: it is held in memory.
-	MaxPlain = 64 << 20
+	window = 4 << 20
+	// MaxPlain bounds what is packed and unpacked, in bytes. It is never in memory as a whole.
+	MaxPlain = 128 << 20
 )
 
 // ErrFormat: not a frame that this package unpacks.
@@ -26,10 +28,16 @@ var ErrFormat = errors.New("not a whole zstd frame of a small window")
 // Magic is how a frame begins (RFC 8878, section 3.1.1).
 var Magic = []byte{0x28, 0xb5, 0x2f, 0xfd}
 
-// Encode packs as image/initramfs does. The same bytes give the same bytes. It needs about 60 MB.
+// NewEncoder packs what is written to it until it is closed. The same bytes give the same bytes, however they are cut. It
+// needs 10 MB.
+func NewEncoder(w io.Writer) (io.WriteCloser, error) {
+	return zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(window), zstd.WithLowerEncoderMem(true))
+}
+
+// Encode packs what is in memory.
 func Encode(plain []byte) ([]byte, error) {
 	var out bytes.Buffer
-	z, err := zstd.NewWriter(&out, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(window))
+	z, err := NewEncoder(&out)
 	if err != nil {
 		return nil, err
 	}
@@ -43,7 +51,7 @@ func Encode(plain []byte) ([]byte, error) {
 }
 
 // Size gives the length of the frame that b begins with. A frame of a larger window is nobody's that boxes could pack
-// again: kernels' payloads are such.
+// again: such are kernels' payloads as they come.
 func Size(b []byte) (n int, ok bool) {
 	if !bytes.HasPrefix(b, Magic) {
 		return 0, false
@@ -73,16 +81,19 @@ func Size(b []byte) (n int, ok bool) {
 	return 0, false
 }
 
-// Decode unpacks a whole frame.
-func Decode(frame []byte) ([]byte, error) {
-	z, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(MaxPlain), zstd.WithDecoderMaxWindow(window))
+// Decode unpacks a whole frame into w and tells how many bytes came out. It needs 10 MB.
+func Decode(frame []byte, w io.Writer) (int64, error) {
+	z, err := zstd.NewReader(bytes.NewReader(frame), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(window))
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	defer z.Close()
-	plain, err := z.DecodeAll(frame, nil)
-	if err != nil {
-		return nil, errors.Join(ErrFormat, err)
+	n, err := io.Copy(w, io.LimitReader(z, MaxPlain+1))
+	if err == nil && n > MaxPlain {
+		err = fmt.Errorf("more than %d bytes come out", MaxPlain)
 	}
-	return plain, nil
+	if err != nil {
+		return n, errors.Join(ErrFormat, err)
+	}
+	return n, nil
 }

