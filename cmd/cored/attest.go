@@ -14,7 +14,6 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/attest"
 	"tributary.dev/tributary/pkg/core/server"
-	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/link/stream"
 	judge "tributary.dev/tributary/pkg/tpm/attest"
 )
@@ -44,12 +43,13 @@ func (c *core) openAttest(ctx context.Context) (err error) {
 			return key.Name
 		},
 		Systems: func(id api.DeviceID) []judge.Release { return c.fleet.Systems(id) },
-		OpenKey: func(info identity.SealInfo, sealed []byte) ([]byte, error) {
-			return identity.Open(c.ca.Sealing(), info, sealed)
-		},
+		OpenKey: c.ca.OpenSealed,
 		Changed: func(id api.DeviceID) { c.fleet.Reported(id) },
 		Alarm:   func(id api.DeviceID, w api.Warning) { c.fleet.Alarm(id, w) },
 	})
+	if err == nil {
+		err = c.tidySealing(ctx, false)
+	}
 	return err
 }
 

@@ -94,6 +94,15 @@ func (c *core) serveControl(ctx context.Context) error {
 		c.log.Info("the unlock key was rotated")
 		w.WriteHeader(http.StatusNoContent)
 	})
+	mux.HandleFunc("POST "+sealingRotate, func(w http.ResponseWriter, r *http.Request) {
+		if err := c.rotateSealing(context.WithoutCancel(r.Context()), r.URL.Query().Has("lost")); err != nil {
+			c.log.Error("the sealing key cannot be rotated", "err", err)
+			server.WriteError(w, err)
+			return
+		}
+		c.log.Info("the sealing key was rotated")
+		w.WriteHeader(http.StatusNoContent)
+	})
 	// Profiles are for whoever may read the data folder, and not for the network.
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)

@@ -35,7 +35,7 @@ func Main() int {
 
 func root() *cobra.Command {
 	cmd := &cobra.Command{Use: "cored", Short: "The core of a Tributary tree", SilenceUsage: true, SilenceErrors: true}
-	cmd.AddCommand(runCommand(), tokenCommand(), backupCommand(), restoreCommand(), secretsCommand(), unlockCommand(), mosquittoCommand(), versionCommand())
+	cmd.AddCommand(runCommand(), tokenCommand(), backupCommand(), restoreCommand(), secretsCommand(), unlockCommand(), sealingCommand(), mosquittoCommand(), versionCommand())
 	return cmd
 }
 

@@ -296,7 +296,7 @@ func (c *core) openTree(ctx context.Context) (err error) {
 		return err
 	}
 	c.end, err = link.NewCoreEndpoint(link.CoreEndpointConfig{
-		CoreConfig: link.CoreConfig{Config: link.Config{Rand: randomNumber, Log: c.log}, Epoch: c.epoch, Store: c.intake, Keys: &keys{c: c, state: map[api.DeviceID]stateKey{}}},
+		CoreConfig: link.CoreConfig{Config: link.Config{Rand: randomNumber, Log: c.log}, Epoch: c.epoch, Store: c.intake, Keys: &keys{c: c, state: map[api.DeviceID]stateKeys{}}},
 		Downlink:   c.broker, Online: c.presence, Alarm: c.alarm,
 	})
 	return err
@@ -334,6 +334,7 @@ func (c *core) openFleet(ctx context.Context) error {
 		Store: c.store, Epoch: c.epoch, SealKey: c.roster.SealKey,
 		Signer:  func() (*ecdsa.PrivateKey, []byte) { return c.ca.Signer() },
 		Unlock:  c.unlockStatement,
+		Sealing: c.ca.SealingName,
 		Publish: c.end.Publish, Reports: reports{c.intake, c.end.Heard}, Attested: c.attest.Attested, Attestation: c.attest.Status, Booted: c.booted, Now: time.Now, Log: c.log,
 	})
 	return c.fleet.Load(ctx)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,12 +23,13 @@ type keys struct {
 
 	// State keys cost a curve multiplication each and are asked for with every report.
 	mu    sync.Mutex
-	state map[api.DeviceID]stateKey
+	state map[api.DeviceID]stateKeys
+	of    []*ecdsa.PrivateKey // the core's sealing keys of which they were made
 }
 
-type stateKey struct {
-	seal *ecdsa.PublicKey // of which it was made
-	key  [32]byte
+type stateKeys struct {
+	seal *ecdsa.PublicKey // of which they were made
+	keys [][32]byte
 }
 
 // Device implements link.CoreKeys.
@@ -36,24 +38,32 @@ func (k *keys) Device(id api.DeviceID) (crypto.PublicKey, bool) {
 	return pub, ok
 }
 
-// StateKey implements link.CoreKeys.
-func (k *keys) StateKey(id api.DeviceID) ([32]byte, bool) {
+// StateKeys implements link.CoreKeys.
+func (k *keys) StateKeys(id api.DeviceID) [][32]byte {
 	seal, ok := k.c.roster.SealKey(id)
 	if !ok {
-		return [32]byte{}, false
+		return nil
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if of := k.c.ca.SealingKeys(); !slices.Equal(of, k.of) {
+		k.of = of
+		clear(k.state)
+	}
 	if known, ok := k.state[id]; ok && known.seal.Equal(seal) {
-		return known.key, true
+		return known.keys
 	}
-	key, err := k.c.ca.StateKey(seal, id)
-	if err != nil {
-		k.c.log.Error("no state key for a device", "device", id, "err", err)
-		return key, false
+	out := stateKeys{seal: seal}
+	for _, own := range k.of {
+		key, err := identity.StateKey(own, seal, id)
+		if err != nil {
+			k.c.log.Error("no state key for a device", "device", id, "err", err)
+			return nil
+		}
+		out.keys = append(out.keys, key)
 	}
-	k.state[id] = stateKey{seal, key}
-	return key, true
+	k.state[id] = out
+	return out.keys
 }
 
 // Verify implements link.CoreKeys.

@@ -36,9 +36,10 @@ import (
 
 // box is a device's end of the link, without anything that runs apps.
 type box struct {
-	t   *testing.T
-	id  *identity.Identity
-	end *link.Endpoint
+	t    *testing.T
+	id   *identity.Identity
+	live *identity.Live
+	end  *link.Endpoint
 }
 
 func attach(t *testing.T, id *identity.Identity, address string) *box {
@@ -56,7 +57,7 @@ func attach(t *testing.T, id *identity.Identity, address string) *box {
 	live := identity.NewLive(id)
 	up := mqtt.NewUplink(mqtt.UplinkConfig{Identity: live, Parents: []api.ParentRef{{Device: identity.CoreName, Address: address}},
 		Backoff: mqtt.Backoff{Min: 20 * time.Millisecond, Max: 100 * time.Millisecond}, Log: log})
-	b := &box{t: t, id: id}
+	b := &box{t: t, id: id, live: live}
 	b.end, err = link.NewEndpoint(link.EndpointConfig{
 		RelayConfig: link.RelayConfig{Config: link.Config{Rand: randomNumber, Health: 500 * time.Millisecond, RecordDelay: 10 * time.Millisecond, Log: log}, Self: id.ID(), Cert: id.Cert[0].Raw,
 			Store: link.OpenBolt(db), Spool: records, Keys: link.KeysOf(live)},

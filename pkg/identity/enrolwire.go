@@ -9,6 +9,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 
 	"tributary.dev/tributary/pkg/api"
 )
@@ -158,8 +159,8 @@ func sealRequest(sealing *ecdsa.PublicKey, path string, nonce []byte, v any) (bo
 
 // OpenRequest decrypts a request that came in at path into v (an *EnrolRequest or
 // *RenewRequest) and returns the nonce that it is bound to, which the caller checks,
-// and the function that seals the one answer. For the core.
-func OpenRequest(key *ecdsa.PrivateKey, path string, body []byte, v any) (nonce []byte, reply func(*EnrolReply) ([]byte, error), err error) {
+// and the function that seals the one answer. For the core, which has one of several keys for it.
+func OpenRequest(keys []*ecdsa.PrivateKey, path string, body []byte, v any) (nonce []byte, reply func(*EnrolReply) ([]byte, error), err error) {
 	if len(body) > MaxEnrolBody {
 		return nil, nil, api.Errorf(api.TooLarge, "request of %d bytes is larger than %d", len(body), MaxEnrolBody)
 	}
@@ -170,10 +171,11 @@ func OpenRequest(key *ecdsa.PrivateKey, path string, body []byte, v any) (nonce 
 	if e.V != 1 {
 		return nil, nil, fmt.Errorf("sealed request has version %d; this build knows 1", e.V)
 	}
-	if !bytes.Equal(e.Kid, KID(&key.PublicKey)) {
+	which := slices.IndexFunc(keys, func(key *ecdsa.PrivateKey) bool { return bytes.Equal(e.Kid, KID(&key.PublicKey)) })
+	if which < 0 {
 		return nil, nil, errors.New("sealed to another key: fetch the trust again")
 	}
-	sk, err := hpkePrivate(key)
+	sk, err := hpkePrivate(keys[which])
 	if err != nil {
 		return nil, nil, err
 	}

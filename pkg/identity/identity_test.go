@@ -321,10 +321,10 @@ func FuzzOpenRequest(f *testing.F) {
 	f.Add(body)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var r EnrolRequest
-		if _, _, err := OpenRequest(key, PathRenew, b, &r); err == nil {
+		if _, _, err := OpenRequest([]*ecdsa.PrivateKey{key}, PathRenew, b, &r); err == nil {
 			t.Fatal("opened a request that nobody sealed for this path")
 		}
-		OpenRequest(key, PathEnrol, b, &r)
+		OpenRequest([]*ecdsa.PrivateKey{key}, PathEnrol, b, &r)
 	})
 }
 

@@ -147,8 +147,8 @@ func (k *Core) Heard(id api.DeviceID) time.Time {
 }
 
 func (k *Core) stateIn(now time.Time, r *row, s news) {
-	key, ok := k.keys.StateKey(r.id)
-	if !ok {
+	keys := k.keys.StateKeys(r.id)
+	if len(keys) == 0 {
 		k.warn(now, "unknown-device", api.Degraded, "device "+r.id.String()+" has no state key")
 		return
 	}
@@ -158,6 +158,11 @@ func (k *Core) stateIn(now time.Time, r *row, s news) {
 		k.alarm(now, r.id, "unproven-state", api.Degraded, "someone between says without proof that device "+r.id.String()+" reports nothing")
 		k.askAgain(now, r, s)
 		return
+	}
+	// A device proves all of its state by one key.
+	key := keys[0]
+	if i := slices.IndexFunc(keys, func(key [32]byte) bool { return StateMAC(key, r.id, s.epoch, &s.entries[0]) == s.entries[0].MAC }); i >= 0 {
+		key = keys[i]
 	}
 	ch := StateChange{Device: r.id, Epoch: s.epoch, Seq: s.seq, Full: s.full, Entries: s.entries}
 	for _, e := range s.entries {

@@ -185,6 +185,19 @@ func (d *Device) anew(now time.Time, epoch uint64) {
 	d.r.due(now.Add(d.r.cfg.Fold))
 }
 
+// rekey has everything authenticated anew when the key that is shared with the core is another: the core has one of two
+// keys, until the device uses the newer.
+func (d *Device) rekey(now time.Time) {
+	key, err := d.keys.StateKey()
+	if err != nil || key == d.key {
+		return
+	}
+	d.r.cfg.Log.Info("the core has another sealing key: what is reported is told anew")
+	d.key = key
+	d.renew(now, 0)
+	d.r.due(now.Add(d.r.cfg.Fold))
+}
+
 // renew begins a new state epoch, higher than any before: everything is numbered and
 // authenticated anew. It is due when the state was created, or when someone above has
 // newer state of this device than the device itself, which then came back from a copy.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -294,33 +295,52 @@ func (h *fromChildren) FromChild(child api.DeviceID, frame []byte) {
 }
 
 // identityKeys answers a relay's questions about keys from an identity.
-type identityKeys struct{ live *identity.Live }
+type identityKeys struct {
+	live *identity.Live
+	// state is made of the identity beside it: a curve multiplication.
+	state atomic.Pointer[ofIdentity]
+}
+
+type ofIdentity struct {
+	me  *identity.Identity
+	key [32]byte
+}
 
 // KeysOf makes DeviceKeys and RelayKeys of an identity; renewals are seen at once.
 func KeysOf(live *identity.Live) interface {
 	DeviceKeys
 	RelayKeys
 } {
-	return identityKeys{live}
+	return &identityKeys{live: live}
 }
 
-func (k identityKeys) Sign(aad, payload []byte) ([]byte, error) {
+func (k *identityKeys) Sign(aad, payload []byte) ([]byte, error) {
 	return identity.Sign(k.live.Get().Key, aad, payload)
 }
 
-func (k identityKeys) VerifyCore(cose, aad []byte) ([]byte, error) {
+func (k *identityKeys) VerifyCore(cose, aad []byte) ([]byte, error) {
 	return k.live.Get().Trust.Verify(cose, aad)
 }
 
-func (k identityKeys) OpenManifest(raw []byte) (*manifest.Signed, error) {
+func (k *identityKeys) OpenManifest(raw []byte) (*manifest.Signed, error) {
 	return manifest.Open(raw, k.live.Get().Trust)
 }
 
-func (k identityKeys) StateKey() ([32]byte, error) { return k.live.Get().StateKey() }
+func (k *identityKeys) StateKey() ([32]byte, error) {
+	me := k.live.Get()
+	if known := k.state.Load(); known != nil && known.me == me {
+		return known.key, nil
+	}
+	key, err := me.StateKey()
+	if err == nil {
+		k.state.Store(&ofIdentity{me, key})
+	}
+	return key, err
+}
 
 // Certificate takes an expired certificate too: it speaks for a key, and whether a
 // session may be had with it was decided by TLS.
-func (k identityKeys) Certificate(der []byte) (api.DeviceID, crypto.PublicKey, error) {
+func (k *identityKeys) Certificate(der []byte) (api.DeviceID, crypto.PublicKey, error) {
 	leaf, err := x509.ParseCertificate(der)
 	if err != nil {
 		return api.DeviceID{}, nil, err
@@ -331,7 +351,7 @@ func (k identityKeys) Certificate(der []byte) (api.DeviceID, crypto.PublicKey, e
 	return id, leaf.PublicKey, err
 }
 
-func (k identityKeys) Verify(pub crypto.PublicKey, cose, aad []byte) ([]byte, error) {
+func (k *identityKeys) Verify(pub crypto.PublicKey, cose, aad []byte) ([]byte, error) {
 	return identity.Verify(pub, cose, aad)
 }
 

@@ -412,6 +412,7 @@ func (r *Relay) Warnings() []api.Warning { return sortedWarnings(r.warnings) }
 // Tick does what is due.
 func (r *Relay) Tick(now time.Time) {
 	r.wake = time.Time{}
+	r.dev.rekey(now)
 	r.tickChildren(now)
 	r.tickUplink(now)
 	r.flushManifests(now)

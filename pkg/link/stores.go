@@ -147,7 +147,7 @@ type DeviceKeys interface {
 	// VerifyCore checks one by any of the core's signers.
 	VerifyCore(cose, aad []byte) ([]byte, error)
 	OpenManifest(raw []byte) (*manifest.Signed, error)
-	// StateKey is shared with the core.
+	// StateKey is shared with the core. It is asked for often.
 	StateKey() ([32]byte, error)
 }
 
@@ -165,8 +165,9 @@ type CoreKeys interface {
 	// Device finds the public key of a device that may take part; false for unknown,
 	// unapproved and retired ones.
 	Device(id api.DeviceID) (crypto.PublicKey, bool)
-	// StateKey is shared with that device.
-	StateKey(id api.DeviceID) ([32]byte, bool)
+	// StateKeys are shared with that device, the newest first: an earlier one until the device knows the newest. None for
+	// an unknown device.
+	StateKeys(id api.DeviceID) [][32]byte
 	Verify(pub crypto.PublicKey, cose, aad []byte) ([]byte, error)
 	// Sign makes a COSE_Sign1 by the core's signer, with its key id.
 	Sign(aad, payload []byte) ([]byte, error)

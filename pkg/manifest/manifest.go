@@ -41,6 +41,7 @@ const (
 	KeyRelease   = "release"         // Refs[0] is the release's artifact; Body is CBOR api.ReleaseWant
 	KeyDevice    = "setting/device"  // Body is CBOR api.DeviceSettings
 	KeyParents   = "setting/parents" // Body is CBOR []api.ParentRef
+	KeySealing   = "setting/sealing" // Body is a CBOR byte string that names the core's sealing key, once that was rotated
 	KeyUnlock    = "setting/unlock"  // Body is the owner's unlock key, signed (package unlock)
 	KeyRevoked   = "setting/revoked" // for relays: Body is a CBOR byte string, 8 bytes for each retired device
 	// KeyExpected is for relays: Body is a CBOR byte string, another one whenever the boxes that are expected at the

@@ -562,6 +562,35 @@ func TestEscrowAgain(t *testing.T) {
 	}
 }
 
+// TestReseal: what is kept under an earlier sealing key opens by the new one alone, and what no key opens stays as it is.
+func TestReseal(t *testing.T) {
+	s, m := newSite(t), newMachine(t).boot(ourKeys, v1, true)
+	key := secret(t)
+	if !s.tell(m, key).Escrowed {
+		t.Fatal("no escrow")
+	}
+	own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // it may be repeated
+		if err := s.Reseal(t.Context(), own); err != nil {
+			t.Fatal(err)
+		}
+		s.sealing = own
+	}
+	if !s.holds(box1, s.records[box1], judge.KeyDigest(key)) {
+		t.Error("the key does not open by the new sealing key")
+	}
+	before := s.records[box1].Escrow
+	if s.sealing, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Reseal(t.Context(), s.sealing); err != nil || !bytes.Equal(s.records[box1].Escrow, before) {
+		t.Errorf("what does not open is lost for it: %v", err)
+	}
+}
+
 // TestEscrowRefused: a key that the core cannot open, or of another length, is no escrow.
 func TestEscrowRefused(t *testing.T) {
 	s, m := newSite(t), newMachine(t)

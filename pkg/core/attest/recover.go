@@ -3,6 +3,7 @@ package attest
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
 	"errors"
 	"fmt"
 	"slices"
@@ -134,6 +135,37 @@ func (r *Room) Approve(ctx context.Context, id api.DeviceID, actor string) error
 	}
 	r.cfg.Log.Info("a device's firmware is approved", "device", id, "by", actor)
 	r.cfg.Changed(id)
+	return nil
+}
+
+// Reseal seals anew what the core's present sealing key does not open, so that earlier ones can go. It may be repeated.
+func (r *Room) Reseal(ctx context.Context, own *ecdsa.PrivateKey) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id, rec := range r.records {
+		info := identity.SealInfo{Device: id, Name: judge.EscrowName}
+		if len(rec.Escrow) == 0 {
+			continue
+		}
+		if key, err := identity.Open(own, info, rec.Escrow); err == nil {
+			clear(key)
+			continue
+		}
+		key, err := r.cfg.OpenKey(info, rec.Escrow)
+		if err != nil {
+			r.cfg.Log.Error("the key of a box's state in escrow opens by none of the core's keys; the box is asked again", "device", id, "err", err)
+			continue
+		}
+		next := r.copyOf(id)
+		next.Escrow, err = identity.Seal(&own.PublicKey, info, key)
+		clear(key)
+		if err == nil {
+			err = r.save(ctx, id, next)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

@@ -10,7 +10,8 @@
 //	sealing.pem  boxes seal their enrolment to it and derive their state key with it
 //	tls.pem      the core's own server certificate, with its names
 //	unlock.pem   answers the challenges of boxes' consoles; the signer vouches for it
-//	previous/    certificates of earlier issuers and signers that boxes still believe
+//	previous/    certificates of earlier issuers and signers that boxes still believe, and
+//	             earlier sealing keys that boxes may still use
 //
 // Each .pem holds a key and its certificate in one file, so that no power cut
 // parts them. issuer, signer and sealing are certified by the root, each for its one role.
@@ -72,6 +73,7 @@ type CA struct {
 	root                    *x509.Certificate
 	issuer, signer, sealing pair
 	previous                []*x509.Certificate // newest first
+	former                  formerSealing
 	nonces                  nonces
 	unlock                  unlockKey
 }
@@ -246,14 +248,6 @@ func (c *CA) Signer() (key *ecdsa.PrivateKey, kid []byte) {
 	return c.signer.key, identity.KID(&c.signer.key.PublicKey)
 }
 
-// Sealing is the core's key-agreement key.
-func (c *CA) Sealing() *ecdsa.PrivateKey { return c.sealing.key }
-
-// StateKey is the MAC key shared with a device of the given public seal key.
-func (c *CA) StateKey(seal *ecdsa.PublicKey, device api.DeviceID) ([32]byte, error) {
-	return identity.StateKey(c.sealing.key, seal, device)
-}
-
 // Rotate replaces the issuer or the signer (identity.RoleIssuer, RoleSigner). The old
 // certificate stays in the trust until Forget; boxes learn of the new one when they
 // renew or meet a signer that they do not know. Needs root.key.
@@ -297,6 +291,9 @@ func (c *CA) Forget() error {
 		return err
 	}
 	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), identity.RoleSealing+"-") {
+			continue // it signed nothing
+		}
 		if err := os.Remove(filepath.Join(c.path(previousDir), e.Name())); err != nil {
 			return err
 		}
@@ -320,6 +317,12 @@ func (c *CA) readPrevious() error {
 		if !ok || !strings.HasSuffix(e.Name(), ".pem") || strings.HasPrefix(e.Name(), ".") {
 			continue
 		}
+		if role == identity.RoleSealing {
+			if err := c.readFormer(e.Name(), stamp); err != nil {
+				return err
+			}
+			continue
+		}
 		cert, err := readCert(filepath.Join(c.path(previousDir), e.Name()))
 		if err != nil {
 			return err
@@ -330,6 +333,7 @@ func (c *CA) readPrevious() error {
 		}
 	}
 	slices.SortFunc(found, func(a, b dated) int { return strings.Compare(b.stamp, a.stamp) })
+	c.former.sort()
 	for _, d := range found {
 		c.previous = append(c.previous, d.cert)
 	}
@@ -345,7 +349,7 @@ func (c *CA) Identity(names []string) (*identity.Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &identity.Identity{Key: p.key, Seal: c.sealing.key, Cert: chain, Trust: c.Trust(), Now: c.now}, nil
+	return &identity.Identity{Key: p.key, Seal: c.SealingKeys()[0], Cert: chain, Trust: c.Trust(), Now: c.now}, nil
 }
 
 // ServerFile keeps a key and server certificate of the core's in a file of its own, for a

@@ -187,7 +187,7 @@ func TestEnrolThroughRelay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ours, _ := s.ca.StateKey(pub, id.ID())
+	ours, _ := identity.StateKey(s.ca.SealingKeys()[0], pub, id.ID())
 	theirs, err := id.StateKey()
 	if err != nil || ours != theirs {
 		t.Fatalf("state keys differ: %v", err)

@@ -215,7 +215,7 @@ func (h *handler) certify(key, seal *ecdsa.PublicKey, g Grant) (*identity.EnrolR
 // serve opens the request into v, checks its freshness, and seals what decide answers,
 // refusals included: a relay learns from the status alone how it went.
 func (h *handler) serve(w http.ResponseWriter, r *http.Request, body []byte, v any, decide func() (*identity.EnrolReply, error)) {
-	nonce, seal, err := identity.OpenRequest(h.ca.Sealing(), r.URL.Path, body, v)
+	nonce, seal, err := identity.OpenRequest(h.ca.SealingKeys(), r.URL.Path, body, v)
 	if err != nil {
 		plain(w, &api.Error{Code: api.Invalid, Message: "request could not be opened: " + err.Error()})
 		return

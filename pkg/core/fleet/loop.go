@@ -36,6 +36,8 @@ type Config struct {
 	// Unlock is the owner's unlock key, signed: an item of every manifest. Nil, or an empty one,
 	// leaves it out.
 	Unlock func() []byte
+	// Sealing names the core's sealing key, likewise.
+	Sealing func() []byte
 	// Publish hands a device's newest manifest to the link; it is durable by then, and
 	// may be handed over again after a restart.
 	Publish func(s *manifest.Signed, tombstones map[string]uint64) error
@@ -305,6 +307,11 @@ func (l *Loop) renderOne(e *entry, revoked []api.DeviceID) result {
 	if l.cfg.Unlock != nil {
 		if body := l.cfg.Unlock(); body != nil {
 			want[manifest.KeyUnlock] = Want{Body: body}
+		}
+	}
+	if l.cfg.Sealing != nil {
+		if name := l.cfg.Sealing(); name != nil {
+			want[manifest.KeySealing] = Want{Body: encode(name)}
 		}
 	}
 	if e.relay && len(revoked) > 0 {

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -459,4 +460,21 @@ func TestRelaysLearnOfExpected(t *testing.T) {
 		}
 	}
 	c.until("nobody is expected", c.has(relay))
+}
+
+// All devices are told of a sealing key that is another, when they are rendered anew.
+func TestSealingKeyIsNamed(t *testing.T) {
+	c := newCore(t, "")
+	var name atomic.Pointer[[]byte]
+	name.Store(new([]byte))
+	c.change = func(cfg *Config) { cfg.Sealing = func() []byte { return *name.Load() } }
+	id := c.device(1, nil)
+	c.run()
+	c.until("a manifest without", c.has(id))
+	key := []byte("kid")
+	name.Store(&key)
+	if err := c.loop.TouchAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.until("the key's name", c.has(id, manifest.KeySealing))
 }

@@ -93,7 +93,7 @@ type Config struct {
 	// Expected is told, with every manifest, the word for the boxes that are expected at this relay's site: another one
 	// when they are others. It returns at once. May be nil.
 	Expected func(word string)
-	// RenewTrust is asked for when a command names a signer that is not in the trust.
+	// RenewTrust is asked for when a command names a signer that is not in the trust, or the manifest another sealing key.
 	RenewTrust func()
 	Hardware   func() api.Hardware
 	Labels     func(api.Hardware) map[string]string

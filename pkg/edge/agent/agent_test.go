@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -538,4 +539,22 @@ func TestEventsAreRecordedAndBounded(t *testing.T) {
 	b.start()
 	b.agent.Event(api.Event{Name: "app.started", Subject: "shop", Message: string(make([]byte, 100_000))})
 	b.wait("the event is in the spool", func() bool { _, last, _, _ := b.spool.Range(); return last >= 1 })
+}
+
+// A box that knows another sealing key than the manifest names renews; one that knows it does not.
+func TestSealingKeyIsLearnt(t *testing.T) {
+	b := newBench(t)
+	asked := make(chan struct{}, 16)
+	b.tune = func(c *Config) { c.RenewTrust = func() { asked <- struct{}{} } }
+	known := &b.id.Seal.PublicKey // any key will do
+	b.id.Trust = &identity.Trust{Sealing: &x509.Certificate{PublicKey: known}}
+	b.start()
+	b.link.publish(1, b.id.ID(), map[string]manifest.Item{"setting/sealing": {Body: encode(t, identity.KID(known))}})
+	b.link.publish(2, b.id.ID(), map[string]manifest.Item{})
+	b.wait("the manifest is taken", func() bool { b.agent.mu.Lock(); defer b.agent.mu.Unlock(); return b.agent.outcome.of.gen == 2 })
+	if len(asked) > 0 {
+		t.Error("it renews for a key that it knows")
+	}
+	b.link.publish(3, b.id.ID(), map[string]manifest.Item{"setting/sealing": {Body: encode(t, []byte("another1"))}})
+	wait.For(t, "it renews", asked)
 }

@@ -37,6 +37,7 @@ type wish struct {
 	// settings and parents are nil when the manifest says nothing of them.
 	settings *api.DeviceSettings
 	parents  []api.ParentRef
+	sealing  []byte // names the core's sealing key; nil: it was never another
 	expected string // another one: other boxes are expected at the site
 }
 
@@ -98,6 +99,8 @@ func (w *wish) item(key string, item manifest.Item) error {
 		return nil
 	case key == manifest.KeyRelease: // the update's
 		return nil
+	case key == manifest.KeySealing:
+		return decode(&w.sealing)
 	case key == manifest.KeyUnlock: // the console's
 		return nil
 	default:

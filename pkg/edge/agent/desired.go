@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"bytes"
 	"context"
+	"crypto/ecdsa"
 	"errors"
 	"fmt"
 	"maps"
@@ -53,6 +55,7 @@ func (a *Agent) apply(ctx context.Context, m *manifest.Signed) bool {
 	w, findings := take(&m.Manifest)
 	a.applyParents(w.parents)
 	a.applySettings(w.settings)
+	a.knowSealing(w.sealing)
 	if a.cfg.Expected != nil {
 		a.cfg.Expected(w.expected)
 	}
@@ -210,6 +213,18 @@ func (a *Agent) openSecrets(sealed map[string]sealedItem) (map[string]api.Config
 		out[name] = data
 	}
 	return out, findings
+}
+
+// knowSealing has the box renew when the core has another sealing key than the box knows: with the certificate comes the
+// trust of today.
+func (a *Agent) knowSealing(name []byte) {
+	me := a.cfg.Identity.Get()
+	if len(name) == 0 || me.Trust == nil || me.Trust.Sealing == nil {
+		return
+	}
+	if pub, ok := me.Trust.Sealing.PublicKey.(*ecdsa.PublicKey); ok && !bytes.Equal(name, identity.KID(pub)) {
+		a.cfg.RenewTrust()
+	}
 }
 
 func (a *Agent) applyParents(list []api.ParentRef) { a.cfg.Parents.Replace(list) }

@@ -108,14 +108,14 @@ func (c *core) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 	case r.URL.Path == identity.PathRenew:
 		var q identity.RenewRequest
-		_, reply, err = identity.OpenRequest(c.sealing, r.URL.Path, body, &q)
+		_, reply, err = identity.OpenRequest([]*ecdsa.PrivateKey{c.sealing}, r.URL.Path, body, &q)
 		csr = q.CSR
 		if answer.Error = c.refuse.Load(); answer.Error == nil {
 			c.renewed.Add(1)
 		}
 	default:
 		var q identity.EnrolRequest
-		_, reply, err = identity.OpenRequest(c.sealing, r.URL.Path, body, &q)
+		_, reply, err = identity.OpenRequest([]*ecdsa.PrivateKey{c.sealing}, r.URL.Path, body, &q)
 		csr = q.CSR
 		if answer.Error = c.refuse.Load(); answer.Error == nil {
 			c.enrolled.Add(1)

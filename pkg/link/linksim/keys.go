@@ -27,6 +27,10 @@ type Keyring struct {
 	signer *ecdsa.PrivateKey
 	mu     sync.Mutex
 	opened map[[32]byte]*manifest.Signed
+
+	sealing byte // which sealing key the core has, by number
+	former  int  // how many earlier ones it keeps
+	knows   map[api.DeviceID]byte
 }
 
 // NewKeyring makes the keys of a world.
@@ -93,9 +97,36 @@ type deviceKeys struct {
 func (k deviceKeys) Sign(aad, payload []byte) ([]byte, error) {
 	return seal(k.id, plainHeader, aad, payload)
 }
-func (k deviceKeys) StateKey() ([32]byte, error) { return stateKey(k.id), nil }
+func (k deviceKeys) StateKey() ([32]byte, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return stateKey(k.id, k.knows[k.id]), nil
+}
 
-func stateKey(id api.DeviceID) [32]byte { return sha256.Sum256(id[:]) }
+func stateKey(id api.DeviceID, sealing byte) [32]byte {
+	if sealing == 0 {
+		return sha256.Sum256(id[:])
+	}
+	return sha256.Sum256(append(id[:len(id):len(id)], sealing))
+}
+
+// Rotate gives the core another sealing key; it keeps as many of the earlier ones as it is told.
+func (k *Keyring) Rotate(keep int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.sealing++
+	k.former = min(k.former+1, keep)
+}
+
+// Learn has a device learn of the core's newest sealing key, as by a renewal of its certificate.
+func (k *Keyring) Learn(id api.DeviceID) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.knows == nil {
+		k.knows = map[api.DeviceID]byte{}
+	}
+	k.knows[id] = k.sealing
+}
 
 // VerifyCore implements link.DeviceKeys.
 func (k *Keyring) VerifyCore(cose, aad []byte) ([]byte, error) { return open(coreName, cose, aad) }
@@ -167,7 +198,14 @@ func (k *Keyring) Verify(pub crypto.PublicKey, cose, aad []byte) ([]byte, error)
 type coreKeys struct{ *Keyring }
 
 func (coreKeys) Device(id api.DeviceID) (crypto.PublicKey, bool) { return id, true }
-func (coreKeys) StateKey(id api.DeviceID) ([32]byte, bool)       { return stateKey(id), true }
+func (k coreKeys) StateKeys(id api.DeviceID) (keys [][32]byte) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for n := range k.former + 1 {
+		keys = append(keys, stateKey(id, k.sealing-byte(n)))
+	}
+	return keys
+}
 func (coreKeys) Sign(aad, payload []byte) ([]byte, error) {
 	return seal(coreName, kidHeader, aad, payload)
 }
