@@ -5,6 +5,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"tributary.dev/tributary/pkg/netlist"
 )
 
 // Host is the machine this runs on; data is a folder on the data disk.
@@ -23,7 +25,7 @@ func Host(data string) Source {
 }
 
 func hostLinks() []Link {
-	list, err := netlink.LinkList()
+	list, err := netlist.Links()
 	if err != nil {
 		return nil
 	}
@@ -39,7 +41,7 @@ func hostLinks() []Link {
 // Addresses are the box's own global addresses, without those of bridges, which
 // belong to containers. They are where children and people may reach it.
 func Addresses() []string {
-	list, err := netlink.LinkList()
+	list, err := netlist.Links()
 	if err != nil {
 		return nil
 	}
@@ -49,7 +51,7 @@ func Addresses() []string {
 		if a.RawFlags&unix.IFF_LOOPBACK != 0 || a.RawFlags&unix.IFF_UP == 0 || l.Type() == "bridge" {
 			continue
 		}
-		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		addrs, err := netlist.Addrs(l, netlink.FAMILY_ALL)
 		if err != nil {
 			continue
 		}

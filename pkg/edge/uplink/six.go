@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tributary.dev/tributary/pkg/edge/uplink/dhcp6"
+	"tributary.dev/tributary/pkg/netlist"
 )
 
 // said6 is what a DHCPv6 server said on an uplink.
@@ -149,7 +150,7 @@ func listen6(index int, name string) *net.UDPConn {
 	if err != nil {
 		return nil
 	}
-	list, err := netlink.AddrList(link, unix.AF_INET6)
+	list, err := netlist.Addrs(link, unix.AF_INET6)
 	if err != nil {
 		return nil
 	}

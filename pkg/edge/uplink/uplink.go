@@ -29,6 +29,7 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/uplink/wifi"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
+	"tributary.dev/tributary/pkg/netlist"
 )
 
 // Config says how the uplinks are to be.
@@ -228,7 +229,7 @@ func (r *runner) guarded(ctx context.Context, t *task) (err error) {
 
 // links lists the interfaces, with what sysfs tells about them.
 func (r *runner) links() (out []Link) {
-	list, err := netlink.LinkList()
+	list, err := netlist.Links()
 	if err != nil {
 		r.cfg.Say("interfaces: %v", err)
 		return nil
