@@ -25,7 +25,7 @@ import (
 
 const (
 	root     = "../.."
-	patience = 6 * time.Minute
+	patience = 10 * time.Minute
 	up       = `up after [0-9.]+ s`
 	diskSize = 6 << 30
 )
