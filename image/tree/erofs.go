@@ -70,11 +70,24 @@ func writeEntry(w *erofs.Writer, p string, f File) error {
 	return w.Chtimes(p, Epoch, Epoch)
 }
 
-// padToBlock makes the length a multiple of 4096, the block of dm-verity.
+// padToBlock makes the length a multiple of 4096, the block of dm-verity. Where something lies in the last 32 bytes, a
+// block of zeros follows: a short inode may end there, and programs that read EROFS without the kernel (fsck.erofs and
+// the library above) take as many bytes for it as a long one has, and fail at the end of the file.
 func padToBlock(f *os.File) error {
 	st, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	return f.Truncate((st.Size() + 4095) / 4096 * 4096)
+	size := (st.Size() + 4095) / 4096 * 4096
+	if err := f.Truncate(size); err != nil {
+		return err
+	}
+	end := make([]byte, 32)
+	if _, err := f.ReadAt(end, size-int64(len(end))); err != nil {
+		return err
+	}
+	if !bytes.Equal(end, make([]byte, len(end))) {
+		size += 4096
+	}
+	return f.Truncate(size)
 }

@@ -18,8 +18,6 @@ import (
 	"testing"
 	"time"
 
-	erofs "github.com/erofs/go-erofs"
-
 	"tributary.dev/tributary/hwprofiles"
 	"tributary.dev/tributary/image/deb"
 	"tributary.dev/tributary/image/modules"
@@ -240,20 +238,6 @@ func firstDifference(a, b []byte) string {
 		}
 	}
 	return ""
-}
-
-func open(t *testing.T, file string) fs.FS {
-	t.Helper()
-	f, err := os.Open(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
-	img, err := erofs.Open(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return img
 }
 
 // noLeftovers: no shell, no package manager, no documentation, no set-id bits, no passwords.

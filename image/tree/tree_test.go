@@ -24,7 +24,6 @@ import (
 	"testing"
 	"time"
 
-	erofs "github.com/erofs/go-erofs"
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
@@ -222,15 +221,7 @@ func TestBuild(t *testing.T) {
 // checkRoot reads the image with a reader of its own, and mounts it where that is allowed.
 func checkRoot(t *testing.T, r *Result) {
 	t.Helper()
-	f, err := os.Open(r.Rootfs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	img, err := erofs.Open(f)
-	if err != nil {
-		t.Fatal(err)
-	}
+	img := open(t, r.Rootfs)
 	look := func(img fs.FS, how string) {
 		for _, p := range []string{"usr/bin/edged", "opt/cni/bin/bridge", "usr/lib/modules/6.12-made/modules.dep.bin", "etc/ssl/certs/ca-certificates.crt", "etc/machine-id"} {
 			if st, err := fs.Stat(img, p); err != nil || !st.Mode().IsRegular() {
