@@ -37,7 +37,6 @@ const (
 	floorFile   = "/state/security-counter" // beside the TPM's, for boxes without one
 	panicFile   = "/state/last-panic"
 	anchorRoot  = "/usr/share/tributary/release-root.json"
-	writeMemory = 192 << 20 // while a delta is applied
 	trialMost   = 24 * time.Hour
 )
 
@@ -108,7 +107,7 @@ func (b *box) makeUpdate() (*update.Manager, error) {
 		Now: b.clock.Now, Uptime: uptime, Log: b.log,
 		Deadlines: update.Default.Within(words.Seconds("tributary.trial", 0, trialMost)), Panic: update.LastWords(panicFile),
 		Room: func() func() {
-			limit, began := debug.SetMemoryLimit(writeMemory), time.Now()
+			limit, began := debug.SetMemoryLimit(update.Memory), time.Now()
 			peakFromHere()
 			return func() {
 				b.log.Info("the work on the other slot is over", "seconds", int(time.Since(began).Seconds()), "peak", peakMemory())

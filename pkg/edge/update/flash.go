@@ -46,6 +46,9 @@ type Flash struct {
 	Scratch string
 }
 
+// Memory is what a process that writes a slot is to stay within, in bytes.
+const Memory = 128 << 20
+
 const (
 	maxUKI   = 512 << 20
 	ukiDir   = "EFI/Linux"

@@ -10,8 +10,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"runtime"
-	"sync"
+	"slices"
 )
 
 const (
@@ -31,24 +30,13 @@ const (
 // ErrFormat: not a legacy frame, or one that is damaged.
 var ErrFormat = errors.New("not a whole LZ4 legacy frame")
 
-// Encode compresses. The same bytes give the same bytes, on every machine, in every release.
+// Encode compresses. The same bytes give the same bytes, on every machine, in every release. It needs 70 MB beside them,
+// and takes one block after the other for that.
 func Encode(plain []byte) []byte {
-	n := (len(plain) + blockSize - 1) / blockSize
-	blocks := make([][]byte, n)
-	var wg sync.WaitGroup
-	turn := make(chan struct{}, runtime.GOMAXPROCS(0))
-	for i := range n {
-		wg.Add(1)
-		turn <- struct{}{}
-		go func() {
-			defer wg.Done()
-			blocks[i] = compress(plain[i*blockSize : min(len(plain), (i+1)*blockSize)])
-			<-turn
-		}()
-	}
-	wg.Wait()
 	out := binary.LittleEndian.AppendUint32(nil, magic)
-	for _, b := range blocks {
+	var f finder
+	for block := range slices.Chunk(plain, blockSize) {
+		b := f.compress(block)
 		out = binary.LittleEndian.AppendUint32(out, uint32(len(b)))
 		out = append(out, b...)
 	}
@@ -70,7 +58,7 @@ func Decode(frame []byte) ([]byte, error) {
 		if size == magic {
 			continue
 		}
-		if uint64(size) > uint64(len(rest)) || len(out)+blockSize > MaxPlain+blockSize {
+		if uint64(size) > uint64(len(rest)) || len(out)+blockSize > MaxPlain {
 			return nil, ErrFormat
 		}
 		var err error
@@ -130,27 +118,53 @@ func expand(out, in []byte) ([]byte, error) {
 	return nil, ErrFormat // a block ends with literals
 }
 
+// finder has what a block takes, for one after the other: per place of the block, in 2, 2 and 4 bytes,
+type finder struct {
+	lens []uint16 // the longest match, then what is taken; endless for one that has more
+	offs []uint16 // how far back it lies
+	cost []int32  // bytes from here to the end
+	head []int32
+	prev []int32 // by place, of the last window
+}
+
+// endless stands for a length that its two bytes do not hold. Such a match is taken whole or not at all, and the place
+// behind has the rest of it: so its length is told from there.
+const endless = 1<<16 - 1
+
+func (f *finder) clear(n int) {
+	f.lens, f.offs = append(f.lens[:0], make([]uint16, n)...), append(f.offs[:0], make([]uint16, n)...)
+	f.cost = append(f.cost[:0], make([]int32, n+1)...)
+	f.head, f.prev = append(f.head[:0], make([]int32, 1<<hashBits)...), append(f.prev[:0], make([]int32, window+1)...)
+	for i := range f.head {
+		f.head[i] = -1
+	}
+}
+
 // compress finds for each place the longest match, then the cheapest way through the block.
-func compress(in []byte) []byte {
-	lens, offs := matches(in)
-	n := len(in)
-	cost := make([]int32, n+1)
-	run := make([]int32, n+1) // literals from here on, until the next match
-	take := lens              // becomes what is taken: 0 is a literal
-	for i := n - 1; i >= 0; i-- {
-		r := run[i+1] + 1
-		best := cost[i+1] + 1
+func (f *finder) compress(in []byte) []byte {
+	f.clear(len(in))
+	f.matches(in)
+	run := int32(0)   // literals from the place behind on, until the next match
+	whole := int32(0) // length of the match at the place behind
+	for i := len(in) - 1; i >= 0; i-- {
+		most := int32(f.lens[i])
+		if most == endless && whole >= endless-1 {
+			most = whole + 1
+		}
+		whole = most
+		r := run + 1
+		best := f.cost[i+1] + 1
 		if r == 15 || r > 15 && (r-15)%255 == 0 {
 			best++
 		}
 		pick := int32(0)
-		if most := lens[i]; most >= minMatch {
+		if most >= minMatch {
 			least := int32(minMatch)
 			if most >= long {
 				least = most
 			}
 			for l := most; l >= least; l-- {
-				c := cost[i+int(l)] + 3
+				c := f.cost[i+int(l)] + 3
 				if l >= 19 {
 					c += 1 + (l-19)/255
 				}
@@ -159,15 +173,16 @@ func compress(in []byte) []byte {
 				}
 			}
 		}
-		cost[i], take[i] = best, pick
-		if pick == 0 {
-			run[i] = r
+		f.cost[i] = best
+		if run = r; pick > 0 {
+			run = 0
 		}
+		f.lens[i] = uint16(min(pick, endless))
 	}
-	return emit(in, take, offs, int(cost[0])+16)
+	return emit(in, f.lens, f.offs, int(f.cost[0])+16)
 }
 
-func emit(in []byte, take, offs []int32, room int) []byte {
+func emit(in []byte, take, offs []uint16, room int) []byte {
 	out := make([]byte, 0, room)
 	tail := func(n int) {
 		for ; n >= 255; n -= 255 {
@@ -181,10 +196,13 @@ func emit(in []byte, take, offs []int32, room int) []byte {
 			i++
 			continue
 		}
-		lits := i - from
+		lits, n := i-from, 0
 		token := byte(min(lits, 15)) << 4
 		if i < len(in) {
-			token |= byte(min(take[i]-minMatch, 15))
+			if n = int(take[i]); n == endless {
+				n = int(common(in, i-int(offs[i]), i, len(in)-lastLits))
+			}
+			token |= byte(min(n-minMatch, 15))
 		}
 		out = append(out, token)
 		if lits >= 15 {
@@ -194,56 +212,56 @@ func emit(in []byte, take, offs []int32, room int) []byte {
 		if i >= len(in) {
 			return out
 		}
-		out = binary.LittleEndian.AppendUint16(out, uint16(offs[i]))
-		if n := int(take[i]) - minMatch; n >= 15 {
-			tail(n - 15)
+		out = binary.LittleEndian.AppendUint16(out, offs[i])
+		if n-minMatch >= 15 {
+			tail(n - minMatch - 15)
 		}
-		i += int(take[i])
+		i += n
 		from = i
 	}
 }
 
 // matches gives the longest match of each place and how far back it lies.
-func matches(in []byte) (lens, offs []int32) {
+func (f *finder) matches(in []byte) {
 	n := len(in)
-	lens, offs = make([]int32, n), make([]int32, n)
 	if n < lastMatch+1 {
-		return lens, offs
+		return
 	}
-	head := make([]int32, 1<<hashBits)
-	for i := range head {
-		head[i] = -1
-	}
-	prev := make([]int32, n)
 	end := n - lastLits
+	before, from := int32(0), int32(0) // the match of the place before
 	for i := 0; i <= n-lastMatch; i++ {
 		h := binary.LittleEndian.Uint32(in[i:]) * 2654435761 >> (32 - hashBits)
-		at := head[h]
-		prev[i], head[h] = at, int32(i)
+		at := f.head[h]
+		f.prev[i&window], f.head[h] = at, int32(i)
 		best, off := int32(0), int32(0)
-		if i > 0 && lens[i-1] > minMatch { // the match before, one on
-			best, off = lens[i-1]-1, offs[i-1]
-			if lens[i-1] >= long {
-				lens[i], offs[i] = best, off
-				continue
-			}
+		if before > minMatch { // it goes on here
+			best, off = before-1, from
 		}
-		for range depth {
-			if at < 0 || i-int(at) > window {
-				break
-			}
-			if j := int(at) + int(best); i+int(best) < end && in[j] == in[i+int(best)] {
-				if l := common(in, int(at), i, end); l > best && l >= minMatch {
-					best, off = l, int32(i)-at
-				}
-			}
-			at = prev[at]
+		if before < long {
+			best, off = f.search(in, i, at, end, best, off)
 		}
-		if best >= minMatch {
-			lens[i], offs[i] = best, off
+		if best < minMatch {
+			best, off = 0, 0
 		}
+		f.lens[i], f.offs[i] = uint16(min(best, endless)), uint16(off)
+		before, from = best, off
 	}
-	return lens, offs
+}
+
+// search looks for a longer match than best among earlier places of the same beginning.
+func (f *finder) search(in []byte, i int, at int32, end int, best, off int32) (int32, int32) {
+	for range depth {
+		if at < 0 || i-int(at) > window {
+			break
+		}
+		if j := int(at) + int(best); i+int(best) < end && in[j] == in[i+int(best)] {
+			if l := common(in, int(at), i, end); l > best && l >= minMatch {
+				best, off = l, int32(i)-at
+			}
+		}
+		at = f.prev[int(at)&window]
+	}
+	return best, off
 }
 
 func common(in []byte, a, b, end int) int32 {
@@ -342,7 +360,7 @@ func stretch(frame []byte, by int) ([]byte, bool) {
 		if take[i] != minMatch {
 			continue
 		}
-		before := append([]int32{}, take[i:i+minMatch]...)
+		before := append([]uint16{}, take[i:i+minMatch]...)
 		old := len(emit(plain, take, offs, len(frame)))
 		for j := range minMatch {
 			take[i+j] = 0
@@ -363,8 +381,8 @@ func stretch(frame []byte, by int) ([]byte, bool) {
 }
 
 // taken reads which matches a block of this package has.
-func taken(block []byte, n int) (take, offs []int32, ok bool) {
-	take, offs = make([]int32, n), make([]int32, n)
+func taken(block []byte, n int) (take, offs []uint16, ok bool) {
+	take, offs = make([]uint16, n), make([]uint16, n)
 	at, i := 0, 0
 	length := func(v int) int {
 		for v >= 15 {
@@ -386,10 +404,10 @@ func taken(block []byte, n int) (take, offs []int32, ok bool) {
 		if i >= len(block) {
 			return take, offs, at == n
 		}
-		offs[at] = int32(binary.LittleEndian.Uint16(block[i:]))
+		offs[at] = binary.LittleEndian.Uint16(block[i:])
 		i += 2
 		l := length(int(token&15)) + minMatch
-		take[at] = int32(l)
+		take[at] = uint16(min(l, endless))
 		at += l
 	}
 	return nil, nil, false
