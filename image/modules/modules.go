@@ -139,3 +139,17 @@ func (k *Kernel) rank() map[string]int {
 	}
 	return rank
 }
+
+// Field gives what an unpacked module says of itself under a key, such as vermagic or version; "" when nothing.
+func Field(object []byte, key string) (string, error) {
+	info, err := modinfo(object)
+	if err != nil {
+		return "", err
+	}
+	for field := range bytes.SplitSeq(info, []byte{0}) {
+		if value, ok := bytes.CutPrefix(field, []byte(key+"=")); ok {
+			return string(value), nil
+		}
+	}
+	return "", nil
+}

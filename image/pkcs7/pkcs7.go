@@ -1,7 +1,7 @@
-// Package pkcs7 answers: how does firmware want to be told who signed?
+// Package pkcs7 answers: how do firmware and kernel want to be told who signed?
 //
-// It writes the one form of CMS SignedData (RFC 2315, RFC 5652) that UEFI reads: one RSA signer, SHA-256, PKCS #1 v1.5,
-// no time. The same key and content give the same bytes, so that images are reproducible.
+// It writes the one form of CMS SignedData (RFC 2315, RFC 5652) that UEFI and Linux read: one RSA signer, SHA-256,
+// PKCS #1 v1.5, no time. The same key and content give the same bytes, so that images are reproducible.
 package pkcs7
 
 import (
@@ -76,6 +76,28 @@ func SignDetached(s Signer, content []byte) ([]byte, error) {
 	return signedData(s.Certificate(), DER(Sequence, DER(OID, oidData)), nil, sig), nil
 }
 
+// SignBare gives the whole ContentInfo over content that lies elsewhere, without signed attributes and without the
+// certificate: the form in which Linux has it behind a module (scripts/sign-file.c).
+func SignBare(s Signer, content []byte) ([]byte, error) {
+	digest := sha256.Sum256(content)
+	sig, err := s.Sign(nil, digest[:], crypto.SHA256)
+	if err != nil {
+		return nil, err
+	}
+	data := signedBy(s.Certificate(), DER(Sequence, DER(OID, oidData)), nil, nil, sig)
+	return DER(Sequence, DER(OID, oidSignedData), DER(Context0, data)), nil
+}
+
+// OpenBare checks what SignBare wrote over a content, by the certificate, which alone is trusted.
+func OpenBare(raw, content []byte, cert *x509.Certificate) error {
+	sd, err := parse(raw)
+	if err != nil {
+		return err
+	}
+	digest := sha256.Sum256(content)
+	return sd.verify(digest, cert)
+}
+
 // SignContent gives the whole ContentInfo over a content of that type (the OID's bytes), which must be one SEQUENCE,
 // with the attributes content type and digest: the form of Authenticode.
 func SignContent(s Signer, contentType, content []byte) ([]byte, error) {
@@ -102,6 +124,10 @@ func attributes(contentType, content []byte) []byte {
 }
 
 func signedData(cert *x509.Certificate, info, attrs, sig []byte) []byte {
+	return signedBy(cert, info, DER(Context0, cert.Raw), attrs, sig)
+}
+
+func signedBy(cert *x509.Certificate, info, certs, attrs, sig []byte) []byte {
 	var signed []byte
 	if attrs != nil {
 		signed = DER(Context0, attrs)
@@ -118,25 +144,25 @@ func signedData(cert *x509.Certificate, info, attrs, sig []byte) []byte {
 		DER(Integer, []byte{1}),
 		DER(Set, SHA256()),
 		info,
-		DER(Context0, cert.Raw),
+		certs,
 		DER(Set, signer))
 }
 
 type contentInfo struct {
 	Type    asn1.ObjectIdentifier
-	Content asn1.RawValue `asn1:"explicit,tag:0"`
+	Content asn1.RawValue `asn1:"explicit,optional,tag:0"`
 }
 
 type signed struct {
 	Version     int
 	Digests     asn1.RawValue
 	Info        contentInfo
-	Certificate asn1.RawValue `asn1:"tag:0"`
+	Certificate asn1.RawValue `asn1:"tag:0,optional"`
 	Signers     []struct {
 		Version    int
 		Issuer     asn1.RawValue
 		Digest     asn1.RawValue
-		Attributes asn1.RawValue `asn1:"tag:0"`
+		Attributes asn1.RawValue `asn1:"tag:0,optional"`
 		Encryption asn1.RawValue
 		Signature  []byte
 	} `asn1:"set"`
@@ -144,6 +170,24 @@ type signed struct {
 
 // OpenContent checks what SignContent wrote against the certificate, which alone is trusted, and answers the content.
 func OpenContent(raw, contentType []byte, cert *x509.Certificate) ([]byte, error) {
+	sd, err := parse(raw)
+	if err != nil {
+		return nil, err
+	}
+	content := sd.Info.Content.Bytes // without the tag [0]
+	var inner asn1.RawValue
+	if _, err := asn1.Unmarshal(content, &inner); err != nil {
+		return nil, err
+	}
+	digest := sha256.Sum256(DER(Set, attributes(contentType, inner.Bytes)))
+	if err := sd.verify(digest, cert); err != nil {
+		return nil, err
+	}
+	return content, nil
+}
+
+// parse reads a SignedData of one signer.
+func parse(raw []byte) (*signed, error) {
 	var outer contentInfo
 	if _, err := asn1.Unmarshal(raw, &outer); err != nil {
 		return nil, fmt.Errorf("the signature is no CMS: %w", err)
@@ -155,18 +199,16 @@ func OpenContent(raw, contentType []byte, cert *x509.Certificate) ([]byte, error
 	if len(sd.Signers) != 1 {
 		return nil, fmt.Errorf("%d signers: want 1", len(sd.Signers))
 	}
-	content := sd.Info.Content.Bytes // without the tag [0]
-	var inner asn1.RawValue
-	if _, err := asn1.Unmarshal(content, &inner); err != nil {
-		return nil, err
-	}
+	return &sd, nil
+}
+
+func (s *signed) verify(digest [32]byte, cert *x509.Certificate) error {
 	key, ok := cert.PublicKey.(*rsa.PublicKey)
 	if !ok {
-		return nil, errors.New("the certificate's key is not RSA")
+		return errors.New("the certificate's key is not RSA")
 	}
-	digest := sha256.Sum256(DER(Set, attributes(contentType, inner.Bytes)))
-	if err := rsa.VerifyPKCS1v15(key, crypto.SHA256, digest[:], sd.Signers[0].Signature); err != nil {
-		return nil, fmt.Errorf("not signed by %s: %w", cert.Subject.CommonName, err)
+	if err := rsa.VerifyPKCS1v15(key, crypto.SHA256, digest[:], s.Signers[0].Signature); err != nil {
+		return fmt.Errorf("not signed by %s: %w", cert.Subject.CommonName, err)
 	}
-	return content, nil
+	return nil
 }
