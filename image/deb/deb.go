@@ -11,6 +11,7 @@ import (
 	"cmp"
 	"fmt"
 	"regexp"
+	"strings"
 )
 
 // Package is one Debian package as an index or the lock describes it.
@@ -37,6 +38,12 @@ const (
 
 // String is name_version_arch.
 func (p Package) String() string { return p.Name + "_" + p.Version + "_" + p.Arch }
+
+// Component is the section of the archive that the package is of: main, contrib, non-free, non-free-firmware.
+func (p Package) Component() string {
+	parts := strings.Split(strings.TrimPrefix(strings.TrimPrefix(p.Path, "pool/"), "updates/"), "/")
+	return parts[0]
+}
 
 // Policy manual 5.6.1, 5.6.12: what names and versions are made of.
 var (

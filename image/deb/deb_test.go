@@ -16,6 +16,7 @@ import (
 	"pgregory.net/rapid"
 
 	"tributary.dev/tributary/image/deb/debtest"
+	"tributary.dev/tributary/tests/mutation"
 )
 
 func TestCompare(t *testing.T) {
@@ -130,6 +131,34 @@ func TestResolve(t *testing.T) {
 			t.Errorf("%+v\n got %s\nwant %s", c.set, got, c.want)
 		}
 	}
+}
+
+// What is not free comes into no set that does not say so.
+func TestNonFree(t *testing.T) {
+	offered := offer("driver", "1", "s", "", "")
+	offered.Path, offered.SHA256 = "pool/non-free/d/driver/driver_1_amd64.deb", strings.Repeat("ab", 32)
+	blob := offer("blob", "1", "s", "", "")
+	blob.Path = "pool/updates/non-free-firmware/b/blob/blob_1_amd64.deb"
+	offers := map[string][]Package{"amd64": {offered, blob}}
+	for _, c := range []struct {
+		set Set
+		ok  bool
+	}{
+		{Set{Packages: []string{"driver"}}, false}, {Set{Packages: []string{"driver"}, NonFree: true}, true}, {Set{Packages: []string{"blob"}}, true},
+	} {
+		l, err := lockFrom(offers, &Declared{Suite: "s", Sets: map[string]Set{"x": c.set}}, []string{"amd64"})
+		if (err == nil) != c.ok {
+			t.Errorf("%+v: %v", c.set, err)
+		}
+		if c.ok && len(l.Sets[Key{"amd64", "x"}]) != 1 {
+			t.Errorf("%+v: %v", c.set, l)
+		}
+	}
+}
+
+// In a build without the check TestNonFree fails.
+func TestNonFreeCounts(t *testing.T) {
+	mutation.Prove(t, mutation.Marked(t, "^TestNonFree$", "index.go")...)
 }
 
 func TestResolveIsClosedAndStable(t *testing.T) {

@@ -30,8 +30,11 @@ type Apt struct {
 	Log    *slog.Logger
 }
 
-// components are the sections of the archive that sets may use.
-const components = "main non-free-firmware"
+// components are the sections of the archive. Only sets that say so are made of what is not in free.
+const components = "main contrib non-free non-free-firmware"
+
+// free are the sections that any set may use: Debian itself, and firmware, which the boxes' processors do not run.
+var free = []string{"main", "non-free-firmware"}
 
 // suites lists the suites of a release and the archive that has each.
 func (a *Apt) suites(codename string) map[string]string {
@@ -288,8 +291,15 @@ func MakeLock(ctx context.Context, a *Apt, d *Declared, arches []string) (*Lock,
 func lockFrom(offers map[string][]Package, d *Declared, arches []string) (*Lock, error) {
 	l := &Lock{Suite: d.Suite, Sets: map[Key][]Package{}}
 	for _, arch := range arches {
-		u := newUniverse(offers[arch], []string{d.Suite, d.Suite + "-updates", d.Suite + "-security"})
+		stable := []string{d.Suite, d.Suite + "-updates", d.Suite + "-security"}
+		all := newUniverse(offers[arch], stable)
+		unfree := func(p Package) bool { return !slices.Contains(free, p.Component()) }
+		most := newUniverse(slices.DeleteFunc(slices.Clone(offers[arch]), unfree), stable)
 		for name, set := range d.Sets {
+			u := all
+			if !set.NonFree { // check: nonfree
+				u = most
+			}
 			list, err := resolve(u, set, arch, append(slices.Clone(d.Exclude), set.Exclude...))
 			if err != nil {
 				return nil, fmt.Errorf("set %s: %w", name, err)

@@ -51,7 +51,7 @@ func newMirror(t *testing.T) *mirror {
 }
 
 func (m *mirror) add(suite, arch, name, version, depends string, deb []byte) {
-	path := "pool/" + name + "_" + version + "_" + arch + ".deb"
+	path := "pool/main/" + name + "_" + version + "_" + arch + ".deb"
 	m.write(path, deb)
 	m.index[suite+"/"+arch] += fmt.Sprintf("Package: %s\nVersion: %s\nArchitecture: %s\nDepends: %s\nFilename: %s\nSize: %d\nSHA256: %x\n\n",
 		name, version, arch, depends, path, len(deb), sha256.Sum256(deb))
@@ -83,7 +83,7 @@ func (m *mirror) publish(signer *openpgp.Entity) Mirror {
 		if err != nil {
 			m.t.Fatal(err)
 		}
-		fmt.Fprintf(w, "Origin: made up\nSuite: %s\nCodename: %s\nDate: %s\nArchitectures: amd64 arm64\nComponents: main non-free-firmware\nSHA256:\n%s",
+		fmt.Fprintf(w, "Origin: made up\nSuite: %s\nCodename: %s\nDate: %s\nArchitectures: amd64 arm64\nComponents: main contrib non-free non-free-firmware\nSHA256:\n%s",
 			suite, suite, time.Now().UTC().Format("Mon, 02 Jan 2006 15:04:05 UTC"), sums)
 		w.Close()
 		m.write("dists/"+suite+"/InRelease", signed.Bytes())

@@ -14,6 +14,7 @@ type Set struct {
 	AMD64    []string `yaml:"amd64,omitempty"`    // more for this one
 	ARM64    []string `yaml:"arm64,omitempty"`
 	Alone    bool     `yaml:"alone,omitempty"`   // files only: the named packages' own dependencies are not wanted
+	NonFree  bool     `yaml:"nonfree,omitempty"` // may be made of contrib and non-free too
 	Exclude  []string `yaml:"exclude,omitempty"` // packages that no dependency brings into this set
 }
 
