@@ -25,6 +25,7 @@ import (
 	"tributary.dev/tributary/image/disk"
 	"tributary.dev/tributary/image/kernel"
 	"tributary.dev/tributary/image/keys"
+	"tributary.dev/tributary/image/modules"
 	"tributary.dev/tributary/image/sbom"
 	"tributary.dev/tributary/image/tree"
 	"tributary.dev/tributary/image/uki"
@@ -237,6 +238,7 @@ func (b *builder) buildTree(ctx context.Context) error {
 	b.tree, err = tree.Build(ctx, tree.Config{
 		Root: b.Root, Profile: b.Profile, Version: b.Version, Time: b.Time, Cache: filepath.Join(b.Cache, "debs"), Lock: b.Lock,
 		Programs: b.programs, Files: files, Out: b.Out, Log: b.Log,
+		Compiled: filepath.Join(b.Cache, "modules"), Sign: func(module []byte) ([]byte, error) { return modules.Sign(module, b.set.Signer()) },
 	})
 	if err != nil {
 		return err
@@ -379,7 +381,7 @@ func (b *builder) bill(context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = sbom.Write(f, sbom.Image{Name: b.Profile.Name, Version: b.Version, Time: b.done.Time, Suite: b.tree.Suite, Packages: b.tree.Packages, Programs: b.programs})
+	err = sbom.Write(f, sbom.Image{Name: b.Profile.Name, Version: b.Version, Time: b.done.Time, Suite: b.tree.Suite, Packages: b.tree.Packages, Programs: b.programs, Drivers: b.tree.Drivers})
 	return errors.Join(err, f.Close())
 }
 

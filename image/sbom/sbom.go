@@ -32,6 +32,17 @@ type Image struct {
 	Suite    string    // Debian's codename
 	Packages []deb.Package
 	Programs map[string]string // files by name
+	Drivers  []Driver
+}
+
+// Driver is a kernel module that was compiled for the image.
+type Driver struct {
+	Name    string
+	Version string
+	SHA256  string        // of the file in the image
+	Kernel  string        // that it is for: uname -r
+	Source  deb.Package   // that it was made of
+	With    []deb.Package // compiler and headers, of which nothing is in the image
 }
 
 // The document, as far as we fill it in.
@@ -107,6 +118,12 @@ func Write(w io.Writer, image Image) error {
 		slices.Sort(needs.DependsOn)
 		b.Dependencies = append(b.Dependencies, needs)
 	}
+	for _, d := range image.Drivers {
+		c := driver(d)
+		b.Components = append(b.Components, c)
+		top.DependsOn = append(top.DependsOn, c.Ref)
+		b.Dependencies = append(b.Dependencies, dependency{Ref: c.Ref, DependsOn: []string{debian(d.Source, image.Suite).Ref}})
+	}
 	slices.SortFunc(b.Components, func(x, y component) int { return cmp.Compare(x.Ref, y.Ref) })
 	slices.Sort(top.DependsOn)
 	b.Dependencies = append([]dependency{top}, b.Dependencies...)
@@ -134,6 +151,16 @@ func debian(p deb.Package, suite string) component {
 	return component{Ref: purl, Type: "library", Name: p.Name, Version: p.Version, PURL: purl,
 		Hashes:     []hash{{"SHA-256", p.SHA256}},
 		Properties: []property{{"debian:source", p.Source}, {"debian:path", p.Path}}}
+}
+
+// driver describes a compiled module, with what it was compiled by as properties: that is not in the image.
+func driver(d Driver) component {
+	c := component{Ref: "module:" + d.Name, Type: "device-driver", Name: d.Name, Version: d.Version, Hashes: []hash{{"SHA-256", d.SHA256}},
+		Properties: []property{{"linux:release", d.Kernel}}}
+	for _, p := range d.With {
+		c.Properties = append(c.Properties, property{"build:with", p.String()})
+	}
+	return c
 }
 
 // program reads what a Go program says of itself.

@@ -110,6 +110,31 @@ func TestWrite(t *testing.T) {
 	}
 }
 
+// A module that was compiled for the image is in its bill with its source; the compiler, which is not in the image, is
+// named by it alone.
+func TestDriver(t *testing.T) {
+	source := deb.Package{Name: "driver-source", Version: "535-1", Arch: "amd64", SHA256: strings.Repeat("b", 64), Source: "driver", Path: "pool/contrib/d/driver/driver.deb"}
+	var out bytes.Buffer
+	err := Write(&out, Image{Name: "x", Version: "1", Time: time.Unix(1700000000, 0), Suite: "bookworm", Packages: []deb.Package{source},
+		Drivers: []Driver{{Name: "nvidia", Version: "535", SHA256: strings.Repeat("c", 64), Kernel: "6.12", Source: source, With: []deb.Package{{Name: "gcc-12", Version: "12.2", Arch: "amd64"}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got bill
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Components) != 2 || got.Components[0].Type != "device-driver" || got.Components[0].Hashes[0].Content != strings.Repeat("c", 64) ||
+		!slices.Contains(got.Components[0].Properties, property{"build:with", "gcc-12_12.2_amd64"}) {
+		t.Errorf("%+v", got.Components)
+	}
+	if !slices.ContainsFunc(got.Dependencies, func(d dependency) bool {
+		return d.Ref == "module:nvidia" && slices.Equal(d.DependsOn, []string{got.Components[1].Ref})
+	}) || !slices.Contains(got.Dependencies[0].DependsOn, "module:nvidia") {
+		t.Errorf("%+v", got.Dependencies)
+	}
+}
+
 func TestStrangerIsRefused(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "x")
 	if err := os.WriteFile(file, []byte("no program"), 0o755); err != nil {

@@ -20,6 +20,7 @@ import (
 	"tributary.dev/tributary/hwprofiles"
 	"tributary.dev/tributary/image/deb"
 	"tributary.dev/tributary/image/initramfs"
+	"tributary.dev/tributary/image/sbom"
 )
 
 // Config says what to build.
@@ -33,8 +34,11 @@ type Config struct {
 	Programs map[string]string  // files by name: see Names
 	Files    map[string][]byte  // more files of the root, by relative path
 	Out      string             // folder for the results; made if needed
-	Mirror   func() (deb.Mirror, error)
-	Log      *slog.Logger
+	Compiled string             // folder where compiled modules are kept; "" = Root/.cache/modules
+	// Sign signs modules that are compiled for an extension; nil leaves them without a signature.
+	Sign   func(module []byte) ([]byte, error)
+	Mirror func() (deb.Mirror, error)
+	Log    *slog.Logger
 }
 
 // Result names what Build wrote, all in Config.Out.
@@ -50,10 +54,11 @@ type Result struct {
 	OSRelease     []byte // the text of etc/os-release
 	Suite         string // Debian's codename
 	Packages      []deb.Package
-	Modules       []string // in the root, sorted
-	EarlyModules  []string // in the initramfs, in load order
-	Firmware      []string // below /lib/firmware, sorted
-	RootSize      int64    // bytes of root.erofs
+	Modules       []string      // in the root, sorted
+	EarlyModules  []string      // in the initramfs, in load order
+	Firmware      []string      // below /lib/firmware, sorted
+	Drivers       []sbom.Driver // what was compiled for extensions
+	RootSize      int64         // bytes of root.erofs
 }
 
 // Sets names the sets of the lock that a profile's image is made of.
@@ -116,7 +121,7 @@ func Build(ctx context.Context, c Config) (*Result, error) {
 		{"packages", b.packages},
 		{"kernel", b.kernelAndModules},
 		{"firmware", b.firmware},
-		{"extensions", b.extensions},
+		{"extensions", func() error { return b.extensions(ctx) }},
 		{"programs", b.programs},
 		{"made files", b.made},
 		{"closure", func() error { return b.tree.CheckClosed(c.Profile.Arch, libraries(c.Profile.Arch)) }},
@@ -150,6 +155,9 @@ type builder struct {
 func prepare(ctx context.Context, c Config) (*builder, error) {
 	if c.Cache == "" {
 		c.Cache = filepath.Join(c.Root, ".cache/debs")
+	}
+	if c.Compiled == "" {
+		c.Compiled = filepath.Join(c.Root, ".cache/modules")
 	}
 	if c.Lock == "" {
 		c.Lock = filepath.Join(c.Root, "rootfs/packages.lock")

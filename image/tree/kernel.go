@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -19,6 +20,21 @@ type kernel struct {
 	*modules.Kernel
 	image []byte // the bootable image, an EFI program
 	pkg   deb.Package
+	more  map[string][]byte // modules that were compiled for it, by name
+}
+
+// with gives the same kernel with more modules, by path below /lib/modules/<release>.
+func (k *kernel) with(objects map[string][]byte) (*kernel, error) {
+	out := &kernel{pkg: k.pkg, image: k.image, more: map[string][]byte{}}
+	out.Kernel = &modules.Kernel{Release: k.Release, Modules: maps.Clone(k.Modules), Order: k.Order, Builtin: k.Builtin, Files: k.Files}
+	for at, object := range objects {
+		m, err := modules.Parse(at, object)
+		if err != nil {
+			return nil, err
+		}
+		out.Modules[m.Name], out.more[m.Name] = m, object
+	}
+	return out, nil
 }
 
 const (
@@ -81,10 +97,14 @@ func readKernelPackage(cache *deb.Cache, p deb.Package) (*kernel, error) {
 // readModules fetches the bytes of some modules, by name.
 func (k *kernel) readModules(cache *deb.Cache, wanted []*modules.Module) (map[string][]byte, error) {
 	at := map[string]string{}
+	out := map[string][]byte{}
 	for _, m := range wanted {
+		if object, ok := k.more[m.Name]; ok {
+			out[m.Name] = object
+			continue
+		}
 		at[modulesDir+k.Release+"/"+m.Path] = m.Name
 	}
-	out := map[string][]byte{}
 	err := cache.Walk(k.pkg, func(e deb.Entry, body io.Reader) (err error) {
 		if name, ok := at[strings.TrimPrefix(e.Path, "usr/")]; ok && body != nil {
 			out[name], err = io.ReadAll(body)
