@@ -66,13 +66,18 @@ func (u *upstream) bundle(s string) oci.Ref {
 	return oci.Ref{Repo: "default/app", Digest: digest}
 }
 
-func newServer(t *testing.T, u *upstream) (*Server, *oci.Cache) {
+// newServer runs one; tune changes its settings before it runs.
+func newServer(t *testing.T, u *upstream, tune ...func(*Config)) (*Server, *oci.Cache) {
 	t.Helper()
 	cache, err := oci.Open(oci.Config{Dir: t.TempDir(), Upstream: u, MinBackoff: time.Millisecond, MaxBackoff: 5 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := New(Config{Live: identity.NewLive(&identity.Identity{}), Cache: cache, Parent: u, Retry: 10 * time.Millisecond})
+	cfg := Config{Live: identity.NewLive(&identity.Identity{}), Cache: cache, Parent: u, Retry: 10 * time.Millisecond}
+	for _, change := range tune {
+		change(&cfg)
+	}
+	s, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/x509/pkix"
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,8 +17,11 @@ import (
 
 // A device that is retired while its connection is open gets no artifact over it.
 func TestRetiredDevicesGetNothing(t *testing.T) {
-	s, _ := newServer(t, newUpstream(t))
 	leaf, id := child(t)
+	var gone atomic.Bool
+	s, _ := newServer(t, newUpstream(t), func(cfg *Config) {
+		cfg.Live.Refused = func(retired api.DeviceID) bool { return gone.Load() && retired == id }
+	})
 	ask := func() int {
 		r := httptest.NewRequest(http.MethodGet, "/v2/", nil)
 		r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}}
@@ -28,7 +32,7 @@ func TestRetiredDevicesGetNothing(t *testing.T) {
 	if got := ask(); got != http.StatusOK {
 		t.Fatalf("a device in good standing gets %d", got)
 	}
-	s.cfg.Live.Refused = func(retired api.DeviceID) bool { return retired == id }
+	gone.Store(true)
 	if got := ask(); got != http.StatusForbidden {
 		t.Errorf("a retired device gets %d", got)
 	}
@@ -38,9 +42,8 @@ func TestRetiredDevicesGetNothing(t *testing.T) {
 // that of its topics alone (pkg/link/mqtt).
 func TestExpiredDevicesRenewAlone(t *testing.T) {
 	u := newUpstream(t)
-	s, _ := newServer(t, u)
 	leaf, _ := child(t)
-	s.cfg.Now = func() time.Time { return leaf.NotAfter.Add(time.Second) }
+	s, _ := newServer(t, u, func(cfg *Config) { cfg.Now = func() time.Time { return leaf.NotAfter.Add(time.Second) } })
 	for path, want := range map[string]int{"/v2/": http.StatusUnauthorized, identity.GreetPrefix + "get-bootstrapping-data": http.StatusUnauthorized, identity.PathTrust: http.StatusNotFound} {
 		r := httptest.NewRequest(http.MethodGet, path, nil)
 		r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}}
