@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -162,6 +163,9 @@ func loop(f *os.File, offset, size int64) (node string, err error) {
 	return "", errors.New("no loop device is free")
 }
 
+// firmwarePath is where the kernel is told of one more folder of firmware.
+const firmwarePath = "/sys/module/firmware_class/parameters/path"
+
 // loadGPU gives accelerators their drivers, from the first extension that has each.
 func (b *booter) loadGPU(list []extension.Entry) error {
 	var errs []error
@@ -177,9 +181,17 @@ func (b *booter) loadGPU(list []extension.Entry) error {
 			if openErr != nil || !tree.Holds(driver) {
 				continue
 			}
-			_ = os.WriteFile("/sys/module/firmware_class/parameters/path", []byte(filepath.Join(root, "firmware")), 0) // the driver says what it misses
-			if err = tree.Load(driver); err == nil {
+			before, _ := os.ReadFile(firmwarePath)
+			_ = os.WriteFile(firmwarePath, []byte(filepath.Join(root, "firmware")), 0) // the driver says what it misses
+			switch err = tree.Load(driver); {
+			case err == nil:
 				b.say("extension %s: driver %s", e.Name, driver)
+			case errors.Is(err, unix.ENODEV): // NVIDIA's does not stay where there is no card
+				b.say("extension %s: no device for the driver %s", e.Name, driver)
+				err = os.WriteFile(firmwarePath, bytes.TrimSpace(before), 0)
+			default:
+				b.warn(api.Warning{Name: "extension-refused", Severity: api.Degraded, Message: "the driver " + driver + " of the extension " + e.Name + " is not loaded: " + err.Error(),
+					Remedy: "where the kernel refuses its signature, the firmware lacks the release's key: enrol it, as the installer does"})
 			}
 			break
 		}
