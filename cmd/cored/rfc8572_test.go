@@ -12,6 +12,7 @@ import (
 	"encoding/asn1"
 	"encoding/base64"
 	"encoding/json"
+	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
@@ -31,13 +32,14 @@ type stranger struct {
 	serial string
 	maker  *x509.Certificate // trust anchor for vouchers
 	http   *http.Client
+	form   string // of RESTCONF: json or xml
 }
 
 func newStranger(t testing.TB, serial string, idevid tls.Certificate, maker *x509.Certificate) *stranger {
 	conf := &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{idevid}} // RFC 8572 section 5.3: an untrusted connection
 	tr := &http.Transport{TLSClientConfig: conf}
 	t.Cleanup(tr.CloseIdleConnections)
-	return &stranger{t: t, serial: serial, maker: maker, http: &http.Client{Transport: tr, Timeout: time.Minute}}
+	return &stranger{t: t, serial: serial, maker: maker, http: &http.Client{Transport: tr, Timeout: time.Minute}, form: "json"}
 }
 
 // post is an operation of RESTCONF (RFC 8040 section 4.4.2).
@@ -46,8 +48,9 @@ func (s *stranger) post(root, operation, input string) (status int, body []byte)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	req.Header.Set("Content-Type", "application/yang-data+json")
-	req.Header.Set("Accept", "application/yang-data+json")
+	form := "application/yang-data+" + s.form
+	req.Header.Set("Content-Type", form)
+	req.Header.Set("Accept", form)
 	resp, err := s.http.Do(req)
 	if err != nil {
 		s.t.Fatal(err)
@@ -57,7 +60,7 @@ func (s *stranger) post(root, operation, input string) (status int, body []byte)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if len(body) > 0 && resp.Header.Get("Content-Type") != "application/yang-data+json" {
+	if len(body) > 0 && resp.Header.Get("Content-Type") != form {
 		s.t.Errorf("%s answers %q", operation, resp.Header.Get("Content-Type"))
 	}
 	return resp.StatusCode, body
@@ -99,16 +102,43 @@ type getOutput struct {
 // bootstrap is RFC 8572 section 5.3 to 5.6 at one server.
 func (s *stranger) bootstrap(root string) (*conveyed, error) {
 	nonce := bytes.Repeat([]byte{7}, 16)
-	status, body := s.post(root, "get-bootstrapping-data", fmt.Sprintf(
-		`{"ietf-sztp-bootstrap-server:input":{"signed-data-preferred":[null],"hw-model":"model-x","os-name":"other-os","os-version":"1","nonce":%q}}`, base64.StdEncoding.EncodeToString(nonce)))
+	input := `{"ietf-sztp-bootstrap-server:input":{"signed-data-preferred":[null],"hw-model":"model-x","os-name":"other-os","os-version":"1","nonce":%q}}`
+	if s.form == "xml" {
+		input = `<input xmlns="urn:ietf:params:xml:ns:yang:ietf-sztp-bootstrap-server"><signed-data-preferred/><hw-model>model-x</hw-model><os-name>other-os</os-name><nonce>%s</nonce></input>`
+	}
+	status, body := s.post(root, "get-bootstrapping-data", fmt.Sprintf(input, base64.StdEncoding.EncodeToString(nonce)))
 	if status != http.StatusOK {
 		return nil, fmt.Errorf("status %d: %s", status, body)
 	}
-	var out getOutput
-	if err := json.Unmarshal(body, &out); err != nil {
+	out, err := s.read(body)
+	if err != nil {
 		return nil, err
 	}
 	return s.process(out, nonce, time.Now())
+}
+
+// read takes the answer in the form that was asked for (RFC 7951 and RFC 7950: bytes are base64 in both).
+func (s *stranger) read(body []byte) (out getOutput, err error) {
+	if s.form == "json" {
+		return out, json.Unmarshal(body, &out)
+	}
+	var in struct {
+		XMLName   xml.Name `xml:"urn:ietf:params:xml:ns:yang:ietf-sztp-bootstrap-server output"`
+		Reporting string   `xml:"urn:ietf:params:xml:ns:yang:ietf-sztp-bootstrap-server reporting-level"`
+		Conveyed  string   `xml:"urn:ietf:params:xml:ns:yang:ietf-sztp-bootstrap-server conveyed-information"`
+		Owner     string   `xml:"urn:ietf:params:xml:ns:yang:ietf-sztp-bootstrap-server owner-certificate"`
+		Voucher   string   `xml:"urn:ietf:params:xml:ns:yang:ietf-sztp-bootstrap-server ownership-voucher"`
+	}
+	if err = xml.Unmarshal(body, &in); err != nil {
+		return out, err
+	}
+	out.Output.Reporting = in.Reporting
+	for from, to := range map[string]*[]byte{in.Conveyed: &out.Output.Conveyed, in.Owner: &out.Output.Owner, in.Voucher: &out.Output.Voucher} {
+		if *to, err = base64.StdEncoding.DecodeString(from); err != nil {
+			return out, err
+		}
+	}
+	return out, nil
 }
 
 // process is section 5.4 and 5.5: signed data, or an unsigned redirect.

@@ -121,6 +121,11 @@ func TestIndependentDevice(t *testing.T) {
 	birth, _ := m.birth(t, serial)
 	dev := newStranger(t, serial, birth, m.cert)
 
+	dev.form = "xml"
+	if status, body := dev.post(root, "get-bootstrapping-data", ""); status != http.StatusNotFound || !strings.Contains(string(body), `<errors xmlns="urn:ietf:params:xml:ns:yang:ietf-restconf"><error><error-type>`) {
+		t.Errorf("a box that nobody expects, in XML: %d %s", status, body)
+	}
+	dev.form = "json"
 	if status, body := dev.post(root, "get-bootstrapping-data", `{"ietf-sztp-bootstrap-server:input":{}}`); status != http.StatusNotFound || !strings.Contains(string(body), `"ietf-restconf:errors"`) {
 		t.Errorf("a box that nobody expects: %d %s", status, body)
 	}
@@ -134,24 +139,30 @@ func TestIndependentDevice(t *testing.T) {
 		t.Fatal(e)
 	}
 
-	got, err := dev.bootstrap(root)
-	if err != nil || !got.trusted || got.Onboarding == nil {
-		t.Fatalf("%+v, %v", got, err)
-	}
-	var config struct {
-		Name    string
-		Parents []api.ParentRef
-	}
-	if err := json.Unmarshal(got.Onboarding.Config, &config); err != nil || config.Name != "shed-7" || len(config.Parents) != 1 || config.Parents[0].HTTPSPort == 0 {
-		t.Errorf("%+v, %v", config, err)
-	}
-	for _, kind := range []string{"bootstrap-initiated", "config-initiated", "bootstrap-complete"} {
-		status, body := dev.post(root, "report-progress", fmt.Sprintf(`{"ietf-sztp-bootstrap-server:input":{"progress-type":%q,"message":"so far","trust-anchor-certs":{"trust-anchor-cert":[]}}}`, kind))
-		if status != http.StatusNoContent {
-			t.Errorf("%s: %d %s", kind, status, body)
+	for form, report := range map[string]string{
+		"json": `{"ietf-sztp-bootstrap-server:input":{"progress-type":%q,"message":%q,"trust-anchor-certs":{"trust-anchor-cert":[]}}}`,
+		"xml":  `<input xmlns="urn:ietf:params:xml:ns:yang:ietf-sztp-bootstrap-server"><progress-type>%s</progress-type><message>%s</message><trust-anchor-certs/></input>`,
+	} {
+		dev.form = form
+		got, err := dev.bootstrap(root)
+		if err != nil || !got.trusted || got.Onboarding == nil {
+			t.Fatalf("%s: %+v, %v", form, got, err)
 		}
-		if p := r.progress("box-1"); p.Progress != kind || p.Message != "so far" {
-			t.Errorf("%s: %+v", kind, p)
+		var config struct {
+			Name    string
+			Parents []api.ParentRef
+		}
+		if err := json.Unmarshal(got.Onboarding.Config, &config); err != nil || config.Name != "shed-7" || len(config.Parents) != 1 || config.Parents[0].HTTPSPort == 0 {
+			t.Errorf("%s: %+v, %v", form, config, err)
+		}
+		for _, kind := range []string{"bootstrap-initiated", "config-initiated", "bootstrap-complete"} {
+			status, body := dev.post(root, "report-progress", fmt.Sprintf(report, kind, "so far in "+form))
+			if status != http.StatusNoContent {
+				t.Errorf("%s: %d %s", kind, status, body)
+			}
+			if p := r.progress("box-1"); p.Progress != kind || p.Message != "so far in "+form {
+				t.Errorf("%s: %+v", kind, p)
+			}
 		}
 	}
 
@@ -219,8 +230,13 @@ func TestRestconfManners(t *testing.T) {
 		{"POST", path, "application/yang-data+json", "application/yang-data+json", "", 200},
 		{"POST", path, "", "", "", 200},
 		{"GET", path, "", "", "", 405},
-		{"POST", path, "application/yang-data+xml", "", "<input/>", 415},
-		{"POST", path, "application/yang-data+json", "application/yang-data+xml", "", 406},
+		{"POST", path, "application/yang-data+xml", "", `<input xmlns="urn:ietf:params:xml:ns:yang:ietf-sztp-bootstrap-server"/>`, 200},
+		{"POST", path, "application/yang-data+xml", "", "<input/>", 400},
+		{"POST", path, "application/yang-data+xml", "", "{}", 400},
+		{"POST", path, "application/yang-data+json", "", "<input/>", 400},
+		{"POST", path, "application/yang-data+json", "application/yang-data+xml", "", 200},
+		{"POST", path, "application/xml", "", "<input/>", 415},
+		{"POST", path, "application/yang-data+json", "text/html, application/yang-data+json;q=0", "", 406},
 		{"POST", path, "application/yang-data+json", "", "{", 400},
 		{"POST", path, "application/yang-data+json", "", `{"ietf-sztp-bootstrap-server:input":{},"more":1}`, 400},
 		{"POST", path, "application/yang-data+json", "", strings.Repeat(" ", voucher.MaxRequest+1), 413},

@@ -24,6 +24,9 @@ type Greeting struct {
 	Chain [][]byte `json:"chain"` // DER, the box's own first
 	Hint  string   `json:"hint,omitempty"`
 	Input []byte   `json:"input,omitempty"`
+	// Kind is the media type of Input, Accept what the box takes; RESTCONF's JSON where they are empty.
+	Kind   string `json:"kind,omitempty"`
+	Accept string `json:"accept,omitempty"`
 	// Attach is where the box reaches the relay: before all other parents.
 	Attach []api.ParentRef `json:"attach,omitempty"`
 }

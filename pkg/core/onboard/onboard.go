@@ -10,6 +10,7 @@ package onboard
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/tls"
@@ -21,7 +22,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"mime"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -142,7 +142,8 @@ func (s *Server) Passed(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	inner.TLS, inner.RemoteAddr = state, r.RemoteAddr
-	inner.Header.Set("Content-Type", voucher.MediaType)
+	inner.Header.Set("Content-Type", cmp.Or(q.Kind, voucher.MediaType))
+	inner.Header.Set("Accept", q.Accept)
 	inner.Header.Set(voucher.HintHeader, q.Hint)
 	s.mux.ServeHTTP(w, inner)
 }
@@ -239,16 +240,19 @@ type refusal struct {
 func (e *refusal) Error() string { return e.message }
 
 // operation does for all operations what RESTCONF asks of them.
-func (s *Server) operation(do func(context.Context, caller, []byte) (any, error)) http.HandlerFunc {
+func (s *Server) operation(do func(context.Context, caller, input) (*voucher.Answer, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
+		in := input{form: formOf(r.Header.Get("Content-Type"))}
+		form, acceptable := accepted(r.Header.Get("Accept"), in.form)
+		fail := func(w http.ResponseWriter, status int, tag, message string) { failAs(w, form, status, tag, message) }
 		if r.Method != http.MethodPost {
 			w.Header().Set("Allow", "POST")
 			fail(w, http.StatusMethodNotAllowed, "operation-not-supported", "an operation is called by POST")
 			return
 		}
-		if !accepts(r.Header.Get("Accept")) {
-			fail(w, http.StatusNotAcceptable, "invalid-value", "answers are "+voucher.MediaType)
+		if !acceptable {
+			fail(w, http.StatusNotAcceptable, "invalid-value", "answers are "+voucher.MediaType+" or "+voucher.MediaTypeXML)
 			return
 		}
 		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, voucher.MaxRequest))
@@ -256,8 +260,8 @@ func (s *Server) operation(do func(context.Context, caller, []byte) (any, error)
 			fail(w, http.StatusRequestEntityTooLarge, "too-big", "the request cannot be read, or is too long")
 			return
 		}
-		if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); len(body) > 0 && (err != nil || kind != voucher.MediaType) {
-			fail(w, http.StatusUnsupportedMediaType, "operation-not-supported", "requests are "+voucher.MediaType)
+		if in.body = body; len(body) > 0 && in.form == "" {
+			fail(w, http.StatusUnsupportedMediaType, "operation-not-supported", "requests are "+voucher.MediaType+" or "+voucher.MediaTypeXML)
 			return
 		}
 		c, err := s.caller(r)
@@ -266,7 +270,7 @@ func (s *Server) operation(do func(context.Context, caller, []byte) (any, error)
 			fail(w, http.StatusForbidden, "access-denied", err.Error())
 			return
 		}
-		out, err := do(r.Context(), c, body)
+		out, err := do(r.Context(), c, in)
 		var no *refusal
 		switch {
 		case errors.As(err, &no):
@@ -277,40 +281,15 @@ func (s *Server) operation(do func(context.Context, caller, []byte) (any, error)
 		case out == nil:
 			w.WriteHeader(http.StatusNoContent)
 		default:
-			b, err := voucher.Output(out)
+			b, err := write(form, out)
 			if err != nil {
 				fail(w, http.StatusInternalServerError, "operation-failed", "the answer could not be written")
 				return
 			}
-			w.Header().Set("Content-Type", voucher.MediaType)
+			w.Header().Set("Content-Type", form)
 			_, _ = w.Write(b)
 		}
 	}
-}
-
-// accepts tells whether an Accept header lets our only media type through.
-func accepts(header string) bool {
-	if header == "" {
-		return true
-	}
-	for _, part := range strings.Split(header, ",") {
-		kind, params, err := mime.ParseMediaType(part)
-		if err == nil && params["q"] != "0" && (kind == voucher.MediaType || kind == "*/*" || kind == "application/*") {
-			return true
-		}
-	}
-	return false
-}
-
-func fail(w http.ResponseWriter, status int, tag, message string) {
-	kind := "application"
-	if status == http.StatusMethodNotAllowed || status == http.StatusNotAcceptable || status == http.StatusUnsupportedMediaType {
-		kind = "protocol"
-	}
-	w.Header().Set("Content-Type", voucher.MediaType)
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string]any{"ietf-restconf:errors": map[string]any{
-		"error": []map[string]string{{"error-type": kind, "error-tag": tag, "error-message": message}}}})
 }
 
 // expected finds the ExpectedDevice of a caller.
@@ -365,9 +344,9 @@ func (s *Server) ByCode(code string) (out []Box) {
 }
 
 // data is get-bootstrapping-data.
-func (s *Server) data(ctx context.Context, c caller, body []byte) (any, error) {
+func (s *Server) data(ctx context.Context, c caller, in input) (*voucher.Answer, error) {
 	var ask voucher.Ask
-	if err := voucher.ReadInput(body, &ask); err != nil {
+	if err := in.read(&ask); err != nil {
 		return nil, &refusal{http.StatusBadRequest, "malformed-message", "the input cannot be read: " + err.Error()}
 	}
 	o, spec, err := s.expected(ctx, c)
@@ -467,9 +446,9 @@ func redirect(roots []string) (*voucher.Conveyed, error) {
 const maxMessage = 1024
 
 // progress is report-progress.
-func (s *Server) progress(ctx context.Context, c caller, body []byte) (any, error) {
+func (s *Server) progress(ctx context.Context, c caller, in input) (*voucher.Answer, error) {
 	var p voucher.Progress
-	if err := voucher.ReadInput(body, &p); err != nil || p.Type == "" || len(p.Type) > 64 {
+	if err := in.read(&p); err != nil || p.Type == "" || len(p.Type) > 64 {
 		return nil, &refusal{http.StatusBadRequest, "malformed-message", "the input is no report of progress"}
 	}
 	if len(p.Message) > maxMessage {

@@ -43,7 +43,7 @@ type greeter struct {
 	attach func(*http.Request) []api.ParentRef
 
 	mu    sync.Mutex
-	kept  map[[32]byte][]byte // by key of the box
+	kept  map[[32]byte][]byte // by key of the box, and the form that it takes
 	ahead identity.Ahead      // before any box asked
 }
 
@@ -73,15 +73,19 @@ func (g *greeter) greet(w http.ResponseWriter, r *http.Request, op string) {
 		turnAway(w, http.StatusRequestEntityTooLarge, "too-big", "the request cannot be read, or is too long")
 		return
 	}
-	q := identity.Greeting{Hint: r.Header.Get(hintHeader), Input: input, Attach: g.attach(r)}
+	q := identity.Greeting{Hint: r.Header.Get(hintHeader), Input: input, Kind: r.Header.Get("Content-Type"), Accept: r.Header.Get("Accept"), Attach: g.attach(r)}
 	for _, c := range r.TLS.PeerCertificates {
 		q.Chain = append(q.Chain, c.Raw)
 	}
-	key := sha256.Sum256(r.TLS.PeerCertificates[0].RawSubjectPublicKeyInfo)
+	key := sha256.Sum256(append([]byte(q.Kind+"\x00"+q.Accept+"\x00"), r.TLS.PeerCertificates[0].RawSubjectPublicKeyInfo...))
 	status, answer, err := g.pass(r.Context(), op, q)
 	switch {
 	case err != nil || status >= 500:
-		if kept := g.recall(key, r.TLS.PeerCertificates[0].Subject.SerialNumber); op == operation && kept != nil {
+		serial := r.TLS.PeerCertificates[0].Subject.SerialNumber
+		if onlyXML(q) {
+			serial = "" // what was fetched ahead is in JSON
+		}
+		if kept := g.recall(key, serial); op == operation && kept != nil {
 			g.s.cfg.Log.Info("a box that looks for its owner hears what was said before; the parent is away", "remote", r.RemoteAddr)
 			status, answer = http.StatusOK, kept
 			break
@@ -92,10 +96,26 @@ func (g *greeter) greet(w http.ResponseWriter, r *http.Request, op string) {
 	case status == http.StatusOK && op == operation:
 		g.keep(key, answer)
 	}
-	w.Header().Set("Content-Type", "application/yang-data+json")
+	w.Header().Set("Content-Type", formOf(answer))
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
 	_, _ = w.Write(answer)
+}
+
+// formOf is the media type of an answer in either of RESTCONF's forms.
+func formOf(answer []byte) string {
+	if bytes.HasPrefix(answer, []byte("<")) {
+		return "application/yang-data+xml"
+	}
+	return "application/yang-data+json"
+}
+
+// onlyXML tells whether a box takes no answer in JSON.
+func onlyXML(q identity.Greeting) bool {
+	if q.Accept == "" {
+		return strings.HasPrefix(q.Kind, "application/yang-data+xml")
+	}
+	return strings.Contains(q.Accept, "yang-data+xml") && !strings.Contains(q.Accept, "json") && !strings.Contains(q.Accept, "*")
 }
 
 // pass asks the parent.
@@ -329,7 +349,7 @@ func (s *Server) greetings(w http.ResponseWriter, r *http.Request) {
 		fail(w, &api.Error{Code: api.Unavailable, Message: "the parent cannot be reached"})
 		return
 	}
-	w.Header().Set("Content-Type", "application/yang-data+json")
+	w.Header().Set("Content-Type", formOf(answer))
 	w.WriteHeader(status)
 	_, _ = w.Write(answer)
 }

@@ -62,6 +62,10 @@ func (p *parent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
+	if q.Accept == "application/yang-data+xml" {
+		_, _ = io.WriteString(w, "<output/>")
+		return
+	}
 	_, _ = io.WriteString(w, `{"said":"`+q.Hint+`"}`)
 }
 
@@ -125,6 +129,43 @@ func TestGreeter(t *testing.T) {
 	}
 	if len(g.kept) > maxGreeted {
 		t.Errorf("%d answers are kept", len(g.kept))
+	}
+}
+
+// A box that speaks XML is passed on as such, and gets nothing in JSON while the parent is away.
+func TestGreeterInXML(t *testing.T) {
+	p := &parent{}
+	p.srv = httptest.NewServer(p)
+	t.Cleanup(p.srv.Close)
+	s := &Server{cfg: Config{Parent: p, Log: slog.New(slog.DiscardHandler)}}
+	file := filepath.Join(t.TempDir(), "greetings.json")
+	h := s.Greeter(t.Context(), file, func(*http.Request) []api.ParentRef { return nil })
+	ask := func(form string) (int, string) {
+		r := httptest.NewRequest(http.MethodPost, restconf+operation, strings.NewReader("<input/>"))
+		r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{{Raw: []byte("a"), RawSubjectPublicKeyInfo: []byte("a"), Subject: pkix.Name{SerialNumber: "SN-1"}}}}
+		r.Header.Set("Content-Type", form)
+		r.Header.Set("Accept", form)
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		return w.Code, w.Header().Get("Content-Type")
+	}
+	const inXML, inJSON = "application/yang-data+xml", "application/yang-data+json"
+	if status, form := ask(inXML); status != http.StatusOK || form != inXML {
+		t.Errorf("%d in %s", status, form)
+	}
+	if q := p.last.Load(); q.Kind != inXML || q.Accept != inXML {
+		t.Errorf("passed on: %+v", q)
+	}
+	if status, form := ask(inJSON); status != http.StatusOK || form != inJSON {
+		t.Errorf("%d in %s", status, form)
+	}
+	wait.Until(t, "it is fetched ahead", func() bool { _, err := os.Stat(file); return err == nil })
+	p.away.Store(true)
+	if status, form := ask(inXML); status != http.StatusOK || form != inXML { // the same box, as before
+		t.Errorf("kept: %d in %s", status, form)
+	}
+	if status, form := ask(inJSON); status != http.StatusOK || form != inJSON {
+		t.Errorf("ahead: %d in %s", status, form)
 	}
 }
 
