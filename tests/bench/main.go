@@ -45,6 +45,13 @@ func main() {
 		}
 		os.Exit(1) // it ends by a kill or by an error
 	}
+	if order := os.Getenv(applyWhole); order != "" {
+		if err := runApply(order); err != nil {
+			fmt.Fprintln(os.Stderr, "bench: a slot:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := runBenches(ctx, os.Args[1:]); err != nil {

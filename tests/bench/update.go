@@ -39,8 +39,10 @@ func benchUpdate(ctx context.Context) ([]Figure, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
+	if err := os.Mkdir(filepath.Join(dir, "whole"), 0o755); err != nil {
+		return nil, err
+	}
 	var whole [2]string
-	var size int64
 	previous := []string{}
 	var ours *bundle.Result
 	for i, name := range updatePair {
@@ -52,11 +54,6 @@ func benchUpdate(ctx context.Context) ([]Figure, error) {
 		if err := quiet(ctx, "mkfs.erofs", "-T0", "-U", "00000000-0000-0000-0000-000000000001", whole[i], at); err != nil {
 			return nil, err
 		}
-		info, err := os.Stat(whole[i])
-		if err != nil {
-			return nil, err
-		}
-		size = info.Size()
 		if ours, err = makeBundle(ctx, at, fmt.Sprintf("1.%d", i), previous); err != nil {
 			return nil, err
 		}
@@ -67,26 +64,18 @@ func benchUpdate(ctx context.Context) ([]Figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	xdelta, err := sizeOf(ctx, filepath.Join(dir, "x"), "xdelta3", "-e", "-f", "-9", "-S", "lzma", "-B", fmt.Sprint(1<<28), "-s", whole[0], whole[1], filepath.Join(dir, "x"))
+	others, err := peersOf(ctx, dir, whole)
 	if err != nil {
 		return nil, err
 	}
-	patch, err := sizeOf(ctx, filepath.Join(dir, "z"), "zstd", "-q", "-f", "-19", "--long=31", "--patch-from="+whole[0], whole[1], "-o", filepath.Join(dir, "z"))
-	if err != nil {
-		return nil, err
-	}
-	chunks, err := casyncBytes(ctx, dir, whole)
-	if err != nil {
-		return nil, err
-	}
-	percent := func(n int64) float64 { return float64(n) / float64(size) * 100 }
-	note := fmt.Sprintf("%s to %s, an image of %.1f MB", updatePair[0], updatePair[1], float64(size)/1e6)
-	f := atMost("update/kernel", percent(share), "% of the image", 2.5, 1.5).against(percent(xdelta))
-	f.Note = note + "; the peer is xdelta3"
-	c := atMost("update/kernel-casync", percent(share), "% of the image", 2.5, 1.5).against(percent(chunks))
+	f := atMost("update/kernel", others.percent(share), "% of the image", 2.5, 1.5).against(others.percent(others.xdelta))
+	f.Note = fmt.Sprintf("%s to %s, an image of %.1f MB; the peer is xdelta3", updatePair[0], updatePair[1], float64(others.size)/1e6)
+	c := atMost("update/kernel-casync", others.percent(share), "% of the image", 2.5, 1.5).against(others.percent(others.chunks))
 	c.Note = "the peer is casync, chunks of 64 KiB"
-	return []Figure{f, c, plain("update/zstd-patch-from", percent(patch), "% of the image"), plain("update/plain", percent(ours.Plain), "% of the image"),
-		plain("update/apply", apply.Seconds(), "s")}, nil
+	figures := []Figure{f, c, plain("update/zstd-patch-from", others.percent(others.patch), "% of the image"), plain("update/plain", others.percent(ours.Plain), "% of the image"),
+		plain("update/apply", apply.Seconds(), "s")}
+	images, err := benchWhole(ctx, cache, filepath.Join(dir, "whole"))
+	return append(figures, images...), err
 }
 
 func quiet(ctx context.Context, argv ...string) error {
@@ -176,25 +165,26 @@ func makeBundle(ctx context.Context, at, version string, previous []string) (*bu
 
 // applied makes the new content from the old and the delta, as a box does, and tells how long it took.
 func applied(old, new string) (time.Duration, error) {
-	load := func(file string) (*release.Bundle, error) {
-		f, err := os.Open(file)
-		if err != nil {
-			return nil, err
-		}
-		defer f.Close()
-		return release.ReadBundle(f)
-	}
-	from, err := load(old)
+	from, err := readBundle(old)
 	if err != nil {
 		return 0, err
 	}
-	to, err := load(new)
+	to, err := readBundle(new)
 	if err != nil {
 		return 0, err
 	}
 	began := time.Now()
 	err = release.Rehearse(from, to)
 	return time.Since(began), err
+}
+
+func readBundle(file string) (*release.Bundle, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return release.ReadBundle(f)
 }
 
 // casyncBytes is what casync fetches: the index and the chunks that the old image does not have.
