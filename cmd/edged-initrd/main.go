@@ -16,6 +16,7 @@ import (
 	"tributary.dev/tributary/pkg/edge/boot/cmdline"
 	"tributary.dev/tributary/pkg/edge/boot/dm"
 	"tributary.dev/tributary/pkg/edge/boot/kmod"
+	"tributary.dev/tributary/pkg/edge/boot/slack"
 )
 
 const (
@@ -110,6 +111,9 @@ func (r *rise) mounts() error {
 	// several each, and hold them.
 	if err := os.WriteFile("/sys/kernel/mm/transparent_hugepage/enabled", []byte("madvise"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
 		say("huge pages: %v", err)
+	}
+	if err := slack.Set(slack.Boot); err != nil {
+		say("timer slack: %v", err) // it starts a little later
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/boot/appear"
 )
 
 // child is a program that process 1 keeps running.
@@ -78,6 +79,9 @@ func backoff(quick int, lived time.Duration) (pause time.Duration, next int) {
 // beside it: on a box with one slow processor all that starts at once answers late.
 const agentWait = 15 * time.Second
 
+// agentLook is how long a wish for the box's end may go unheard meanwhile.
+const agentLook = 500 * time.Millisecond
+
 // startAgent starts the agent before everything else, so that the box answers early, and
 // waits until it does. Nothing depends on that: it may be late, or never come.
 func (b *booter) startAgent(ctx context.Context) error {
@@ -99,7 +103,10 @@ func (b *booter) startAgent(ctx context.Context) error {
 			b.say("the agent does not answer yet; the rest starts beside it")
 			break
 		}
-		time.Sleep(20 * time.Millisecond)
+		look, cancel := context.WithTimeout(ctx, agentLook)
+		_ = appear.Wait(look, agentSocket) // asked again in any case
+		cancel()
+		time.Sleep(20 * time.Millisecond) // a machine's host that asks comes first
 	}
 	return nil
 }

@@ -50,7 +50,7 @@ func (b *booter) mounts(context.Context) error {
 			return fmt.Errorf("%s: %w", m.target, err)
 		}
 	}
-	for _, dir := range []string{Dir, b.run("log"), "/var/lib", "/var/log", "/run/lock"} {
+	for _, dir := range []string{Dir, b.run("log"), filepath.Dir(agentSocket), "/var/lib", "/var/log", "/run/lock"} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}

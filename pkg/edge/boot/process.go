@@ -15,6 +15,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"tributary.dev/tributary/pkg/edge/boot/slack"
 )
 
 // processes starts programs and is the one place that waits for children: as process 1 it
@@ -53,7 +55,11 @@ func (p *processes) start(argv []string, files [3]*os.File, cgroup string, env .
 	}
 	p.mu.Lock() // the child must be known before anyone can wait for it
 	defer p.mu.Unlock()
-	pid, err := syscall.ForkExec(path, argv, attr)
+	pid := 0
+	err = slack.Usual(func() (err error) { // not this process's own, which containers would inherit
+		pid, err = syscall.ForkExec(path, argv, attr)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", argv[0], err)
 	}

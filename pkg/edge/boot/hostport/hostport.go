@@ -17,6 +17,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"tributary.dev/tributary/pkg/edge/boot/appear"
 )
 
 // Name is what QEMU's virtserialport device is called.
@@ -119,9 +121,8 @@ type side struct {
 
 func dial(port line, socket string, patience time.Duration) (*side, error) {
 	conn, err := net.Dial("unix", socket)
-	for deadline := time.Now().Add(patience); err != nil && time.Now().Before(deadline); {
-		time.Sleep(10 * time.Millisecond)
-		conn, err = net.Dial("unix", socket)
+	if err != nil {
+		conn, err = dialLater(socket, patience)
 	}
 	if err != nil {
 		return nil, err
@@ -133,6 +134,21 @@ func dial(port line, socket string, patience time.Duration) (*side, error) {
 		_ = conn.Close() // so that the next send dials anew
 	}()
 	return s, nil
+}
+
+// dialLater waits for edged without taking from it the processor by which it starts.
+func dialLater(socket string, patience time.Duration) (conn net.Conn, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for {
+		if err := appear.Wait(ctx, socket); err != nil {
+			return nil, err
+		}
+		if conn, err = net.Dial("unix", socket); err == nil || ctx.Err() != nil {
+			return conn, err
+		}
+		time.Sleep(10 * time.Millisecond) // it is not listened on yet, or no longer
+	}
 }
 
 func (s *side) send(b []byte) error {
