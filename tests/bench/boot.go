@@ -54,9 +54,7 @@ func benchBoot(ctx context.Context) ([]Figure, error) {
 	ours, peer := median(starts[0].took), median(starts[1].took)
 	f := atMost("boot", ours/peer, "times a bare start", 1.25, 1.25)
 	f.Note = fmt.Sprintf("emulated: edged answers after %.1f s (%.1f), a bare first process speaks after %.1f s (%.1f)", ours, starts[0].took, peer, starts[1].took)
-	figures := []Figure{f, plain("boot.seconds", ours, "s").against(peer)}
-	containers, err := benchContainers(ctx)
-	return append(figures, containers...), err
+	return []Figure{f, plain("boot.seconds", ours, "s").against(peer)}, nil
 }
 
 // bootSpecs are the box, and the machine that does nothing.
