@@ -25,7 +25,7 @@ const (
 )
 
 // Set gives slack to all threads of this process, to those that it will start, and to the
-// program that takes its place. It needs /proc.
+// program that takes its place. It needs /proc and, for the other threads, CAP_SYS_NICE.
 func Set(d time.Duration) error {
 	threads, err := os.ReadDir("/proc/self/task")
 	if err != nil {
@@ -34,7 +34,7 @@ func Set(d time.Duration) error {
 	var errs []error
 	for _, t := range threads {
 		err := os.WriteFile("/proc/"+t.Name()+"/timerslack_ns", fmt.Appendf(nil, "%d", d.Nanoseconds()), 0)
-		if err != nil && !errors.Is(err, os.ErrNotExist) { // it may have ended
+		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) { // it may have ended
 			errs = append(errs, err)
 		}
 	}
