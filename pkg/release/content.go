@@ -228,7 +228,7 @@ func (f *Folder) turn() (err error) {
 			continue
 		}
 		err = f.z.Close()
-		if f.z = nil; err != nil || f.w.n-f.from != p.Size { // check: packed size
+		if f.z = nil; err != nil || f.w.n-f.from != p.Size {
 			return errors.Join(ErrPacked, err)
 		}
 		f.next++
@@ -245,7 +245,7 @@ func (f *Folder) Close() error {
 	if f.left > 0 || f.z != nil || f.next < len(f.d.Packed) {
 		return errors.New("the kernel image's content is not whole")
 	}
-	if f.w.part() != f.d.UKI {
+	if f.w.part() != f.d.UKI { // check: the kernel image's digest
 		if len(f.d.Packed) > 0 {
 			return ErrPacked
 		}

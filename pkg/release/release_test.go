@@ -187,6 +187,10 @@ func TestUnfold(t *testing.T) {
 	if _, err := fold(d.Whole(), uki, 1000); err != nil {
 		t.Fatalf("the whole is not taken as it is: %v", err)
 	}
+	other := append(bytes.Clone(uki[:len(uki)-1]), '!')
+	if _, err := fold(d.Whole(), other, 1000); err == nil {
+		t.Fatal("another kernel image is taken for the release's")
+	}
 	out.Bytes()[1500] ^= 1
 	if _, err := fold(d, out.Bytes(), 1000); !errors.Is(err, ErrPacked) {
 		t.Fatalf("another archive: %v", err)

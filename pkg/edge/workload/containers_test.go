@@ -58,13 +58,16 @@ func TestContainerGetsWhatItsServiceAsksFor(t *testing.T) {
 	for path, want := range map[string]string{
 		"/file?p=/data/seed": "from the image", "/file?p=/conf/two.txt": "zwei", "/file?p=/one.txt": "first",
 		"/file?p=/run/secrets/token": "hush", "/file?p=/inline": "inline text",
-		"/id":                       "1000 1000 [2000]front",
-		"/dial?a=back:8080/version": "",
+		"/id": "1000 1000 [2000]front",
 	} {
 		if got := d.get("web", "front", path); got != want {
 			t.Errorf("%s = %q, want %q", path, got, want)
 		}
 	}
+	wait.Seen(t, "front reaches back by its name", func() (any, bool) { // it is started, and need not listen yet
+		got := d.get("web", "front", "/dial?a=back:8080/version")
+		return got, got == ""
+	})
 	env := d.get("web", "front", "/env")
 	for _, want := range []string{"A=own", "B=config", "FROM_IMAGE=1", "HOSTNAME=front", "PATH="} {
 		if !strings.Contains(env, want) {
