@@ -262,7 +262,7 @@ func (m *Manager) startTask(ctx context.Context, t *tracked, rootfs []mount.Moun
 		req.Rootfs = append(req.Rootfs, &types.Mount{Type: mt.Type, Source: mt.Source, Target: mt.Target, Options: mt.Options})
 	}
 	m.mu.Lock()
-	t.in.Phase, t.in.Started, t.in.Ended = phaseNone, time.Time{}, time.Time{}
+	t.in.Phase, t.in.Started, t.in.Ended, t.in.Found = phaseNone, time.Time{}, time.Time{}, false
 	m.mu.Unlock()
 	if _, err := m.client.TaskService().Create(ctx, req); err != nil {
 		return errgrpc.ToNative(err)

@@ -165,7 +165,9 @@ func (m *Manager) relist(ctx context.Context) error {
 		if p := procs[c.ID]; p != nil {
 			t.setProcess(p, moment{m.cfg.Now(), time.Now()})
 		}
+		t.in.Found = true
 		if was := m.instances[c.ID]; was != nil {
+			t.in.Found = was.in.Found
 			t.in.Failures, t.files, t.probe = was.in.Failures, was.files, was.probe
 			t.in.Health = was.in.Health
 			if len(t.addrs) == 0 {

@@ -98,6 +98,10 @@ type instance struct {
 	// Held is true while another is in charge of the service and has its host ports:
 	// this one is on trial beside it, or was replaced.
 	Held bool
+	// Found is true when this program did not start it: one before did, and may have been cut
+	// short while it did. containerd ends what it starts for a caller who is gone, so an end
+	// says nothing of what ran.
+	Found bool
 }
 
 type imageState struct {
@@ -443,7 +447,7 @@ func (p *planner) compare(a *wantApp, s *wantService, key serviceKey, fresh, old
 		p.do(action{Verb: doReject, Key: key, Hash: s.Hash, Reason: reason})
 		return p.describe(old, api.Starting, "update failed: "+reason)
 	}
-	if fresh.Phase == phaseNone {
+	if fresh.Phase != phaseRunning { // not yet, or its start was cut short
 		if !s.StartFirst && old.Phase == phaseRunning {
 			p.do(action{Verb: doStop, Key: key, ID: old.ID, Want: s, Reason: "replaced by a new version"})
 		} else if p.waitsFor(a, s, true) == "" {
@@ -486,6 +490,9 @@ func (p *planner) judge(s *wantService, in *instance) (verdict, string) {
 		}
 		if in.Exit == 0 && !restartsAlways(s.Restart.Policy) {
 			return good, ""
+		}
+		if in.Found {
+			return open, ""
 		}
 		return bad, fmt.Sprintf("exited with %d before it became healthy", in.Exit)
 	}

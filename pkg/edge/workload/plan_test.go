@@ -56,7 +56,7 @@ func (m *model) start(in *instance) {
 	if in.Phase == phaseStopped || in.Finished {
 		in.Restarts++
 	}
-	in.Phase, in.Started, in.Ended, in.Stopped, in.Finished = phaseRunning, m.w.Now, time.Time{}, false, false
+	in.Phase, in.Started, in.Ended, in.Stopped, in.Finished, in.Found = phaseRunning, m.w.Now, time.Time{}, false, false, false
 	in.Health = healthNone
 	if b.Check {
 		in.Health = healthStarting
@@ -371,6 +371,42 @@ func TestPlanKeepsTheOldWhenTheNewFails(t *testing.T) {
 
 // Through good and bad updates a service that may start first has one running container
 // with its host ports at every moment, and that is one that was found good.
+// A start that was cut short, with the program that was starting it, says nothing of the new
+// version: it is started again, and judged by that.
+func TestPlanTakesNoCutStartForAFailure(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m := newModel(t)
+		first, conditions := drawShape(t)
+		m.w.Apps = m.want(0, first, conditions)
+		m.settle(100, nil)
+		sick := rapid.Bool().Draw(t, "the new version fails")
+		m.w.Apps = m.want(1, first, conditions)
+		if sick {
+			m.behave["v1-s0"] = behaviour{Exit: 1}
+		}
+		cut := 0
+		m.settle(rapid.IntRange(1, 8).Draw(t, "rounds"), nil)
+		for i := range m.w.Instances {
+			in := &m.w.Instances[i]
+			if in.Found = true; strings.HasPrefix(in.Hash, "v1") && in.Phase == phaseRunning {
+				cut++
+				in.Phase, in.Ended, in.Exit, in.Finished, in.Failures = phaseStopped, m.w.Now, 137, true, in.Failures+1
+			}
+		}
+		before := len(m.w.Rejected)
+		d := plan(m.w)
+		if slices.ContainsFunc(d.Actions, func(a action) bool { return a.Verb == doReject }) {
+			t.Fatalf("%d starts were cut short, and one is a failure: %v", cut, d.Actions)
+		}
+		if !m.settle(300, nil) || !sick && len(m.w.Rejected) != before {
+			t.Fatalf("ends with %v, refused are %v", m.w.Instances, m.w.Rejected)
+		}
+		if r := m.w.Rejected[serviceKey{"app", "s0"}]; sick && r.Hash != "v1-s0" {
+			t.Fatalf("a version that fails again is not refused: %v", m.w.Rejected)
+		}
+	})
+}
+
 func TestPlanKeepsHostPortsServed(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := newModel(t)
