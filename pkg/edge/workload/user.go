@@ -111,7 +111,7 @@ func (m *Manager) fillVolume(ctx context.Context, dir, target string, info *imag
 	if err != nil {
 		return errors.Join(fmt.Errorf("fill volume for %s: %w", target, err), os.RemoveAll(tmp))
 	}
-	if err := os.Rename(tmp, dir); err != nil {
+	if err := errors.Join(syncFS(tmp), os.Rename(tmp, dir)); err != nil {
 		return err
 	}
 	return syncDir(filepath.Dir(dir))

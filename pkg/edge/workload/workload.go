@@ -151,7 +151,7 @@ func New(ctx context.Context, cfg Config) (*Manager, error) {
 		return nil, err
 	}
 	// The connection is lazy: a daemon that is down now is found by Run.
-	client, err := containerd.New(cfg.Socket, containerd.WithDefaultNamespace(cfg.Namespace), containerd.WithDefaultRuntime(cfg.Runtime), containerd.WithTimeout(2*time.Second))
+	client, err := connect(cfg.Socket, containerd.WithDefaultNamespace(cfg.Namespace), containerd.WithDefaultRuntime(cfg.Runtime), containerd.WithTimeout(2*time.Second))
 	if err != nil {
 		return nil, &api.Error{Code: api.Unavailable, Message: "containerd cannot be reached at " + cfg.Socket, Remedy: "start containerd, or pass --containerd", Err: err}
 	}
