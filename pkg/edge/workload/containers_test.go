@@ -52,6 +52,9 @@ func TestContainerGetsWhatItsServiceAsksFor(t *testing.T) {
 	app.Bundle.Volumes = []string{"state"}
 	app.Configs = map[string]api.ConfigData{"settings": {Files: map[string][]byte{"one.txt": []byte("first"), "two.txt": []byte("zwei")}, Env: map[string]string{"A": "config", "B": "config"}}}
 	app.Secrets = map[string]api.ConfigData{"key": {Files: map[string][]byte{"token": []byte("hush")}}}
+	if _, ok := d.m.client.DiffService().(*lasting); !ok {
+		t.Error("layers are not brought to the disk")
+	}
 	d.m.Set([]App{app})
 	d.running("web")
 

@@ -72,3 +72,12 @@ func syncFS(dir string) error {
 	}
 	return errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
 }
+
+// syncDir has the names in dir on the disk.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -116,11 +116,3 @@ func (m *Manager) fillVolume(ctx context.Context, dir, target string, info *imag
 	}
 	return syncDir(filepath.Dir(dir))
 }
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
