@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"testing"
 
@@ -74,6 +75,21 @@ func TestPinned(t *testing.T) {
 	const want = "a78cd74bd3923a27"
 	if got := hex.EncodeToString(sum[:8]); got != want {
 		t.Fatalf("the model's output changed: %s, want %s; give the format a new magic number, and keep the old Apply", got, want)
+	}
+}
+
+// BenchmarkApply: the time of a delta is that of its changes.
+func BenchmarkApply(b *testing.B) {
+	old := program(2_000_000, 1)
+	patch, err := Make(old, changed(old, 5, 400), 0x80e00000)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.SetBytes(int64(len(old)))
+	for b.Loop() {
+		if err := Apply(bytes.NewReader(old), patch, io.Discard); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
 

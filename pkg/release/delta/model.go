@@ -269,118 +269,153 @@ func (m *model) stretch(old, new []byte, n int, oldAt, newAt int64) {
 
 func word(b []byte) uint32 { return binary.LittleEndian.Uint32(b) }
 
+// place is where a byte is coded. old and new are a stretch's, in which the byte has the same index.
+type place struct {
+	old, new     []byte
+	i            int
+	oldAt, newAt int64  // in the contents
+	word         uint32 // the old word that it belongs to; words are aligned in the new content
+	begun               // the new word
+}
+
+// begun is a word of the new content of which the first k bytes are known.
+type begun struct {
+	k          int
+	part, mask uint32
+}
+
+func begin(new []byte, start, k int) begun {
+	b := begun{k: k, mask: uint32(1)<<(8*k) - 1}
+	for j := range k {
+		b.part |= uint32(new[start+j]) << (8 * j)
+	}
+	return b
+}
+
+// next gives the next byte, if the word is that one.
+func (b begun) next(word uint32) int32 {
+	if word&b.mask != b.part {
+		return noGuess
+	}
+	return int32(word >> (8 * b.k) & 255)
+}
+
+// shift is what the byte n before this one was changed by.
+func (p *place) shift(n int) uint32 { return uint32(p.new[p.i-n] - p.old[p.i-n]) }
+
 // byte codes new[i].
 func (m *model) byte(old, new []byte, i int, oldAt, newAt int64) {
 	k := int(newAt & 3)
-	s := i - k
-	ow := word(old[s:])
-	var part uint32 // of the new word, as far as it is known
-	for j := range k {
-		part |= uint32(new[s+j]) << (8 * j)
-	}
-	mask := uint32(1)<<(8*k) - 1
-	var g [guesses]int32 // guesses of the byte
-	for j := range g {
-		g[j] = noGuess
-	}
-	fit := func(j int, w uint32) {
-		if w&mask == part {
-			g[j] = int32(w >> (8 * k) & 255)
+	p := place{old, new, i, oldAt, newAt, word(old[i-k:]), begin(new, i-k, k)}
+	known := m.known(p.word)
+	g := m.guess(&p, known)
+	is := old[i]
+	says := uint32(0) // of each guess: none, the same, a change
+	for _, b := range g {
+		says *= 3
+		if b == int32(is) {
+			says++
+		} else if b >= 0 {
+			says += 2
 		}
 	}
-	sub := &m.subst[hash(ow)>>12]
-	if uint32(*sub>>32) == ow {
-		fit(0, uint32(*sub))
+	changed := uint32(0)
+	if !m.c.decode && new[i] != is {
+		changed = 1
 	}
-	fit(1, ow+m.last)
-	near, class := &m.near[hash(31, ow>>nearBits)>>14], &m.class[hash(32, ow>>classBits)>>16]
-	fit(2, ow+*near)
-	fit(5, ow+*class)
-	if m.at != newAt-int64(k) {
-		m.at, m.rel, m.abs = newAt-int64(k), guess{}, guess{}
-		if to, ok := m.moved(oldAt - int64(k) + int64(int32(ow))); ok {
-			m.rel = guess{uint32(to - m.at), true}
+	if changed = m.flag(&p, says, changed); changed == 0 {
+		new[i] = is
+	} else {
+		new[i] = m.value(&p, &g, new[i])
+	}
+	m.recent = m.recent<<1 | changed
+	m.score(&g, new[i])
+	if k == 3 {
+		m.learn(known, p.word, word(new[i-3:]))
+	}
+}
+
+// known is what was learnt of an old word and its like.
+type known struct {
+	subst       *uint64 // the word and what became of it last
+	near, class *uint32 // by what words like it were shifted
+}
+
+func (m *model) known(word uint32) known {
+	return known{&m.subst[hash(word)>>12], &m.near[hash(31, word>>nearBits)>>14], &m.class[hash(32, word>>classBits)>>16]}
+}
+
+// learn notes what became of a word.
+func (m *model) learn(k known, was, is uint32) {
+	shift := is - was
+	*k.subst = uint64(was)<<32 | uint64(is)
+	*k.near, *k.class = shift, shift
+	if shift != 0 {
+		m.last = shift
+	}
+}
+
+// guess gives what the byte may be, by each way of guessing.
+func (m *model) guess(p *place, k known) (g [guesses]int32) {
+	g = [guesses]int32{noGuess, p.next(p.word + m.last), p.next(p.word + *k.near), noGuess, noGuess, p.next(p.word + *k.class)}
+	if uint32(*k.subst>>32) == p.word {
+		g[0] = p.next(uint32(*k.subst))
+	}
+	if at := p.newAt - int64(p.k); m.at != at {
+		m.at, m.rel, m.abs = at, guess{}, guess{}
+		if to, ok := m.moved(p.oldAt - int64(p.k) + int64(int32(p.word))); ok {
+			m.rel = guess{uint32(to - at), true}
 		}
-		if to, ok := m.moved(int64(ow - m.base)); ok {
+		if to, ok := m.moved(int64(p.word - m.base)); ok {
 			m.abs = guess{uint32(to) + m.base, true}
 		}
 	}
 	// Pointers: in data they are aligned; in x86 code they stand where the bytes before say so.
-	if start, o := operandOf(new, i); o.kind != noOperand {
-		d := i - start
-		if w, ok := m.points(o, word(old[start:]), oldAt-int64(d), newAt-int64(d)); ok {
-			known := uint32(0)
-			for j := range d {
-				known |= uint32(new[start+j]) << (8 * j)
-			}
-			if w&(1<<(8*d)-1) == known {
-				g[3] = int32(w >> (8 * d) & 255)
-			}
+	if start, o := operandOf(p.new, p.i); o.kind != noOperand {
+		d := p.i - start
+		if w, ok := m.points(o, word(p.old[start:]), p.oldAt-int64(d), p.newAt-int64(d)); ok {
+			g[3] = begin(p.new, start, d).next(w)
 		}
 	} else if m.rel.valid {
-		fit(3, m.rel.word)
+		g[3] = p.next(m.rel.word)
 	}
 	if m.abs.valid {
-		fit(4, m.abs.word)
+		g[4] = p.next(m.abs.word)
 	}
+	return g
+}
 
-	ob := old[i]
-	says := uint32(0) // of each guess: none, the same, a change
-	for j := range g {
-		says *= 3
-		if g[j] == int32(ob) {
-			says++
-		} else if g[j] >= 0 {
-			says += 2
+// score notes which guesses came true.
+func (m *model) score(g *[guesses]int32, is byte) {
+	for j, b := range g {
+		switch hits := &m.hits[j]; b {
+		case noGuess:
+		case int32(is):
+			*hits += (255 - *hits) >> 4
+		default:
+			*hits -= *hits>>4 + min(1, *hits)
 		}
 	}
-	d4, d8, d12 := new[i-4]-old[i-4], new[i-8]-old[i-8], new[i-12]-old[i-12]
-	d1, d2 := new[i-1]-old[i-1], new[i-2]-old[i-2]
-	flag := uint32(0)
-	if !m.c.decode && new[i] != ob {
-		flag = 1
-	}
-	f := m.flags
+}
+
+// flag codes whether the byte is changed.
+func (m *model) flag(p *place, says, changed uint32) uint32 {
+	old, i, k, f := p.old, p.i, uint32(p.k), m.flags
 	ctx := [flagInputs]uint32{
 		hash(1, m.recent&0xff),
-		hash(2, says, uint32(k)),
+		hash(2, says, k),
 		hash(3, says, uint32(m.hits[0])/64, uint32(m.hits[1])/64, uint32(m.hits[2])/64, uint32(m.hits[3])/64, uint32(m.hits[5])/64, m.recent&3),
-		hash(4, uint32(old[i-1]), uint32(ob), uint32(old[i+1]), uint32(k)),
-		hash(5, uint32(k), m.recent>>3&1, m.recent>>7&1, m.recent>>11&1, m.recent>>15&1, m.recent&7),
-		hash(6, ow, uint32(k), m.recent&(1<<k-1)),
-		hash(7, uint32(d4), uint32(d12), uint32(k)),
+		hash(4, uint32(old[i-1]), uint32(old[i]), uint32(old[i+1]), k),
+		hash(5, k, m.recent>>3&1, m.recent>>7&1, m.recent>>11&1, m.recent>>15&1, m.recent&7),
+		hash(6, p.word, k, m.recent&(1<<k-1)),
+		hash(7, p.shift(4), p.shift(12), k),
 		hash(8, word(old[i-2:]), word(old[i+2:])),
 	}
 	for j := range ctx {
 		f.slots[j] = &m.tables[j][ctx[j]>>m.shift]
 	}
-	f.set = k
-	flag = f.code(m.c, flag)
-	if flag == 0 {
-		new[i] = ob
-	} else {
-		new[i] = m.value(ob, new[i], g, says, k, old, new, i, d1, d2, d4, d8, d12, ow)
-	}
-	m.recent = m.recent<<1 | flag
-	for j := range g {
-		if g[j] < 0 {
-			continue
-		}
-		if g[j] == int32(new[i]) {
-			m.hits[j] += (255 - m.hits[j]) >> 4
-		} else {
-			m.hits[j] -= m.hits[j]>>4 + min(1, m.hits[j])
-		}
-	}
-	if k == 3 {
-		nw := word(new[s:])
-		*sub = uint64(ow)<<32 | uint64(nw)
-		shift := nw - ow
-		*near, *class = shift, shift
-		if shift != 0 {
-			m.last = shift
-		}
-	}
+	f.set = p.k
+	return f.code(m.c, changed)
 }
 
 // operand is what four bytes in x86 code are: nothing, a distance from the end of the instruction, tail bytes behind
@@ -450,40 +485,40 @@ func (m *model) changing(old []byte, i, size int, oldAt, newAt int64) (n uint32)
 	return n
 }
 
-func (m *model) value(ob, nb byte, g [guesses]int32, says uint32, k int, old, new []byte, i int, d1, d2, d4, d8, d12 byte, ow uint32) byte {
-	v := m.values
+// value codes what the byte is, bit by bit from the highest.
+func (m *model) value(p *place, g *[guesses]int32, is byte) byte {
+	was, k, v := p.old[p.i], uint32(p.k), m.values
 	ctx := [valueInputs]uint32{
 		hash(11, uint32(g[0]), uint32(m.hits[0])/32),
-		hash(12, uint32(g[1]), uint32(m.hits[1])/32, uint32(k)),
-		hash(13, uint32(g[2]), uint32(m.hits[2])/32, uint32(k)),
+		hash(12, uint32(g[1]), uint32(m.hits[1])/32, k),
+		hash(13, uint32(g[2]), uint32(m.hits[2])/32, k),
 		hash(14, uint32(g[3]), uint32(m.hits[3])/32),
-		hash(15, uint32(g[4]), uint32(m.hits[4])/32, uint32(k)),
-		hash(16, uint32(ob), uint32(k)),
-		hash(17, uint32(ob), uint32(d1), uint32(d2)),
-		hash(18, uint32(new[i-1]), uint32(new[i-2])),
-		hash(19, uint32(ob+d4), uint32(ob+d8)),
-		hash(20, uint32(ob+d12), uint32(k)),
-		hash(21, ow, uint32(k)),
+		hash(15, uint32(g[4]), uint32(m.hits[4])/32, k),
+		hash(16, uint32(was), k),
+		hash(17, uint32(was), p.shift(1), p.shift(2)),
+		hash(18, uint32(p.new[p.i-1]), uint32(p.new[p.i-2])),
+		hash(19, uint32(was+byte(p.shift(4))), uint32(was+byte(p.shift(8)))),
+		hash(20, uint32(was+byte(p.shift(12))), k),
+		hash(21, p.word, k),
 		hash(22, uint32(g[0]), uint32(g[2]), uint32(g[5])),
-		hash(23, uint32(g[5]), uint32(m.hits[5])/32, uint32(k)),
+		hash(23, uint32(g[5]), uint32(m.hits[5])/32, k),
 	}
-	c0 := uint32(1)
+	bits := uint32(1) // a one, and those that are known
 	for b := 7; b >= 0; b-- {
 		for j := range ctx {
-			v.slots[j] = &m.tables[flagInputs+j][(ctx[j]+c0*0x9E3779B1)*0x85EBCA6B>>m.shift]
+			v.slots[j] = &m.tables[flagInputs+j][(ctx[j]+bits*0x9E3779B1)*0x85EBCA6B>>m.shift]
 		}
-		agree := uint32(0)
+		v.set = 0 // which of the better guesses agree so far, and which half of the byte it is
 		for _, j := range [4]int{0, 2, 3, 5} {
-			agree <<= 1
-			if g[j] >= 0 && uint32(g[j]|256)>>(b+1) == c0 {
-				agree |= 1
+			v.set <<= 1
+			if g[j] >= 0 && uint32(g[j]|256)>>(b+1) == bits {
+				v.set |= 1
 			}
 		}
-		v.set = int(agree)
 		if b < 4 {
 			v.set += 16
 		}
-		c0 = c0<<1 | v.code(m.c, uint32(nb)>>b&1)
+		bits = bits<<1 | v.code(m.c, uint32(is)>>b&1)
 	}
-	return byte(c0)
+	return byte(bits)
 }
