@@ -49,9 +49,11 @@ check: ## format, vet, linters, import rule, package docs, short race tests
 	tests/run-checks
 
 .PHONY: vmtest
-vmtest: deps build ## every scenario on machines, hours; builds the images they start from, and ends with a table (RUN=regexp)
-	for p in vm vm-arm64 generic-amd64; do $(MAKE) --no-print-directory image PROFILE=$$p || exit 1; done
-	tests/run-vmtest $(if $(RUN),-run '$(RUN)')
+vmtest: deps build ## every scenario on machines, hours; builds the images they start from, ends with a table (RUN=regexp; RESUME=1 runs what has not passed)
+	@for p in vm vm-arm64 generic-amd64; do \
+	  if [[ '$(VERSION)' == *-dirty ]] || ! grep -qsF '"version": "$(VERSION)"' build/$$p/build.json || ! grep -qF '"installer.iso"' build/$$p/build.json; then \
+	    $(MAKE) --no-print-directory image PROFILE=$$p || exit; fi; done
+	$(GO) run ./tests/vmtest -version '$(VERSION)' $(if $(RUN),-run '$(RUN)') $(if $(RESUME),-resume)
 
 .PHONY: bench
 bench: deps build ## one JSON line a figure; BENCH=name runs one, BENCH=update and BENCH=boot (needs make image PROFILE=vm) take minutes each
