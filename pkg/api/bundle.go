@@ -4,7 +4,9 @@ package api
 // checked by the core, in deterministic JSON. It travels as an OCI artifact
 // (artifact type BundleType, one layer of this JSON) and is named by its digest.
 type Bundle struct {
-	Version int    `json:"version"` // 1
+	// Version is 1, or 2 where a service has claims: a device that knows none must not run
+	// it without what it asked for.
+	Version int    `json:"version"`
 	App     string `json:"app"`
 	// Services are ordered so that each comes after those it depends on.
 	Services []Service `json:"services"`
@@ -43,6 +45,8 @@ type Service struct {
 	Mounts  []Mount  `json:"mounts,omitempty"`
 	Tmpfs   []Tmpfs  `json:"tmpfs,omitempty"`
 	Devices []string `json:"devices,omitempty"` // host[:container[:rwm]]
+	// Claims are hardware that the service holds for itself while it is wanted.
+	Claims []Claim `json:"claims,omitempty"`
 
 	DependsOn []Dependency `json:"dependsOn,omitempty"`
 	Health    *HealthCheck `json:"health,omitempty"`

@@ -151,7 +151,7 @@ func (a *Apps) pushed(ctx context.Context, tenant, artifact string) (*compiled, 
 		return nil, within("spec.artifact", err)
 	}
 	bundle := &api.Bundle{}
-	if err := json.Unmarshal(raw, bundle); err != nil || bundle.Version != 1 {
+	if err := json.Unmarshal(raw, bundle); err != nil || bundle.Version < 1 || bundle.Version > 2 {
 		return nil, &api.Error{Code: api.Invalid, Field: "spec.artifact", Message: artifact + " is not an app bundle that this core can read", Remedy: "push it again with this version of edgectl", Err: err}
 	}
 	sizes := map[string]int64{}

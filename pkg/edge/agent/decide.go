@@ -117,7 +117,7 @@ func parseBundle(raw []byte, name string) (b api.Bundle, err error) {
 	if err := json.Unmarshal(raw, &b); err != nil {
 		return b, &api.Error{Code: api.Invalid, Message: "the bundle does not decode", Err: err}
 	}
-	if b.Version != 1 || b.App != name {
+	if b.Version != 1 && b.Version != 2 || b.App != name {
 		return b, api.Errorf(api.Invalid, "a bundle of version %d for app %q", b.Version, b.App)
 	}
 	return b, nil

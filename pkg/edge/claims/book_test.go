@@ -1,0 +1,233 @@
+package claims
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// disk is a store of which a write may fail, before or after it took hold, as in a power
+// cut.
+type disk struct {
+	kept  map[string][]byte
+	left  int // operations until the power goes; negative: it stays
+	off   bool
+	spoil bool // the last write took hold
+}
+
+var errCut = errors.New("the power is cut")
+
+func (d *disk) op() (last bool) {
+	if d.left == 0 {
+		d.off = true
+	}
+	d.left--
+	return d.off
+}
+
+func (d *disk) Load(_ string, fn func(key, value []byte) error) error {
+	for _, k := range slices.Sorted(maps.Keys(d.kept)) {
+		if err := fn([]byte(k), d.kept[k]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *disk) Put(_, key string, value []byte) error {
+	was := d.off
+	if d.op() && (was || !d.spoil) {
+		return errCut
+	}
+	if len(value) == 0 {
+		delete(d.kept, key)
+	} else {
+		d.kept[key] = value
+	}
+	if d.off {
+		return errCut
+	}
+	return nil
+}
+
+// rack has cards that are changed when they are given and found changed after a cut.
+type rack struct {
+	disk    *disk
+	devices []api.Claimable
+	changed map[string]bool
+	slices  int // that can still be made
+}
+
+func (r *rack) Claimables() []api.Claimable { return r.devices }
+
+func (r *rack) Prepare(_ context.Context, id string, _ api.Claim) (api.DeviceEdits, error) {
+	if r.disk.op() {
+		return api.DeviceEdits{}, errCut
+	}
+	r.changed[id] = true
+	return api.DeviceEdits{Env: []string{"CARD=" + id}}, nil
+}
+
+func (r *rack) Restore(_ context.Context, id string) error {
+	if r.disk.op() {
+		return errCut
+	}
+	delete(r.changed, id)
+	return nil
+}
+
+func (r *rack) Make(_ context.Context, c api.Claim, _ []string) (bool, error) {
+	if r.slices == 0 || c.Class != api.ClaimVF {
+		return false, nil
+	}
+	r.slices--
+	r.devices = append(slices.Clone(r.devices), api.Claimable{Class: api.ClaimVF, ID: fmt.Sprint("made", r.slices), NUMA: -1, Units: 1})
+	return true, nil
+}
+
+// Over any takes, returns and power cuts no device is in two hands, what is told as held
+// is prepared, and when nobody wants anything the box is as it was found.
+func TestBookOverPowerCuts(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		dir, err := os.MkdirTemp("", "cdi")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		d := &disk{kept: map[string][]byte{}, left: -1}
+		r := &rack{disk: d, changed: map[string]bool{}, slices: rapid.IntRange(0, 2).Draw(t, "slices")}
+		for i := range rapid.IntRange(1, 4).Draw(t, "devices") {
+			r.devices = append(r.devices, api.Claimable{Class: api.ClaimVF, ID: fmt.Sprint("f", i), NUMA: -1, Units: 1})
+		}
+		open := func() *Book {
+			b, err := Open(d, &Specs{Dir: dir}, slog.New(slog.DiscardHandler), r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return b
+		}
+		b := open()
+		told := map[Owner][]Grant{} // what a Take answered, until it is given back
+		for range rapid.IntRange(1, 12).Draw(t, "steps") {
+			d.left = rapid.IntRange(-1, 12).Draw(t, "cut")
+			d.spoil = rapid.Bool().Draw(t, "took hold")
+			o := Owner{"app", rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "service")}
+			delete(told, o) // no container of it runs while it asks or is given up
+			if rapid.IntRange(0, 2).Draw(t, "what") > 0 {
+				h, err := b.Take(t.Context(), o, []api.Claim{{Class: api.ClaimVF, Count: rapid.IntRange(1, 3).Draw(t, "count")}})
+				if err == nil {
+					told[o] = h.Grants
+					for _, g := range h.Grants {
+						if !r.changed[g.ID] {
+							t.Fatalf("%v was not prepared", g)
+						}
+					}
+				}
+			} else {
+				b.Retain(t.Context(), func(other Owner) bool { return other != o })
+			}
+			if d.off {
+				d.off, d.left = false, -1
+				b = open()
+			}
+			d.left = -1
+			check(t, b, told)
+		}
+		if err := b.Retain(t.Context(), func(Owner) bool { return false }); err != nil {
+			t.Fatal(err)
+		}
+		if len(r.changed) > 0 || len(d.kept) > 0 {
+			t.Fatalf("left behind: %v %v", r.changed, d.kept)
+		}
+		if left, _ := filepath.Glob(filepath.Join(dir, "*")); len(left) > 0 {
+			t.Fatalf("specifications stay: %v", left)
+		}
+	})
+}
+
+func check(t *rapid.T, b *Book, told map[Owner][]Grant) {
+	holder := map[string]Owner{}
+	for o, grants := range b.held {
+		for _, g := range grants {
+			if other, twice := holder[g.ID]; twice {
+				t.Fatalf("%s is held by %s and %s", g.ID, o, other)
+			}
+			holder[g.ID] = o
+		}
+	}
+	for o, grants := range told {
+		for _, g := range grants {
+			if holder[g.ID] != o {
+				t.Fatalf("%s was told to %s and is held by %s", g.ID, o, holder[g.ID])
+			}
+		}
+	}
+}
+
+// What is held stays held, and the files for other programs tell of it.
+func TestTakeIsTheSameAgain(t *testing.T) {
+	d := &disk{kept: map[string][]byte{}, left: -1}
+	r := &rack{disk: d, changed: map[string]bool{}, slices: 1, devices: []api.Claimable{{Class: api.ClaimVF, ID: "0000:03:10.0", NUMA: -1, Units: 1}, {Class: api.ClaimVF, ID: "0000:03:10.2", NUMA: -1, Units: 1}}}
+	dir := t.TempDir()
+	b, err := Open(d, &Specs{Dir: dir}, slog.New(slog.DiscardHandler), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := b.Take(t.Context(), owner, []api.Claim{{Class: api.ClaimVF, Count: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := Owner{"other", "one"}
+	if _, err := b.Take(t.Context(), other, []api.Claim{{Class: api.ClaimVF, Count: 2}}); err != nil {
+		t.Fatalf("one was free and one could be made: %v", err)
+	}
+	b, err = Open(d, &Specs{Dir: dir}, slog.New(slog.DiscardHandler), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := b.Take(t.Context(), owner, []api.Claim{{Class: api.ClaimVF, Count: 1}})
+	if err != nil || !slices.Equal(first.Grants, again.Grants) {
+		t.Fatalf("first %v, then %v, %v", first.Grants, again, err)
+	}
+	var missing *Missing
+	if _, err := b.Take(t.Context(), Owner{"third", "one"}, []api.Claim{{Class: api.ClaimVF, Count: 1}}); !errors.As(err, &missing) {
+		t.Fatalf("all are held: %v", err)
+	}
+	uses := b.Uses()
+	if len(uses) != 3 || uses[0].Owners[0] != owner || uses[1].Owners[0] != other {
+		t.Errorf("uses are %+v", uses)
+	}
+	raw, err := os.ReadFile(filepath.Join(dir, "tributary.dev-vf.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file specFile
+	if err := json.Unmarshal(raw, &file); err != nil || file.Kind != "tributary.dev/vf" || file.Devices[0].Name != "0000:03:10.0" {
+		t.Errorf("the specification is %s (%v)", raw, err)
+	}
+}
+
+func FuzzRecord(f *testing.F) {
+	f.Add([]byte("app/web"), []byte(`[{"claim":0,"class":"gpu","id":"g0","units":1}]`))
+	f.Add([]byte("/"), []byte(`[]`))
+	f.Fuzz(func(t *testing.T, key, value []byte) {
+		owner, grants, err := decode(key, value)
+		if err != nil {
+			return
+		}
+		if owner.App == "" || owner.Service == "" || slices.ContainsFunc(grants, func(g Grant) bool { return g.Units < 1 }) {
+			t.Errorf("%v %v", owner, grants)
+		}
+	})
+}

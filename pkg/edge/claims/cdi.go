@@ -1,0 +1,101 @@
+package claims
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"sync"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/identity/atomicfile"
+)
+
+// vendor is the first part of the names of our devices in CDI.
+const vendor = "tributary.dev"
+
+// cdiVersion is the version of the specification whose words are used (CNCF's Container
+// Device Interface, SPEC.md).
+const cdiVersion = "0.6.0"
+
+// QualifiedName is a device as programs ask for it: "tributary.dev/gpu=GPU-1".
+func QualifiedName(class api.ClaimClass, id string) string {
+	return vendor + "/" + string(class) + "=" + deviceName(id)
+}
+
+// odd are the characters that CDI does not allow in a device's name.
+var odd = regexp.MustCompile(`[^A-Za-z0-9_.:-]`)
+
+func deviceName(id string) string { return odd.ReplaceAllString(id, "_") }
+
+// Specs are the files by which ctr, nerdctl, podman and others on the box find its devices:
+// one for each class, with a device for each that is held. They describe what containers
+// get; they give nobody a right.
+type Specs struct {
+	// Dir is where CDI looks for what is made at run time: /var/run/cdi.
+	Dir string
+
+	mu    sync.Mutex
+	files map[api.ClaimClass]map[string]api.DeviceEdits
+}
+
+type specFile struct {
+	Version string       `json:"cdiVersion"`
+	Kind    string       `json:"kind"`
+	Devices []specDevice `json:"devices"`
+}
+
+type specDevice struct {
+	Name  string          `json:"name"`
+	Edits api.DeviceEdits `json:"containerEdits"`
+}
+
+// Write adds or replaces a device.
+func (s *Specs) Write(class api.ClaimClass, id string, edits api.DeviceEdits) error {
+	return s.change(class, func(devices map[string]api.DeviceEdits) { devices[deviceName(id)] = edits })
+}
+
+// Remove takes a device out; the file goes with its last device.
+func (s *Specs) Remove(class api.ClaimClass, id string) error {
+	return s.change(class, func(devices map[string]api.DeviceEdits) { delete(devices, deviceName(id)) })
+}
+
+func (s *Specs) change(class api.ClaimClass, fn func(map[string]api.DeviceEdits)) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.files == nil {
+		s.files = map[api.ClaimClass]map[string]api.DeviceEdits{}
+	}
+	if s.files[class] == nil {
+		s.files[class] = map[string]api.DeviceEdits{}
+	}
+	devices := s.files[class]
+	fn(devices)
+	path := filepath.Join(s.Dir, vendor+"-"+string(class)+".json")
+	// A device that changes nothing in a container (a processor) has no place in a
+	// specification, which wants at least one edit of each.
+	file := specFile{Version: cdiVersion, Kind: vendor + "/" + string(class)}
+	for _, name := range slices.Sorted(maps.Keys(devices)) {
+		if e := devices[name]; len(e.Env)+len(e.Nodes)+len(e.Mounts) > 0 {
+			file.Devices = append(file.Devices, specDevice{name, e})
+		}
+	}
+	if len(file.Devices) == 0 {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+	raw, err := json.MarshalIndent(file, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(s.Dir, 0o755); err != nil {
+		return err
+	}
+	return atomicfile.Write(path, append(raw, '\n'), 0o644)
+}

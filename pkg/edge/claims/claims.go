@@ -1,0 +1,355 @@
+// Package claims answers: which device of this box belongs to which service?
+//
+// allocate.go decides, as a plain function. The Book keeps the answers: an answer is on
+// the disk before a container sees its device, stays the same over crashes and reboots
+// while the service is wanted, and is given back when its last container is gone. cdi.go
+// writes what each device means to a container, in the files by which other programs on
+// the box see the same devices (Container Device Interface).
+//
+// The book knows no hardware. Rooms that do offer their devices as Providers.
+package claims
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// Provider is a room that has devices to give.
+type Provider interface {
+	// Claimables lists the devices as they are now, those that are held among them.
+	Claimables() []api.Claimable
+	// Prepare makes one of its devices ready for a container and tells what the container
+	// needs. It may be repeated.
+	Prepare(ctx context.Context, id string, claim api.Claim) (api.DeviceEdits, error)
+	// Restore leaves a device as it was found before Prepare. It may be repeated, also for a
+	// device that is gone.
+	Restore(ctx context.Context, id string) error
+}
+
+// Maker is a Provider that can make devices out of others, such as slices of a card.
+type Maker interface {
+	Provider
+	// Make tries to have one more device that answers the claim; held are the devices of
+	// this provider that must stay as they are. True means that Claimables changed.
+	Make(ctx context.Context, claim api.Claim, held []string) (bool, error)
+}
+
+// Store keeps values under keys, on disk before Put returns; an empty value removes.
+type Store interface {
+	Load(bucket string, fn func(key, value []byte) error) error
+	Put(bucket, key string, value []byte) error
+}
+
+const bucket = "claims"
+
+// Book keeps who holds what. Its methods may be called from any goroutine.
+type Book struct {
+	store     Store
+	providers []Provider
+	specs     *Specs
+	log       *slog.Logger
+
+	mu   sync.Mutex
+	held map[Owner][]Grant
+}
+
+// Open reads the book. A record that cannot be read is dropped with a word in the log: its
+// service asks again.
+func Open(store Store, specs *Specs, log *slog.Logger, providers ...Provider) (*Book, error) {
+	b := &Book{store: store, providers: providers, specs: specs, log: log, held: map[Owner][]Grant{}}
+	var torn []string
+	err := store.Load(bucket, func(key, value []byte) error {
+		owner, grants, err := decode(key, value)
+		if err != nil {
+			torn = append(torn, string(key))
+			log.Warn("a record of held devices cannot be read and is dropped", "key", string(key), "err", err)
+			return nil
+		}
+		b.held[owner] = grants
+		return nil
+	})
+	for _, key := range torn {
+		err = errors.Join(err, store.Put(bucket, key, nil))
+	}
+	return b, err
+}
+
+// maxRecord bounds the record of one service.
+const maxRecord = 1 << 20
+
+func decode(key, value []byte) (Owner, []Grant, error) {
+	app, service, ok := strings.Cut(string(key), "/")
+	if !ok || app == "" || service == "" || len(value) > maxRecord {
+		return Owner{}, nil, fmt.Errorf("it is of %d bytes under %q", len(value), key)
+	}
+	var grants []Grant
+	if err := json.Unmarshal(value, &grants); err != nil {
+		return Owner{}, nil, err
+	}
+	for _, g := range grants {
+		if g.Units < 1 || g.ID == "" || g.Class == "" {
+			return Owner{}, nil, fmt.Errorf("a grant of %d units of %q", g.Units, g.ID)
+		}
+	}
+	return Owner{app, service}, grants, nil
+}
+
+func (b *Book) devices() []api.Claimable {
+	var all []api.Claimable
+	for _, p := range b.providers {
+		all = append(all, p.Claimables()...)
+	}
+	return all
+}
+
+// Take answers the claims of a service and makes its devices ready: what it held before
+// wherever that still answers. An error of type *Missing says in words what the box lacks.
+func (b *Book) Take(ctx context.Context, owner Owner, wanted []api.Claim) (*Held, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	grants, err := b.allocate(ctx, owner, wanted)
+	if err != nil {
+		return nil, err
+	}
+	before := b.held[owner]
+	// What goes to this owner is written down before it is touched, and what it no longer
+	// has is given back before others may have it.
+	if err := b.write(owner, union(before, grants)); err != nil {
+		return nil, err
+	}
+	if err := b.restore(ctx, without(before, grants)); err != nil {
+		return nil, err
+	}
+	if err := b.write(owner, grants); err != nil {
+		return nil, err
+	}
+	h := &Held{Grants: grants}
+	for _, g := range grants {
+		p := b.providerOf(g)
+		if p == nil {
+			return nil, &Missing{Claim: g.Claim, Words: g.ID + " is gone"}
+		}
+		edits, err := p.Prepare(ctx, g.ID, wanted[g.Claim])
+		if err != nil {
+			return nil, fmt.Errorf("%s %s: %w", g.Class, g.ID, err)
+		}
+		h.Edits = append(h.Edits, edits)
+		if err := b.specs.Write(g.Class, g.ID, edits); err != nil {
+			return nil, err
+		}
+	}
+	return h, nil
+}
+
+// Held is what a service holds: its grants, and what each means to its container.
+type Held struct {
+	Grants []Grant
+	Edits  []api.DeviceEdits
+}
+
+// Names lists the devices by their qualified names of CDI, in order.
+func (h *Held) Names() []string {
+	var out []string
+	for _, g := range h.Grants {
+		out = append(out, QualifiedName(g.Class, g.ID))
+	}
+	return out
+}
+
+// allocate decides, and has further devices made where none is free.
+func (b *Book) allocate(ctx context.Context, owner Owner, wanted []api.Claim) ([]Grant, error) {
+	for range 1 + maxMade {
+		grants, err := Allocate(b.devices(), b.held, owner, wanted)
+		var missing *Missing
+		if err == nil || !errors.As(err, &missing) {
+			return grants, err
+		}
+		made, merr := b.make(ctx, wanted[missing.Claim])
+		if merr != nil {
+			return nil, &Missing{Claim: missing.Claim, Words: missing.Words + "; none could be made: " + merr.Error()}
+		}
+		if !made {
+			return nil, err
+		}
+	}
+	return nil, fmt.Errorf("%d devices were made and the claims of %s are still not met", maxMade, owner)
+}
+
+// maxMade bounds the devices that are made for one service at once.
+const maxMade = 64
+
+func (b *Book) make(ctx context.Context, c api.Claim) (bool, error) {
+	for _, p := range b.providers {
+		maker, ok := p.(Maker)
+		if !ok {
+			continue
+		}
+		var held []string
+		for _, grants := range b.held {
+			for _, g := range grants {
+				held = append(held, g.ID)
+			}
+		}
+		slices.Sort(held)
+		if made, err := maker.Make(ctx, c, held); made || err != nil {
+			return made, err
+		}
+	}
+	return false, nil
+}
+
+func (b *Book) providerOf(g Grant) Provider {
+	for _, p := range b.providers {
+		if slices.ContainsFunc(p.Claimables(), func(d api.Claimable) bool { return d.Class == g.Class && d.ID == g.ID }) {
+			return p
+		}
+	}
+	return nil
+}
+
+// Retain gives back what services hold that are not wanted and have no container. It is
+// told of all that may still hold something.
+func (b *Book) Retain(ctx context.Context, keep func(Owner) bool) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var errs []error
+	for _, owner := range slices.SortedFunc(maps.Keys(b.held), compareOwners) {
+		if keep(owner) {
+			continue
+		}
+		if err := b.restore(ctx, b.held[owner]); err != nil {
+			errs = append(errs, fmt.Errorf("devices of %s: %w", owner, err))
+			continue // held until they are given back
+		}
+		errs = append(errs, b.write(owner, nil))
+	}
+	return errors.Join(errs...)
+}
+
+// restore gives devices back that nobody else holds. Every provider is asked for what is
+// gone from all of them, since it may know what it did to it.
+func (b *Book) restore(ctx context.Context, grants []Grant) error {
+	var errs []error
+	for _, g := range grants {
+		if b.holders(g) > 1 {
+			continue
+		}
+		if p := b.providerOf(g); p != nil {
+			if err := p.Restore(ctx, g.ID); err != nil {
+				errs = append(errs, fmt.Errorf("%s %s: %w", g.Class, g.ID, err))
+				continue
+			}
+		} else {
+			for _, p := range b.providers {
+				errs = append(errs, p.Restore(ctx, g.ID))
+			}
+		}
+		errs = append(errs, b.specs.Remove(g.Class, g.ID))
+	}
+	return errors.Join(errs...)
+}
+
+// holders counts the services that hold a device.
+func (b *Book) holders(g Grant) int {
+	n := 0
+	for _, grants := range b.held {
+		if slices.ContainsFunc(grants, func(o Grant) bool { return o.Class == g.Class && o.ID == g.ID }) {
+			n++
+		}
+	}
+	return n
+}
+
+func (b *Book) write(owner Owner, grants []Grant) error {
+	if len(grants) == 0 {
+		if _, ok := b.held[owner]; !ok {
+			return nil
+		}
+		if err := b.store.Put(bucket, owner.String(), nil); err != nil {
+			return err
+		}
+		delete(b.held, owner)
+		return nil
+	}
+	if slices.Equal(b.held[owner], grants) {
+		return nil
+	}
+	raw, err := json.Marshal(grants)
+	if err != nil {
+		return err
+	}
+	if err := b.store.Put(bucket, owner.String(), raw); err != nil {
+		return err
+	}
+	b.held[owner] = grants
+	return nil
+}
+
+// Use is one device with those that hold it, for status.
+type Use struct {
+	api.Claimable
+	Owners []Owner `json:"owners,omitempty"`
+	// Held is how many units of it are held.
+	Held int `json:"held"`
+}
+
+// Uses lists every device and who holds it, devices that are gone and still held among
+// them.
+func (b *Book) Uses() []Use {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	at := map[deviceKey]int{}
+	var out []Use
+	for _, d := range b.devices() {
+		at[deviceKey{d.Class, d.ID}] = len(out)
+		out = append(out, Use{Claimable: d})
+	}
+	for _, owner := range slices.SortedFunc(maps.Keys(b.held), compareOwners) {
+		for _, g := range b.held[owner] {
+			i, ok := at[deviceKey{g.Class, g.ID}]
+			if !ok {
+				i = len(out)
+				at[deviceKey{g.Class, g.ID}] = i
+				out = append(out, Use{Claimable: api.Claimable{Class: g.Class, ID: g.ID, NUMA: -1, Fault: "it is gone"}})
+			}
+			out[i].Owners = append(out[i].Owners, owner)
+			out[i].Held += g.Units
+		}
+	}
+	slices.SortStableFunc(out, func(a, b Use) int {
+		return cmp.Or(strings.Compare(string(a.Class), string(b.Class)), compareNames(a.ID, b.ID))
+	})
+	return out
+}
+
+func compareOwners(a, b Owner) int {
+	return cmp.Or(strings.Compare(a.App, b.App), strings.Compare(a.Service, b.Service))
+}
+
+// union joins grants, each once.
+func union(a, b []Grant) []Grant {
+	out := slices.Clone(a)
+	for _, g := range b {
+		if !slices.Contains(out, g) {
+			out = append(out, g)
+		}
+	}
+	return out
+}
+
+// without lists the grants of devices that are not among those of b.
+func without(a, b []Grant) []Grant {
+	return slices.DeleteFunc(slices.Clone(a), func(g Grant) bool {
+		return slices.ContainsFunc(b, func(o Grant) bool { return o.Class == g.Class && o.ID == g.ID })
+	})
+}
