@@ -26,6 +26,7 @@ import (
 	"tributary.dev/tributary/pkg/edge/onboard"
 	"tributary.dev/tributary/pkg/edge/onboard/sztp"
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/rest"
 )
 
 func main() {
@@ -132,7 +133,7 @@ func run(ctx context.Context, args []string, out, errs io.Writer) error {
 		}
 		b.log.Warn("the owner that was found does not let the box in; looking again", "err", err)
 		b.finder.Decline(found, err)
-		b.pause(ctx)
+		rest.For(ctx, b.o.pause)
 	}
 }
 
@@ -140,15 +141,6 @@ func run(ctx context.Context, args []string, out, errs io.Writer) error {
 func (b *box) tell(w api.Warning) {
 	w.Since = b.now().Unix()
 	_ = b.out.Encode(w) // edged has gone when this fails, and ends this too
-}
-
-func (b *box) pause(ctx context.Context) {
-	t := time.NewTimer(b.o.pause)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
 }
 
 // enrol makes the box a member with its owner.

@@ -15,6 +15,7 @@ import (
 	"tributary.dev/tributary/pkg/edge/agent"
 	"tributary.dev/tributary/pkg/edge/onboard"
 	"tributary.dev/tributary/pkg/manifest"
+	"tributary.dev/tributary/pkg/rest"
 )
 
 // A box that knows its owner and cannot enrol, because its relay does not reach the core,
@@ -64,7 +65,7 @@ func (b *box) runFirst(ctx context.Context) {
 		if f, err = onboard.LoadFirst(b.o.data); err != nil {
 			b.log.Warn("what the owner has this box run at first is not used", "err", err)
 		}
-		if f != nil || !rest(ctx, firstLook) {
+		if f != nil || !rest.For(ctx, firstLook) {
 			break
 		}
 	}
@@ -108,7 +109,7 @@ func (b *box) firstApps(ctx context.Context, f *onboard.First) error {
 			break
 		}
 		b.log.Warn("apps of the first day are not ready", "why", unready)
-		if !rest(ctx, firstPause) {
+		if !rest.For(ctx, firstPause) {
 			return nil
 		}
 	}
@@ -143,16 +144,4 @@ func (b *box) firstWarning(w api.Warning) api.Warning {
 		w.Message += "; until then it runs what its owner signed for it: " + strings.Join(names, ", ")
 	}
 	return w
-}
-
-// rest waits; false when ctx ended.
-func rest(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }

@@ -3,6 +3,8 @@ package boot
 import (
 	"context"
 	"time"
+
+	"tributary.dev/tributary/pkg/rest"
 )
 
 // forever runs a loop of process 1 again whenever it ends or panics: a packet that breaks
@@ -18,9 +20,6 @@ func (b *booter) forever(ctx context.Context, name string, loop func(context.Con
 		var pause time.Duration
 		pause, quick = backoff(quick, time.Since(began))
 		b.say("%s ended (%v); again in %v", name, err, pause)
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
+		rest.For(ctx, pause)
 	}
 }

@@ -20,6 +20,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/rest"
 )
 
 // Config is what onboarding needs.
@@ -158,7 +159,7 @@ func (a answer) same(b answer) bool {
 func another(ctx context.Context, cfg Config, seen answer, d time.Duration) (changed, ok bool) {
 	look, _ := cfg.Pace.bounds()
 	for d > 0 {
-		if !sleep(ctx, min(look, d)) {
+		if !rest.For(ctx, min(look, d)) {
 			return false, false
 		}
 		if token, err := cfg.Token(); !seen.same(answer{token, err}) {
@@ -188,18 +189,6 @@ func enrolOnce(ctx context.Context, cfg Config, request identity.EnrolConfig) (*
 		return i, nil
 	}
 	return nil, err
-}
-
-// sleep waits; it reports false when ctx ended.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }
 
 // RenewSoon asks for a renewal now: the trust that is held lacks a signer that the core
@@ -316,15 +305,15 @@ func (m *Member) Run(ctx context.Context) error {
 			continue
 		}
 		failures = 0
-		if !sleep(ctx, rest(m.Live.Get())) {
+		if !rest.For(ctx, apart(m.Live.Get())) {
 			return nil
 		}
 	}
 }
 
-// rest is the least time from one renewal to the next, asked for or not: a minute, and
+// apart is the least time from one renewal to the next, asked for or not: a minute, and
 // less for certificates that live for minutes.
-func rest(i *identity.Identity) time.Duration {
+func apart(i *identity.Identity) time.Duration {
 	return min(time.Minute, i.Cert[0].NotAfter.Sub(i.Cert[0].NotBefore)/12)
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"tributary.dev/tributary/pkg/edge/uplink/dhcp6"
 	"tributary.dev/tributary/pkg/netlist"
+	"tributary.dev/tributary/pkg/rest"
 )
 
 // said6 is what a DHCPv6 server said on an uplink.
@@ -64,7 +65,7 @@ func (r *runner) six(ctx context.Context, name string, link netlink.Link) {
 			c.Restart(time.Now(), managed)
 		}
 		if !cabled {
-			pause(ctx, look6)
+			rest.For(ctx, look6)
 			continue
 		}
 		if m := c.Tick(time.Now()); m != nil {
@@ -108,7 +109,7 @@ func (r *runner) six(ctx context.Context, name string, link netlink.Link) {
 // receive6 waits for a packet that says something, at most until a time.
 func receive6(ctx context.Context, conn *net.UDPConn, c *dhcp6.Client, until time.Time) *dhcp6.Message {
 	if conn == nil {
-		pause(ctx, max(time.Until(until), 10*time.Millisecond))
+		rest.For(ctx, max(time.Until(until), 10*time.Millisecond))
 		return nil
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
@@ -121,7 +122,7 @@ func receive6(ctx context.Context, conn *net.UDPConn, c *dhcp6.Client, until tim
 		n, _, err := conn.ReadFromUDPAddrPort(b)
 		if err != nil {
 			if !errors.Is(err, os.ErrDeadlineExceeded) {
-				pause(ctx, look6) // the card is on its way out
+				rest.For(ctx, look6) // the card is on its way out
 			}
 			return nil
 		}
@@ -131,15 +132,6 @@ func receive6(ctx context.Context, conn *net.UDPConn, c *dhcp6.Client, until tim
 		if !time.Now().Before(c.Wake) { // an offer that is to be answered at once
 			return nil
 		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/edge/boot/appear"
+	"tributary.dev/tributary/pkg/rest"
 )
 
 // Name is what QEMU's virtserialport device is called.
@@ -68,10 +69,7 @@ func Serve(ctx context.Context, socket string, log *slog.Logger) error {
 			}
 			return err
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
+		rest.For(ctx, pause)
 	}
 	return nil
 }
