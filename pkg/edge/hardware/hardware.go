@@ -1,4 +1,4 @@
-// Package hardware answers: which box is this, and of which family?
+// Package hardware answers: which box is this, of which family, and what is in it now?
 //
 // It reads what the kernel tells under /proc, /sys and /etc (an fs.FS passed in, so
 // that a recording serves as well as the machine), and the network interfaces through
@@ -30,6 +30,8 @@ type Source struct {
 	Disk func() int64
 	// Arch is a GOARCH; empty means this build's.
 	Arch string
+	// Asked is what no file tells.
+	Asked Asked
 }
 
 // Link is one network interface as netlink shows it.

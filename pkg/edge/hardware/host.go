@@ -14,6 +14,7 @@ func Host(data string) Source {
 	return Source{
 		Root:  os.DirFS("/"),
 		Links: hostLinks,
+		Asked: askKernel(),
 		Disk: func() int64 {
 			var st unix.Statfs_t
 			if unix.Statfs(data, &st) != nil {
