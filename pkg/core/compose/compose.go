@@ -166,6 +166,9 @@ func (c *compiler) bundle() *api.Bundle {
 	}
 	for _, name := range order {
 		b.Services = append(b.Services, *services[name])
+		if len(services[name].Claims) > 0 {
+			b.Version = 2
+		}
 	}
 	b.Networks, b.Volumes = keys(c.nets), keys(c.volumes)
 	for _, clash := range clashesWithin(b) {

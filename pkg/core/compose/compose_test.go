@@ -122,7 +122,12 @@ func TestRefused(t *testing.T) {
 		{"privileged", web("privileged: true"), 4, "services.web.privileged", "cap_add"},
 		{"pid host", web("pid: host"), 4, "services.web.pid", "network_mode: host"},
 		{"ipc host", web("ipc: host"), 4, "services.web.ipc", "network_mode: host"},
-		{"gpus", web("gpus: all"), 4, "services.web.gpus", "later release"},
+		{"claim without a class", web("deploy:", "  resources:", "    reservations:", "      devices:", "        - {driver: nvidia, capabilities: []}"), 8, "services.web.deploy.resources.reservations.devices[0].capabilities", "name one class"},
+		{"claim of an unknown class", web("deploy:", "  resources:", "    reservations:", "      devices:", "        - {capabilities: [tpu]}"), 8, "services.web.deploy.resources.reservations.devices[0].capabilities", "write one of [cpu gpu hugepages vf]"},
+		{"claim with an unknown option", web("deploy:", "  resources:", "    reservations:", "      devices:", "        - capabilities: [gpu]", "          options:", "            colour: red"), 10, "services.web.deploy.resources.reservations.devices[0].options.colour", "its options are"},
+		{"claim with an odd value", web("deploy:", "  resources:", "    reservations:", "      devices:", "        - capabilities: [gpu]", "          options:", "            memory: much"), 10, "services.web.deploy.resources.reservations.devices[0].options.memory", "write it like 20480"},
+		{"claim counted and named", web("deploy:", "  resources:", "    reservations:", "      devices:", "        - {capabilities: [gpu], count: 2, device_ids: [a]}"), 7, "services.web.deploy.resources.reservations.devices", "exclusive"},
+		{"function on the host's network", web("network_mode: host", "deploy:", "  resources:", "    reservations:", "      devices:", "        - {capabilities: [vf]}"), 8, "services.web.deploy.resources.reservations.devices", "vfio-pci"},
 		{"extra_hosts", web("extra_hosts: ['a:1.2.3.4']"), 4, "services.web.extra_hosts", "config"},
 		{"unknown", web("imagee: x"), 4, "services.web.imagee", "did you mean image?"},
 		{"unknown top", web() + "service: {}\n", 5, "service", "did you mean services?"},
@@ -131,7 +136,6 @@ func TestRefused(t *testing.T) {
 		{"replicas", web("deploy: {replicas: 3}"), 4, "services.web.deploy.replicas", "3 instances"},
 		{"scale", web("scale: 2"), 4, "services.web.scale", "2 instances"},
 		{"placement", web("deploy:", "  placement: {constraints: [a]}"), 5, "services.web.deploy.placement", "Fleet"},
-		{"gpu reservation", web("deploy:", "  resources:", "    reservations:", "      devices: [{capabilities: [gpu]}]"), 7, "services.web.deploy.resources.reservations.devices", "later release"},
 		{"no image", "services:\n  web:\n    command: x\n", 2, "services.web.image", "no image"},
 		{"bad digest", "services:\n  web:\n    image: web@sha256:12\n", 3, "services.web.image", "64 hex digits"},
 		{"bad image", "services:\n  web:\n    image: Web:1\n", 3, "services.web.image", "not an image reference"},
@@ -454,5 +458,46 @@ func TestGarbledImage(t *testing.T) {
 	_, _, err := Load(context.Background(), "services: {w: {image: garbled}}", options())
 	if api.CodeOf(err) != api.Invalid || !strings.Contains(err.Error(), "services.w.image") || !strings.Contains(err.Error(), "its config is not JSON") || !strings.Contains(err.Error(), "push the image again") {
 		t.Error(err)
+	}
+}
+
+// The words of a reservation become claims; who claims nothing has the bundle that it had.
+func TestClaims(t *testing.T) {
+	const text = `
+services:
+  plain: {image: web:1}
+  ran:
+    image: web:1
+    gpus: all
+    deploy:
+      resources:
+        reservations:
+          devices:
+            - {capabilities: [gpu], driver: nvidia, options: {memory: "20480", sharing: mig, numa: same}}
+            - {capabilities: [gpu, utility, compute], driver: nvidia, device_ids: [GPU-1, GPU-2]}
+            - {capabilities: [vf], count: 2, options: {physical: "enp3s*"}}
+            - {capabilities: [cpu], count: 4, options: {isolated: "true"}}
+            - {capabilities: [hugepages], count: 512}
+`
+	b, _, err := Load(t.Context(), text, options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, s := range b.Services {
+		for _, c := range s.Claims {
+			got = append(got, s.Name+": "+c.String())
+		}
+	}
+	want := []string{
+		"ran: every × gpu",
+		"ran: every × gpu (nvidia, memory 20480, numa same, sharing mig)",
+		"ran: 2 × gpu (nvidia, GPU-1, GPU-2)",
+		"ran: 2 × vf (physical enp3s*)",
+		"ran: 4 × cpu (isolated true)",
+		"ran: 512 × hugepages (size 2M)",
+	}
+	if !slices.Equal(got, want) || b.Version != 2 {
+		t.Errorf("version %d:\n%s", b.Version, strings.Join(got, "\n"))
 	}
 }

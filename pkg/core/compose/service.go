@@ -45,6 +45,8 @@ func (c *compiler) service(name string, in types.ServiceConfig) *api.Service {
 	s.Health = c.health(at, in.HealthCheck)
 	s.Restart = c.restart(at, in)
 	s.Resources = c.resources(at, in)
+	c.gpus(at, in, s)
+	c.claims(in, s)
 	c.rights(at, in, s)
 	c.scale(at, in)
 	return s
