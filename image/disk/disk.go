@@ -118,7 +118,7 @@ func Write(path string, l Layout) (*Image, error) {
 	if err := f.Truncate(size); err != nil {
 		return nil, err
 	}
-	s := &sparse{f: f, used: map[int64]bool{}}
+	s := &sparse{f: f, written: map[int64]bool{}, mapped: map[int64]bool{}}
 	if err := l.write(s, t); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -154,6 +154,9 @@ func (l Layout) write(s *sparse, t *gpt.Table) error {
 		{"config", func(w part) error {
 			return fat.Write(w, w.size, fat.Options{Label: "CONFIG", VolumeID: id("config"), Time: l.Time}, l.Config)
 		}},
+		// A box that was flashed anew must not find the keys of its former life.
+		{"state", part.blank},
+		{"data", part.blank},
 	}
 	for _, step := range steps {
 		_, p := t.Find(step.label)
@@ -179,6 +182,16 @@ func (p part) WriteAt(b []byte, off int64) (int, error) {
 		return 0, ErrTooSmall
 	}
 	return p.s.WriteAt(b, p.offset+off)
+}
+
+// keyArea is where LUKS2 keeps its headers and keys (LUKS2 On-Disk Format 1.1.4, table 1: at most 4 MiB of header twice,
+// and key slots up to the data, which cryptsetup begins at 16 MiB).
+const keyArea = 16 * mib
+
+// blank writes zeros where a former volume has its keys.
+func (p part) blank() error {
+	_, err := p.WriteAt(make([]byte, min(keyArea, p.size)), 0)
+	return err
 }
 
 func (p part) copy(f *os.File) error {

@@ -41,7 +41,11 @@ func file(t testing.TB, b []byte) *os.File {
 }
 
 func layout(t testing.TB) Layout {
-	root, tree := file(t, noise(2<<20, 1)), file(t, nil)
+	hollow := func(b []byte) []byte { // pages of zeros in the midst, as file systems and programs have them
+		clear(b[5*4096 : 9*4096])
+		return b
+	}
+	root, tree := file(t, hollow(noise(2<<20, 1))), file(t, nil)
 	hash, err := verity.Format(root, 2<<20, nil, [16]byte{}, tree)
 	if err != nil {
 		t.Fatal(err)
@@ -49,7 +53,7 @@ func layout(t testing.TB) Layout {
 	return Layout{
 		Profile: "test", Arch: "amd64", Sizes: hwprofiles.Partitions{ESP: 40, Root: 8, Verity: 4, Config: 36, State: 8, Data: 8},
 		Time: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), Root: root, Verity: tree, RootHash: hash,
-		UKI: noise(3<<20, 2), BootManager: noise(90000, 3), Install: 1,
+		UKI: hollow(noise(3<<20, 2)), BootManager: noise(90000, 3), Install: 1,
 		Config: []fat.File{{Path: "tributary.yaml", Content: bytes.NewReader([]byte("name: box\n"))}},
 	}
 }
@@ -108,9 +112,52 @@ func TestWrite(t *testing.T) {
 	if len(bytes.TrimLeft(b, "\x00")) > 0 {
 		t.Error("the block map leaves out something")
 	}
+	flashedOverRubbish(t, im, l)
 	if _, err := exec.LookPath("sgdisk"); err == nil {
 		if out, err := exec.Command("sgdisk", "-v", path).CombinedOutput(); err != nil || !bytes.Contains(out, []byte("No problems found")) {
 			t.Errorf("sgdisk: %v\n%s", err, out)
+		}
+	}
+}
+
+// flashedOverRubbish writes what the map names over a disk of 0xff, as bmaptool does, and looks for what must be whole.
+func flashedOverRubbish(t *testing.T, im *Image, l Layout) {
+	t.Helper()
+	image, err := os.ReadFile(im.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := bytes.Repeat([]byte{0xff}, len(image))
+	for _, r := range im.Map.Ranges {
+		copy(b[r.Offset():][:im.Map.Size(r)], image[r.Offset():])
+	}
+	section := func(label string) *io.SectionReader {
+		_, p := im.Table.Find(label)
+		return io.NewSectionReader(bytes.NewReader(b), im.Table.Offset(p), im.Table.Size(p))
+	}
+	if err := verity.Verify(section("root-a"), section("root-a-verity"), l.RootHash); err != nil {
+		t.Errorf("flashed over rubbish: %v", err)
+	}
+	for _, label := range []string{"esp-a", "esp-b", "config"} {
+		r := section(label)
+		v, err := fat.Open(r, r.Size())
+		if err != nil {
+			t.Fatalf("flashed over rubbish: %s: %v", label, err)
+		}
+		if err := v.Check(); err != nil {
+			t.Errorf("flashed over rubbish: %s: %v", label, err)
+		}
+		if label == "config" {
+			continue
+		}
+		if uki, err := v.ReadFile("EFI/Linux/tributary-1.efi", 8<<20); err != nil || !bytes.Equal(uki, l.UKI) {
+			t.Errorf("flashed over rubbish: %s: the kernel image is another (%v)", label, err)
+		}
+	}
+	for _, label := range []string{"state", "data"} {
+		head := make([]byte, min(keyArea, section(label).Size()))
+		if _, err := section(label).ReadAt(head, 0); err != nil || len(bytes.Trim(head, "\x00")) > 0 {
+			t.Errorf("flashed over rubbish: the keys of a former %s are still there (%v)", label, err)
 		}
 	}
 }

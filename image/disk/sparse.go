@@ -16,11 +16,14 @@ import (
 	"tributary.dev/tributary/pkg/disk/bmap"
 )
 
-// sparse writes to a file that is all zeros, leaves blocks of zeros out, and remembers the others. Holes are thus a
-// matter of content, not of the file system that the builder runs on.
+// sparse writes to a file that is all zeros, leaves blocks of zeros out, and remembers every block that was written,
+// those of zeros too: whoever flashes by the map onto a used disk must bring them there, or what lay there before shows
+// through in the midst of a file. What is mapped is thus a matter of meaning, not of the file system that the builder
+// runs on.
 type sparse struct {
-	f    *os.File
-	used map[int64]bool
+	f       *os.File
+	written map[int64]bool // blocks in the file
+	mapped  map[int64]bool // blocks that count
 }
 
 var zero [bmap.BlockSize]byte
@@ -28,13 +31,15 @@ var zero [bmap.BlockSize]byte
 func (s *sparse) WriteAt(b []byte, off int64) (int, error) {
 	for n := 0; n < len(b); {
 		at := off + int64(n)
+		block := at / bmap.BlockSize
 		k := min(len(b)-n, int(bmap.BlockSize-at%bmap.BlockSize))
-		if piece := b[n : n+k]; s.used[at/bmap.BlockSize] || !bytes.Equal(piece, zero[:k]) {
+		if piece := b[n : n+k]; s.written[block] || !bytes.Equal(piece, zero[:k]) {
 			if _, err := s.f.WriteAt(piece, at); err != nil {
 				return n, err
 			}
-			s.used[at/bmap.BlockSize] = true
+			s.written[block] = true
 		}
+		s.mapped[block] = true
 		n += k
 	}
 	return len(b), nil
@@ -43,8 +48,8 @@ func (s *sparse) WriteAt(b []byte, off int64) (int, error) {
 func (s *sparse) Sync() error { return nil } // an image may be built again
 
 func (s *sparse) blocks() []int64 {
-	out := make([]int64, 0, len(s.used))
-	for b := range s.used {
+	out := make([]int64, 0, len(s.mapped))
+	for b := range s.mapped {
 		out = append(out, b)
 	}
 	slices.Sort(out)
