@@ -289,3 +289,11 @@ type DeviceLink struct {
 	Routes       []string // "CIDR via ADDRESS"
 	MTU          int
 }
+
+// HeldDevice is one device that a service holds, and what it means to its container.
+type HeldDevice struct {
+	Class ClaimClass
+	ID    string
+	Units int
+	Edits DeviceEdits
+}

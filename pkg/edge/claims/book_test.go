@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -71,7 +72,7 @@ type rack struct {
 
 func (r *rack) Claimables() []api.Claimable { return r.devices }
 
-func (r *rack) Prepare(_ context.Context, id string, _ api.Claim) (api.DeviceEdits, error) {
+func (r *rack) Prepare(_ context.Context, id string, _ int, _ api.Claim) (api.DeviceEdits, error) {
 	if r.disk.op() {
 		return api.DeviceEdits{}, errCut
 	}
@@ -118,24 +119,24 @@ func TestBookOverPowerCuts(t *testing.T) {
 			return b
 		}
 		b := open()
-		told := map[Owner][]Grant{} // what a Take answered, until it is given back
+		told := map[Owner][]api.HeldDevice{} // what a Take answered, until it is given back
 		for range rapid.IntRange(1, 12).Draw(t, "steps") {
 			d.left = rapid.IntRange(-1, 12).Draw(t, "cut")
 			d.spoil = rapid.Bool().Draw(t, "took hold")
 			o := Owner{"app", rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "service")}
 			delete(told, o) // no container of it runs while it asks or is given up
 			if rapid.IntRange(0, 2).Draw(t, "what") > 0 {
-				h, err := b.Take(t.Context(), o, []api.Claim{{Class: api.ClaimVF, Count: rapid.IntRange(1, 3).Draw(t, "count")}})
+				h, err := b.Take(t.Context(), o.App, o.Service, []api.Claim{{Class: api.ClaimVF, Count: rapid.IntRange(1, 3).Draw(t, "count")}})
 				if err == nil {
-					told[o] = h.Grants
-					for _, g := range h.Grants {
+					told[o] = h
+					for _, g := range h {
 						if !r.changed[g.ID] {
 							t.Fatalf("%v was not prepared", g)
 						}
 					}
 				}
 			} else {
-				b.Retain(t.Context(), func(other Owner) bool { return other != o })
+				b.Retain(t.Context(), func(app, service string) bool { return Owner{app, service} != o })
 			}
 			if d.off {
 				d.off, d.left = false, -1
@@ -144,7 +145,7 @@ func TestBookOverPowerCuts(t *testing.T) {
 			d.left = -1
 			check(t, b, told)
 		}
-		if err := b.Retain(t.Context(), func(Owner) bool { return false }); err != nil {
+		if err := b.Retain(t.Context(), func(_, _ string) bool { return false }); err != nil {
 			t.Fatal(err)
 		}
 		if len(r.changed) > 0 || len(d.kept) > 0 {
@@ -156,7 +157,7 @@ func TestBookOverPowerCuts(t *testing.T) {
 	})
 }
 
-func check(t *rapid.T, b *Book, told map[Owner][]Grant) {
+func check(t *rapid.T, b *Book, told map[Owner][]api.HeldDevice) {
 	holder := map[string]Owner{}
 	for o, grants := range b.held {
 		for _, g := range grants {
@@ -184,24 +185,24 @@ func TestTakeIsTheSameAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	first, err := b.Take(t.Context(), owner, []api.Claim{{Class: api.ClaimVF, Count: 1}})
+	first, err := b.Take(t.Context(), owner.App, owner.Service, []api.Claim{{Class: api.ClaimVF, Count: 1}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	other := Owner{"other", "one"}
-	if _, err := b.Take(t.Context(), other, []api.Claim{{Class: api.ClaimVF, Count: 2}}); err != nil {
+	if _, err := b.Take(t.Context(), other.App, other.Service, []api.Claim{{Class: api.ClaimVF, Count: 2}}); err != nil {
 		t.Fatalf("one was free and one could be made: %v", err)
 	}
 	b, err = Open(d, &Specs{Dir: dir}, slog.New(slog.DiscardHandler), r)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := b.Take(t.Context(), owner, []api.Claim{{Class: api.ClaimVF, Count: 1}})
-	if err != nil || !slices.Equal(first.Grants, again.Grants) {
-		t.Fatalf("first %v, then %v, %v", first.Grants, again, err)
+	again, err := b.Take(t.Context(), owner.App, owner.Service, []api.Claim{{Class: api.ClaimVF, Count: 1}})
+	if err != nil || !reflect.DeepEqual(first, again) {
+		t.Fatalf("first %v, then %v, %v", first, again, err)
 	}
 	var missing *Missing
-	if _, err := b.Take(t.Context(), Owner{"third", "one"}, []api.Claim{{Class: api.ClaimVF, Count: 1}}); !errors.As(err, &missing) {
+	if _, err := b.Take(t.Context(), "third", "one", []api.Claim{{Class: api.ClaimVF, Count: 1}}); !errors.As(err, &missing) {
 		t.Fatalf("all are held: %v", err)
 	}
 	uses := b.Uses()

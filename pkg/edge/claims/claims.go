@@ -28,9 +28,9 @@ import (
 type Provider interface {
 	// Claimables lists the devices as they are now, those that are held among them.
 	Claimables() []api.Claimable
-	// Prepare makes one of its devices ready for a container and tells what the container
-	// needs. It may be repeated.
-	Prepare(ctx context.Context, id string, claim api.Claim) (api.DeviceEdits, error)
+	// Prepare makes one of its devices, or units of it, ready for a container and tells what
+	// the container needs. It may be repeated.
+	Prepare(ctx context.Context, id string, units int, claim api.Claim) (api.DeviceEdits, error)
 	// Restore leaves a device as it was found before Prepare. It may be repeated, also for a
 	// device that is gone.
 	Restore(ctx context.Context, id string) error
@@ -114,7 +114,8 @@ func (b *Book) devices() []api.Claimable {
 
 // Take answers the claims of a service and makes its devices ready: what it held before
 // wherever that still answers. An error of type *Missing says in words what the box lacks.
-func (b *Book) Take(ctx context.Context, owner Owner, wanted []api.Claim) (*Held, error) {
+func (b *Book) Take(ctx context.Context, app, service string, wanted []api.Claim) ([]api.HeldDevice, error) {
+	owner := Owner{app, service}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	grants, err := b.allocate(ctx, owner, wanted)
@@ -133,37 +134,22 @@ func (b *Book) Take(ctx context.Context, owner Owner, wanted []api.Claim) (*Held
 	if err := b.write(owner, grants); err != nil {
 		return nil, err
 	}
-	h := &Held{Grants: grants}
+	var out []api.HeldDevice
 	for _, g := range grants {
 		p := b.providerOf(g)
 		if p == nil {
 			return nil, &Missing{Claim: g.Claim, Words: g.ID + " is gone"}
 		}
-		edits, err := p.Prepare(ctx, g.ID, wanted[g.Claim])
+		edits, err := p.Prepare(ctx, g.ID, g.Units, wanted[g.Claim])
 		if err != nil {
 			return nil, fmt.Errorf("%s %s: %w", g.Class, g.ID, err)
 		}
-		h.Edits = append(h.Edits, edits)
+		out = append(out, api.HeldDevice{Class: g.Class, ID: g.ID, Units: g.Units, Edits: edits})
 		if err := b.specs.Write(g.Class, g.ID, edits); err != nil {
 			return nil, err
 		}
 	}
-	return h, nil
-}
-
-// Held is what a service holds: its grants, and what each means to its container.
-type Held struct {
-	Grants []Grant
-	Edits  []api.DeviceEdits
-}
-
-// Names lists the devices by their qualified names of CDI, in order.
-func (h *Held) Names() []string {
-	var out []string
-	for _, g := range h.Grants {
-		out = append(out, QualifiedName(g.Class, g.ID))
-	}
-	return out
+	return out, nil
 }
 
 // allocate decides, and has further devices made where none is free.
@@ -219,12 +205,12 @@ func (b *Book) providerOf(g Grant) Provider {
 
 // Retain gives back what services hold that are not wanted and have no container. It is
 // told of all that may still hold something.
-func (b *Book) Retain(ctx context.Context, keep func(Owner) bool) error {
+func (b *Book) Retain(ctx context.Context, keep func(app, service string) bool) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var errs []error
 	for _, owner := range slices.SortedFunc(maps.Keys(b.held), compareOwners) {
-		if keep(owner) {
+		if keep(owner.App, owner.Service) {
 			continue
 		}
 		if err := b.restore(ctx, b.held[owner]); err != nil {

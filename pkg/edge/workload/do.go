@@ -67,10 +67,15 @@ func (m *Manager) launch(ctx context.Context, key serviceKey, want *wantService,
 	}
 	id := newID(key)
 	svc := want.Service
+	held, err := m.take(ctx, key, &svc)
+	if err != nil {
+		return err
+	}
 	made, err := m.prepare(ctx, app, id, &svc, info)
 	if err != nil {
 		return errors.Join(err, m.cleanUp(ctx, id, key, &svc))
 	}
+	made.blueprint.Held = held
 	spec, err := buildSpec(ctx, made.blueprint)
 	if err != nil {
 		return errors.Join(err, m.cleanUp(ctx, id, key, &svc))
@@ -81,11 +86,11 @@ func (m *Manager) launch(ctx context.Context, key serviceKey, want *wantService,
 	if len(networksOf(&svc)) > 0 {
 		// Addresses and rules outlive a crash of edged; the record by which they are
 		// found again comes first.
-		if err := m.record(ctx, id, key, want, hold, spec); err != nil {
+		if err := m.record(ctx, id, key, want, hold, heldNames(held), spec); err != nil {
 			return errors.Join(err, m.cleanUp(ctx, id, key, &svc))
 		}
 	} else {
-		g.Go(func() error { return m.record(gctx, id, key, want, hold, spec) })
+		g.Go(func() error { return m.record(gctx, id, key, want, hold, heldNames(held), spec) })
 	}
 	g.Go(func() (err error) { addrs, err = m.attach(gctx, id, key.App, &svc, hold); return err })
 	g.Go(func() (err error) { rootfs, err = m.prepareSnapshot(gctx, id, info); return err })
@@ -98,7 +103,7 @@ func (m *Manager) launch(ctx context.Context, key serviceKey, want *wantService,
 		}
 		return errors.Join(err, m.cleanUp(ctx, id, key, &svc))
 	}
-	t := &tracked{image: want.Image, svc: svc, addrs: addrs, files: fileSum(app, &svc)}
+	t := &tracked{image: want.Image, svc: svc, addrs: addrs, files: fileSum(app, &svc), devices: heldNames(held)}
 	t.in = instance{ID: id, Key: key, Hash: want.Hash, Order: want.Order, Created: m.cfg.Now(), Held: hold}
 	if len(addrs) > 0 {
 		t.in.Address = addrs[0].String()
@@ -214,7 +219,7 @@ func (m *Manager) prepareSnapshot(ctx context.Context, id string, info *imageInf
 }
 
 // record makes containerd's record of the container.
-func (m *Manager) record(ctx context.Context, id string, key serviceKey, want *wantService, hold bool, spec any) error {
+func (m *Manager) record(ctx context.Context, id string, key serviceKey, want *wantService, hold bool, devices string, spec any) error {
 	any, err := typeurl.MarshalAny(spec)
 	if err != nil {
 		return err
@@ -234,6 +239,9 @@ func (m *Manager) record(ctx context.Context, id string, key serviceKey, want *w
 	}
 	if hold {
 		labels[labelHeld] = "1"
+	}
+	if devices != "" {
+		labels[labelDevices] = devices
 	}
 	_, err = m.client.ContainerService().Create(ctx, containers.Container{
 		ID: id, Image: want.Image, Runtime: containers.RuntimeInfo{Name: m.cfg.Runtime, Options: opts},
@@ -263,6 +271,7 @@ func (m *Manager) startTask(ctx context.Context, t *tracked, rootfs []mount.Moun
 	}
 	m.mu.Lock()
 	t.in.Phase, t.in.Started, t.in.Ended, t.in.Found = phaseNone, time.Time{}, time.Time{}, false
+	t.in.Mended = false
 	m.mu.Unlock()
 	if _, err := m.client.TaskService().Create(ctx, req); err != nil {
 		return errgrpc.ToNative(err)
@@ -304,6 +313,14 @@ func (m *Manager) restart(ctx context.Context, id string) error {
 		if info, err = m.lookup(ctx, t.image); err != nil {
 			return err
 		}
+	}
+	held, err := m.take(ctx, t.in.Key, &t.svc)
+	if err != nil {
+		return err
+	}
+	if heldNames(held) != t.devices {
+		// Its devices are made into it, and one of them is gone; plan makes another container.
+		return m.remove(ctx, id)
 	}
 	if _, err := m.prepare(ctx, app, id, &t.svc, info); err != nil {
 		return err

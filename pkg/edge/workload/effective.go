@@ -100,7 +100,7 @@ func hashService(s api.Service) string {
 // mayStartFirst tells whether two versions may run side by side for a while. Host ports
 // are no hindrance: the new instance gets them when it is found good.
 func mayStartFirst(s *api.Service) bool {
-	if s.NetworkMode == "host" || len(s.Devices) > 0 {
+	if s.NetworkMode == "host" || len(s.Devices) > 0 || len(s.Claims) > 0 {
 		return false
 	}
 	// Two writers on one volume is what most databases guard against, or worse, do not.

@@ -94,7 +94,7 @@ func (m *Manager) begin(ctx context.Context, a action) {
 		was := m.images[a.Image]
 		next := &imageInfo{imageState: imageState{Pulling: true}}
 		if was != nil {
-			next.attempts, next.Error = was.attempts, was.Error
+			next.attempts, next.Error, next.Unproven = was.attempts, was.Error, was.Unproven
 		}
 		m.images[a.Image] = next
 	case doReject:
@@ -276,6 +276,7 @@ func (m *Manager) sweep(ctx context.Context) {
 	for _, t := range m.instances {
 		names = append(names, t.in.ID)
 	}
+	names = append(names, m.claimants()...)
 	key := strconv.Itoa(len(m.instances)) + strings.Join(names, " ")
 	same := key == m.swept
 	m.swept = key
@@ -288,6 +289,17 @@ func (m *Manager) sweep(ctx context.Context) {
 		defer m.wg.Done()
 		if err := errors.Join(m.collectGarbage(ctx), m.sweepStrays(ctx)); err != nil && ctx.Err() == nil {
 			m.cfg.Log.Warn("garbage could not be collected", "err", err)
+		}
+		if err := m.giveBack(ctx); err != nil && ctx.Err() == nil {
+			m.cfg.Log.Warn("hardware could not be given back and is tried again", "err", err)
+			m.mu.Lock()
+			m.swept = ""
+			m.mu.Unlock()
+			select {
+			case <-ctx.Done():
+			case <-time.After(backoffMax / 10):
+			}
+			m.poke()
 		}
 	}()
 }

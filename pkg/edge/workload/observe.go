@@ -36,22 +36,25 @@ const (
 	// labelStopped is set before this program ends a process.
 	labelStopped = "tributary.dev/stopped"
 	// labelHeld is set while another container is in charge of the service.
-	labelHeld   = "tributary.dev/held"
-	labelGCRoot = "containerd.io/gc.root"
+	labelHeld = "tributary.dev/held"
+	// labelDevices lists the hardware that the container was made with.
+	labelDevices = "tributary.dev/devices"
+	labelGCRoot  = "containerd.io/gc.root"
 	// extService is the extension that keeps the service a container was made of.
 	extService = "tributary.dev/service"
 )
 
 // tracked is a container as this process knows it.
 type tracked struct {
-	in    instance
-	image string
-	svc   api.Service // what it was made of
-	run   int
-	addrs []netip.Addr // by network of svc
-	files string       // sum of the config and secret files it shows
-	probe *prober
-	check *api.HealthCheck // asked for last while this was the wanted version
+	in      instance
+	image   string
+	svc     api.Service // what it was made of
+	run     int
+	addrs   []netip.Addr // by network of svc
+	files   string       // sum of the config and secret files it shows
+	devices string       // hardware that it was made with
+	probe   *prober
+	check   *api.HealthCheck // asked for last while this was the wanted version
 }
 
 // serviceExtension carries a Service in containerd's container record.
@@ -117,6 +120,7 @@ func (m *Manager) track(c containers.Container) *tracked {
 	t.in = instance{ID: c.ID, Key: serviceKey{c.Labels[labelApp], c.Labels[labelService]}, Hash: c.Labels[labelHash], Created: c.CreatedAt}
 	t.in.Order, _ = strconv.Atoi(c.Labels[labelOrder])
 	t.run, _ = strconv.Atoi(c.Labels[labelRun])
+	t.devices = c.Labels[labelDevices]
 	t.in.Restarts = t.run
 	t.in.Stopped = c.Labels[labelStopped] != ""
 	t.in.Held = c.Labels[labelHeld] != ""
@@ -167,7 +171,7 @@ func (m *Manager) relist(ctx context.Context) error {
 		}
 		t.in.Found = true
 		if was := m.instances[c.ID]; was != nil {
-			t.in.Found = was.in.Found
+			t.in.Found, t.in.Mended = was.in.Found, was.in.Mended
 			t.in.Failures, t.files, t.probe = was.in.Failures, was.files, was.probe
 			t.in.Health = was.in.Health
 			if len(t.addrs) == 0 {

@@ -37,6 +37,7 @@ type blueprint struct {
 	NetNS   string // path; empty for host network or none
 	Shim    string // path where the answer of the app's shim is kept
 	Mounts  []hostMount
+	Held    []api.HeldDevice
 }
 
 // buildSpec makes the runtime spec (OCI runtime-spec 1.0). Less is given than
@@ -79,6 +80,9 @@ func buildSpec(ctx context.Context, b blueprint) (*specs.Spec, error) {
 	setLimits(spec, s)
 	setNetwork(spec, b)
 	if err := setMounts(spec, b); err != nil {
+		return nil, err
+	}
+	if err := setDevices(ctx, c, spec, b.Held); err != nil {
 		return nil, err
 	}
 	// Last, since the profile depends on the capabilities.

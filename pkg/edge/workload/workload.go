@@ -81,7 +81,8 @@ type Config struct {
 	// Own is where this process itself listens; no app may publish a port over it.
 	Own      []net.Addr
 	Upstream Upstream
-	Meter    Meter // optional
+	Meter    Meter  // optional
+	Claims   Claims // optional; without it no service gets hardware of its own
 	Log      *slog.Logger
 	Event    func(api.Event)
 	Now      func() time.Time

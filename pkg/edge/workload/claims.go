@@ -1,0 +1,146 @@
+package workload
+
+import (
+	"context"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/pkg/oci"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+// Claims gives services the hardware that they ask for. What it gave to a service stays
+// with it until Retain is told that the service is gone.
+type Claims interface {
+	// Take answers all claims of a service, or fails with words that say what is missing. It
+	// is asked before each start and gives the same devices wherever it can.
+	Take(ctx context.Context, app, service string, wanted []api.Claim) ([]api.HeldDevice, error)
+	// Retain gives back what all services hold that are not to be kept.
+	Retain(ctx context.Context, keep func(app, service string) bool) error
+}
+
+// take holds the devices of a service.
+func (m *Manager) take(ctx context.Context, key serviceKey, s *api.Service) ([]api.HeldDevice, error) {
+	if len(s.Claims) == 0 {
+		return nil, nil
+	}
+	if m.cfg.Claims == nil {
+		return nil, api.Errorf(api.Invalid, "the service claims hardware, and this device gives none")
+	}
+	return m.cfg.Claims.Take(ctx, key.App, key.Service, s.Claims)
+}
+
+// giveBack has the hardware given back of services that are not wanted with claims, have
+// no container and are not at work. Each is looked at when it is decided on, since a
+// service may come to be wanted meanwhile.
+func (m *Manager) giveBack(ctx context.Context) error {
+	if m.cfg.Claims == nil {
+		return nil
+	}
+	return m.cfg.Claims.Retain(ctx, func(app, service string) bool {
+		key := serviceKey{app, service}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.busy[key] {
+			return true
+		}
+		for _, t := range m.instances {
+			if t.in.Key == key {
+				return true
+			}
+		}
+		return slices.ContainsFunc(m.claimants(), func(name string) bool { return name == key.String() })
+	})
+}
+
+// claimants names the services that are wanted with claims. m.mu is held.
+func (m *Manager) claimants() (names []string) {
+	for i := range m.want {
+		for _, s := range m.want[i].Services {
+			if len(s.Claims) > 0 {
+				names = append(names, serviceKey{m.want[i].Name, s.Name}.String())
+			}
+		}
+	}
+	return names
+}
+
+// heldNames is how the devices of a container are written on it: another set of devices
+// needs another container.
+func heldNames(held []api.HeldDevice) string {
+	var names []string
+	for _, h := range held {
+		names = append(names, string(h.Class)+"="+h.ID+"*"+strconv.Itoa(h.Units))
+	}
+	return strings.Join(names, " ")
+}
+
+// setDevices gives a container what its service holds.
+func setDevices(ctx context.Context, c *containers.Container, spec *specs.Spec, held []api.HeldDevice) error {
+	var cpus, nodes []int
+	for _, h := range held {
+		e := &h.Edits
+		spec.Process.Env = append(spec.Process.Env, e.Env...)
+		for _, n := range e.Nodes {
+			host, access := n.HostPath, n.Permissions
+			if host == "" {
+				host = n.Path
+			}
+			if access == "" {
+				access = "rwm"
+			}
+			if err := oci.WithDevices(host, n.Path, access)(ctx, nil, c, spec); err != nil {
+				return err
+			}
+		}
+		for _, b := range e.Mounts {
+			options := b.Options
+			if len(options) == 0 {
+				options = []string{"rbind", "rprivate", "nosuid", "nodev", "ro"}
+			}
+			spec.Mounts = append(spec.Mounts, specs.Mount{Destination: b.ContainerPath, Type: "bind", Source: b.HostPath, Options: options})
+		}
+		if e.CPU != nil {
+			cpus = append(cpus, *e.CPU)
+			if e.NUMA >= 0 && !slices.Contains(nodes, e.NUMA) {
+				nodes = append(nodes, e.NUMA)
+			}
+		}
+		if e.HugePages > 0 {
+			setHugePages(spec.Linux.Resources, e.PageSize, e.HugePages)
+		}
+	}
+	if len(cpus) > 0 {
+		if spec.Linux.Resources.CPU == nil {
+			spec.Linux.Resources.CPU = &specs.LinuxCPU{}
+		}
+		spec.Linux.Resources.CPU.Cpus, spec.Linux.Resources.CPU.Mems = numbers(cpus), numbers(nodes)
+	}
+	return nil
+}
+
+// setHugePages adds to a container's limit of pages of one size ("2M"; runc wants "2MB").
+func setHugePages(r *specs.LinuxResources, size string, bytes int64) {
+	size += "B"
+	for i := range r.HugepageLimits {
+		if r.HugepageLimits[i].Pagesize == size {
+			r.HugepageLimits[i].Limit += uint64(bytes)
+			return
+		}
+	}
+	r.HugepageLimits = append(r.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: size, Limit: uint64(bytes)})
+}
+
+// numbers writes a list as cpuset(7) reads it.
+func numbers(list []int) string {
+	slices.Sort(list)
+	words := make([]string, len(list))
+	for i, n := range list {
+		words[i] = strconv.Itoa(n)
+	}
+	return strings.Join(words, ",")
+}
