@@ -104,7 +104,7 @@ var claimOptions = map[ClaimClass]map[string]option{
 		"numa": numaRule, "physical": {like, anyWord, "enp3s0f0"}, "network": {setting, anyWord, "fronthaul"},
 		"rdma": {same, truth, "true"}, "trust": {same, truth, "true"}, "speed": {atLeast, number, "10000 (Mbit/s)"},
 	},
-	ClaimCPU:       {"numa": numaRule, "isolated": {same, truth, "true"}, "core": {setting, regexp.MustCompile(`^(whole|any)$`), "whole"}},
+	ClaimCPU:       {"numa": numaRule, "isolated": {same, truth, "true"}},
 	ClaimHugePages: {"numa": numaRule, "size": {same, pageSizes, "2M"}},
 }
 

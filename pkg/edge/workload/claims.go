@@ -111,7 +111,7 @@ func setDevices(ctx context.Context, c *containers.Container, spec *specs.Spec, 
 			}
 		}
 		if e.HugePages > 0 {
-			setHugePages(spec.Linux.Resources, e.PageSize, e.HugePages)
+			setHugePages(spec, e.PageSize, e.HugePages)
 		}
 	}
 	if len(cpus) > 0 {
@@ -123,16 +123,23 @@ func setDevices(ctx context.Context, c *containers.Container, spec *specs.Spec, 
 	return nil
 }
 
-// setHugePages adds to a container's limit of pages of one size ("2M"; runc wants "2MB").
-func setHugePages(r *specs.LinuxResources, size string, bytes int64) {
-	size += "B"
-	for i := range r.HugepageLimits {
-		if r.HugepageLimits[i].Pagesize == size {
-			r.HugepageLimits[i].Limit += uint64(bytes)
+// setHugePages adds to a container's limit of pages of one size ("2M"; runc wants "2MB"),
+// and mounts them: the first size at /dev/hugepages, where programs look for it, another at
+// /dev/hugepages-1G.
+func setHugePages(spec *specs.Spec, size string, bytes int64) {
+	limits := &spec.Linux.Resources.HugepageLimits
+	for i := range *limits {
+		if (*limits)[i].Pagesize == size+"B" {
+			(*limits)[i].Limit += uint64(bytes)
 			return
 		}
 	}
-	r.HugepageLimits = append(r.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: size, Limit: uint64(bytes)})
+	target := "/dev/hugepages"
+	if len(*limits) > 0 {
+		target += "-" + size
+	}
+	*limits = append(*limits, specs.LinuxHugepageLimit{Pagesize: size + "B", Limit: uint64(bytes)})
+	spec.Mounts = append(spec.Mounts, specs.Mount{Destination: target, Type: "hugetlbfs", Source: "hugetlbfs", Options: []string{"nosuid", "nodev", "pagesize=" + size, "mode=0770"}})
 }
 
 // numbers writes a list as cpuset(7) reads it.
