@@ -207,3 +207,16 @@ func FuzzLoad(f *testing.F) {
 		}
 	})
 }
+
+// Words that a person adds to an image's command line are held to what profiles are.
+func TestCheckArgument(t *testing.T) {
+	for arg, good := range map[string]bool{
+		"debug": true, "mem=512M": true, "tributary.install.disk=nvme0n1": true,
+		"init=/bin/sh": false, "lockdown=none": false, "roothash=00": false, "module.sig_enforce=0": false,
+		"tributary.profile=x": false, "two words": false, "a=b init=/bin/sh": false, "": false, "tributary.install.disk=a init=/bin/sh": false,
+	} {
+		if err := CheckArgument(arg); (err == nil) != good {
+			t.Errorf("%q: %v", arg, err)
+		}
+	}
+}

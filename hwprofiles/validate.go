@@ -161,19 +161,8 @@ func (c *checker) kernel(p Profile) {
 	var panics bool
 	for i, arg := range p.Kernel.Args {
 		at := fmt.Sprintf("kernel.args[%d]", i)
-		c.fault(len(arg) <= 200 && argShape().MatchString(arg), at, "one argument an entry, without blanks and quotes", "%s is no kernel argument", quote(arg))
-		key, value, _ := strings.Cut(arg, "=")
-		// The kernel takes - and _ as the same.
-		plain := strings.ReplaceAll(key, "-", "_")
-		for _, f := range foreign {
-			c.fault(!slices.Contains(strings.Fields(strings.ReplaceAll(f.keys, "-", "_")), plain), at, f.why, "%s has no place in a profile", key)
-		}
-		c.fault(!strings.HasPrefix(key, "tributary.") && !strings.HasPrefix(key, "systemd.") && !strings.HasPrefix(key, "rd."), at, "the image builder owns it", "%s has no place in a profile", key)
-		c.fault(plain != "lockdown" || value == "integrity" || value == "confidentiality", at, "use lockdown=integrity", "%s would weaken the kernel's protections", arg)
-		c.fault(plain != "module.sig_enforce" || value == "" || value == "1", at, "leave it out, or use 1", "%s would let unsigned modules in", arg)
-		c.fault(!strings.HasSuffix(plain, "lockup_panic") || value == "1", at, "use 1", "%s would leave a box that hangs as it is", arg)
-		c.fault(plain != "nmi_watchdog" || strings.HasPrefix(value, "panic"), at, "use nmi_watchdog=panic,1", "%s would leave a box that hangs as it is", arg)
-		if plain == "panic" {
+		key, value := c.argument(at, arg)
+		if key == "panic" {
 			panics = true
 			n, err := strconv.Atoi(value)
 			c.fault(err == nil && n >= -1 && n != 0 && n < 200, at, "use panic=10", "%s: a box that panics must restart within 199 seconds", arg)
@@ -182,6 +171,38 @@ func (c *checker) kernel(p Profile) {
 	c.fault(panics, "kernel.args", "add panic=10", "a box that panics would stay so")
 	n := len(strings.Join(p.Cmdline(), " "))
 	c.fault(n <= maxArgs, "kernel.args", "shorten them", "the arguments take %d bytes; the most is %d", n, maxArgs)
+}
+
+// argument checks one word of the kernel's command line, and takes it apart.
+func (c *checker) argument(at, arg string) (key, value string) {
+	c.fault(len(arg) <= 200 && argShape().MatchString(arg), at, "one argument an entry, without blanks and quotes", "%s is no kernel argument", quote(arg))
+	key, value, _ = strings.Cut(arg, "=")
+	// The kernel takes - and _ as the same.
+	plain := strings.ReplaceAll(key, "-", "_")
+	for _, f := range foreign {
+		c.fault(!slices.Contains(strings.Fields(strings.ReplaceAll(f.keys, "-", "_")), plain), at, f.why, "%s has no place in a profile", key)
+	}
+	c.fault(!strings.HasPrefix(key, "tributary.") && !strings.HasPrefix(key, "systemd.") && !strings.HasPrefix(key, "rd."), at, "the image builder owns it", "%s has no place in a profile", key)
+	c.fault(plain != "lockdown" || value == "integrity" || value == "confidentiality", at, "use lockdown=integrity", "%s would weaken the kernel's protections", arg)
+	c.fault(plain != "module.sig_enforce" || value == "" || value == "1", at, "leave it out, or use 1", "%s would let unsigned modules in", arg)
+	c.fault(!strings.HasSuffix(plain, "lockup_panic") || value == "1", at, "use 1", "%s would leave a box that hangs as it is", arg)
+	c.fault(plain != "nmi_watchdog" || strings.HasPrefix(value, "panic"), at, "use nmi_watchdog=panic,1", "%s would leave a box that hangs as it is", arg)
+	return plain, value
+}
+
+// CheckArgument says what is wrong with a word for the kernel that whoever builds an image
+// adds by hand: it is held to what a profile is held to. Words of the installer (tributary.install.*)
+// pass.
+func CheckArgument(arg string) error {
+	if strings.HasPrefix(arg, "tributary.install.") && argShape().MatchString(arg) && len(arg) <= 200 {
+		return nil
+	}
+	var c checker
+	c.argument(arg, arg)
+	if len(c.list) == 0 {
+		return nil
+	}
+	return c.list[0]
 }
 
 func (c *checker) partitions(p Partitions) {

@@ -77,6 +77,11 @@ func buildCommand(log *slog.Logger, checkout *string) *cobra.Command {
 		if c.Profile, err = load(profile, arch); err != nil {
 			return err
 		}
+		for _, word := range c.Cmdline {
+			if err := hwprofiles.CheckArgument(word); err != nil {
+				return fmt.Errorf("--cmdline %s: %w", word, err)
+			}
+		}
 		if c.Out == "" {
 			c.Out = filepath.Join(c.Root, "build", c.Profile.Name)
 		}

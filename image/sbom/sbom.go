@@ -57,18 +57,30 @@ type bill struct {
 }
 
 type metadata struct {
-	Timestamp string    `json:"timestamp"`
-	Component component `json:"component"`
+	Timestamp string        `json:"timestamp"`
+	Tools     tools         `json:"tools"`
+	Component component     `json:"component"`
+	Supplier  *organisation `json:"supplier,omitempty"`
+}
+
+// tools made the bill.
+type tools struct {
+	Components []component `json:"components"`
+}
+
+type organisation struct {
+	Name string `json:"name"`
 }
 
 type component struct {
-	Ref        string     `json:"bom-ref"`
-	Type       string     `json:"type"`
-	Name       string     `json:"name"`
-	Version    string     `json:"version,omitempty"`
-	PURL       string     `json:"purl,omitempty"`
-	Hashes     []hash     `json:"hashes,omitempty"`
-	Properties []property `json:"properties,omitempty"`
+	Ref        string        `json:"bom-ref,omitempty"`
+	Type       string        `json:"type"`
+	Supplier   *organisation `json:"supplier,omitempty"`
+	Name       string        `json:"name"`
+	Version    string        `json:"version,omitempty"`
+	Hashes     []hash        `json:"hashes,omitempty"`
+	PURL       string        `json:"purl,omitempty"`
+	Properties []property    `json:"properties,omitempty"`
 }
 
 type hash struct {
@@ -91,7 +103,9 @@ func Write(w io.Writer, image Image) error {
 	const root = "image"
 	b := bill{Format: "CycloneDX", Spec: "1.6", Version: 1, Metadata: metadata{
 		Timestamp: image.Time.UTC().Format(time.RFC3339),
-		Component: component{Ref: root, Type: "firmware", Name: "tributary-" + image.Name, Version: image.Version},
+		Tools:     tools{Components: []component{{Type: "application", Name: "tributary-image", Version: image.Version}}},
+		Component: component{Ref: root, Type: "firmware", Name: "tributary-" + image.Name, Version: image.Version, Supplier: &organisation{"Tributary"}},
+		Supplier:  &organisation{"Tributary"},
 	}}
 	top := dependency{Ref: root, DependsOn: []string{}}
 	for _, p := range image.Packages {
@@ -148,7 +162,7 @@ func (b bill) encode(w io.Writer) error {
 // debian describes a package; the form of its address is of purl-spec's type deb.
 func debian(p deb.Package, suite string) component {
 	purl := "pkg:deb/debian/" + p.Name + "@" + url.QueryEscape(p.Version) + "?arch=" + p.Arch + "&distro=" + suite
-	return component{Ref: purl, Type: "library", Name: p.Name, Version: p.Version, PURL: purl,
+	return component{Ref: purl, Type: "library", Supplier: &organisation{"Debian"}, Name: p.Name, Version: p.Version, PURL: purl,
 		Hashes:     []hash{{"SHA-256", p.SHA256}},
 		Properties: []property{{"debian:source", p.Source}, {"debian:path", p.Path}}}
 }
@@ -176,7 +190,7 @@ func program(name, file string) (component, []component, error) {
 	c := component{Ref: "program:" + name, Type: "application", Name: name, Version: info.Main.Version,
 		Hashes: []hash{{"SHA-256", sum}}, Properties: []property{{"go:package", info.Path}}}
 	std := strings.TrimPrefix(strings.Fields(info.GoVersion + " ")[0], "go")
-	mods := []component{golang(debug.Module{Path: "std", Version: std})}
+	mods := []component{golang(debug.Module{Path: "stdlib", Version: std})} // the name by which scanners know Go's library
 	for _, m := range append([]*debug.Module{&info.Main}, info.Deps...) {
 		for m.Replace != nil {
 			m = m.Replace

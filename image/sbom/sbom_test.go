@@ -47,7 +47,7 @@ func said(t *testing.T, file string) []string {
 		f := strings.Fields(line)
 		switch {
 		case strings.HasPrefix(line, file+": go"):
-			out = append(out, "std@"+strings.TrimPrefix(f[1], "go"))
+			out = append(out, "stdlib@"+strings.TrimPrefix(f[1], "go"))
 		case f[0] == "dep" || f[0] == "mod":
 			version := ""
 			if len(f) > 2 {
