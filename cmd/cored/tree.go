@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"tributary.dev/tributary/pkg/core/server"
 	"tributary.dev/tributary/pkg/core/store"
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/report"
 )
 
 // keys answers the link's questions about keys from the roster and the authority.
@@ -106,6 +108,25 @@ func (r reports) Reports(ctx context.Context, ids []api.DeviceID) (map[api.Devic
 		all[id] = out
 	}
 	return all, nil
+}
+
+// inventories answers what devices are made of from what they reported.
+type inventories struct {
+	intake *intake.Store
+	log    *slog.Logger
+}
+
+// Inventory implements server.Inventories.
+func (i inventories) Inventory(ctx context.Context, id api.DeviceID) (*api.Inventory, error) {
+	entries, err := i.intake.Parts(ctx, id, report.InventoryPrefix)
+	if err != nil {
+		return nil, err
+	}
+	out, bad := report.JoinInventory(entries)
+	if len(bad) > 0 {
+		i.log.Warn("a device reported hardware that cannot be read", "device", id, "keys", bad)
+	}
+	return out, nil
 }
 
 // ledger answers the server's questions about records from intake.

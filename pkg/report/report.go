@@ -1,5 +1,5 @@
-// Package report answers: which entries of reported state tell of an app, and how do
-// they become one status again?
+// Package report answers: which entries of reported state tell of an app or of a box's
+// hardware, and how do they become one status again?
 //
 // A hop carries an entry as a whole, so what changes apart stands apart:
 //
@@ -9,7 +9,7 @@
 //
 // A restart of one service is one small entry, and a change of the app's state that
 // follows from a service's takes none. Devices of older versions put the whole
-// api.AppStatus under app/<app>; Join reads both.
+// api.AppStatus under app/<app>; Join reads both. Hardware is parted alike: inventory.go.
 package report
 
 import (
@@ -31,6 +31,7 @@ const Prefix = "app/"
 const (
 	maxValue    = 64 << 10 // as link.MaxValue
 	maxServices = 1024     // of one app; a bundle of 1 MiB names fewer
+	maxPairs    = 256      // functions on one PCI bus
 )
 
 // head is the value of app/<app>. Name and Services are those of the older form, which
@@ -67,7 +68,7 @@ var encMode = func() cbor.EncMode {
 
 var decMode = func() cbor.DecMode {
 	m, err := cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden, MaxNestedLevels: 8,
-		MaxArrayElements: maxServices, MaxMapPairs: 64, UTF8: cbor.UTF8RejectInvalid}.DecMode()
+		MaxArrayElements: maxServices, MaxMapPairs: maxPairs, UTF8: cbor.UTF8RejectInvalid}.DecMode()
 	if err != nil {
 		panic(err) // constant options: a fault in this file
 	}

@@ -33,7 +33,9 @@ func (s *Store) Report(ctx context.Context, id api.DeviceID) (*Reported, error) 
 	return all[id], nil
 }
 
-// Reports gives what is known of many devices, as of one moment; every id is in it.
+// Reports gives what is known of many devices, as of one moment; every id is in it. What
+// they are made of (report.InventoryPrefix) is left out: it is many entries, of which no
+// status is made. See Parts.
 func (s *Store) Reports(ctx context.Context, ids []api.DeviceID) (map[api.DeviceID]*Reported, error) {
 	out := make(map[api.DeviceID]*Reported, len(ids))
 	err := s.view(ctx, func(tx *sql.Tx) error {
@@ -42,7 +44,7 @@ func (s *Store) Reports(ctx context.Context, ids []api.DeviceID) (map[api.Device
 			return err
 		}
 		defer device.Close()
-		entries, err := tx.PrepareContext(ctx, `SELECT key, value FROM entries WHERE dev = ?`)
+		entries, err := tx.PrepareContext(ctx, `SELECT key, value FROM entries WHERE dev = ? AND NOT (key >= 'hw/' AND key < 'hw0')`)
 		if err != nil {
 			return err
 		}
@@ -65,6 +67,28 @@ func (s *Store) Reports(ctx context.Context, ids []api.DeviceID) (map[api.Device
 		}
 	}
 	return out, nil
+}
+
+// Parts gives those of a device's entries whose keys begin with prefix, which is of ASCII.
+func (s *Store) Parts(ctx context.Context, id api.DeviceID, prefix string) (map[string][]byte, error) {
+	out := map[string][]byte{}
+	err := s.view(ctx, func(tx *sql.Tx) error {
+		rows, err := tx.QueryContext(ctx, `SELECT e.key, e.value FROM entries e JOIN devices d ON d.dev = e.dev WHERE d.device = ? AND e.key >= ? AND e.key < ?`, id[:], prefix, prefix+"\x7f")
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var key string
+			var value []byte
+			if err := rows.Scan(&key, &value); err != nil {
+				return err
+			}
+			out[key] = value
+		}
+		return rows.Err()
+	})
+	return out, err
 }
 
 func report(ctx context.Context, device, entries *sql.Stmt, id api.DeviceID) (*Reported, error) {

@@ -19,6 +19,36 @@ type Devices interface {
 	Retire(ctx context.Context, key api.Key) (*api.Object, error)
 }
 
+// Inventories answers what devices are made of. It only reads.
+type Inventories interface {
+	// Inventory gives nil for a device that has not told.
+	Inventory(ctx context.Context, device api.DeviceID) (*api.Inventory, error)
+}
+
+type inventoryOutput struct{ Body *api.Inventory }
+
+func (s *Server) inventoryRoute() {
+	if s.cfg.Inventories == nil {
+		return
+	}
+	op := huma.Operation{OperationID: "inventory", Method: http.MethodGet, Path: "/api/v1/devices/{name}/inventory", Summary: "What a device is made of, as it told last", Tags: []string{"devices"},
+		Middlewares: huma.Middlewares{s.authorize}, Responses: s.responses(http.StatusOK, s.schemaOf(new(api.Inventory)))}
+	huma.Register(s.api, op, func(ctx context.Context, in *ObjectPath) (*inventoryOutput, error) {
+		id, err := s.deviceID(ctx, in.Tenant, in.Name)
+		if err != nil {
+			return nil, s.fail(err)
+		}
+		i, err := s.cfg.Inventories.Inventory(ctx, id)
+		if err == nil && i == nil {
+			err = &api.Error{Code: api.NotFound, Message: "the device has not told what it is made of", Remedy: "look again when it is online; older versions never tell"}
+		}
+		if err != nil {
+			return nil, s.fail(err)
+		}
+		return &inventoryOutput{i}, nil
+	})
+}
+
 func (s *Server) deviceRoutes() {
 	if s.cfg.Devices == nil {
 		return

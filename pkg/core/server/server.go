@@ -41,6 +41,8 @@ type Config struct {
 	Removal map[string]Removal
 	// Devices acts on single devices; nil leaves those routes out.
 	Devices Devices
+	// Inventories tells what devices are made of; nil leaves that route out.
+	Inventories Inventories
 	// Unlocks answers boxes' challenges; nil leaves that route out.
 	Unlocks Unlocks
 	// Faults switch checks of that route off, for the tests that prove that these matter.
@@ -90,6 +92,7 @@ func New(cfg Config) *Server {
 	s.applyRoute()
 	s.recordRoutes()
 	s.deviceRoutes()
+	s.inventoryRoute()
 	s.unlockRoute()
 	s.streamRoutes()
 	s.aboutRoutes()

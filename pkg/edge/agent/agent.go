@@ -7,7 +7,8 @@
 //	desired    link manifest, state bundles, parent's       workload set, parents, settings,
 //	           artifacts, seal key                          state bundles
 //	report     workload status, warnings of all rooms,      link entries, state's note of
-//	           hardware, addresses, desired's outcome       the manifest in force
+//	           hardware, inventory, addresses, desired's    the manifest in force
+//	           outcome
 //	metering   meter                                        usage records, usage totals
 //	events     queue of events                              event records
 //	commands   signed commands                              streams, audit records
@@ -96,10 +97,14 @@ type Config struct {
 	// RenewTrust is asked for when a command names a signer that is not in the trust, or the manifest another sealing key.
 	RenewTrust func()
 	Hardware   func() api.Hardware
-	Labels     func(api.Hardware) map[string]string
-	Addresses  func() []string
-	Relay      bool
-	Version    string
+	// Inventory is what the box is made of now, nil while that is not known; NewInventory is
+	// told of after a change. Both may be nil.
+	Inventory    func() *api.Inventory
+	NewInventory <-chan struct{}
+	Labels       func(api.Hardware) map[string]string
+	Addresses    func() []string
+	Relay        bool
+	Version      string
 	// Warnings are those of rooms that the agent does not know.
 	Warnings []func() []api.Warning
 	// Stream is where the parent serves streams.

@@ -399,6 +399,50 @@ func TestRestartWithNobodyAbove(t *testing.T) {
 	b.wait("it runs again", func() bool { return b.work.running()["shop"] == v1.Digest })
 }
 
+// What is in the box is reported as it changes; what went while nobody looked is taken back.
+func TestTheInventoryIsReported(t *testing.T) {
+	b := newBench(t)
+	var mu sync.Mutex
+	disks := []api.Disk{{Name: "sda"}, {Name: "sdb"}}
+	news := make(chan struct{}, 1)
+	b.tune = func(c *Config) {
+		c.NewInventory = news
+		c.Inventory = func() *api.Inventory {
+			mu.Lock()
+			defer mu.Unlock()
+			return &api.Inventory{Disks: slices.Clone(disks)}
+		}
+	}
+	told := func() string {
+		b.link.mu.Lock()
+		defer b.link.mu.Unlock()
+		i, bad := report.JoinInventory(b.link.entries)
+		if i == nil || len(bad) > 0 {
+			return ""
+		}
+		var names []string
+		for _, d := range i.Disks {
+			names = append(names, d.Name)
+		}
+		return strings.Join(names, " ")
+	}
+	b.start()
+	news <- struct{}{}
+	b.wait("both disks are told of", func() bool { return told() == "sda sdb" })
+	mu.Lock()
+	disks = disks[1:]
+	mu.Unlock()
+	news <- struct{}{}
+	b.wait("one went", func() bool { return told() == "sdb" })
+	b.halt()
+	mu.Lock()
+	disks = []api.Disk{{Name: "sdc"}}
+	mu.Unlock()
+	b.start()
+	news <- struct{}{}
+	b.wait("another went while nobody looked", func() bool { return told() == "sdc" })
+}
+
 // deaf is a link that has no manifest yet.
 type deaf struct{ *linkRecorder }
 

@@ -44,9 +44,9 @@ const (
 
 // report tells the core how the device stands.
 //
-// Reads: workload status, warnings of all rooms, hardware, addresses, desired's
-// outcome. Writes: the link's entries, and in state which apps have one, which
-// manifest is applied, and the clock.
+// Reads: workload status, warnings of all rooms, hardware, inventory, addresses, desired's
+// outcome. Writes: the link's entries, and in state which apps and parts of the box have
+// one, which manifest is applied, and the clock.
 func (a *Agent) report(ctx context.Context) error {
 	a.reportProbe()
 	a.reportNow()
@@ -71,6 +71,8 @@ func (a *Agent) report(ctx context.Context) error {
 			fold.Reset(reportFold)
 		case <-a.nudge:
 			fold.Reset(reportFold)
+		case <-a.cfg.NewInventory:
+			a.reportInventory()
 		case <-fold.C:
 			a.reportNow()
 		}
@@ -156,9 +158,33 @@ func (a *Agent) reportApps(status []api.AppStatus) {
 		}
 		maps.Copy(entries, parts)
 	}
+	a.reportAll(reportedBucket, report.Prefix, entries)
+}
+
+// reportedParts lists the entries that tell of the box's hardware, in the same way.
+const reportedParts = "reported-parts"
+
+func (a *Agent) reportInventory() {
+	i := a.cfg.Inventory()
+	if i == nil {
+		return
+	}
+	entries, err := report.SplitInventory(i)
+	if err != nil {
+		a.cfg.Log.Warn("a part of the hardware is not reported", "err", err)
+	}
+	a.reportAll(reportedParts, report.InventoryPrefix, entries)
+}
+
+// reportAll makes the entries under a prefix these. The bucket notes which there are, since
+// who starts again must take back those of things that went meanwhile.
+func (a *Agent) reportAll(bucket, prefix string, entries map[string][]byte) {
 	gone := map[string]bool{}
-	if err := a.cfg.State.Load(reportedBucket, func(k, _ []byte) error { gone[report.Prefix+string(k)] = true; return nil }); err != nil {
-		a.cfg.Log.Warn("cannot tell which apps were reported", "err", err)
+	if err := a.cfg.State.Load(bucket, func(k, _ []byte) error { gone[prefix+string(k)] = true; return nil }); err != nil {
+		a.cfg.Log.Warn("cannot tell what was reported", "of", prefix, "err", err)
+	}
+	note := func(key string, value []byte) link.Op {
+		return link.Op{Bucket: bucket, Key: []byte(strings.TrimPrefix(key, prefix)), Value: value}
 	}
 	var ops []link.Op
 	// Services before the head that names them, as the core sees them in this order.
@@ -166,13 +192,13 @@ func (a *Agent) reportApps(status []api.AppStatus) {
 	slices.Reverse(keys)
 	for _, key := range keys {
 		if !gone[key] {
-			ops = append(ops, noteReported(key, []byte{1}))
+			ops = append(ops, note(key, []byte{1}))
 		}
 		delete(gone, key)
 	}
 	if len(ops) > 0 { // noted before it is reported: an entry without a note would stay for ever
 		if err := a.cfg.State.Commit(ops, false); err != nil {
-			a.cfg.Log.Warn("cannot note which apps are reported", "err", err)
+			a.cfg.Log.Warn("cannot note what is reported", "of", prefix, "err", err)
 		}
 	}
 	for _, key := range keys {
@@ -181,16 +207,12 @@ func (a *Agent) reportApps(status []api.AppStatus) {
 	ops = nil
 	for _, key := range slices.Sorted(maps.Keys(gone)) { // heads before their services
 		if err := a.cfg.Link.Report(key, nil); err == nil {
-			ops = append(ops, noteReported(key, nil))
+			ops = append(ops, note(key, nil))
 		}
 	}
 	if err := a.cfg.State.Commit(ops, false); err != nil {
-		a.cfg.Log.Warn("cannot forget which apps were reported", "err", err)
+		a.cfg.Log.Warn("cannot forget what was reported", "of", prefix, "err", err)
 	}
-}
-
-func noteReported(key string, value []byte) link.Op {
-	return link.Op{Bucket: reportedBucket, Key: []byte(strings.TrimPrefix(key, report.Prefix)), Value: value}
 }
 
 func (a *Agent) put(key string, value any) {

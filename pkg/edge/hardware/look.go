@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"tributary.dev/tributary/pkg/api"
 )
@@ -72,7 +73,7 @@ func (l *looker) names(dir string, most int, what string) []string {
 	}
 	var out []string
 	for _, e := range entries {
-		if fs.ValidPath(e.Name()) && len(e.Name()) <= maxWord {
+		if fs.ValidPath(e.Name()) && len(e.Name()) <= maxWord && utf8.ValidString(e.Name()) {
 			out = append(out, e.Name())
 		}
 	}
