@@ -81,7 +81,7 @@ func (d *desk) Ask(context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.lock = unlock.NewLock(unlock.LockConfig{Owner: o.Key, Device: o.Device, Proven: o.Proven, Limits: d.limits, Now: d.uptime, Rand: rand.Reader, Faults: d.box.Faults})
+	d.lock = unlock.NewLock(unlock.LockConfig{Owner: o.Key, Device: o.Device, Proven: o.Proven, Limits: d.limits, Now: d.uptime, Rand: rand.Reader})
 	c, err := d.lock.Ask()
 	if err == nil {
 		d.tell("challenge", c.ID(), "")

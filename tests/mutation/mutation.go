@@ -28,6 +28,9 @@ type Check struct {
 	File string
 	// From stands there once. To takes its place, where GONE is true in the run without the check.
 	From, To string
+	// Says is what the test must say without the check, beside that it failed: that something
+	// opens, where any other refusal would fail it too. Empty for anything.
+	Says string
 }
 
 // variable names the check that is out.
@@ -57,8 +60,29 @@ func Marked(t *testing.T, test string, files ...string) []Check {
 	return checks
 }
 
+// Each gives every story, a subtest of test by its name, the checks of the name that stands beside
+// it: those, of the ones given, that keep just this from happening. A story without a name needs
+// none. says is what the story says where it did happen.
+func Each(t *testing.T, checks []Check, test, says string, stories map[string]string) (each []Check) {
+	t.Helper()
+	for story, name := range stories {
+		found := name == ""
+		for _, c := range checks {
+			if c.Name == name {
+				c.Test, c.Says, found = "^"+test+"$/^"+regexp.QuoteMeta(strings.ReplaceAll(story, " ", "_"))+"$", says, true
+				each = append(each, c)
+			}
+		}
+		if !found {
+			t.Errorf("against %q stands %q, which is no check", story, name)
+		}
+	}
+	return each
+}
+
 // Prove fails the test unless all the checks' tests pass with every check in place, and each
-// check's test fails without it. It builds the package of the running test: not in the short form.
+// check's test fails without it. Checks of one name are taken out together. It builds the package
+// of the running test: not in the short form.
 func Prove(t *testing.T, checks ...Check) {
 	t.Helper()
 	if testing.Short() {
@@ -69,10 +93,16 @@ func Prove(t *testing.T, checks ...Check) {
 	}
 	var changes []Change
 	tests := map[string]bool{}
+	type out struct{ name, test, says string } // once, though it may be several changes
+	mutants := map[out]bool{}
 	for _, c := range checks {
 		gone := fmt.Sprintf("(os__.Getenv(%q) == %q)", variable, c.Name)
-		changes = append(changes, Change{File: c.File, From: c.From, To: strings.ReplaceAll(c.To, "GONE", gone)})
-		tests[c.Test] = true
+		change := Change{File: c.File, From: c.From, To: strings.ReplaceAll(c.To, "GONE", gone)}
+		if !slices.Contains(changes, change) {
+			changes = append(changes, change)
+		}
+		whole, _, _ := strings.Cut(c.Test, "/")
+		tests[whole], mutants[out{c.Name, c.Test, c.Says}] = true, true
 	}
 	binary := filepath.Join(t.TempDir(), "without.test")
 	build(t.Context(), t, ".", changes, "test", "-c", "-o", binary, ".")
@@ -87,12 +117,14 @@ func Prove(t *testing.T, checks ...Check) {
 			t.Fatalf("%s with every check in place: %v\n%s", test, err, out)
 		}
 	}
-	for _, c := range checks {
-		switch out, err := run(c.Test, c.Name); {
+	for m := range mutants {
+		switch out, err := run(m.test, m.name); {
 		case err == nil:
-			t.Errorf("without the check %q no test of %s fails", c.Name, c.Test)
+			t.Errorf("without the check %q no test of %s fails", m.name, m.test)
 		case !strings.Contains(out, "--- FAIL: "):
-			t.Errorf("without the check %q %s ends by something else than a failed test: %v\n%s", c.Name, c.Test, err, out)
+			t.Errorf("without the check %q %s ends by something else than a failed test: %v\n%s", m.name, m.test, err, out)
+		case !strings.Contains(out, m.says):
+			t.Errorf("without the check %q %s fails, and does not say %q:\n%s", m.name, m.test, m.says, out)
 		}
 	}
 }

@@ -8,16 +8,19 @@ import (
 )
 
 // TestProve: a test that needs its check passes; one that does not is named, and so are a
-// check that is not where it was and a test that is not there.
+// check that is not where it was, a test that is not there, one that fails by something else, and
+// a story against which no check stands.
 func TestProve(t *testing.T) {
 	if testing.Short() {
-		t.Skip("builds a small package four times")
+		t.Skip("builds a small package several times")
 	}
 	for test, want := range map[string]string{
 		"TestGood":  "",
 		"TestBad":   `without the check "first" no test of ^TestLength$ fails`,
 		"TestMoved": "door.go has changed",
 		"TestNone":  "no tests to run",
+		"TestOther": `fails, and does not say "it opens"`,
+		"TestStory": `against "a short key" stands "length", which is no check`,
 	} {
 		cmd := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-run", "^"+test+"$", ".")
 		cmd.Dir = filepath.Join("testdata", "door")

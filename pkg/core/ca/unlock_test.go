@@ -23,7 +23,7 @@ func TestUnlockKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if pub, err := unlock.OpenKey(said, c.Trust(), unlock.Faults{}); err != nil || !pub.Equal(key.PublicKey()) {
+	if pub, err := unlock.OpenKey(said, c.Trust()); err != nil || !pub.Equal(key.PublicKey()) {
 		t.Fatalf("%v %v", pub, err)
 	}
 	if c, err = Open(dir, Options{}); err != nil {
@@ -43,10 +43,10 @@ func TestUnlockKey(t *testing.T) {
 	if err != nil || !rotated.Equal(key) || bytes.Equal(said, saidNow) {
 		t.Errorf("after the signer's rotation: %v", err)
 	}
-	if _, err := unlock.OpenKey(saidNow, c.Trust(), unlock.Faults{}); err != nil {
+	if _, err := unlock.OpenKey(saidNow, c.Trust()); err != nil {
 		t.Error(err)
 	}
-	if _, err := unlock.OpenKey(said, c.Trust(), unlock.Faults{}); err == nil {
+	if _, err := unlock.OpenKey(said, c.Trust()); err == nil {
 		t.Error("a forgotten signer's statement is believed")
 	}
 	files, err := Snapshot(dir)
@@ -87,7 +87,7 @@ func TestRotateUnlock(t *testing.T) {
 			if err != nil || err2 != nil || len(keys) != want || !keys[0].Equal(now) {
 				t.Fatalf("%d keys, not %d: %v %v", len(keys), want, err, err2)
 			}
-			if pub, err := unlock.OpenKey(said, c.Trust(), unlock.Faults{}); err != nil || !pub.Equal(now.PublicKey()) {
+			if pub, err := unlock.OpenKey(said, c.Trust()); err != nil || !pub.Equal(now.PublicKey()) {
 				t.Errorf("boxes are told another key: %v", err)
 			}
 			first = keys

@@ -25,7 +25,7 @@ const (
 	Window    = time.Hour
 )
 
-// Config is what a Desk is given. All but Faults is needed.
+// Config is what a Desk is given; all of it is needed.
 type Config struct {
 	// Keys are the owner's unlock keys: the present one, and earlier ones that boxes may still ask for.
 	Keys func() ([]*ecdh.PrivateKey, error)
@@ -33,9 +33,8 @@ type Config struct {
 	Answered func(ctx context.Context, device api.DeviceID, challenge string) (bool, error)
 	Note     func(ctx context.Context, device api.DeviceID, name string, e api.Event) error
 	// Event is the name of that event.
-	Event  string
-	Now    func() time.Time
-	Faults unlock.Faults
+	Event string
+	Now   func() time.Time
 }
 
 // Desk answers challenges. Its methods may be called from any goroutine.
@@ -62,7 +61,7 @@ func (d *Desk) Answer(ctx context.Context, device api.DeviceID, name, challenge,
 	if err != nil {
 		return a, &api.Error{Code: api.Invalid, Field: "challenge", Message: "the challenge is " + err.Error(), Remedy: "copy it from the code beside it, or compare it group by group", Err: err}
 	}
-	if c.Device != device && !d.cfg.Faults.Unbound {
+	if c.Device != device { // check: device
 		return a, otherDevice(c, device, name)
 	}
 	keys, err := d.cfg.Keys()
@@ -87,7 +86,7 @@ func (d *Desk) Answer(ctx context.Context, device api.DeviceID, name, challenge,
 	if err != nil {
 		return a, err
 	}
-	if done && !d.cfg.Faults.Reusable {
+	if done { // check: once
 		return a, &api.Error{Code: api.Conflict, Field: "challenge", Message: "this challenge has been answered already", Remedy: "ask for a new one at the box"}
 	}
 	if err := d.allow(device, actor); err != nil {
@@ -112,9 +111,6 @@ func otherDevice(c unlock.Challenge, device api.DeviceID, name string) error {
 
 // allow counts an answer, or says that there were too many. The caller holds mu.
 func (d *Desk) allow(device api.DeviceID, actor string) error {
-	if d.cfg.Faults.NoLimit {
-		return nil
-	}
 	since := d.cfg.Now().Add(-Window)
 	for key, times := range d.given {
 		times = slices.DeleteFunc(times, func(t time.Time) bool { return !t.After(since) })
@@ -123,7 +119,7 @@ func (d *Desk) allow(device api.DeviceID, actor string) error {
 		}
 	}
 	box, person := "d"+device.String(), "p"+actor
-	if len(d.given[box]) >= PerDevice || len(d.given[person]) >= PerPerson {
+	if len(d.given[box]) >= PerDevice || len(d.given[person]) >= PerPerson { // check: limit
 		return &api.Error{Code: api.Unavailable, Message: fmt.Sprintf("too many answers: %d for one device, or %d by one person, within an hour", PerDevice, PerPerson), Remedy: "wait, and look at `edgectl events` for who asks"}
 	}
 	now := d.cfg.Now()

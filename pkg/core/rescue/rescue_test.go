@@ -31,9 +31,9 @@ func newWorld(t *testing.T) *world {
 	return &world{key: k, now: time.Unix(1_800_000_000, 0)}
 }
 
-func (w *world) desk(f unlock.Faults) *Desk {
+func (w *world) desk() *Desk {
 	return New(Config{
-		Keys: func() ([]*ecdh.PrivateKey, error) { return append([]*ecdh.PrivateKey{w.key}, w.former...), nil }, Event: "device.unlock", Now: func() time.Time { return w.now }, Faults: f,
+		Keys: func() ([]*ecdh.PrivateKey, error) { return append([]*ecdh.PrivateKey{w.key}, w.former...), nil }, Event: "device.unlock", Now: func() time.Time { return w.now },
 		Answered: func(_ context.Context, _ api.DeviceID, id string) (bool, error) {
 			for _, e := range w.notes {
 				if e.Subject == id {
@@ -72,7 +72,7 @@ func challenge(t *testing.T, l *unlock.Lock) string {
 func TestAnswerOpens(t *testing.T) {
 	w := newWorld(t)
 	l := w.lock(1)
-	a, err := w.desk(unlock.Faults{}).Answer(t.Context(), api.DeviceID{1}, "box", challenge(t, l), "ann")
+	a, err := w.desk().Answer(t.Context(), api.DeviceID{1}, "box", challenge(t, l), "ann")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,51 +89,64 @@ func TestAnswerOpens(t *testing.T) {
 func TestNotedFirst(t *testing.T) {
 	w := newWorld(t)
 	w.fail = errors.New("the disk is full")
-	if a, err := w.desk(unlock.Faults{}).Answer(t.Context(), api.DeviceID{1}, "box", challenge(t, w.lock(1)), "ann"); err == nil || a.Text != "" {
+	if a, err := w.desk().Answer(t.Context(), api.DeviceID{1}, "box", challenge(t, w.lock(1)), "ann"); err == nil || a.Text != "" {
 		t.Errorf("%+v %v", a, err)
 	}
 }
 
-// TestRefusals: each attempt is refused, and goes through with its check removed.
+// refusals are what the core must not answer, each with the check that keeps it from that.
+var refusals = map[string]struct {
+	check string
+	code  api.Code
+	try   func(t *testing.T, w *world) error
+}{
+	"another device's challenge": {"device", api.Conflict, func(t *testing.T, w *world) error {
+		_, err := w.desk().Answer(t.Context(), api.DeviceID{2}, "box", challenge(t, w.lock(1)), "ann")
+		return err
+	}},
+	"the same challenge twice, across a restart": {"once", api.Conflict, func(t *testing.T, w *world) error {
+		text := challenge(t, w.lock(1))
+		if _, err := w.desk().Answer(t.Context(), api.DeviceID{1}, "box", text, "ann"); err != nil {
+			t.Fatal(err)
+		}
+		_, err := w.desk().Answer(t.Context(), api.DeviceID{1}, "box", text, "ben")
+		return err
+	}},
+	"the seventh in an hour": {"limit", api.Unavailable, func(t *testing.T, w *world) (err error) {
+		d := w.desk()
+		for range PerDevice + 1 {
+			w.now = w.now.Add(time.Minute)
+			_, err = d.Answer(t.Context(), api.DeviceID{1}, "box", challenge(t, w.lock(1)), "ann")
+		}
+		return err
+	}},
+}
+
 func TestRefusals(t *testing.T) {
-	for name, r := range map[string]struct {
-		faults unlock.Faults
-		code   api.Code
-		try    func(w *world, d *Desk) error
-	}{
-		"another device's challenge": {unlock.Faults{Unbound: true}, api.Conflict, func(w *world, d *Desk) error {
-			_, err := d.Answer(t.Context(), api.DeviceID{2}, "box", challenge(t, w.lock(1)), "ann")
-			return err
-		}},
-		"the same challenge twice, across a restart": {unlock.Faults{Reusable: true}, api.Conflict, func(w *world, d *Desk) error {
-			text := challenge(t, w.lock(1))
-			if _, err := d.Answer(t.Context(), api.DeviceID{1}, "box", text, "ann"); err != nil {
-				t.Fatal(err)
-			}
-			_, err := w.desk(d.cfg.Faults).Answer(t.Context(), api.DeviceID{1}, "box", text, "ben")
-			return err
-		}},
-		"the seventh in an hour": {unlock.Faults{NoLimit: true}, api.Unavailable, func(w *world, d *Desk) (err error) {
-			for range PerDevice + 1 {
-				w.now = w.now.Add(time.Minute)
-				_, err = d.Answer(t.Context(), api.DeviceID{1}, "box", challenge(t, w.lock(1)), "ann")
-			}
-			return err
-		}},
-	} {
+	for name, r := range refusals {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t)
-			if err := r.try(w, w.desk(unlock.Faults{})); api.CodeOf(err) != r.code {
-				t.Errorf("%v", err)
-			}
-			w = newWorld(t)
-			if err := r.try(w, w.desk(r.faults)); err != nil {
-				t.Errorf("with the check removed it is refused all the same (%v): the test proves nothing", err)
+			if err := r.try(t, newWorld(t)); err == nil {
+				t.Error("it is answered")
+			} else if api.CodeOf(err) != r.code {
+				t.Error(err)
 			}
 		})
 	}
+}
+
+// TestChecks: in a build without its check, each attempt is answered.
+func TestChecks(t *testing.T) {
+	checks, against := mutation.Marked(t, "", "rescue.go"), map[string]string{}
+	for name, r := range refusals {
+		against[name] = r.check
+	}
+	mutation.Prove(t, mutation.Each(t, checks, "TestRefusals", "it is answered", against)...)
+}
+
+// TestAnswers: what is no challenge of this owner's is not answered; after an hour as many are as before.
+func TestAnswers(t *testing.T) {
 	w := newWorld(t)
-	d := w.desk(unlock.Faults{})
+	d := w.desk()
 	if _, err := d.Answer(t.Context(), api.DeviceID{1}, "box", "nonsense", "ann"); api.CodeOf(err) != api.Invalid {
 		t.Errorf("%v", err)
 	}
@@ -165,7 +178,7 @@ func TestRotatedKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := w.desk(unlock.Faults{}).Answer(t.Context(), api.DeviceID{1}, "box", c.String(), "anna")
+	a, err := w.desk().Answer(t.Context(), api.DeviceID{1}, "box", c.String(), "anna")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +200,7 @@ func TestRotatedKey(t *testing.T) {
 	} else if _, err := after.Try(text); !errors.Is(err, unlock.ErrWrong) {
 		t.Errorf("the old key opens: %v", err)
 	}
-	if a, err = w.desk(unlock.Faults{}).Answer(t.Context(), api.DeviceID{1}, "box", c.String(), "anna"); err != nil {
+	if a, err = w.desk().Answer(t.Context(), api.DeviceID{1}, "box", c.String(), "anna"); err != nil {
 		t.Fatal(err)
 	} else if _, err := after.Try(a.Text); err != nil {
 		t.Error(err)
@@ -197,7 +210,7 @@ func TestRotatedKey(t *testing.T) {
 	if c, err = before.Ask(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.desk(unlock.Faults{}).Answer(t.Context(), api.DeviceID{1}, "box", c.String(), "anna"); api.CodeOf(err) != api.Conflict {
+	if _, err := w.desk().Answer(t.Context(), api.DeviceID{1}, "box", c.String(), "anna"); api.CodeOf(err) != api.Conflict {
 		t.Errorf("a challenge for a lost key: %v", err)
 	}
 }
@@ -205,5 +218,5 @@ func TestRotatedKey(t *testing.T) {
 // TestRotatedKeyCounts: in a build that takes any answer, the old key opens.
 func TestRotatedKeyCounts(t *testing.T) {
 	mutation.Prove(t, mutation.Check{Name: "owner", Test: "^TestRotatedKey$", File: "../../identity/unlock/lock.go",
-		From: "if subtle.ConstantTimeCompare(given, want) != 1 && !l.cfg.Faults.AnyAnswer {", To: "if subtle.ConstantTimeCompare(given, want) != 1 && !l.cfg.Faults.AnyAnswer && !GONE {"})
+		From: "if subtle.ConstantTimeCompare(given, want) != 1 {", To: "if subtle.ConstantTimeCompare(given, want) != 1 && !GONE {"})
 }

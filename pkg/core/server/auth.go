@@ -107,7 +107,7 @@ func (s *Server) admit(access Access, r *http.Request) (*http.Request, error) {
 	}
 	r = r.WithContext(context.WithValue(r.Context(), principalKey{}, p))
 	if access == Rescuers {
-		if p.Role != store.Admin && p.Role != store.Rescuer && !s.cfg.Faults.AnyRole {
+		if p.Role != store.Admin && p.Role != store.Rescuer { // check: role
 			return r, &api.Error{Code: api.Forbidden, Message: "a " + string(p.Role) + " may not open boxes", Remedy: "ask for a token of role rescuer or admin"}
 		}
 		return r, nil

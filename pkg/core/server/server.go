@@ -20,7 +20,6 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/store"
-	"tributary.dev/tributary/pkg/identity/unlock"
 )
 
 // Bounds of requests.
@@ -45,8 +44,6 @@ type Config struct {
 	Inventories Inventories
 	// Unlocks answers boxes' challenges; nil leaves that route out.
 	Unlocks Unlocks
-	// Faults switch checks of that route off, for the tests that prove that these matter.
-	Faults unlock.Faults
 	// Heard tells when devices were last seen, newer than their objects do; may be nil.
 	Heard Heard
 	// Ledger answers for records; nil leaves those routes out.

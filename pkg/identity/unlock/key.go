@@ -53,14 +53,11 @@ func SignKey(signer crypto.Signer, kid []byte, pub *ecdh.PublicKey, at time.Time
 }
 
 // OpenKey reads the unlock key from a statement by one of the signers.
-func OpenKey(raw []byte, signers identity.Keys, f Faults) (*ecdh.PublicKey, error) {
+func OpenKey(raw []byte, signers identity.Keys) (*ecdh.PublicKey, error) {
 	if len(raw) > maxStatement {
 		return nil, fmt.Errorf("a statement of %d bytes: at most %d", len(raw), maxStatement)
 	}
 	payload, err := identity.VerifyBy(signers, raw, aad)
-	if f.Unsigned {
-		payload, err = identity.Payload(raw)
-	}
 	if err != nil {
 		return nil, fmt.Errorf("the owner's unlock key: %w", err)
 	}
@@ -95,16 +92,13 @@ func DecodeKept(b []byte) (k Kept, err error) {
 }
 
 // Owner is the unlock key, if all that was kept leads to the root of this fingerprint.
-func (k Kept) Owner(root []byte, f Faults) (*ecdh.PublicKey, error) {
+func (k Kept) Owner(root []byte) (*ecdh.PublicKey, error) {
 	if len(root) != 32 {
 		return nil, errors.New("whose box this is cannot be told: no fingerprint of a root is at hand")
-	}
-	if f.Unsigned {
-		root = nil
 	}
 	trust, err := identity.DecodeTrust(k.Trust, root)
 	if err != nil {
 		return nil, fmt.Errorf("what was kept of the owner is not this box's owner's: %w", err)
 	}
-	return OpenKey(k.Key, trust, f)
+	return OpenKey(k.Key, trust)
 }

@@ -50,27 +50,15 @@ type Limits interface {
 	Save(Limit) error
 }
 
-// Faults switch checks off, for the tests that prove that these matter.
-type Faults struct {
-	Reusable  bool // a right answer does not end the challenge
-	NoExpiry  bool
-	NoLimit   bool
-	AnyAnswer bool // whatever is typed well is right
-	Unbound   bool // the core answers for whatever device the challenge names
-	AnyRole   bool
-	Unsigned  bool // the owner's key is taken as it stands
-}
-
-// LockConfig is what a Lock is given. All but Faults is needed.
+// LockConfig is what a Lock is given; all of it is needed.
 type LockConfig struct {
 	Owner  *ecdh.PublicKey
 	Device api.DeviceID
 	Proven bool
 	Limits Limits
 	// Now is the time since the box started: nobody can set that clock.
-	Now    func() time.Duration
-	Rand   io.Reader
-	Faults Faults
+	Now  func() time.Duration
+	Rand io.Reader
 }
 
 // Lock is the box's side, for one person at a console. It is used by one goroutine at a time.
@@ -92,9 +80,7 @@ func (l *Lock) Standing() (c Challenge, left time.Duration, ok bool) {
 	return l.c, l.born + Life - l.cfg.Now(), true
 }
 
-func (l *Lock) expired() bool {
-	return l.cfg.Now()-l.born >= Life && !l.cfg.Faults.NoExpiry
-}
+func (l *Lock) expired() bool { return l.cfg.Now()-l.born >= Life }
 
 // Ask makes a new challenge; the one before, if any, counts no more.
 func (l *Lock) Ask() (Challenge, error) {
@@ -112,15 +98,12 @@ func (l *Lock) Ask() (Challenge, error) {
 
 // allowed fails with a WaitError while the box waits.
 func (l *Lock) allowed() error {
-	if l.cfg.Faults.NoLimit {
-		return nil
-	}
 	limit, err := l.cfg.Limits.Load()
 	if err != nil {
 		return err
 	}
 	// Nothing waits longer than it can have been made to.
-	if left := min(limit.Until-l.cfg.Now(), mostWait); left > 0 {
+	if left := min(limit.Until-l.cfg.Now(), mostWait); left > 0 { // check: limit
 		return &WaitError{left}
 	}
 	return nil
@@ -135,7 +118,7 @@ func (l *Lock) Try(text string) (Challenge, error) {
 	if l.key == nil {
 		return Challenge{}, ErrNone
 	}
-	if l.expired() {
+	if l.expired() { // check: life
 		l.key = nil
 		return Challenge{}, ErrExpired
 	}
@@ -147,12 +130,10 @@ func (l *Lock) Try(text string) (Challenge, error) {
 	if err != nil {
 		return Challenge{}, err
 	}
-	if subtle.ConstantTimeCompare(given, want) != 1 && !l.cfg.Faults.AnyAnswer {
+	if subtle.ConstantTimeCompare(given, want) != 1 { // check: answer
 		return Challenge{}, l.miss()
 	}
-	if !l.cfg.Faults.Reusable {
-		l.key = nil
-	}
+	l.key = nil
 	if err := l.cfg.Limits.Save(Limit{}); err != nil {
 		return Challenge{}, err
 	}
@@ -161,9 +142,6 @@ func (l *Lock) Try(text string) (Challenge, error) {
 
 // miss counts a wrong answer, whichever challenge and console it was for.
 func (l *Lock) miss() error {
-	if l.cfg.Faults.NoLimit {
-		return ErrWrong
-	}
 	limit, err := l.cfg.Limits.Load()
 	if err != nil {
 		return err

@@ -17,6 +17,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/tests/mutation"
 )
 
 func TestTextComesBack(t *testing.T) {
@@ -92,8 +93,8 @@ type bench struct {
 func (b *bench) Load() (Limit, error) { return b.limit, nil }
 func (b *bench) Save(l Limit) error   { b.limit = l; return nil }
 
-func (b *bench) lock(device byte, f Faults) *Lock {
-	return NewLock(LockConfig{Owner: b.owner.PublicKey(), Device: api.DeviceID{device}, Proven: true, Limits: b, Now: func() time.Duration { return b.now }, Rand: rand.Reader, Faults: f})
+func (b *bench) lock(device byte) *Lock {
+	return NewLock(LockConfig{Owner: b.owner.PublicKey(), Device: api.DeviceID{device}, Proven: true, Limits: b, Now: func() time.Duration { return b.now }, Rand: rand.Reader})
 }
 
 type tester interface {
@@ -121,7 +122,7 @@ func answered(t tester, owner *ecdh.PrivateKey, c Challenge) string {
 
 func TestUnlock(t *testing.T) {
 	b := &bench{owner: newKey(t), now: time.Hour}
-	l := b.lock(1, Faults{})
+	l := b.lock(1)
 	c := ask(t, l)
 	if _, err := l.Try("ABC"); !errors.Is(err, ErrTyped) {
 		t.Errorf("half an answer: %v", err)
@@ -146,13 +147,13 @@ func TestUnlock(t *testing.T) {
 
 // refusals are what must not open, each with the check that keeps it shut.
 var refusals = []struct {
-	name   string
-	faults Faults
-	want   error
-	try    func(t *testing.T, b *bench, f Faults) error
+	name  string
+	check string
+	want  error
+	try   func(t *testing.T, b *bench) error
 }{
-	{"a replayed answer", Faults{Reusable: true}, ErrNone, func(t *testing.T, b *bench, f Faults) error {
-		l := b.lock(1, f)
+	{"a replayed answer", "once", ErrNone, func(t *testing.T, b *bench) error {
+		l := b.lock(1)
 		a := answered(t, b.owner, ask(t, l))
 		if _, err := l.Try(a); err != nil {
 			t.Fatal(err)
@@ -160,36 +161,36 @@ var refusals = []struct {
 		_, err := l.Try(a)
 		return err
 	}},
-	{"an answer to an earlier challenge", Faults{AnyAnswer: true}, ErrWrong, func(t *testing.T, b *bench, f Faults) error {
-		l := b.lock(1, f)
+	{"an answer to an earlier challenge", "answer", ErrWrong, func(t *testing.T, b *bench) error {
+		l := b.lock(1)
 		a := answered(t, b.owner, ask(t, l))
 		ask(t, l)
 		_, err := l.Try(a)
 		return err
 	}},
-	{"another box's answer", Faults{AnyAnswer: true}, ErrWrong, func(t *testing.T, b *bench, f Faults) error {
-		a := answered(t, b.owner, ask(t, b.lock(2, f)))
-		l := b.lock(1, f)
+	{"another box's answer", "answer", ErrWrong, func(t *testing.T, b *bench) error {
+		a := answered(t, b.owner, ask(t, b.lock(2)))
+		l := b.lock(1)
 		ask(t, l)
 		_, err := l.Try(a)
 		return err
 	}},
-	{"another owner's answer", Faults{AnyAnswer: true}, ErrWrong, func(t *testing.T, b *bench, f Faults) error {
-		l := b.lock(1, f)
+	{"another owner's answer", "answer", ErrWrong, func(t *testing.T, b *bench) error {
+		l := b.lock(1)
 		c, thief := ask(t, l), newKey(t)
 		c.Owner = OwnerID(thief.PublicKey())
 		_, err := l.Try(answered(t, thief, c))
 		return err
 	}},
-	{"an expired challenge", Faults{NoExpiry: true}, ErrExpired, func(t *testing.T, b *bench, f Faults) error {
-		l := b.lock(1, f)
+	{"an expired challenge", "life", ErrExpired, func(t *testing.T, b *bench) error {
+		l := b.lock(1)
 		a := answered(t, b.owner, ask(t, l))
 		b.now += Life
 		_, err := l.Try(a)
 		return err
 	}},
-	{"a right answer after three wrong ones", Faults{NoLimit: true}, new(WaitError), func(t *testing.T, b *bench, f Faults) error {
-		l := b.lock(1, f)
+	{"a right answer after three wrong ones", "limit", new(WaitError), func(t *testing.T, b *bench) error {
+		l := b.lock(1)
 		a := answered(t, b.owner, ask(t, l))
 		for range Tries {
 			if _, err := l.Try(Text(make([]byte, AnswerBytes), 6)); !errors.Is(err, ErrWrong) {
@@ -201,20 +202,33 @@ var refusals = []struct {
 	}},
 }
 
-// TestRefusals proves each refusal, and that it is due to its check: with the check switched
-// off, the same attempt opens.
 func TestRefusals(t *testing.T) {
 	for _, r := range refusals {
 		t.Run(r.name, func(t *testing.T) {
-			err := r.try(t, &bench{owner: newKey(t), now: time.Hour}, Faults{})
-			if wait := new(WaitError); !errors.Is(err, r.want) && !(errors.As(r.want, &wait) && errors.As(err, &wait)) {
+			err := r.try(t, &bench{owner: newKey(t), now: time.Hour})
+			if wait := new(WaitError); err == nil {
+				t.Error("it opens")
+			} else if !errors.Is(err, r.want) && !(errors.As(r.want, &wait) && errors.As(err, &wait)) {
 				t.Errorf("%v, want %v", err, r.want)
-			}
-			if err := r.try(t, &bench{owner: newKey(t), now: time.Hour}, r.faults); err != nil {
-				t.Errorf("with the check removed it is refused all the same (%v): the test proves nothing", err)
 			}
 		})
 	}
+}
+
+// TestChecks: in a build without its check, each attempt opens.
+func TestChecks(t *testing.T) {
+	const once, void = "	l.key = nil\n	if err", "	l.key = nil\n	limit.Wrong"
+	checks := append(mutation.Marked(t, "", "lock.go"),
+		mutation.Check{Name: "once", File: "lock.go", From: once, To: strings.Replace(once, "l.key = nil", "if !GONE { l.key = nil }", 1)},
+		mutation.Check{Name: "limit", File: "lock.go", From: void, To: strings.Replace(void, "l.key = nil", "if !GONE { l.key = nil }", 1)})
+	against := map[string]string{}
+	for _, r := range refusals {
+		against[r.name] = r.check
+	}
+	const signed, rooted = "identity.VerifyBy(signers, raw, aad)", "identity.DecodeTrust(k.Trust, root)"
+	mutation.Prove(t, append(mutation.Each(t, checks, "TestRefusals", "it opens", against),
+		mutation.Check{Name: "the owner's word", Test: "^TestKept$", File: "key.go", From: signed, To: signed + "\n	if GONE {\n		payload, err = identity.Payload(raw)\n	}", Says: "a statement of the thief's is believed"},
+		mutation.Check{Name: "the owner's root", Test: "^TestKept$", File: "key.go", From: rooted, To: "identity.DecodeTrust(k.Trust, map[bool][]byte{false: root}[GONE])", Says: "a realm of the thief's is believed"})...)
 }
 
 // TestLimit: whatever is asked and typed when, on whichever console, three wrong answers are
@@ -226,7 +240,7 @@ func TestLimit(t *testing.T) {
 			t.Fatal(err)
 		}
 		b := &bench{owner: k, now: time.Duration(rapid.Int64Range(0, int64(time.Hour)).Draw(t, "up"))}
-		l := b.lock(1, Faults{})
+		l := b.lock(1)
 		var wrong []time.Duration
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
 			b.now += time.Duration(rapid.Int64Range(0, int64(2*time.Minute)).Draw(t, "pause"))
@@ -234,7 +248,7 @@ func TestLimit(t *testing.T) {
 			case 0:
 				_, _ = l.Ask()
 			case 1: // another console, or the same one after it was left
-				l = b.lock(1, Faults{})
+				l = b.lock(1)
 			default:
 				_, err := l.Try(Text(make([]byte, AnswerBytes), 6))
 				if err == nil {
@@ -340,7 +354,7 @@ func TestKept(t *testing.T) {
 	if err != nil || k.Device != (api.DeviceID{7}) {
 		t.Fatalf("%+v %v", k, err)
 	}
-	pub, err := k.Owner(fp[:], Faults{})
+	pub, err := k.Owner(fp[:])
 	if err != nil || !pub.Equal(owner.PublicKey()) {
 		t.Fatalf("%v %v", pub, err)
 	}
@@ -356,14 +370,11 @@ func TestKept(t *testing.T) {
 	}
 	forged["a statement of the thief's"] = Kept{Trust: k.Trust, Key: mixed}
 	for name, f := range forged {
-		if pub, err := f.Owner(fp[:], Faults{}); err == nil {
+		if pub, err := f.Owner(fp[:]); err == nil {
 			t.Errorf("%s is believed: %v", name, pub)
 		}
-		if _, err := f.Owner(fp[:], Faults{Unsigned: true}); err != nil {
-			t.Errorf("%s is refused with the check removed (%v): the test proves nothing", name, err)
-		}
 	}
-	if _, err := k.Owner(nil, Faults{}); err == nil {
+	if _, err := k.Owner(nil); err == nil {
 		t.Error("without a fingerprint anything is believed")
 	}
 	// A statement of another purpose by the same signer is none.
@@ -371,7 +382,7 @@ func TestKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OpenKey(other, trust, Faults{}); err == nil {
+	if _, err := OpenKey(other, trust); err == nil {
 		t.Error("a manifest passes for a statement")
 	}
 }
@@ -393,7 +404,7 @@ func FuzzDecodeKept(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if k, err := DecodeKept(b); err == nil {
 			fp := identity.Fingerprint(trust.Root)
-			_, _ = k.Owner(fp[:], Faults{})
+			_, _ = k.Owner(fp[:])
 		}
 	})
 }

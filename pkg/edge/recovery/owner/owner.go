@@ -34,7 +34,6 @@ type Box struct {
 	Outside, Anchor Store
 	// Identity reads who the box is from its own state. It fails while that is closed.
 	Identity func() (*identity.Trust, api.DeviceID, error)
-	Faults   unlock.Faults
 }
 
 // Owner is who may open this box.
@@ -59,21 +58,21 @@ func (b Box) Find() (o Owner, err error) {
 		return o, fmt.Errorf("what is kept of the owner is torn: %w", err)
 	}
 	if trust, device, err := b.Identity(); err == nil {
-		key, err := unlock.OpenKey(kept.Key, trust, b.Faults)
+		key, err := unlock.OpenKey(kept.Key, trust)
 		return Owner{key, device, true}, err
 	}
 	root, err := b.Anchor.Read()
 	if err != nil {
 		return o, fmt.Errorf("the box's state is closed, and its firmware does not tell whose it is: %w", err)
 	}
-	key, err := kept.Owner(root, b.Faults)
+	key, err := kept.Owner(root)
 	return Owner{key, kept.Device, false}, err
 }
 
 // Keep writes down what a manifest says of the owner, if it is new and the box's own trust
 // bears it out. It may be repeated; nothing is written that stands there already.
 func (b Box) Keep(trust *identity.Trust, device api.DeviceID, statement []byte) error {
-	if _, err := unlock.OpenKey(statement, trust, b.Faults); err != nil {
+	if _, err := unlock.OpenKey(statement, trust); err != nil {
 		return err
 	}
 	kept, err := unlock.Kept{Trust: trust.Encode(), Key: statement, Device: device}.Encode()
