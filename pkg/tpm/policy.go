@@ -206,25 +206,21 @@ func keyPublic(key *rsa.PublicKey) tpm2.TPMTPublic {
 
 // sealPolicy is what a sealed key asks for: a policy that the release's key has signed, and PCR 7
 // as it is given here.
-func sealPolicy(key *rsa.PublicKey, pcr7 [32]byte, f Faults) ([]byte, error) {
+func sealPolicy(key *rsa.PublicKey, pcr7 [32]byte) ([]byte, error) {
 	p, err := tpm2.NewPolicyCalculator(tpm2.TPMAlgSHA256)
 	if err != nil {
 		return nil, err
 	}
-	if !f.NoRelease {
-		public := keyPublic(key)
-		name, err := tpm2.ObjectName(&public)
-		if err != nil {
-			return nil, err
-		}
-		if err := (tpm2.PolicyAuthorize{KeySign: *name}).Update(p); err != nil {
-			return nil, err
-		}
+	public := keyPublic(key)
+	name, err := tpm2.ObjectName(&public)
+	if err != nil {
+		return nil, err
 	}
-	if !f.NoSecureBoot {
-		if err := pcrStep(p, PCRSecureBoot, pcr7); err != nil {
-			return nil, err
-		}
+	if err := (tpm2.PolicyAuthorize{KeySign: *name}).Update(p); err != nil {
+		return nil, err
+	}
+	if err := pcrStep(p, PCRSecureBoot, pcr7); err != nil {
+		return nil, err
 	}
 	return p.Hash().Digest, nil
 }

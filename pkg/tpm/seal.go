@@ -10,14 +10,6 @@ import (
 	"github.com/google/go-tpm/tpm2"
 )
 
-// Faults break the sealing on purpose, one rule each, so that tests can show that they would
-// notice. A key that was sealed with a fault is unsealed with the same one.
-type Faults struct {
-	NoSecureBoot bool // the key does not depend on PCR 7
-	NoRelease    bool // the key does not depend on the release's signature
-	NoExtend     bool // the sealer leaves PCR 11 as it is
-}
-
 // Sealed is a key that a TPM has wrapped. Nothing in it is secret.
 type Sealed struct {
 	Public, Private []byte
@@ -29,11 +21,11 @@ const maxKey = 128
 
 // Seal wraps a key of 1 to 128 bytes to the release's key and to PCR 7 as given: the present
 // value, or the one foretold for after a change of the firmware's keys.
-func (t *TPM) Seal(secret []byte, release *rsa.PublicKey, pcr7 [32]byte, f Faults) (*Sealed, error) {
+func (t *TPM) Seal(secret []byte, release *rsa.PublicKey, pcr7 [32]byte) (*Sealed, error) {
 	if len(secret) == 0 || len(secret) > maxKey {
 		return nil, fmt.Errorf("a key of %d bytes: 1 to %d can be sealed", len(secret), maxKey)
 	}
-	policy, err := sealPolicy(release, pcr7, f)
+	policy, err := sealPolicy(release, pcr7)
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +57,7 @@ func (t *TPM) Seal(secret []byte, release *rsa.PublicKey, pcr7 [32]byte, f Fault
 }
 
 // Unseal gives the key back. The error is ErrRefused when the TPM keeps it.
-func (t *TPM) Unseal(s *Sealed, release *rsa.PublicKey, sigs *Signatures, f Faults) ([]byte, error) {
+func (t *TPM) Unseal(s *Sealed, release *rsa.PublicKey, sigs *Signatures) ([]byte, error) {
 	srk, done, err := t.storageKey()
 	if err != nil {
 		return nil, err
@@ -84,7 +76,7 @@ func (t *TPM) Unseal(s *Sealed, release *rsa.PublicKey, sigs *Signatures, f Faul
 	}
 	defer t.flush(object.ObjectHandle)
 	for tries := 1; ; tries++ {
-		key, err := t.unsealOnce(s, srk.ObjectHandle, public, object, release, sigs, f)
+		key, err := t.unsealOnce(s, srk.ObjectHandle, public, object, release, sigs)
 		if !errors.Is(err, tpm2.TPMRCPCRChanged) || tries == maxTries {
 			return key, err
 		}
@@ -95,21 +87,17 @@ func (t *TPM) Unseal(s *Sealed, release *rsa.PublicKey, sigs *Signatures, f Faul
 // before the end, and the kernel may extend PCR 10 for each driver that it loads meanwhile.
 const maxTries = 100
 
-func (t *TPM) unsealOnce(s *Sealed, srk tpm2.TPMHandle, public *tpm2.TPMTPublic, object *tpm2.LoadResponse, release *rsa.PublicKey, sigs *Signatures, f Faults) ([]byte, error) {
+func (t *TPM) unsealOnce(s *Sealed, srk tpm2.TPMHandle, public *tpm2.TPMTPublic, object *tpm2.LoadResponse, release *rsa.PublicKey, sigs *Signatures) ([]byte, error) {
 	session, end, err := tpm2.PolicySession(t.t, tpm2.TPMAlgSHA256, 16, tpm2.Salted(srk, *public), tpm2.AESEncryption(128, tpm2.EncryptOut))
 	if err != nil {
 		return nil, fmt.Errorf("a session: %w", err)
 	}
 	defer func() { _ = end() }()
-	if !f.NoRelease {
-		if err := t.authorize(session, release, sigs); err != nil {
-			return nil, err
-		}
+	if err := t.authorize(session, release, sigs); err != nil {
+		return nil, err
 	}
-	if !f.NoSecureBoot {
-		if _, err := (tpm2.PolicyPCR{PolicySession: session.Handle(), Pcrs: selection(PCRSecureBoot)}).Execute(t.t); err != nil {
-			return nil, fmt.Errorf("PCR 7: %w", err)
-		}
+	if _, err := (tpm2.PolicyPCR{PolicySession: session.Handle(), Pcrs: selection(PCRSecureBoot)}).Execute(t.t); err != nil {
+		return nil, fmt.Errorf("PCR 7: %w", err)
 	}
 	rsp, err := tpm2.Unseal{ItemHandle: tpm2.AuthHandle{Handle: object.ObjectHandle, Name: object.Name, Auth: session}}.Execute(t.t)
 	if errors.Is(err, tpm2.TPMRCPolicyFail) {

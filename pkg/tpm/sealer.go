@@ -31,8 +31,6 @@ type Sealer struct {
 	Wait     time.Duration
 	Expected func() bool
 
-	Faults Faults
-
 	turn   sync.Mutex
 	shut   bool // by Shut
 	shells int  // by OpenShell
@@ -153,7 +151,7 @@ func (s *Sealer) seal(t *TPM, key []byte, pcr7 [32]byte) (*token, error) {
 	if err := t.RaiseFloor(0); err != nil {
 		return nil, err
 	}
-	sealed, err := t.Seal(key, release, pcr7, s.Faults)
+	sealed, err := t.Seal(key, release, pcr7)
 	if err != nil {
 		return nil, err
 	}
@@ -178,7 +176,7 @@ func (s *Sealer) unseal(t *TPM, sealed json.RawMessage) ([]byte, error) {
 		return nil, err
 	}
 	// The TPM would say so too, after a while: of several tokens all but one are for other firmware keys.
-	if now, err := t.PCR(PCRSecureBoot); err == nil && now != [32]byte(k.PCR7) && !s.Faults.NoSecureBoot {
+	if now, err := t.PCR(PCRSecureBoot); err == nil && now != [32]byte(k.PCR7) {
 		return nil, otherFirmware(now, [32]byte(k.PCR7))
 	}
 	release, err := ParseKey(k.Release)
@@ -193,13 +191,13 @@ func (s *Sealer) unseal(t *TPM, sealed json.RawMessage) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return t.Unseal(&Sealed{Public: k.Public, Private: k.Private, PCR7: [32]byte(k.PCR7)}, release, sigs, s.Faults)
+	return t.Unseal(&Sealed{Public: k.Public, Private: k.Private, PCR7: [32]byte(k.PCR7)}, release, sigs)
 }
 
 // Shut makes PCR 11 a value that no release signs: whoever comes later in this start gets no
 // key. On a box without a TPM there is nothing to shut.
 func (s *Sealer) Shut(ctx context.Context) error {
-	if s.Faults.NoExtend || s.shut {
+	if s.shut {
 		return nil
 	}
 	err := s.With(ctx, s.expected(), func(t *TPM) error { return t.Extend(PCRKernel, []byte(attest.StateOpened)) })

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"tributary.dev/tributary/tests/mutation"
 )
 
 // sealer is that of a box whose image brought a signature of kernel.
@@ -59,14 +61,12 @@ func TestSealer(t *testing.T) {
 			t.Errorf("%s gives the key after it was shut: %v", kernel, err)
 		}
 	}
-	s := sealer(t, b.boot(ourKeys, v1), v1)
-	s.Faults.NoExtend = true
-	if err := s.Shut(ctx); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.Unseal(ctx, token); err != nil {
-		t.Errorf("without the extension it is refused all the same: %v", err)
-	}
+}
+
+// TestShutCounts: in a build that does not extend the PCR, the key is given after it was shut.
+func TestShutCounts(t *testing.T) {
+	const extend = "return t.Extend(PCRKernel, []byte(attest.StateOpened))"
+	mutation.Prove(t, mutation.Check{Name: "shut", Test: "^TestSealer$", File: "sealer.go", From: extend, To: "if GONE {\n		return nil\n	}\n	" + extend, Says: "release 1 gives the key after it was shut"})
 }
 
 // TestSealerDeclines goes through boxes on which the key is not sealed at all, rather than badly.
@@ -131,7 +131,6 @@ func TestSealerWaits(t *testing.T) {
 func TestTokenTampered(t *testing.T) {
 	b, ctx := newBox(t), context.Background()
 	s := sealer(t, b.boot(ourKeys, v1), v1)
-	s.Faults.NoExtend = true
 	good, err := s.Seal(ctx, secret(t))
 	if err != nil {
 		t.Fatal(err)

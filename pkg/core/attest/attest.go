@@ -61,18 +61,6 @@ type Config struct {
 	Now    func() time.Time
 	Random io.Reader
 	Log    *slog.Logger
-
-	Faults Faults
-}
-
-// Faults leave out one check each, so that tests can show that it is needed.
-type Faults struct {
-	judge.Faults
-	NoApproval bool // nobody has to approve
-	NoSystem   bool // any system gets the key back
-	NoBaseline bool // PCR 7 may be what it likes
-	NoIdentity bool // any TPM may speak for a device
-	NoWord     bool // what PCR 7 may become need not be the TPM's word
 }
 
 // Room may be used from any goroutine.
@@ -298,7 +286,7 @@ func (r *Room) judge(rec *record, systems []judge.Release, c judge.Challenge, re
 	if err != nil {
 		return false, err
 	}
-	x := judge.Expect{Key: key, Challenge: c, Now: r.cfg.Now(), Releases: systems, Faults: r.cfg.Faults.Faults}
+	x := judge.Expect{Key: key, Challenge: c, Now: r.cfg.Now(), Releases: systems}
 	if _, err := x.Authentic(e); err != nil {
 		return false, err
 	}
@@ -307,11 +295,11 @@ func (r *Room) judge(rec *record, systems []judge.Release, c judge.Challenge, re
 	rec.Shown.PCR7, rec.Shown.PCR11 = pcr7[:], pcr11[:]
 	approved := rec.Approved.holds(r.cfg.Now(), pcr7[:])
 	known := rec.TPM.Attestation == nil || bytes.Equal(rec.TPM.Attestation, public.Attestation) && bytes.Equal(rec.TPM.Endorsement, public.Endorsement)
-	if !known && !approved && !r.cfg.Faults.NoIdentity {
+	if !known && !approved { // check: identity
 		rec.Shown.Changed = true
 		return false, errors.New("another TPM answers for this device than the one that is known")
 	}
-	if rec.PCR7 != nil && !bytes.Equal(rec.PCR7, pcr7[:]) && !approved && !r.foretold(rec, systems, report.Words, pcr7[:]) && !r.cfg.Faults.NoBaseline {
+	if rec.PCR7 != nil && !bytes.Equal(rec.PCR7, pcr7[:]) && !approved && !r.foretold(rec, systems, report.Words, pcr7[:]) { // check: baseline
 		rec.Shown.Changed = true
 		return true, fmt.Errorf("the firmware's keys or settings changed: PCR 7 is %x, was %x", pcr7, rec.PCR7)
 	}
@@ -352,7 +340,6 @@ func (r *Room) foretold(rec *record, systems []judge.Release, words []judge.Word
 			return false
 		}
 		x := judge.Expect{Key: key, Challenge: judge.Challenge{Nonce: [judge.NonceSize]byte(judge.Foretold(w.PCR7)), Expires: now.Add(Life)}, Now: now, Releases: systems}
-		x.Faults.NoKey, x.Faults.NoNonce, x.Faults.NoRelease = r.cfg.Faults.NoWord, r.cfg.Faults.NoWord, r.cfg.Faults.NoWord
 		was, _ := e.PCR(tpm.PCRSecureBoot)
 		if _, err := x.Verify(e); err == nil && has(was[:]) {
 			may = append(may, w.PCR7...)

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"tributary.dev/tributary/pkg/tpm"
 	judge "tributary.dev/tributary/pkg/tpm/attest"
 	"tributary.dev/tributary/pkg/tpm/tpmtest"
+	"tributary.dev/tributary/tests/mutation"
 )
 
 const (
@@ -228,35 +230,31 @@ func TestRecovery(t *testing.T) {
 	}
 }
 
-// TestRecoveryRefused goes through who must not get the key, and through the same with the check
-// that should stop it left out.
-func TestRecoveryRefused(t *testing.T) {
-	other := newMachine(t)
-	for name, c := range map[string]struct {
-		try     func(t *testing.T, s *site, m *machine) (*identity.RecoverReply, error)
-		without Faults
-	}{
+// recoveries are who must not get the key, each with the check that stops it. other is another
+// box's machine.
+func recoveries(other *machine) map[string]recovery {
+	return map[string]recovery{
 		"no approval": {func(t *testing.T, s *site, m *machine) (*identity.RecoverReply, error) {
 			return s.ask(m.boot(newKeys, v1, false))
-		}, Faults{NoApproval: true}},
+		}, "approval"},
 		"an approval for other firmware": {func(t *testing.T, s *site, m *machine) (*identity.RecoverReply, error) {
 			s.approved(m.boot(newKeys, v1, false))
 			return s.ask(m.boot("a thief's keys", v1, false))
-		}, Faults{NoApproval: true}},
+		}, "approval"},
 		"an approval of yesterday": {func(t *testing.T, s *site, m *machine) (*identity.RecoverReply, error) {
 			s.approved(m.boot(newKeys, v1, false))
 			s.now = s.now.Add(24 * time.Hour)
 			return s.ask(m)
-		}, Faults{NoApproval: true}},
+		}, "approval"},
 		"a stale nonce": {func(t *testing.T, s *site, m *machine) (*identity.RecoverReply, error) {
 			s.approved(m.boot(newKeys, v1, false))
 			old := identity.RecoverNonce(box1, []byte("yesterday's"))
 			return s.Recover(t.Context(), identity.RecoverNonce(box1, []byte("today's")), &identity.RecoverRequest{Device: box1, Evidence: m.evidence(old)})
-		}, Faults{Faults: judge.Faults{NoNonce: true}}},
+		}, "nonce"},
 		"another box's quote": {func(t *testing.T, s *site, m *machine) (*identity.RecoverReply, error) {
 			s.approved(m.boot(newKeys, v1, false))
 			return s.ask(other.boot(newKeys, v1, false))
-		}, Faults{Faults: judge.Faults{NoKey: true}}},
+		}, "key"},
 		"an altered PCR": {func(t *testing.T, s *site, m *machine) (*identity.RecoverReply, error) {
 			s.approved(m.boot(newKeys, v1, false))
 			m.boot("a thief's keys", v1, false)
@@ -272,16 +270,25 @@ func TestRecoveryRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 			return s.Recover(t.Context(), nonce, &identity.RecoverRequest{Device: box1, Evidence: b})
-		}, Faults{Faults: judge.Faults{NoDigest: true}}},
+		}, "what was quoted"},
 		"another system": {func(t *testing.T, s *site, m *machine) (*identity.RecoverReply, error) {
 			s.approved(m.boot(newKeys, v1, false))
 			return s.ask(m.boot(newKeys, "a thief's", false))
-		}, Faults{NoSystem: true}},
+		}, "release"},
 		"a running system": {func(t *testing.T, s *site, m *machine) (*identity.RecoverReply, error) {
 			s.approved(m.boot(newKeys, v1, false))
 			return s.ask(m.boot(newKeys, v1, true))
-		}, Faults{NoSystem: true}},
-	} {
+		}, "closed state"},
+	}
+}
+
+type recovery struct {
+	try   func(t *testing.T, s *site, m *machine) (*identity.RecoverReply, error)
+	check string
+}
+
+func TestRecoveryRefused(t *testing.T) {
+	for name, c := range recoveries(newMachine(t)) {
 		t.Run(name, func(t *testing.T) {
 			s, m, key := newSite(t), newMachine(t), secret(t)
 			if !s.tell(m.boot(ourKeys, v1, true), key).Escrowed {
@@ -289,14 +296,6 @@ func TestRecoveryRefused(t *testing.T) {
 			}
 			if reply, err := c.try(t, s, m); err == nil && reply.Blob != nil {
 				t.Error("the key is given away")
-			}
-			s, m = newSite(t), newMachine(t)
-			if !s.tell(m.boot(ourKeys, v1, true), key).Escrowed {
-				t.Fatal("no escrow")
-			}
-			s.cfg.Faults = c.without
-			if reply, err := c.try(t, s, m); err != nil || reply.Blob == nil {
-				t.Errorf("the check left out, it is still refused, so this test shows nothing: %v", err)
 			}
 		})
 	}
@@ -333,17 +332,13 @@ func TestRecoveryNeedsEscrow(t *testing.T) {
 	}
 }
 
-// TestReportRefused: who is not attested, and why; with the check left out it would be.
-func TestReportRefused(t *testing.T) {
-	other := newMachine(t)
-	for name, c := range map[string]struct {
-		try     func(s *site, m *machine) judge.Reply
-		without Faults
-	}{
-		"another TPM":    {func(s *site, _ *machine) judge.Reply { return s.tell(other.boot(ourKeys, v1, true), nil) }, Faults{NoIdentity: true}},
-		"other firmware": {func(s *site, m *machine) judge.Reply { return s.tell(m.boot(newKeys, v1, true), nil) }, Faults{NoBaseline: true}},
+// reports are who is not attested, each with the check that tells. other is another box's machine.
+func reports(t *testing.T, other *machine) map[string]report {
+	return map[string]report{
+		"another TPM":    {func(s *site, _ *machine) judge.Reply { return s.tell(other.boot(ourKeys, v1, true), nil) }, "identity"},
+		"other firmware": {func(s *site, m *machine) judge.Reply { return s.tell(m.boot(newKeys, v1, true), nil) }, "baseline"},
 		"another system": {func(s *site, m *machine) judge.Reply { return s.tell(m.boot(ourKeys, "none of ours", true), nil) },
-			Faults{Faults: judge.Faults{NoRelease: true}}},
+			"release"},
 		"a root shell": {func(s *site, m *machine) judge.Reply {
 			m.boot(ourKeys, v1, true)
 			if err := m.tpm.Extend(tpm.PCRKernel, []byte(judge.ShellOpened)); err != nil {
@@ -351,7 +346,7 @@ func TestReportRefused(t *testing.T) {
 			}
 			m.log = append(m.log, judge.Event([]byte(judge.ShellOpened)))
 			return s.tell(m, nil)
-		}, Faults{Faults: judge.Faults{NoRelease: true}}},
+		}, "release"},
 		"a stale nonce": {func(s *site, m *machine) judge.Reply {
 			r := s.report(m.boot(ourKeys, v1, true), s.challenge(), nil)
 			reply, err := s.Report(context.Background(), box1, s.challenge(), r)
@@ -359,7 +354,7 @@ func TestReportRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 			return reply
-		}, Faults{Faults: judge.Faults{NoNonce: true}}},
+		}, "nonce"},
 		"too late": {func(s *site, m *machine) judge.Reply {
 			c := s.challenge()
 			r := s.report(m.boot(ourKeys, v1, true), c, nil)
@@ -369,8 +364,18 @@ func TestReportRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 			return reply
-		}, Faults{Faults: judge.Faults{NoDeadlines: true}}},
-	} {
+		}, "in time"},
+	}
+}
+
+type report struct {
+	try   func(s *site, m *machine) judge.Reply
+	check string
+}
+
+// TestReportRefused: who is not attested, and why.
+func TestReportRefused(t *testing.T) {
+	for name, c := range reports(t, newMachine(t)) {
 		t.Run(name, func(t *testing.T) {
 			s, m := newSite(t), newMachine(t)
 			s.tell(m.boot(ourKeys, v1, true), nil)
@@ -380,13 +385,6 @@ func TestReportRefused(t *testing.T) {
 			}
 			if changed, err := s.Review(t.Context()); err != nil || len(changed) > 0 {
 				t.Errorf("believed at a second look: %v, %v", changed, err)
-			}
-			s, m = newSite(t), newMachine(t)
-			s.tell(m.boot(ourKeys, v1, true), nil)
-			s.cfg.Faults = c.without
-			c.try(s, m)
-			if ok, why := s.Attested(box1); !ok {
-				t.Errorf("the check left out, it is still refused, so this test shows nothing: %s", why)
 			}
 		})
 	}
@@ -453,25 +451,52 @@ func (m *machine) word(firmwares ...string) (w judge.Word) {
 // TestForetoldFirmware: a box whose firmware's keys changed as its TPM said before, on a system that it may run, is attested
 // without a person; by anybody else's word, or none, it is not.
 func TestForetoldFirmware(t *testing.T) {
-	other := newMachine(t)
+	for name, c := range foretellings(t, newMachine(t)) {
+		t.Run(name, func(t *testing.T) {
+			s, m := newSite(t), newMachine(t)
+			s.tell(m.boot(ourKeys, v1, true), nil)
+			words := c.words(m)
+			m.boot(newKeys, v1, true)
+			ask := s.challenge()
+			r := s.report(m, ask, nil)
+			r.Words = words
+			reply, err := s.Report(t.Context(), box1, ask, r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if believed := reply.Refused == ""; believed != (c.check == "") {
+				t.Errorf("believed: %v, %+v", believed, reply)
+			}
+			if c.check == "" { // and it is what is known from then on
+				if s.tell(m.boot(newKeys, v1, true), nil); s.Status(box1).Message != "" {
+					t.Error(s.Status(box1).Message)
+				}
+			}
+		})
+	}
+}
+
+type foretelling struct {
+	words func(m *machine) []judge.Word
+	check string // empty for what is believed
+}
+
+// foretellings are words of what PCR 7 may become, each with the check that does not believe it.
+func foretellings(t *testing.T, other *machine) map[string]foretelling {
 	const newest = "our db, and two more keys"
-	for name, c := range map[string]struct {
-		words   func(m *machine) []judge.Word
-		without Faults
-		good    bool
-	}{
-		"foretold":         {func(m *machine) []judge.Word { return []judge.Word{m.boot(ourKeys, v1, true).word("never", newKeys)} }, Faults{}, true},
-		"by another start": {func(m *machine) []judge.Word { return []judge.Word{m.boot(ourKeys, v2, true).word(newKeys)} }, Faults{}, true},
+	return map[string]foretelling{
+		"foretold":         {func(m *machine) []judge.Word { return []judge.Word{m.boot(ourKeys, v1, true).word("never", newKeys)} }, ""},
+		"by another start": {func(m *machine) []judge.Word { return []judge.Word{m.boot(ourKeys, v2, true).word(newKeys)} }, ""},
 		"in two steps": {func(m *machine) []judge.Word {
 			return []judge.Word{m.boot(ourKeys, v1, true).word(newest), m.boot(newest, v1, true).word(newKeys)}
-		}, Faults{}, true},
-		"something else":   {func(m *machine) []judge.Word { return []judge.Word{m.boot(ourKeys, v1, true).word(newest)} }, Faults{NoBaseline: true}, false},
-		"nobody's word":    {func(*machine) []judge.Word { return nil }, Faults{NoBaseline: true}, false},
-		"of another PCR 7": {func(m *machine) []judge.Word { return []judge.Word{m.boot(newest, v1, true).word(newKeys)} }, Faults{NoBaseline: true}, false},
-		"another's word":   {func(*machine) []judge.Word { return []judge.Word{other.boot(ourKeys, v1, true).word(newKeys)} }, Faults{NoWord: true}, false},
+		}, ""},
+		"something else":   {func(m *machine) []judge.Word { return []judge.Word{m.boot(ourKeys, v1, true).word(newest)} }, "baseline"},
+		"nobody's word":    {func(*machine) []judge.Word { return nil }, "baseline"},
+		"of another PCR 7": {func(m *machine) []judge.Word { return []judge.Word{m.boot(newest, v1, true).word(newKeys)} }, "baseline"},
+		"another's word":   {func(*machine) []judge.Word { return []judge.Word{other.boot(ourKeys, v1, true).word(newKeys)} }, "key"},
 		"another system's": {func(m *machine) []judge.Word {
 			return []judge.Word{m.boot(ourKeys, "none of ours", true).word(newKeys)}
-		}, Faults{NoWord: true}, false},
+		}, "release"},
 		"after a shell": {func(m *machine) []judge.Word {
 			m.boot(ourKeys, v1, true)
 			if err := m.tpm.Extend(tpm.PCRKernel, []byte(judge.ShellOpened)); err != nil {
@@ -479,38 +504,30 @@ func TestForetoldFirmware(t *testing.T) {
 			}
 			m.log = append(m.log, judge.Event([]byte(judge.ShellOpened)))
 			return []judge.Word{m.word(newKeys)}
-		}, Faults{NoWord: true}, false},
+		}, "release"},
 		"changed": {func(m *machine) []judge.Word {
 			w, to := m.boot(ourKeys, v1, true).word(newest), after(newKeys)
 			w.PCR7[0] = to[:]
 			return []judge.Word{w}
-		}, Faults{NoWord: true}, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			for _, faults := range []Faults{{}, c.without} {
-				s, m := newSite(t), newMachine(t)
-				s.cfg.Faults = faults
-				s.tell(m.boot(ourKeys, v1, true), nil)
-				words := c.words(m)
-				m.boot(newKeys, v1, true)
-				ask := s.challenge()
-				r := s.report(m, ask, nil)
-				r.Words = words
-				reply, err := s.Report(t.Context(), box1, ask, r)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if good := c.good || faults != (Faults{}); (reply.Refused == "") != good {
-					t.Errorf("with %+v: %+v", faults, reply)
-				}
-				if c.good { // and it is what is known from then on
-					if s.tell(m.boot(newKeys, v1, true), nil); s.Status(box1).Message != "" {
-						t.Error(s.Status(box1).Message)
-					}
-				}
-			}
-		})
+		}, "nonce"},
 	}
+}
+
+// TestChecks: in a build without its check, each that is refused is believed.
+func TestChecks(t *testing.T) {
+	checks := mutation.Marked(t, "", "attest.go", "recover.go", "../../tpm/attest/attest.go")
+	recovers, reported, foretold := map[string]string{}, map[string]string{}, map[string]string{}
+	for name, c := range recoveries(nil) {
+		recovers[name] = c.check
+	}
+	for name, c := range reports(t, nil) {
+		reported[name] = c.check
+	}
+	for name, c := range foretellings(t, nil) {
+		foretold[name] = c.check
+	}
+	mutation.Prove(t, slices.Concat(mutation.Each(t, checks, "TestRecoveryRefused", "the key is given away", recovers),
+		mutation.Each(t, checks, "TestReportRefused", "believed", reported), mutation.Each(t, checks, "TestForetoldFirmware", "believed: true", foretold))...)
 }
 
 // TestEscrowAgain: a core that has no key of a box, or another, or cannot open it any more, asks for it again.
