@@ -5,6 +5,7 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -170,6 +171,20 @@ func prepare(c Config) (*builder, error) {
 		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune(".-+~_", r))
 	}) {
 		return nil, fmt.Errorf("version %q: want letters, digits and .-+~_", c.Version)
+	}
+	if c.Counter == 0 {
+		return nil, errors.New("counter 0: the security floor of a release begins with 1, below which no box takes one")
+	}
+	// What a person gave is looked at before minutes of work.
+	if c.Preload != "" {
+		if info, err := os.Stat(c.Preload); err != nil || !info.IsDir() {
+			return nil, fmt.Errorf("%s cannot be preloaded: name a folder with apps/, ca/ or tributary.yaml (docs/image.md): %w", c.Preload, cmp.Or(err, os.ErrInvalid))
+		}
+	}
+	for _, file := range c.Previous {
+		if err := bundle.CheckPrevious(file); err != nil {
+			return nil, fmt.Errorf("no delta can be made from %s: give the update.tbu of a release: %w", file, err)
+		}
 	}
 	if err := os.MkdirAll(c.Out, 0o755); err != nil {
 		return nil, err

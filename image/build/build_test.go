@@ -18,9 +18,28 @@ import (
 
 func TestRefuses(t *testing.T) {
 	for _, version := range []string{"", "1 2", "1;reboot", "a\nb", `1"x`} {
-		if _, err := prepare(Config{Version: version, Out: t.TempDir()}); err == nil {
+		if _, err := prepare(Config{Version: version, Counter: 1, Out: t.TempDir()}); err == nil {
 			t.Errorf("version %q is taken", version)
 		}
+	}
+	garbage := filepath.Join(t.TempDir(), "garbage")
+	if err := os.WriteFile(garbage, []byte("no bundle"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for what, c := range map[string]Config{
+		"a counter of 0":                {},
+		"a folder that is not there":    {Counter: 1, Preload: garbage + "-no"},
+		"a file to preload":             {Counter: 1, Preload: garbage},
+		"a former release that is none": {Counter: 1, Previous: []string{garbage}},
+		"a former release that is away": {Counter: 1, Previous: []string{garbage + "-no"}},
+	} {
+		c.Version, c.Out = "1", t.TempDir()
+		if _, err := prepare(c); err == nil {
+			t.Errorf("%s is taken", what)
+		}
+	}
+	if _, err := prepare(Config{Version: "1", Counter: 1, Out: t.TempDir()}); err != nil {
+		t.Error(err)
 	}
 }
 

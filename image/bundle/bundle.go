@@ -123,6 +123,12 @@ func squeeze(whole []byte) ([]byte, error) {
 	return z.EncodeAll(whole, nil), nil
 }
 
+// CheckPrevious tells whether deltas can be made from a bundle.
+func CheckPrevious(file string) error {
+	_, _, _, err := previous(file)
+	return err
+}
+
 // previous gives the content that a box with that bundle has, as it will see it itself.
 func previous(file string) (identity string, content []byte, version string, err error) {
 	f, err := os.Open(file)
