@@ -36,6 +36,7 @@ var benches = []bench{
 	{name: "change", run: benchChange},
 	{name: "idle", run: benchIdle},
 	{name: "update", run: benchUpdate, asked: true},
+	{name: "update.image", run: benchWhole, asked: true},
 	{name: "boot", run: benchBoot, asked: true},
 	{name: "boot.containers", run: benchContainers, asked: true},
 }

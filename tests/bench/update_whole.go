@@ -31,7 +31,12 @@ var wholeSet = regexp.MustCompile(`(?m)(^\[amd64 kernel-cloud\]\n)(linux-image-[
 
 // benchWhole measures an update between two whole images of the profile vm, which differ in their kernel, and what memory
 // a box needs to write it.
-func benchWhole(ctx context.Context, cache, dir string) ([]Figure, error) {
+func benchWhole(ctx context.Context) ([]Figure, error) {
+	cache, dir, err := updateFolders()
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
 	lock, err := os.ReadFile(filepath.Join("rootfs", "packages.lock"))
 	if err != nil {
 		return nil, err
@@ -198,7 +203,7 @@ func peakMemory() (int64, error) {
 }
 
 // peers is what others make of two images.
-type peers struct{ size, xdelta, patch, chunks int64 }
+type peers struct{ size, xdelta, chunks int64 }
 
 func (p peers) percent(n int64) float64 { return float64(n) / float64(cmp.Or(p.size, 1)) * 100 }
 
@@ -209,9 +214,6 @@ func peersOf(ctx context.Context, dir string, whole [2]string) (p peers, err err
 	}
 	p.size = info.Size()
 	if p.xdelta, err = sizeOf(ctx, filepath.Join(dir, "x"), "xdelta3", "-e", "-f", "-9", "-S", "lzma", "-B", fmt.Sprint(1<<28), "-s", whole[0], whole[1], filepath.Join(dir, "x")); err != nil {
-		return p, err
-	}
-	if p.patch, err = sizeOf(ctx, filepath.Join(dir, "z"), "zstd", "-q", "-f", "-19", "--long=31", "--patch-from="+whole[0], whole[1], "-o", filepath.Join(dir, "z")); err != nil {
 		return p, err
 	}
 	p.chunks, err = casyncBytes(ctx, dir, whole)
