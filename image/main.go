@@ -8,13 +8,17 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -64,7 +68,7 @@ func buildCommand(log *slog.Logger, checkout *string) *cobra.Command {
 	f.StringVar(&when, "time", "", "time of the release, seconds since 1970 (the last commit's)")
 	f.StringVar(&c.Preload, "preload", "", "folder of apps, certificates and settings that the image carries")
 	f.StringVar(&settings, "settings", "", "tributary.yaml to lay on CONFIG")
-	f.StringVar(&c.Keys, "keys", "", "folder of the signing keys (.cache/keys)")
+	f.StringVar(&c.Keys, "keys", "", "folder of the signing keys (.cache/keys); keys --dir FOLDER --make makes a set")
 	f.StringVar(&c.Lock, "lock", "", "file of package versions (rootfs/packages.lock)")
 	f.StringSliceVar(&c.Cmdline, "cmdline", nil, "a further word for the kernel; may be repeated")
 	f.BoolVar(&c.Bundle, "bundle", false, "the update bundle also in a quick build")
@@ -80,6 +84,11 @@ func buildCommand(log *slog.Logger, checkout *string) *cobra.Command {
 		for _, word := range c.Cmdline {
 			if err := hwprofiles.CheckArgument(word); err != nil {
 				return fmt.Errorf("--cmdline %s: %w", word, err)
+			}
+		}
+		if c.Keys != "" {
+			if _, err := keys.Load(c.Keys); err != nil {
+				return fmt.Errorf("--keys: %w; name another folder, or make a set there: go run ./image keys --dir %s --make", err, c.Keys)
 			}
 		}
 		if c.Out == "" {
@@ -171,11 +180,36 @@ func git(ctx context.Context, root string, args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), err
 }
 
+// showKeys lists each key with what it does now, its certificate's SHA-256 and last day.
+func showKeys(w io.Writer, s *keys.Set) {
+	row := func(k *keys.Key, does string) {
+		sum := sha256.Sum256(k.Certificate().Raw)
+		fmt.Fprintf(w, "%-6s %-38s %s  until %s\n", k.Name, does, hex.EncodeToString(sum[:8]), k.Certificate().NotAfter.UTC().Format(time.DateOnly))
+	}
+	row(s.PK, "vouches for KEK")
+	row(s.KEK, "vouches for db and dbx")
+	row(s.PCR, "signs policies of TPMs")
+	for _, k := range s.DB {
+		switch {
+		case k == s.Signer():
+			row(k, "signs what starts")
+		case slices.Contains(s.Revoked, k):
+			row(k, "revoked: nothing starts by it")
+		default:
+			row(k, "is still trusted")
+		}
+	}
+	if s.Next != nil {
+		row(s.Next, "is prepared: release, then --rotate")
+	}
+}
+
 func keysCommand(checkout *string) *cobra.Command {
 	var dir, export, revoke string
-	var prepare, rotate, rotateKEK bool
+	var prepare, rotate, rotateKEK, create bool
 	cmd := &cobra.Command{Use: "keys", Short: "show, make or rotate the signing keys", Args: cobra.NoArgs}
 	cmd.Flags().StringVar(&dir, "dir", "", "folder of the keys (.cache/keys)")
+	cmd.Flags().BoolVar(&create, "make", false, "make a set in the folder that --dir names")
 	cmd.Flags().BoolVar(&prepare, "prepare", false, "make the next db key: releases bring it to the boxes, and --rotate has it sign")
 	cmd.Flags().BoolVar(&rotate, "rotate", false, "have the next db key sign from now on")
 	cmd.Flags().BoolVar(&rotateKEK, "rotate-kek", false, "make another KEK, which vouches for db keys from now on: releases bring it to the boxes, signed by PK")
@@ -184,6 +218,8 @@ func keysCommand(checkout *string) *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if dir == "" {
 			dir = filepath.Join(*checkout, ".cache", "keys")
+		} else if _, err := keys.Load(dir); err != nil && !create {
+			return fmt.Errorf("%w; name another folder, or make a set there with --make", err)
 		}
 		get := keys.LoadOrCreate
 		switch {
@@ -201,12 +237,7 @@ func keysCommand(checkout *string) *cobra.Command {
 			return err
 		}
 		fmt.Fprintf(cmd.OutOrStdout(), "owner %s\n", s.Owner())
-		for _, k := range append([]*keys.Key{s.PK, s.KEK, s.PCR}, s.DB...) {
-			fmt.Fprintf(cmd.OutOrStdout(), "%-5s %s\n", k.Name, filepath.Join(dir, k.Name+".crt"))
-		}
-		if s.Next != nil {
-			fmt.Fprintf(cmd.OutOrStdout(), "%-5s is prepared, and signs after --rotate\n", s.Next.Name)
-		}
+		showKeys(cmd.OutOrStdout(), s)
 		if export == "" {
 			return nil
 		}

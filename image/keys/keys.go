@@ -134,6 +134,16 @@ func (s *Set) Owner() gpt.GUID {
 	return gpt.Named("signature owner", string(sum[:]))
 }
 
+// Load reads the set in a folder that has one: who names a folder means keys that are there.
+func Load(dir string) (*Set, error) {
+	for _, name := range []string{"PK", firstKEK, "pcr", "db-1"} {
+		if _, err := os.Stat(filepath.Join(dir, name+".crt")); err != nil {
+			return nil, fmt.Errorf("%s holds no set of keys: %w", dir, err)
+		}
+	}
+	return LoadOrCreate(dir)
+}
+
 // LoadOrCreate reads the set in a folder, and makes what is missing there. Files are NAME.key (0600) and NAME.crt, PEM.
 func LoadOrCreate(dir string) (*Set, error) {
 	unlock, err := lock(dir)
@@ -247,12 +257,18 @@ func Prepare(dir string) (*Set, error) {
 	return LoadOrCreate(dir)
 }
 
-// Rotate has the next db key sign from now on; it is made where none is prepared. Boxes learn to trust it by an update
-// signed with an older one, and the oldest may go (Revoke) when no box needs it.
+// ErrNotPrepared: no box knows a key that was never prepared, so none would start what it signs.
+var ErrNotPrepared = errors.New("no next db key is prepared: prepare one, bring it to the boxes with a release, and rotate then")
+
+// Rotate has the next db key sign from now on. Boxes learn to trust it by an update signed with an older one, built after
+// Prepare; the oldest may go (Revoke) when no box needs it.
 func Rotate(dir string) (*Set, error) {
-	s, err := Prepare(dir)
+	s, err := LoadOrCreate(dir)
 	if err != nil {
 		return nil, err
+	}
+	if s.Next == nil {
+		return nil, ErrNotPrepared
 	}
 	for _, ext := range []string{".key", ".crt"} { // the certificate last: by it a key is found
 		if err := os.Rename(filepath.Join(dir, nextPrefix+s.Next.Name+ext), filepath.Join(dir, s.Next.Name+ext)); err != nil {

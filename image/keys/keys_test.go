@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -45,11 +46,20 @@ func TestLoadOrCreate(t *testing.T) {
 	if len(a) == 0 || !bytes.Equal(a, b) {
 		t.Error("signatures differ")
 	}
+	if _, err := Rotate(dir); !errors.Is(err, ErrNotPrepared) {
+		t.Errorf("a key that no box can know is to sign: %v", err)
+	}
+	if _, err := Prepare(dir); err != nil {
+		t.Fatal(err)
+	}
 	r, err := Rotate(dir)
 	if err != nil || len(r.DB) != 2 || r.Signer().cert.Equal(s.Signer().cert) || !r.DB[0].cert.Equal(s.DB[0].cert) {
 		t.Fatalf("rotation: %+v %v", r, err)
 	}
-	if r, err = LoadOrCreate(dir); err != nil || r.Signer().Name != "db-2" {
+	if _, err := Load(filepath.Join(dir, "typo")); err == nil {
+		t.Error("a folder that is not there has keys")
+	}
+	if r, err = Load(dir); err != nil || r.Signer().Name != "db-2" {
 		t.Errorf("after rotation: %+v %v", r, err)
 	}
 	if err := os.Remove(filepath.Join(dir, "KEK.key")); err != nil {

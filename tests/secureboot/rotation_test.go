@@ -25,6 +25,9 @@ func TestRotation(t *testing.T) {
 	dir := t.TempDir()
 	set, vars := ownerOf(t, dir)
 	old := set.Signer()
+	if _, err := keys.Prepare(dir); err != nil {
+		t.Fatal(err)
+	}
 	set, err := keys.Rotate(dir)
 	if err != nil {
 		t.Fatal(err)
