@@ -27,7 +27,7 @@ type (
 	unlockInput struct {
 		ObjectPath
 		Body struct {
-			Challenge string `json:"challenge" minLength:"74" maxLength:"400" doc:"As the box shows it; dashes, spaces and case do not count."`
+			Challenge string `json:"challenge" minLength:"1" maxLength:"4096" doc:"As the box shows it; dashes, spaces and case do not count."`
 		}
 	}
 	unlockOutput struct{ Body UnlockAnswer }
