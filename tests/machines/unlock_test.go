@@ -15,7 +15,6 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
@@ -165,22 +164,17 @@ func TestUnlock(t *testing.T) {
 	say("shell\r", `1  Show a challenge[\s\S]*go back: `)
 	// The owner's key comes with the manifest, and is kept half a minute after that at last.
 	var challenge string
-	for deadline := time.Now().Add(patience / 2); challenge == ""; {
+	err = lab.Until(ctx, "a challenge is shown", patience/2, func(context.Context) error {
 		page := say("1\r", `FAILED: [\s\S]*go back: |Have this answered:([\s\S]*)go back: `)
-		challenge = regexp.MustCompile(`([0-9A-Z]{4,5}\s+){15}`).FindString(page[1])
-		if challenge != "" {
-			break
+		if challenge = regexp.MustCompile(`([0-9A-Z]{4,5}\s+){15}`).FindString(page[1]); challenge == "" {
+			return errors.New(flat(page[0]))
 		}
-		if time.Now().After(deadline) {
-			say("\r", `drawn screen: `)
-			say("apps\r", `2  Read a log of the box[\s\S]*go back: `)
-			t.Fatalf("no challenge is shown; the agent says\n%s", say("2\ragent\r", `agent\]: [\s\S]*Done\.`)[0])
-		}
-		select {
-		case <-ctx.Done():
-			t.Fatal(ctx.Err())
-		case <-time.After(5 * time.Second):
-		}
+		return nil
+	})
+	if err != nil {
+		say("\r", `drawn screen: `)
+		say("apps\r", `2  Read a log of the box[\s\S]*go back: `)
+		t.Fatalf("%v; the agent says\n%s", err, say("2\ragent\r", `agent\]: [\s\S]*Done\.`)[0])
 	}
 	person := func(name, role string) string {
 		t.Helper()

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"tributary.dev/tributary/tests/lab"
 	"tributary.dev/tributary/tests/vm"
 )
 
@@ -28,20 +29,18 @@ type hostConsole struct {
 // dialConsole waits for the console to be there.
 func dialConsole(t *testing.T, ctx context.Context, m *vm.Machine) *hostConsole {
 	t.Helper()
-	for {
-		asked, cancel := context.WithTimeout(ctx, 10*time.Second)
-		conn, err := m.DialVSock(asked, consolePort)
-		cancel()
-		if err == nil {
-			t.Cleanup(func() { conn.Close() })
-			return &hostConsole{conn: conn}
-		}
-		select {
-		case <-ctx.Done():
-			t.Fatalf("the console is not there: %v", err)
-		case <-time.After(time.Second):
-		}
+	var conn net.Conn
+	err := lab.Until(ctx, "the console is there", patience, func(ctx context.Context) (err error) {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		conn, err = m.DialVSock(ctx, consolePort)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() { conn.Close() })
+	return &hostConsole{conn: conn}
 }
 
 // say types text and waits for what matches pattern.
