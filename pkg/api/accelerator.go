@@ -156,9 +156,10 @@ func (p MIGPlacement) Mask() uint64 { return (1<<p.Size - 1) << p.Start }
 type MIGInstance struct {
 	// UUID names it to CUDA ("MIG-…"); it changes when the slice is made anew.
 	UUID string `json:"uuid" cbor:"1,keyasint"`
-	// ID and Compute are the driver's numbers of its GPU instance and compute instance.
+	// ID and Compute are the driver's numbers of its GPU instance and compute instance;
+	// Compute is -1 where it has none, and nothing can run.
 	ID        int          `json:"id" cbor:"2,keyasint"`
-	Compute   int          `json:"compute,omitempty" cbor:"3,keyasint,omitempty"`
+	Compute   int          `json:"compute" cbor:"3,keyasint"`
 	Profile   int          `json:"profile" cbor:"4,keyasint"`
 	Name      string       `json:"name" cbor:"5,keyasint"`
 	Placement MIGPlacement `json:"placement" cbor:"6,keyasint"`

@@ -1,0 +1,331 @@
+//go:build cgo
+
+package card
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/NVIDIA/go-nvml/pkg/nvml"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/accel/gpud"
+)
+
+// Cards answers what the agent asks (gpud.Handler) from NVIDIA's library. Its methods are
+// called one at a time.
+type Cards struct {
+	lib nvml.Interface
+	now func() time.Time
+}
+
+var _ gpud.Handler = (*Cards)(nil)
+
+// Open loads the library. Close lets go of it.
+func Open(lib nvml.Interface, now func() time.Time) (*Cards, error) {
+	if ret := lib.Init(); ret != nvml.SUCCESS && ret != nvml.ERROR_ALREADY_INITIALIZED {
+		return nil, fault("loading NVIDIA's library", ret)
+	}
+	return &Cards{lib: lib, now: now}, nil
+}
+
+// Close lets go of the library.
+func (c *Cards) Close() { c.lib.Shutdown() }
+
+// Hello says which driver is there.
+func (c *Cards) Hello() gpud.Hello {
+	h := gpud.Hello{Version: gpud.Version}
+	h.Driver, _ = c.lib.SystemGetDriverVersion()
+	h.Library, _ = c.lib.SystemGetNVMLVersion()
+	h.CUDA, _ = c.lib.SystemGetCudaDriverVersion()
+	return h
+}
+
+func (c *Cards) devices() ([]nvml.Device, error) {
+	n, ret := c.lib.DeviceGetCount()
+	if ret != nvml.SUCCESS {
+		return nil, fault("counting the cards", ret)
+	}
+	var list []nvml.Device
+	for i := range n {
+		d, ret := c.lib.DeviceGetHandleByIndex(i)
+		if ret != nvml.SUCCESS {
+			return nil, fault(fmt.Sprintf("opening card %d", i), ret)
+		}
+		list = append(list, d)
+	}
+	return list, nil
+}
+
+func (c *Cards) device(uuid string) (nvml.Device, error) {
+	d, ret := c.lib.DeviceGetHandleByUUID(uuid)
+	if ret != nvml.SUCCESS {
+		return nil, &api.Error{Code: api.NotFound, Message: fmt.Sprintf("there is no card %q", uuid), Remedy: "`edgectl describe device` lists them"}
+	}
+	return d, nil
+}
+
+// Layout reads a card's slices.
+func (c *Cards) Layout(uuid string) (*api.MIG, error) {
+	d, err := c.device(uuid)
+	if err != nil {
+		return nil, err
+	}
+	m, err := mig(d)
+	if err == nil && m == nil {
+		err = &api.Error{Code: api.Invalid, Message: "this card cannot be cut into slices", Remedy: "share it by time-slicing or mps"}
+	}
+	return m, err
+}
+
+// Create makes a slice.
+func (c *Cards) Create(uuid string, profile int, at api.MIGPlacement) (*api.MIGInstance, error) {
+	d, err := c.device(uuid)
+	if err != nil {
+		return nil, err
+	}
+	return create(d, profile, at)
+}
+
+// Destroy removes a slice.
+func (c *Cards) Destroy(uuid string, instance int) error {
+	d, err := c.device(uuid)
+	if err != nil {
+		return err
+	}
+	return destroy(d, instance)
+}
+
+// SetMIG turns MIG on or off. Where the driver needs a reset of the card for it, the answer
+// says Pending.
+func (c *Cards) SetMIG(uuid string, on bool) (*api.MIG, error) {
+	m, err := c.Layout(uuid)
+	if err != nil || m.Enabled == on {
+		return m, err
+	}
+	d, err := c.device(uuid)
+	if err != nil {
+		return nil, err
+	}
+	mode := nvml.DEVICE_MIG_DISABLE
+	if on {
+		mode = nvml.DEVICE_MIG_ENABLE
+	}
+	activation, ret := d.SetMigMode(mode)
+	if ret != nvml.SUCCESS {
+		return nil, fault("changing the MIG mode", ret)
+	}
+	if activation != nvml.SUCCESS && activation != nvml.ERROR_RESET_REQUIRED {
+		return nil, fault("changing the MIG mode", activation)
+	}
+	return c.Layout(uuid)
+}
+
+// Cards reads the inventory. A card that does not answer is told as a finding of that card,
+// so that one lost card does not hide the others.
+func (c *Cards) Cards() ([]gpud.Card, error) {
+	devices, err := c.devices()
+	if err != nil {
+		return nil, err
+	}
+	driver, _ := c.lib.SystemGetDriverVersion()
+	var list []gpud.Card
+	for i, d := range devices {
+		list = append(list, c.read(i, d, driver))
+	}
+	return list, nil
+}
+
+func (c *Cards) read(index int, d nvml.Device, driver string) gpud.Card {
+	a := api.Accelerator{Vendor: "nvidia", Driver: "nvidia", DriverVersion: driver, NUMA: -1, Sharing: api.Sharing{Mode: api.SharingExclusive}}
+	a.ID, _ = d.GetUUID()
+	if pci, ret := d.GetPciInfo(); ret == nvml.SUCCESS {
+		a.PCI = pciAddress(pci)
+	}
+	if a.ID == "" {
+		a.ID = a.PCI
+	}
+	a.Model, _ = d.GetName()
+	a.Serial, _ = d.GetSerial()
+	a.VBIOS, _ = d.GetVbiosVersion()
+	if node, ret := d.GetNumaNodeId(); ret == nvml.SUCCESS {
+		a.NUMA = node
+	}
+	if minor, ret := d.GetMinorNumber(); ret == nvml.SUCCESS {
+		a.Nodes = []string{fmt.Sprintf("/dev/nvidia%d", minor)}
+	}
+	if memory, ret := d.GetMemoryInfo(); ret == nvml.SUCCESS {
+		a.MemoryMiB = int64(memory.Total >> 20)
+	} else {
+		a.Findings = append(a.Findings, silent(index, ret, c.now()))
+	}
+	if attributes, ret := d.GetAttributes(); ret == nvml.SUCCESS {
+		a.Multiprocessors = int(attributes.MultiprocessorCount)
+	}
+	if limit, ret := d.GetEnforcedPowerLimit(); ret == nvml.SUCCESS {
+		a.PowerLimitW = int(limit / 1000)
+	}
+	if t, ret := d.GetTemperature(nvml.TEMPERATURE_GPU); ret == nvml.SUCCESS {
+		a.TemperatureC = int(t+2) / 5 * 5
+	}
+	a.ECC, a.NVLinks = ecc(d), links(d)
+	m, err := mig(d)
+	if err != nil {
+		a.Findings = append(a.Findings, api.AcceleratorFinding{Warning: api.Warning{Name: "gpu-slices-unreadable", Severity: api.Degraded, Message: err.Error(), Since: c.now().Unix()}})
+	}
+	if a.MIG = m; m != nil && m.Enabled {
+		a.Sharing.Mode = api.SharingMIG
+	}
+	return gpud.Card{Accelerator: a, Details: details(d)}
+}
+
+func silent(index int, ret nvml.Return, now time.Time) api.AcceleratorFinding {
+	return api.AcceleratorFinding{Action: "move", Warning: api.Warning{Name: "gpu-lost", Severity: api.Critical, Since: now.Unix(),
+		Message: fmt.Sprintf("card %d does not answer: %s", index, strings.TrimPrefix(ret.String(), "ERROR_")), Remedy: "restart the box; if it comes back so, change the card"}}
+}
+
+// pciAddress is as /sys writes it: NVML has a domain of eight digits.
+func pciAddress(p nvml.PciInfo) string {
+	return fmt.Sprintf("%04x:%02x:%02x.0", p.Domain, p.Bus, p.Device)
+}
+
+func ecc(d nvml.Device) *api.ECC {
+	now, pending, ret := d.GetEccMode()
+	if ret != nvml.SUCCESS {
+		return nil
+	}
+	e := &api.ECC{Enabled: now == nvml.FEATURE_ENABLED, PendingToggle: now != pending}
+	e.Corrected, _ = d.GetTotalEccErrors(nvml.MEMORY_ERROR_TYPE_CORRECTED, nvml.AGGREGATE_ECC)
+	e.Uncorrected, _ = d.GetTotalEccErrors(nvml.MEMORY_ERROR_TYPE_UNCORRECTED, nvml.AGGREGATE_ECC)
+	if corrected, uncorrected, waiting, failed, ret := d.GetRemappedRows(); ret == nvml.SUCCESS {
+		e.RemappedRows, e.RemapPending, e.RemapFailed = corrected+uncorrected, waiting, failed
+	}
+	return e
+}
+
+func links(d nvml.Device) (list []api.NVLink) {
+	for i := range nvml.NVLINK_MAX_LINKS {
+		state, ret := d.GetNvLinkState(i)
+		if ret != nvml.SUCCESS {
+			continue
+		}
+		l := api.NVLink{Link: i, Active: state == nvml.FEATURE_ENABLED}
+		if peer, ret := d.GetNvLinkRemotePciInfo(i); ret == nvml.SUCCESS && l.Active {
+			l.Peer = pciAddress(peer)
+		}
+		list = append(list, l)
+	}
+	return list
+}
+
+// Sample reads what cards and slices use now.
+func (c *Cards) Sample() ([]gpud.Sample, error) {
+	devices, err := c.devices()
+	if err != nil {
+		return nil, err
+	}
+	var list []gpud.Sample
+	for _, d := range devices {
+		uuid, ret := d.GetUUID()
+		if ret != nvml.SUCCESS {
+			continue // the inventory says so
+		}
+		list = append(list, c.sample(uuid, "", d))
+		if now, _, ret := d.GetMigMode(); ret != nvml.SUCCESS || now != nvml.DEVICE_MIG_ENABLE {
+			continue
+		}
+		n, _ := d.GetMaxMigDeviceCount()
+		for i := range n {
+			s, ret := d.GetMigDeviceHandleByIndex(i)
+			if ret != nvml.SUCCESS {
+				continue
+			}
+			if slice, ret := s.GetUUID(); ret == nvml.SUCCESS {
+				list = append(list, c.sample(uuid, slice, s))
+			}
+		}
+	}
+	return list, nil
+}
+
+func (c *Cards) sample(card, slice string, d nvml.Device) gpud.Sample {
+	s := gpud.Sample{Card: card, Slice: slice, Time: c.now().UnixMilli(), Percent: -1}
+	if memory, ret := d.GetMemoryInfo(); ret == nvml.SUCCESS {
+		s.MemoryMiB = int64(memory.Used >> 20)
+	}
+	if use, ret := d.GetUtilizationRates(); ret == nvml.SUCCESS { // not told of slices, nor of a card in slices
+		s.Percent = int(min(use.Gpu, 100))
+	}
+	if running, ret := d.GetComputeRunningProcesses(); ret == nvml.SUCCESS {
+		for _, p := range running {
+			s.Processes = append(s.Processes, p.Pid)
+		}
+	}
+	if slice != "" {
+		return s
+	}
+	s.EnergyMJ, _ = d.GetTotalEnergyConsumption()
+	s.PowerMW, _ = d.GetPowerUsage()
+	if t, ret := d.GetTemperature(nvml.TEMPERATURE_GPU); ret == nvml.SUCCESS {
+		s.Celsius = int(t)
+	}
+	return s
+}
+
+// kinds are the events that are asked for.
+var kinds = map[uint64]gpud.EventKind{
+	nvml.EventTypeXidCriticalError: gpud.EventXid, nvml.EventTypeSingleBitEccError: gpud.EventECCSingle,
+	nvml.EventTypeDoubleBitEccError: gpud.EventECCDouble, nvml.EventTypeGpuUnavailableError: gpud.EventUnavailable,
+}
+
+// waitMS is how long the library waits before this program looks whether it is to end.
+const waitMS = 1000
+
+// Events tells what cards tell by themselves, until ctx ends. It may be called beside the
+// other methods: the library is safe for that.
+func (c *Cards) Events(ctx context.Context, tell func(gpud.Event)) error {
+	devices, err := c.devices()
+	if err != nil {
+		return err
+	}
+	set, ret := c.lib.EventSetCreate()
+	if ret != nvml.SUCCESS {
+		return fault("asking for events", ret)
+	}
+	defer set.Free()
+	for _, d := range devices {
+		for kind := range kinds {
+			d.RegisterEvents(kind, set) // a card without ECC refuses that one
+		}
+	}
+	for ctx.Err() == nil {
+		e, ret := set.Wait(waitMS)
+		switch ret {
+		case nvml.SUCCESS:
+			tell(c.event(e))
+		case nvml.ERROR_TIMEOUT:
+		default:
+			return fault("waiting for events", ret)
+		}
+	}
+	return nil
+}
+
+// noInstance is how the library says that an event is about no slice.
+const noInstance = 0xFFFFFFFF
+
+func (c *Cards) event(e nvml.EventData) gpud.Event {
+	out := gpud.Event{Kind: kinds[e.EventType], Xid: e.EventData, Instance: -1, Time: c.now().UnixMilli()}
+	if e.Device != nil {
+		out.Card, _ = e.Device.GetUUID()
+	}
+	if out.Kind != gpud.EventXid {
+		out.Xid = 0
+	}
+	if e.GpuInstanceId != noInstance {
+		out.Instance = int(e.GpuInstanceId)
+	}
+	return out
+}
