@@ -130,30 +130,9 @@ func (b *Bundle) Write(w io.Writer) error {
 
 // ReadBundle reads an archive that Write wrote. Every blob is held against its digest; signatures are not looked at.
 func ReadBundle(r io.Reader) (*Bundle, error) {
-	bad := func(format string, a ...any) (*Bundle, error) {
-		return nil, &api.Error{Code: api.Invalid, Message: "the release bundle: " + fmt.Sprintf(format, a...)}
-	}
-	files := map[string][]byte{}
-	t := tar.NewReader(io.LimitReader(r, 2*MaxContent))
-	for {
-		h, err := t.Next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return bad("%v", err)
-		}
-		if h.Typeflag != tar.TypeReg {
-			continue
-		}
-		if len(files) > 4096 || h.Size > MaxContent {
-			return bad("too many files, or too large a one")
-		}
-		var body bytes.Buffer // grows as it arrives: a size that is only said allocates nothing
-		if _, err := io.Copy(&body, t); err != nil {
-			return bad("%v", err)
-		}
-		files[strings.TrimPrefix(h.Name, "./")] = body.Bytes()
+	files, err := readArchive(r)
+	if err != nil {
+		return nil, &api.Error{Code: api.Invalid, Message: "the release bundle: " + err.Error()}
 	}
 	blob := func(d descriptor) ([]byte, error) {
 		b, ok := files["blobs/sha256/"+strings.TrimPrefix(d.Digest, "sha256:")]
@@ -164,13 +143,39 @@ func ReadBundle(r io.Reader) (*Bundle, error) {
 	}
 	var index manifest
 	if err := json.Unmarshal(files["index.json"], &index); err != nil || len(index.Manifests) != 1 {
-		return bad("no index of one manifest")
+		return nil, api.Errorf(api.Invalid, "the release bundle: no index of one manifest")
 	}
 	raw, err := blob(index.Manifests[0])
 	if err != nil {
 		return nil, err
 	}
 	return assemble(raw, blob)
+}
+
+// readArchive gives the files of a tar archive by their names.
+func readArchive(r io.Reader) (map[string][]byte, error) {
+	files := map[string][]byte{}
+	t := tar.NewReader(io.LimitReader(r, 2*MaxContent))
+	for {
+		h, err := t.Next()
+		if err == io.EOF {
+			return files, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if h.Typeflag != tar.TypeReg {
+			continue
+		}
+		if len(files) > 4096 || h.Size > MaxContent {
+			return nil, errors.New("too many files, or too large a one")
+		}
+		var body bytes.Buffer // grows as it arrives: a size that is only said allocates nothing
+		if _, err := io.Copy(&body, t); err != nil {
+			return nil, err
+		}
+		files[strings.TrimPrefix(h.Name, "./")] = body.Bytes()
+	}
 }
 
 // assemble takes a bundle's parts by its manifest.

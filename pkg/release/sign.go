@@ -99,8 +99,8 @@ func (t *Trusted) Rotate(roots ...[]byte) (*Trusted, error) {
 	return t, nil
 }
 
-// Verify checks a release: roots that came with it, its targets file, its description. It answers what is believed
-// from now on, to be kept once the release is confirmed, and the description. now is zero where the time is not trusted.
+// Verify checks a release: roots that came with it, its targets file, its description. It answers what is believed from
+// now on, to be kept whatever becomes of the release, and the description. now is zero where the time is not trusted.
 func (t *Trusted) Verify(roots [][]byte, targets, description []byte, now time.Time) (*Trusted, Description, error) {
 	next, err := t.Rotate(roots...)
 	if err != nil {
