@@ -190,7 +190,7 @@ func (f *Flash) hash(t *gpt.Table, slot Slot, d release.Description) error {
 		return err
 	}
 	if got != d.Hash() { // check: root hash
-		return fmt.Errorf("the root that was written has hash %x, the release says %s", got[:8], d.RootHash[:16])
+		return fmt.Errorf("%w: the root that was written has hash %x, the release says %s", ErrContent, got[:8], d.RootHash[:16])
 	}
 	return nil
 }
@@ -377,7 +377,7 @@ func (in *intake) Write(p []byte) (int, error) {
 	}
 	if len(p) > 0 {
 		if in.written+int64(len(p)) > in.d.Root.Size {
-			return 0, errors.New("more content than the release says")
+			return 0, fmt.Errorf("%w: more of it than the release says", ErrContent)
 		}
 		if _, err := in.root.WriteAt(p, in.written); err != nil {
 			return 0, err
@@ -388,13 +388,17 @@ func (in *intake) Write(p []byte) (int, error) {
 }
 
 func (in *intake) close() (uki fat.Content, manager []byte, err error) {
-	if err := errors.Join(in.fold.Close(), in.packed.Flush()); err != nil {
-		return nil, nil, err
+	err = errors.Join(in.fold.Close(), in.d.Manager.Check(in.manager))
+	if failed := in.packed.Flush(); failed != nil { // the disk's fault
+		return nil, nil, failed
 	}
-	if in.written != in.d.Root.Size {
-		return nil, nil, fmt.Errorf("%d bytes of the root are missing", in.d.Root.Size-in.written)
+	if missing := in.d.Root.Size - in.written; missing > 0 {
+		err = errors.Join(err, fmt.Errorf("%d bytes of the root are missing", missing))
 	}
-	return io.NewSectionReader(in.uki, 0, in.d.UKI.Size), in.manager, in.d.Manager.Check(in.manager)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", ErrContent, err)
+	}
+	return io.NewSectionReader(in.uki, 0, in.d.UKI.Size), in.manager, nil
 }
 
 // Running is the content of a slot, as a delta's old content. It is closed after use.
@@ -437,6 +441,9 @@ func (f *Flash) Content(slot Slot) (*Running, error) {
 	}
 	return &Running{release.Pieces{{ReaderAt: file, Size: unfolded}, {ReaderAt: bytes.NewReader(e.Manager), Size: int64(len(e.Manager))}, {ReaderAt: root, Size: size}}, file}, nil
 }
+
+// ErrContent: what was to be written is not what the release says.
+var ErrContent = errors.New("the content is not that of the release")
 
 // ErrDelta: the delta does not lead from what runs to the release.
 var ErrDelta = errors.New("the delta does not lead from what runs to the release")

@@ -327,9 +327,15 @@ func (m *Manager) perform(ctx context.Context, do Do, s State, done *Done) error
 	case Check:
 		return m.check(ctx, s, done)
 	case Fetch:
-		return m.fetch(ctx, s)
+		err := m.fetch(ctx, s)
+		done.Last, done.Why = final(err), CauseFetch
+		return err
 	case Write:
-		return m.write(ctx, s)
+		err := m.write(ctx, s)
+		if errors.Is(err, ErrContent) {
+			done.Last, done.Why = m.wrong(), CauseUnfit
+		}
+		return err
 	case Verify:
 		_, d, err := m.parts(ctx, s)
 		if err != nil {
@@ -546,7 +552,11 @@ func (m *Manager) write(ctx context.Context, s State) error {
 			return err
 		}
 		defer z.Close()
-		_, err = io.Copy(w, io.LimitReader(z, d.Whole().Content.Size+1))
+		slot := &sink{w: w}
+		_, err = io.Copy(slot, io.LimitReader(z, d.Whole().Content.Size+1))
+		if err != nil && slot.err == nil {
+			return fmt.Errorf("%w: %w", ErrContent, err)
+		}
 		return err
 	})
 }
@@ -570,5 +580,17 @@ func (m *Manager) writeDelta(f io.Reader, d release.Description, install uint64)
 // wholeNow: what this slot has is not what the delta was made from, or the delta is wrong. The next attempt fetches the whole release.
 func (m *Manager) wholeNow(why error) error {
 	err := errors.Join(os.Remove(m.file("content")), atomicfile.Write(m.file("whole"), nil, 0o600))
-	return errors.Join(fmt.Errorf("the release is fetched whole next: %w", why), err)
+	return errors.Join(fmt.Errorf("the release is fetched whole next: %v", why), err)
+}
+
+// wrong hears that what was fetched is not what the release says, and tells whether that is the end. The disk may have lost
+// what it held: it is fetched once more.
+func (m *Manager) wrong() (last bool) {
+	if _, err := os.Stat(m.file("again")); err == nil { // check: fetched twice
+		return true
+	}
+	if err := errors.Join(atomicfile.Write(m.file("again"), nil, 0o600), os.Remove(m.file("content"))); err != nil {
+		m.cfg.Log.Warn("wrong content of a release stays", "err", err)
+	}
+	return false
 }

@@ -343,6 +343,47 @@ func TestPacked(t *testing.T) {
 	}
 }
 
+// TestWrongRelease: a signed release whose content is not what its description says is fetched twice, since the disk may
+// have lost it, and is then refused: the slot is not written again and again.
+func TestWrongRelease(t *testing.T) {
+	b, d1, c1 := newBox(t)
+	d2, c2 := sample(t, 2)
+	other := bytes.Clone(c2)
+	other[len(other)-1] ^= 1
+	b.want = &Want{Repo: "os/vm", Digest: b.pushDelta(d2, c2, other, d1, c1, other, b.key)}
+	b.fails = 2 // the delta, which was made from another content, and the whole once
+	if b.run(d1) {
+		t.Fatalf("it is tried: %+v", b.state())
+	}
+	if r := b.state().Refusal(b.want, d1.RootHash); r == nil || r.Cause != CauseUnfit || b.fails != 0 {
+		t.Fatalf("refusal %+v", r)
+	}
+	sent := b.reg.sent
+	if b.uptime += 48 * time.Hour; b.run(d1) || b.reg.sent != sent {
+		t.Fatal("it is fetched again")
+	}
+}
+
+// TestNoContent: a signed release that has nothing to fetch is refused.
+func TestNoContent(t *testing.T) {
+	b, d1, c1 := newBox(t)
+	d2, c2 := sample(t, 2)
+	digest := b.push(d2, c2, d1, c1, b.key)
+	raw := b.reg.blobs[digest]
+	for _, kind := range []string{release.TypePlain, release.TypeDelta} {
+		raw = bytes.ReplaceAll(raw, []byte(kind), []byte("application/other"))
+	}
+	digest = "sha256:" + release.PartOf(raw).SHA256
+	b.reg.blobs[digest] = raw
+	b.want = &Want{Repo: "os/vm", Digest: digest}
+	if b.run(d1) {
+		t.Fatalf("it is tried: %+v", b.state())
+	}
+	if r := b.state().Refusal(b.want, d1.RootHash); r == nil || r.Cause != CauseFetch {
+		t.Fatalf("refusal %+v", r)
+	}
+}
+
 // TestBackAgain: a release under which the agent is not well goes back to the old slot and stays refused.
 func TestBackAgain(t *testing.T) {
 	b, d1, c1 := newBox(t)
@@ -396,13 +437,16 @@ func TestBackByPerson(t *testing.T) {
 	if b.run(d2); b.state().Good != "b" {
 		t.Fatalf("not confirmed: %+v", b.state())
 	}
-	if version, err := g.Back("2", "a person", time.Now()); err != nil || version != d1.Version {
+	if _, err := g.Back("2", "a person", d1.Counter+1, time.Now()); err == nil || b.state().Phase != Idle {
+		t.Fatalf("back below the floor: %v, %+v", err, b.state())
+	}
+	if version, err := g.Back("2", "a person", d1.Counter, time.Now()); err != nil || version != d1.Version {
 		t.Fatal(version, err)
 	}
 	if err := guard.Next(b.vars, "a"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := g.Back("2", "a person", time.Now()); err == nil {
+	if _, err := g.Back("2", "a person", 0, time.Now()); err == nil {
 		t.Fatal("back twice")
 	}
 	b.power()

@@ -2,8 +2,9 @@
 //
 // The phases (decide.go) are a plain function: what is kept on the disk and what is observed go in, what is kept next
 // and one thing to do come out. What it says is kept is on the disk before the thing is done, so a power cut at any
-// point is only a restart of the same function. The doing is in effects.go and flash.go, the loop in run.go; guard.go
-// is for process 1, which judges a trial when the agent cannot.
+// point is only a restart of the same function. The loop is in run.go; the doing in flash.go (slots), firmware.go (boot
+// variables), mount.go (the running ESP) and panic.go (what a dead kernel said). pkg/edge/update/guard is for process 1,
+// which judges a trial when the agent cannot.
 package update
 
 import (
@@ -74,7 +75,7 @@ type Cause string
 // The causes.
 const (
 	CauseUnsigned Cause = "not-signed"
-	CauseUnfit    Cause = "unfit"         // wrong architecture, profile, size
+	CauseUnfit    Cause = "unfit"         // wrong architecture, profile, size, content
 	CauseFloor    Cause = "below-floor"   // its security counter is below the box's
 	CauseFirmware Cause = "firmware"      // no boot variables
 	CauseFetch    Cause = "fetch"         // not to be had

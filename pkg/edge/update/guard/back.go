@@ -13,8 +13,9 @@ import (
 
 // Back writes down that a person wants the other slot. It is tried like a release, and stays if all is well; the one that
 // runs now is refused from then on, whatever the manifest names, until its attempt is raised. What remains to be done is
-// Next, where the agent may be dead, and to start the box anew. boot is the kernel's boot id.
-func (g *Guard) Back(boot, by string, now time.Time) (version string, err error) {
+// Next, where the agent may be dead, and to start the box anew. boot is the kernel's boot id, floor the lowest security
+// counter that the box still takes: below it STATE stays sealed, so nobody is sent there.
+func (g *Guard) Back(boot, by string, floor uint64, now time.Time) (version string, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	all, h, err := g.read()
@@ -33,6 +34,9 @@ func (g *Guard) Back(boot, by string, now time.Time) (version string, err error)
 		return "", errors.New("the other slot holds no whole release")
 	}
 	version, _ = other["version"].(string)
+	if counter, _ := other["counter"].(float64); uint64(counter) < floor { // check: floor
+		return "", fmt.Errorf("release %s in the other slot has security counter %.0f; this box accepts none below %d", version, counter, floor)
+	}
 	reason := fmt.Sprintf("%s went back to slot %s from here", by, strings.ToUpper(Other(g.Running)))
 	if this != nil && this["digest"] != nil {
 		var refused []json.RawMessage
