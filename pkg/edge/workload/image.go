@@ -49,7 +49,8 @@ func (m *Manager) resolver() (*docker.RegistryHost, error) {
 	}, nil
 }
 
-// lookup finds an image that containerd already has, unpacked.
+// lookup finds an image that containerd already has, unpacked. One whose layers are to be proven
+// is not ready.
 func (m *Manager) lookup(ctx context.Context, ref string) (*imageInfo, error) {
 	img, err := m.client.GetImage(ctx, ref)
 	if err != nil {
@@ -66,7 +67,7 @@ func (m *Manager) inspect(ctx context.Context, img containerd.Image) (*imageInfo
 	}
 	chain := identity.ChainID(diffs).String()
 	if _, err := m.client.SnapshotService(m.cfg.Snapshotter).Stat(ctx, chain); errdefs.IsNotFound(err) {
-		if err := img.Unpack(ctx, m.cfg.Snapshotter); err != nil {
+		if err := img.Unpack(ctx, m.cfg.Snapshotter, unpackOnDisk); err != nil {
 			return nil, fmt.Errorf("unpack: %w", err)
 		}
 	} else if err != nil {
@@ -87,7 +88,11 @@ func (m *Manager) inspect(ctx context.Context, img containerd.Image) (*imageInfo
 	if err := json.Unmarshal(raw, &spec); err != nil {
 		return nil, fmt.Errorf("image config: %w", err)
 	}
-	return &imageInfo{imageState: imageState{Ready: true}, chain: chain, config: spec.Config, arch: spec.Architecture}, nil
+	unproven, err := m.unproven(ctx, diffs)
+	if err != nil {
+		return nil, err
+	}
+	return &imageInfo{imageState: imageState{Ready: !unproven, Unproven: unproven}, chain: chain, config: spec.Config, arch: spec.Architecture}, nil
 }
 
 func readBlob(ctx context.Context, img containerd.Image, desc ocispec.Descriptor) ([]byte, error) {
@@ -106,9 +111,13 @@ func readBlob(ctx context.Context, img containerd.Image, desc ocispec.Descriptor
 
 // fetch makes an image ready: from what is here, else from the parent.
 func (m *Manager) fetch(ctx context.Context, ref string) (*imageInfo, error) {
-	info, err := m.lookup(ctx, ref)
-	if err == nil {
-		return info, nil
+	img, err := m.client.GetImage(ctx, ref)
+	known := err == nil
+	if known {
+		var info *imageInfo
+		if info, err = m.proven(ctx, img); err == nil {
+			return info, nil
+		}
 	}
 	if !errdefs.IsNotFound(err) {
 		m.cfg.Log.Warn("local image is damaged; fetching it again", "image", ref, "err", err)
@@ -118,9 +127,26 @@ func (m *Manager) fetch(ctx context.Context, ref string) (*imageInfo, error) {
 		return nil, err
 	}
 	res := docker.NewResolver(docker.ResolverOptions{Hosts: func(string) ([]docker.RegistryHost, error) { return []docker.RegistryHost{*host}, nil }})
-	img, err := m.client.Pull(ctx, ref, containerd.WithResolver(res), containerd.WithPullSnapshotter(m.cfg.Snapshotter),
-		containerd.WithPullUnpack, containerd.WithMaxConcurrentDownloads(2), containerd.WithPullLabel(labelOurs, "image"))
+	opts := []containerd.RemoteOpt{containerd.WithResolver(res), containerd.WithMaxConcurrentDownloads(2), containerd.WithPullLabel(labelOurs, "image")}
+	if known { // Pull passes over layers that are unpacked, and with them over what they are to be proven by
+		if _, err := m.client.Fetch(ctx, ref, append(opts, containerd.WithPlatformMatcher(img.Platform()))...); err != nil {
+			return nil, err
+		}
+	}
+	img, err = m.client.Pull(ctx, ref, append(opts, containerd.WithPullSnapshotter(m.cfg.Snapshotter, onDisk), containerd.WithPullUnpack)...)
 	if err != nil {
+		return nil, err
+	}
+	return m.proven(ctx, img)
+}
+
+// proven is inspect for an image whose layers may have to be proven first.
+func (m *Manager) proven(ctx context.Context, img containerd.Image) (*imageInfo, error) {
+	info, err := m.inspect(ctx, img)
+	if err != nil || !info.Unproven {
+		return info, err
+	}
+	if err := m.prove(ctx, img); err != nil {
 		return nil, err
 	}
 	return m.inspect(ctx, img)
@@ -136,16 +162,16 @@ func (m *Manager) pull(ctx context.Context, ref string) {
 		return
 	}
 	was := m.images[ref]
-	attempts := 1
+	attempts, unproven := 1, false
 	if was != nil {
-		attempts = was.attempts + 1
+		attempts, unproven = was.attempts+1, was.Unproven
 	}
 	if errors.Is(err, context.Canceled) {
 		delete(m.images, ref)
 		return
 	}
 	m.cfg.Log.Warn("image cannot be fetched", "image", ref, "attempt", attempts, "err", err)
-	m.images[ref] = &imageInfo{attempts: attempts, imageState: imageState{Error: brief(err), Retry: m.cfg.Now().Add(backoff(attempts + 2))}}
+	m.images[ref] = &imageInfo{attempts: attempts, imageState: imageState{Unproven: unproven, Error: brief(err), Retry: m.cfg.Now().Add(backoff(attempts + 2))}}
 }
 
 // brief makes an error short enough for a status.
@@ -159,9 +185,14 @@ func brief(err error) string {
 
 // withRootFS mounts an image read-only for a moment, to look into it.
 func (m *Manager) withRootFS(ctx context.Context, info *imageInfo, f func(root string) error) error {
+	return m.view(ctx, info.chain, func(mounts []mount.Mount) error { return mount.WithReadonlyTempMount(ctx, mounts, f) })
+}
+
+// view tells for a moment how an image is mounted.
+func (m *Manager) view(ctx context.Context, chain string, f func([]mount.Mount) error) error {
 	sn := m.client.SnapshotService(m.cfg.Snapshotter)
 	key := "look-" + randomName()
-	mounts, err := sn.View(ctx, key, info.chain, snapshots.WithLabels(map[string]string{labelGCRoot: m.cfg.Now().UTC().Format(time.RFC3339), labelOurs: "look"}))
+	mounts, err := sn.View(ctx, key, chain, snapshots.WithLabels(map[string]string{labelGCRoot: m.cfg.Now().UTC().Format(time.RFC3339), labelOurs: "look"}))
 	if err != nil {
 		return err
 	}
@@ -170,7 +201,7 @@ func (m *Manager) withRootFS(ctx context.Context, info *imageInfo, f func(root s
 			m.cfg.Log.Warn("a view of an image stays behind", "snapshot", key, "err", err)
 		}
 	}()
-	return mount.WithReadonlyTempMount(ctx, mounts, f)
+	return f(mounts)
 }
 
 // collectGarbage forgets images that nothing names any more; containerd then frees

@@ -102,13 +102,17 @@ type instance struct {
 	// short while it did. containerd ends what it starts for a caller who is gone, so an end
 	// says nothing of what ran.
 	Found bool
+	// Mended is true when files of its image were lost, and came back while it ran.
+	Mended bool
 }
 
 type imageState struct {
 	Ready   bool
 	Pulling bool
-	Error   string
-	Retry   time.Time // not before
+	// Unproven is true when it is here, and files of it may not have reached the disk: the pull proves it.
+	Unproven bool
+	Error    string
+	Retry    time.Time // not before
 }
 
 type rejection struct {
@@ -293,6 +297,9 @@ func (p *planner) app(a *wantApp) {
 
 // service plans the next step of one service and tells its state.
 func (p *planner) service(a *wantApp, s *wantService, key serviceKey) api.ServiceStatus {
+	if p.w.Images[s.Image].Unproven {
+		p.image(s, key) // beside what runs
+	}
 	fresh, old := p.pick(s, key)
 	for _, in := range old[min(1, len(old)):] {
 		p.discard(in, "replaced")
@@ -551,6 +558,10 @@ func (p *planner) tend(a *wantApp, s *wantService, key serviceKey, in *instance)
 
 func (p *planner) tendRunning(s *wantService, key serviceKey, in *instance) api.ServiceStatus {
 	p.expose(in)
+	if in.Mended {
+		p.do(action{Verb: doStop, Key: key, ID: in.ID, Want: s, Reason: "files of its image had been lost and are back"})
+		return p.describe(in, api.Stopping, "started again: files of its image had been lost and are back")
+	}
 	switch in.Health {
 	case healthStarting:
 		return p.describe(in, api.Starting, "waits for its health check")

@@ -64,20 +64,28 @@ type File struct {
 type Image struct {
 	Repo   string
 	Files  []File
+	Upper  []File // of a second layer, if any
 	Config v1.Config
 }
 
 // Push builds the image and returns its reference, "repo@sha256:…".
 func (r *Registry) Push(im Image) (string, error) {
-	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
-		var b bytes.Buffer
-		err := writeTar(&b, im.Files)
-		return io.NopCloser(&b), err
-	})
-	if err != nil {
-		return "", err
+	var layers []v1.Layer
+	for i, files := range [][]File{im.Files, im.Upper} {
+		if i > 0 && len(files) == 0 {
+			continue
+		}
+		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+			var b bytes.Buffer
+			err := writeTar(&b, files)
+			return io.NopCloser(&b), err
+		})
+		if err != nil {
+			return "", err
+		}
+		layers = append(layers, layer)
 	}
-	img, err := mutate.AppendLayers(empty.Image, layer)
+	img, err := mutate.AppendLayers(empty.Image, layers...)
 	if err != nil {
 		return "", err
 	}
@@ -89,7 +97,7 @@ func (r *Registry) Push(im Image) (string, error) {
 	if img, err = mutate.ConfigFile(img, file); err != nil {
 		return "", err
 	}
-	if err := r.upload(im.Repo, img, layer); err != nil {
+	if err := r.upload(im.Repo, img, layers); err != nil {
 		return "", err
 	}
 	sum, err := img.Digest()
@@ -97,14 +105,18 @@ func (r *Registry) Push(im Image) (string, error) {
 }
 
 // upload sends the blobs and then the manifest (OCI distribution-spec).
-func (r *Registry) upload(repo string, img v1.Image, layer v1.Layer) error {
-	body, err := layer.Compressed()
-	if err != nil {
-		return err
-	}
-	blob, err := io.ReadAll(body)
-	if err != nil {
-		return err
+func (r *Registry) upload(repo string, img v1.Image, layers []v1.Layer) error {
+	var blobs [][]byte
+	for _, layer := range layers {
+		body, err := layer.Compressed()
+		if err != nil {
+			return err
+		}
+		blob, err := io.ReadAll(body)
+		if err != nil {
+			return err
+		}
+		blobs = append(blobs, blob)
 	}
 	config, err := img.RawConfigFile()
 	if err != nil {
@@ -118,7 +130,7 @@ func (r *Registry) upload(repo string, img v1.Image, layer v1.Layer) error {
 	if err != nil {
 		return err
 	}
-	for _, b := range [][]byte{blob, config} {
+	for _, b := range append(blobs, config) {
 		if err := r.send("POST", "/v2/"+repo+"/blobs/uploads/?digest="+digest.FromBytes(b).String(), "application/octet-stream", b); err != nil {
 			return err
 		}
