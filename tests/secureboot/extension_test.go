@@ -19,24 +19,28 @@ import (
 	"tributary.dev/tributary/tests/vm"
 )
 
-// An extension of the release is mounted and its driver loads, with Secure Boot on; one with a changed byte is refused
-// by name, in a root that is otherwise whole and signed, and the box comes up without it. The box has a card that can
-// be shared: the profile's virtual functions are made of it.
-func TestExtension(t *testing.T) {
-	if os.Getenv("TRIBUTARY_VMTEST") == "" {
-		t.Skip("builds an image and boots two machines: run make vmtest")
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
-	defer cancel()
+// extended is a small image with one extension, and firmware that trusts its keys.
+type extended struct {
+	profile hwprofiles.Profile
+	dir     string
+	kernel  string
+	set     *keys.Set
+	vars    []byte
+}
+
+// extend builds one, whose kernel says all that it does.
+func extend(t *testing.T, ctx context.Context, extension, driver string, nics ...hwprofiles.NIC) extended {
+	t.Helper()
 	p, err := hwprofiles.Load("generic-amd64")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.Extensions, p.GPU.Drivers, p.Firmware, p.Microcode = []string{"gpu-virtual"}, []string{"cirrus"}, nil, nil
-	p.Partitions.Data = 256
-	p.NICs = []hwprofiles.NIC{{Drivers: []string{"igb"}, Role: hwprofiles.Site, VirtualFunctions: 2}, {Role: hwprofiles.Any}}
+	p.Extensions, p.GPU.Drivers, p.Firmware, p.Microcode, p.Partitions.Data = []string{extension}, []string{driver}, nil, nil, 256
+	if len(nics) > 0 {
+		p.NICs = nics
+	}
 	keyDir, dir := t.TempDir(), t.TempDir()
-	_, err = forms.Build(ctx, forms.Config{Root: root, Profile: p, Version: "1.0", Counter: 1, Time: day, Out: dir, Keys: keyDir, Cache: filepath.Join(root, ".cache"), Quick: true,
+	m, err := forms.Build(ctx, forms.Config{Root: root, Profile: p, Version: "1.0", Counter: 1, Time: day, Out: dir, Keys: keyDir, Cache: filepath.Join(root, ".cache"), Quick: true,
 		Cmdline: []string{"loglevel=7"}, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
@@ -53,8 +57,22 @@ func TestExtension(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return extended{p, dir, m.Kernel, set, vars}
+}
+
+// An extension of the release is mounted and its driver loads, with Secure Boot on; one with a changed byte is refused
+// by name, in a root that is otherwise whole and signed, and the box comes up without it. The box has a card that can
+// be shared: the profile's virtual functions are made of it.
+func TestExtension(t *testing.T) {
+	if os.Getenv("TRIBUTARY_VMTEST") == "" {
+		t.Skip("builds an image and boots two machines: run make vmtest")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*patience)
+	defer cancel()
+	made := extend(t, ctx, "gpu-virtual", "cirrus", hwprofiles.NIC{Drivers: []string{"igb"}, Role: hwprofiles.Site, VirtualFunctions: 2}, hwprofiles.NIC{Role: hwprofiles.Any})
+	p, set := made.profile, made.set
 	read := func(name string) []byte {
-		b, err := os.ReadFile(filepath.Join(dir, name))
+		b, err := os.ReadFile(filepath.Join(made.dir, name))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -85,7 +103,7 @@ func TestExtension(t *testing.T) {
 				t.Fatal(err)
 			}
 			store := filepath.Join(t.TempDir(), "vars.fd")
-			if err := os.WriteFile(store, vars, 0o600); err != nil {
+			if err := os.WriteFile(store, made.vars, 0o600); err != nil {
 				t.Fatal(err)
 			}
 			m, err := vm.Start(ctx, vm.Spec{Name: "box", Arch: "amd64", MemoryMiB: 768, CPUs: 2, SecureBoot: true, Vars: store, NoReboot: true, Life: patience, Disks: []vm.Disk{{Path: image.Path}},

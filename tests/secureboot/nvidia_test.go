@@ -5,7 +5,6 @@ import (
 	"context"
 	"io"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path"
 	"path/filepath"
@@ -16,7 +15,6 @@ import (
 
 	erofs "github.com/erofs/go-erofs"
 
-	"tributary.dev/tributary/hwprofiles"
 	forms "tributary.dev/tributary/image/build"
 	"tributary.dev/tributary/image/initramfs"
 	"tributary.dev/tributary/image/keys"
@@ -37,31 +35,9 @@ func TestNVIDIA(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 12*patience)
 	defer cancel()
-	p, err := hwprofiles.Load("generic-amd64")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.Extensions, p.GPU.Drivers, p.Firmware, p.Microcode = []string{"nvidia"}, []string{"nvidia"}, nil, nil
-	p.Partitions.Data = 256
-	keyDir, dir := t.TempDir(), t.TempDir()
-	m, err := forms.Build(ctx, forms.Config{Root: root, Profile: p, Version: "1.0", Counter: 1, Time: day, Out: dir, Keys: keyDir, Cache: filepath.Join(root, ".cache"), Quick: true,
-		Cmdline: []string{"loglevel=7"}, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
-	if err != nil {
-		t.Fatal(err)
-	}
-	set, err := keys.LoadOrCreate(keyDir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template, err := os.ReadFile("/usr/share/OVMF/OVMF_VARS_4M.fd")
-	if err != nil {
-		t.Skipf("needs ovmf: run tests/install-deps vm: %v", err)
-	}
-	vars, err := set.OVMFVars(template, day)
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, needs := extended(t, filepath.Join(dir, forms.RootFile), "nvidia", m.Kernel)
+	made := extend(t, ctx, "nvidia", "nvidia")
+	dir, set, vars := made.dir, made.set, made.vars
+	files, needs := modulesOf(t, filepath.Join(dir, forms.RootFile), "nvidia", made.kernel)
 	for _, name := range []string{"nvidia.ko", "nvidia-uvm.ko"} {
 		if err := modules.Verify(files[name], set.Signer().Certificate()); err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -136,8 +112,8 @@ func file(name string, b []byte) initramfs.File {
 	return initramfs.File{Path: name, Mode: 0o600, Data: b}
 }
 
-// extended reads an extension out of a root: all its modules by file name, and the names of those that NVIDIA's need.
-func extended(t *testing.T, rootFile, name, release string) (files map[string][]byte, needs []string) {
+// modulesOf reads an extension out of a root: all its modules by file name, and the names of those that NVIDIA's need.
+func modulesOf(t *testing.T, rootFile, name, release string) (files map[string][]byte, needs []string) {
 	t.Helper()
 	f, err := os.Open(rootFile)
 	if err != nil {
