@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/tests/vm"
 )
 
 // ten is one app of ten small containers on every field box.
@@ -54,20 +55,13 @@ func TestTenContainers(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("ten containers run in 512 MB, %.0f s after they were wanted (emulated)", time.Since(began).Seconds())
-	settle(t, ctx, time.Minute)
 	m := tree.Machine("box")
-	before, err := m.Written(ctx)
-	if err != nil {
-		t.Fatal(err)
+	// After the first start ext4 writes its tables of inodes, once, and the slower the disk the longer: a box is at rest
+	// when that is over.
+	for day := writes(t, ctx, m, time.Minute); day > writtenPerDay; day = writes(t, ctx, m, time.Minute) {
+		t.Logf("not at rest yet, %.0f s after they were wanted", time.Since(began).Seconds())
 	}
-	settle(t, ctx, rest)
-	after, err := m.Written(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	day := float64(after-before) * float64(24*time.Hour) / float64(rest)
-	t.Logf("at rest it wrote %d bytes in %s: %.1f MB a day", after-before, rest, day/1e6)
-	if day > writtenPerDay {
+	if day := writes(t, ctx, m, rest); day > writtenPerDay {
 		t.Errorf("at rest it would write %.0f MB a day, more than %.0f", day/1e6, writtenPerDay/1e6)
 	}
 	devices, err := s.Devices(ctx)
@@ -89,6 +83,23 @@ func TestTenContainers(t *testing.T) {
 	if killed := regexp.MustCompile(`(?i)out of memory.*|oom-kill.*`).FindString(m.Console.String()); killed != "" {
 		t.Error(killed)
 	}
+}
+
+// writes is what a box would write in a day, in bytes, as it does for a time in which it is let be.
+func writes(t *testing.T, ctx context.Context, m *vm.Machine, d time.Duration) float64 {
+	t.Helper()
+	before, err := m.Written(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settle(t, ctx, d)
+	after, err := m.Written(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	day := float64(after-before) * float64(24*time.Hour) / float64(d)
+	t.Logf("it wrote %d bytes in %s: %.1f MB a day", after-before, d, day/1e6)
+	return day
 }
 
 // settle lets a box be: what is measured is rest.
