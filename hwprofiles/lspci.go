@@ -57,6 +57,7 @@ func ParseLsPCI(b []byte) (Probe, error) {
 		return Probe{}, &api.Error{Code: api.Invalid, Message: "this holds no device of lspci with its numbers", Remedy: "give the output of `lspci -nn`"}
 	}
 	slices.Sort(p.PCI)
+	p.bound()
 	return p, nil
 }
 

@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
+	"unicode"
 
 	"tributary.dev/tributary/pkg/api"
 )
@@ -58,15 +60,28 @@ type DeviceTree struct {
 // ParseProbe reads a recorded probe. The error is an *api.Error by field and line.
 func ParseProbe(b []byte) (Probe, error) {
 	var p Probe
-	if _, err := api.DecodeFile(b, "the probe", &p); err != nil {
+	lines, err := api.DecodeFile(b, "the probe", &p)
+	if err != nil {
+		return Probe{}, err
+	}
+	c := &checker{lines: lines}
+	c.between("cpus", p.CPUs, 0, maxCPUs, "CPUs")
+	c.between("memoryMiB", p.MemoryMiB, 0, maxMemory, "MiB")
+	c.between("ports", p.Ports, 0, maxPorts, "ports")
+	for i, d := range p.PCI {
+		c.fault(deviceShape().MatchString(d), fmt.Sprintf("pci[%d]", i), `write "vendor:device class", four hexadecimal digits each`, "%s is no PCI device", quote(d))
+	}
+	if err := api.JoinErrors(c.list, "the probe"); err != nil {
 		return Probe{}, err
 	}
 	p.bound()
 	return p, nil
 }
 
+var deviceShape = compiled(`^[0-9a-f]{4}:[0-9a-f]{4}( [0-9a-f]{4})?$`)
+
 // ReadProbe reads what there is of a box: a recorded probe, or the text that dmidecode
-// or lspci -nn prints.
+// or lspci -nn prints. What says nothing of a box is refused.
 func ReadProbe(b []byte) (Probe, error) {
 	switch {
 	case LooksLikeDMIDecode(b):
@@ -74,7 +89,15 @@ func ReadProbe(b []byte) (Probe, error) {
 	case LooksLikeLsPCI(b):
 		return ParseLsPCI(b)
 	}
-	return ParseProbe(b)
+	p, err := ParseProbe(b)
+	if err != nil {
+		return Probe{}, err
+	}
+	said := p
+	if said.Source, said.Expect = "", ""; reflect.DeepEqual(said, Probe{}) {
+		return Probe{}, &api.Error{Code: api.Invalid, Message: "it says nothing of a box", Remedy: "name its arch at least"}
+	}
+	return p, nil
 }
 
 // Record is the probe as a YAML file.
@@ -91,6 +114,10 @@ func (p Probe) Record() ([]byte, error) {
 const (
 	maxText = 256
 	maxList = 512
+
+	maxCPUs   = 8192
+	maxMemory = 64 << 20 // MiB
+	maxPorts  = 4096
 )
 
 // bound cleans and cuts what came from outside.
@@ -102,7 +129,7 @@ func (p *Probe) bound() {
 		&p.DMI.BoardVendor, &p.DMI.Board, &p.DMI.Firmware, &p.DeviceTree.Model, &p.CPU} {
 		*s = Clean(*s)
 	}
-	p.CPUs, p.MemoryMiB, p.Ports = max(p.CPUs, 0), max(p.MemoryMiB, 0), max(p.Ports, 0)
+	p.CPUs, p.MemoryMiB, p.Ports = min(max(p.CPUs, 0), maxCPUs), min(max(p.MemoryMiB, 0), maxMemory), min(max(p.Ports, 0), maxPorts)
 	clip := func(list []string) []string {
 		out := make([]string, 0, min(len(list), maxList))
 		for _, s := range list[:min(len(list), maxList)] {
@@ -127,10 +154,11 @@ var fillers = []string{"none", "default string", "not specified", "not applicabl
 	"type2 - board vendor name1", "type2 - board product name1", "chassis manufacture", "chassis manufacturer", "undefined", "unspecified", "<out of spec>", "<bad index>", "other",
 	"standard", "reserved", "no enclosure", "dmi_sys", "xxxxxxxxxxx"}
 
-// plain is text without control characters and doubled blanks, cut where it is long.
+// plain is text without doubled blanks and without what is not seen (control characters, what turns the direction of
+// writing), cut where it is long.
 func plain(s string) string {
 	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == 0xfffd {
+		if !unicode.IsPrint(r) || r == 0xfffd {
 			return ' '
 		}
 		return r

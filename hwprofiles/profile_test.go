@@ -63,7 +63,7 @@ func TestTheExampleOfTheDocs(t *testing.T) {
 	for _, m := range regexp.MustCompile("(?s)```yaml\n# ([^\n]+)\n(.*?)```").FindAllStringSubmatch(string(b), -1) {
 		blocks[m[1]] = m[2]
 	}
-	profiles, err := AllFrom(With(fstest.MapFS{"acme-box-9.yaml": {Data: []byte(blocks["hwprofiles/acme-box-9.yaml"])}}))
+	profiles, err := AllFrom(With(fstest.MapFS{"acme-box-9.yaml": {Data: []byte(blocks["hwprofiles/acme-box-9.yaml"])}}, "boards"))
 	if err != nil {
 		t.Fatal(err)
 	}

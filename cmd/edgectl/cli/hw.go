@@ -2,10 +2,13 @@ package cli
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -30,11 +33,20 @@ type hwOptions struct {
 	record           bool
 }
 
-func (o *hwOptions) dir() fs.FS {
+// dir has the profiles that are built in, and over them those of the folder that was given.
+func (o *hwOptions) dir() (fs.FS, error) {
 	if o.profiles == "" {
-		return hwprofiles.With(os.DirFS("/nonexistent"))
+		return hwprofiles.With(os.DirFS("/nonexistent"), ""), nil
 	}
-	return hwprofiles.With(os.DirFS(o.profiles))
+	const remedy = "give a folder that holds NAME.yaml; docs/hardware.md describes it"
+	files, err := os.ReadDir(o.profiles)
+	if err != nil {
+		return nil, &api.Error{Code: api.Invalid, Field: "--profiles", Message: "the folder cannot be read", Remedy: remedy, Err: err}
+	}
+	if !slices.ContainsFunc(files, func(f fs.DirEntry) bool { return filepath.Ext(f.Name()) == ".yaml" }) {
+		return nil, &api.Error{Code: api.Invalid, Field: "--profiles", Message: o.profiles + " holds no profile", Remedy: remedy}
+	}
+	return hwprofiles.With(os.DirFS(o.profiles), o.profiles), nil
 }
 
 func (a *app) hwProbeCommand() *cobra.Command {
@@ -69,27 +81,37 @@ func (a *app) hwProbe(o hwOptions) error {
 		_, err = a.Out.Write(b)
 		return err
 	}
-	all, err := hwprofiles.AllFrom(o.dir())
+	dir, err := o.dir()
+	if err != nil {
+		return err
+	}
+	all, err := hwprofiles.AllFrom(dir)
 	if err != nil {
 		return err
 	}
 	r := hwprofiles.Match(box, all)
 	switch o.output {
 	case "table":
+		a.printMatch(box, r)
 	case "json", "yaml":
-		return a.printValue(struct {
+		err = a.printValue(struct {
 			hwprofiles.Result
 			Probe hwprofiles.Probe `json:"probe"`
 		}{r, box}, o.output)
 	case "name":
-		if r.Profile == "" {
-			return &api.Error{Code: api.NotFound, Message: r.Why, Remedy: "there are images for amd64 and arm64"}
+		if r.Profile != "" {
+			fmt.Fprintln(a.Out, r.Profile)
 		}
-		fmt.Fprintln(a.Out, r.Profile)
-		return nil
 	default:
 		return badOutput(o.output, "table, json, yaml or name")
 	}
+	if err == nil && r.Profile == "" { // a script must not go on
+		return &api.Error{Code: api.NotFound, Message: r.Why, Remedy: "there are images for amd64 and arm64"}
+	}
+	return err
+}
+
+func (a *app) printMatch(box hwprofiles.Probe, r hwprofiles.Result) {
 	a.fact("Box", box.Describe())
 	a.fact("Profile", strings.TrimSpace(cmp.Or(r.Profile, "-")+"  "+r.Title))
 	a.fact("Why", r.Why)
@@ -103,7 +125,6 @@ func (a *app) hwProbe(o hwOptions) error {
 	}
 	fmt.Fprintln(a.Out)
 	t.write(a.Out, true)
-	return nil
 }
 
 // readBox probes this machine, or reads files that tell of one.
@@ -118,11 +139,36 @@ func (a *app) readBox(from []string) (box hwprofiles.Probe, err error) {
 		}
 		part, err := hwprofiles.ReadProbe(b)
 		if err != nil {
-			return box, err
+			return box, probeFault(name, err)
 		}
 		box.Add(part)
 	}
 	return box, nil
+}
+
+const probeRemedy = "give the output of `edgectl hw probe --record`, of dmidecode or of lspci -nn"
+
+// probeFault names the file that faults are in.
+func probeFault(name string, err error) error {
+	var e *api.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	causes := e.Causes
+	if len(causes) == 0 {
+		causes = []*api.Error{e}
+	}
+	if e.Code == api.TooLarge {
+		e.Remedy = "" // the reader's own speaks of objects that are applied
+	}
+	return &api.Error{Code: e.Code, Message: called(name) + " tells of no box", Remedy: probeRemedy, Causes: causes}
+}
+
+func called(name string) string {
+	if name == "-" {
+		return "standard input"
+	}
+	return name
 }
 
 func (a *app) readProbeFile(name string) ([]byte, error) {
@@ -130,14 +176,17 @@ func (a *app) readProbeFile(name string) ([]byte, error) {
 	if name != "-" {
 		f, err := os.Open(name)
 		if err != nil {
-			return nil, &api.Error{Code: api.Invalid, Field: "--from", Message: "the file cannot be read", Remedy: "give the output of `edgectl hw probe --record`, of dmidecode or of lspci -nn", Err: err}
+			return nil, &api.Error{Code: api.Invalid, Field: "--from", Message: "the file cannot be read", Remedy: probeRemedy, Err: err}
 		}
 		defer f.Close()
 		in = f
 	}
 	b, err := io.ReadAll(io.LimitReader(in, maxProbeFile+1))
 	if err != nil {
-		return nil, &api.Error{Code: api.Invalid, Field: "--from", Message: "the file cannot be read", Err: err}
+		return nil, &api.Error{Code: api.Invalid, Field: "--from", Message: called(name) + " cannot be read", Remedy: probeRemedy, Err: err}
+	}
+	if len(b) > maxProbeFile {
+		return nil, &api.Error{Code: api.TooLarge, Message: called(name) + " is larger than 2 MiB", Remedy: probeRemedy}
 	}
 	return b, nil
 }
@@ -163,8 +212,12 @@ from its base. With --profiles, the files of a folder are read and checked too.`
 }
 
 func (a *app) hwProfiles(o hwOptions, args []string) error {
+	dir, err := o.dir()
+	if err != nil {
+		return err
+	}
 	if len(args) == 1 {
-		p, err := hwprofiles.LoadFrom(o.dir(), args[0])
+		p, err := hwprofiles.LoadFrom(dir, args[0])
 		if err != nil {
 			return err
 		}
@@ -177,7 +230,7 @@ func (a *app) hwProfiles(o hwOptions, args []string) error {
 		}
 		return a.printValue(p, o.output)
 	}
-	all, err := hwprofiles.AllFrom(o.dir())
+	all, err := hwprofiles.AllFrom(dir)
 	if err != nil {
 		return err
 	}

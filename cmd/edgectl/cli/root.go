@@ -15,6 +15,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -111,13 +112,14 @@ func (a *app) printError(e *api.Error) {
 	}
 }
 
-// printable keeps what the core or a device sends from steering the terminal.
+// printable keeps what the core or a device sends from steering the terminal, and from being shown in another order
+// than it stands.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r == '\n' || r == '\t' || r >= ' ' && r != 0x7f && (r < 0x80 || r >= 0xa0) {
-			return r
+		if r != '\n' && r != '\t' && unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) {
+			return -1
 		}
-		return -1
+		return r
 	}, s)
 }
 
