@@ -67,7 +67,7 @@ func (c *core) openBootstrap(context.Context) (err error) {
 		return err
 	}
 	c.greeter = onboard.New(onboard.Config{
-		Find: c.expected, Expected: c.allExpected, Note: c.noteProgress, Waiting: c.noteWaiting, Owner: c.owner, Makers: c.makers, Parents: parents, First: c.first, Boot: c.bootImage,
+		Find: c.expected, Awaited: c.awaited, Note: c.noteProgress, Waiting: c.noteWaiting, Owner: c.owner, Makers: c.makers, Parents: parents, First: c.first, Boot: c.bootImage,
 		EST: est{c}, Now: time.Now, Log: c.log,
 	})
 	return nil
@@ -83,7 +83,7 @@ func (c *core) bootstrapAddress() string {
 
 // first is what a box would run that comes while nobody reaches the core.
 func (c *core) first(o *api.Object, spec *api.ExpectedDeviceSpec) (json.RawMessage, []identity.AheadRef) {
-	items := c.fleet.First(o.Metadata.Tenant, spec.Name, spec.Labels)
+	items := c.fleet.First(o.Metadata.Tenant, spec.Labels)
 	raw, err := json.Marshal(items)
 	if err != nil || len(items) == 0 {
 		return nil, nil
@@ -95,6 +95,14 @@ func (c *core) first(o *api.Object, spec *api.ExpectedDeviceSpec) (json.RawMessa
 		}
 	}
 	return raw, refs
+}
+
+// awaited lists the boxes that may come by way of a relay.
+func (c *core) awaited(relay api.DeviceID) (out []onboard.Awaited) {
+	for _, a := range c.fleet.AwaitedAt(relay) {
+		out = append(out, onboard.Awaited{Serial: a.Serial, Tag: a.Tag})
+	}
+	return out
 }
 
 // bootImage is a Release as RFC 8572 writes it: where its OCI manifest lies, by whose digest

@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,6 +26,7 @@ import (
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/identity/voucher"
 	"tributary.dev/tributary/tests/mutation"
+	"tributary.dev/tributary/tests/wait"
 )
 
 // maker is a manufacturer: the key that signs vouchers, and births.
@@ -546,6 +548,88 @@ func TestGreetings(t *testing.T) {
 	c, err := voucher.PeekConveyed(out.Output.Conveyed)
 	if err != nil || c.Onboarding == nil || !strings.Contains(string(c.Onboarding.Config), `"10.0.0.9:8883"`) || strings.Index(string(c.Onboarding.Config), relay.ID().String()) > strings.Index(string(c.Onboarding.Config), `"core"`) {
 		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+// A relay asks ahead in pages, for the boxes of its site alone. What it has it is not told again,
+// but when a fleet has something else for a box; who has come is told no more.
+func TestAheadInPages(t *testing.T) {
+	m := newMaker(t)
+	r, _ := gate(t, m)
+	const many = identity.AheadBoxes + 6
+	for i := range many {
+		spec := api.ExpectedDeviceSpec{Serial: fmt.Sprintf("SN-%02d", i), Voucher: m.voucher(t, fmt.Sprintf("SN-%02d", i), r.c.ca.Trust().Root)}
+		switch i {
+		case 1:
+			spec.Site = "elsewhere"
+		case 2:
+			spec.Labels = map[string]string{"role": "field"}
+		}
+		if e := r.expect(fmt.Sprintf("box-%02d", i), spec); e != nil {
+			t.Fatal(e)
+		}
+	}
+	var made struct{ Status struct{ Token string } }
+	r.must("POST", "/api/v1/jointokens", tokenDoc, &made)
+	relay := r.enrol(made.Status.Token, "relay")
+	tr := &http.Transport{TLSClientConfig: relay.ClientTLS("core")}
+	t.Cleanup(tr.CloseIdleConnections)
+	ask := func(page *identity.AheadPage) (out identity.Ahead) {
+		t.Helper()
+		b, err := json.Marshal(identity.Greeting{Page: page, Attach: []api.ParentRef{{Device: relay.ID().String(), Address: "10.0.0.9:8883", HTTPSPort: 8443}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := (&http.Client{Transport: tr, Timeout: time.Minute}).Post(r.url+identity.GreetPrefix+identity.GreetExpected, "application/json", bytes.NewReader(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if err := json.NewDecoder(resp.Body).Decode(&out); err != nil || resp.StatusCode != http.StatusOK {
+			t.Fatalf("%s: %v", resp.Status, err)
+		}
+		return out
+	}
+	var whole identity.Ahead
+	wait.Until(t, "all that may come here", func() bool { whole = ask(nil); return len(whole.Boxes) == many-1 }) // as relays asked before there were pages
+	if _, other := whole.Boxes["SN-01"]; other || whole.Next != "" || len(whole.Makers) != 1 {
+		t.Errorf("another site's box %v, next %q", other, whole.Next)
+	}
+	first := ask(&identity.AheadPage{})
+	n := len(first.Boxes)
+	if n == 0 || n > identity.AheadBoxes || first.Next == "" {
+		t.Fatalf("a page of %d, next %q", n, first.Next)
+	}
+	tags := map[string]string{}
+	for page := first; ; page = ask(&identity.AheadPage{After: page.Next}) {
+		for serial, box := range page.Boxes {
+			if tags[serial] != "" || len(box.Answer) == 0 || box.Tag == "" {
+				t.Errorf("%s: %+v", serial, box)
+			}
+			tags[serial] = box.Tag
+		}
+		if page.Next == "" {
+			break
+		}
+	}
+	if len(tags) != many-1 {
+		t.Errorf("%d boxes in all pages", len(tags))
+	}
+	same := ask(&identity.AheadPage{Have: tags})
+	if len(same.Boxes) != 0 || len(same.Same) != identity.AheadBoxes {
+		t.Errorf("of what it has it is told %d, and that %d are the same", len(same.Boxes), len(same.Same))
+	}
+	r.must("POST", "/api/v1/configs", `{"apiVersion":"tributary/v1","kind":"Config","metadata":{"name":"c"},"spec":{"env":{"A":"b"}}}`, nil)
+	r.must("POST", "/api/v1/fleets", `{"apiVersion":"tributary/v1","kind":"Fleet","metadata":{"name":"field"},"spec":{"selector":{"matchLabels":{"role":"field"}},"configs":["c"]}}`, nil)
+	wait.Until(t, "the fleet's box alone", func() bool { same = ask(&identity.AheadPage{Have: tags}); return len(same.Boxes) > 0 })
+	if box, ok := same.Boxes["SN-02"]; !ok || len(same.Boxes) != 1 || box.Tag == tags["SN-02"] {
+		t.Errorf("%+v", same.Boxes)
+	}
+	if err := r.c.store.PutStatus(t.Context(), api.Key{Tenant: api.DefaultTenant, Kind: api.KindExpectedDevice, Name: "box-03"}, api.ExpectedDeviceStatus{Device: "came"}); err != nil {
+		t.Fatal(err)
+	}
+	if same = ask(&identity.AheadPage{Have: tags}); slices.Contains(same.Same, "SN-03") {
+		t.Error("who has come is still expected")
 	}
 }
 

@@ -25,7 +25,7 @@ func (b *box) greet(ctx context.Context) error {
 	conf := b.member.Live.ServerTLSOptional()
 	// Boxes show the certificate of their birth, which the core judges.
 	conf.ClientAuth, conf.VerifyConnection, conf.MinVersion = tls.RequestClientCert, nil, tls.VersionTLS12
-	srv := &http.Server{Handler: b.serve.Greeter(ctx, filepath.Join(b.o.data, "greetings.json"), b.attachHere), TLSConfig: conf, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second,
+	srv := &http.Server{Handler: b.serve.Greeter(ctx, filepath.Join(b.o.data, "greetings"), b.attachHere), TLSConfig: conf, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second,
 		WriteTimeout: 30 * time.Second, IdleTimeout: 30 * time.Second, MaxHeaderBytes: 32 << 10, ErrorLog: slog.NewLogLogger(b.log.Handler(), slog.LevelDebug)}
 	go b.announce(ctx)
 	context.AfterFunc(ctx, func() { srv.Close() })

@@ -155,6 +155,28 @@ func TestResetAndSale(t *testing.T) {
 	}))
 }
 
+// ahead is what a relay has fetched of the needs of a box that is expected.
+func (s *site) ahead(relay, serial string) ([]identity.AheadRef, error) {
+	files, err := filepath.Glob(filepath.Join(s.Boxes[relay].Data(), "greetings", "*.json"))
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			return nil, err
+		}
+		var box struct {
+			Serial string
+			Refs   []identity.AheadRef
+		}
+		if json.Unmarshal(text, &box) == nil && box.Serial == serial {
+			return box.Refs, nil
+		}
+	}
+	return nil, fmt.Errorf("%s is not among %d files", serial, len(files))
+}
+
 // TestSiteWithoutWayUp lets a box come to a relay that is cut off: by what the relay fetched
 // before it knows its owner and runs the apps that he signed for it, also after a power cut.
 // Once the core is there again it is a member, and its apps have not noticed.
@@ -185,25 +207,21 @@ spec:
 	must(t, s.Join(t.Context()))
 	s.start("relay")
 	must(t, lab.Until(t.Context(), "the relay has asked whom to expect", patience, func(context.Context) error {
-		_, err := os.Stat(filepath.Join(s.Boxes["relay"].Data(), "greetings.json"))
+		_, err := os.Stat(filepath.Join(s.Boxes["relay"].Data(), "greetings", "makers.json"))
 		return err
 	}))
 	// It asks again in six hours, or when it is told that there is something new.
 	s.expect("EX-0001", "late", s.maker.voucher(t, "EX-0001", s.root(), nil))
 	must(t, lab.Until(t.Context(), "the relay fetches ahead what the box is told, and what that names", patience, func(context.Context) error {
-		text, err := os.ReadFile(filepath.Join(s.Boxes["relay"].Data(), "greetings.json"))
+		refs, err := s.ahead("relay", "EX-0001")
 		if err != nil {
 			return err
 		}
-		var ahead identity.Ahead
-		if err := json.Unmarshal(text, &ahead); err != nil {
-			return err
-		}
-		if len(ahead.Boxes["EX-0001"].Refs) < 2 {
-			return fmt.Errorf("it names %+v", ahead.Boxes["EX-0001"].Refs)
+		if len(refs) < 2 {
+			return fmt.Errorf("it names %+v", refs)
 		}
 		log, err := os.ReadFile(filepath.Join(s.Boxes["relay"].Dir(), "edged.log"))
-		for _, r := range ahead.Boxes["EX-0001"].Refs {
+		for _, r := range refs {
 			if !regexp.MustCompile(`artifact ready for children.*` + r.Digest).Match(log) {
 				return fmt.Errorf("%s is not there yet (%v)", r.Digest, err)
 			}

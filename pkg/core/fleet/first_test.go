@@ -21,14 +21,14 @@ func TestFirst(t *testing.T) {
 		Secrets:  map[string][]byte{"pin": {3}},
 		Releases: map[string]Want{"newest": {Refs: []manifest.Ref{ref(4)}}},
 	}
-	got := l.First("acme", "box", map[string]string{"role": "field"})
+	got := l.First("acme", map[string]string{"role": "field"})
 	if len(got) != 3 || len(got["app/web"].Refs) != 2 || string(got["config/conf"].Body) != "\x01" || string(got["config/extra"].Body) != "\x02" {
 		t.Errorf("%+v", got)
 	}
-	if got := l.First("acme", "box", nil); len(got) != 0 {
+	if got := l.First("acme", nil); len(got) != 0 {
 		t.Errorf("without labels: %+v", got)
 	}
-	if got := l.First("nobody", "box", nil); got != nil {
+	if got := l.First("nobody", nil); got != nil {
 		t.Errorf("of no tenant: %+v", got)
 	}
 }

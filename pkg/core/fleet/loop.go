@@ -188,6 +188,7 @@ func (s sink) Reset(objects []*api.Object) error {
 			delete(s.l.worlds.byID, id)
 		}
 	}
+	s.l.worlds.settle(d)
 	if err := s.l.render(s.ctx, d); err != nil {
 		return err
 	}
@@ -221,6 +222,7 @@ func (s sink) Apply(events []store.Event) error {
 			s.l.news.fleets()
 		}
 	}
+	s.l.worlds.settle(d)
 	return s.l.render(s.ctx, d)
 }
 

@@ -454,7 +454,38 @@ func TestRelaysLearnOfExpected(t *testing.T) {
 	c.until("every site learns it", c.has(far, manifest.KeyExpected))
 	c.until("the first relay does too", func() bool { w := word(relay); return w != "" && w != first })
 	c.until("one change is one generation", func() bool { return c.published[relay].Manifest.Generation == generation+1 })
-	for _, name := range []string{"one", "two"} {
+	// So they do when fleets have something else for such a box, and of nothing that is not for it.
+	c.put(api.KindExpectedDevice, "three", nil, api.ExpectedDeviceSpec{Serial: "SN-3", Voucher: "CCCC", Site: "north", Labels: map[string]string{"role": "field"}}, nil)
+	wait.Until(t, "the third box", func() bool { return len(c.loop.AwaitedAt(relay)) == 3 && len(c.loop.AwaitedAt(far)) == 1 })
+	fleet := func(config string) {
+		t.Helper()
+		c.put(api.KindConfig, config, nil, api.ConfigSpec{Env: map[string]string{"A": config}}, nil)
+		c.put(api.KindFleet, "field", nil, api.FleetSpec{Selector: api.Selector{MatchLabels: map[string]string{"role": "field"}}, Configs: []string{config}}, nil)
+	}
+	c.mu.Lock()
+	before, elsewhere := word(relay), word(far)
+	c.mu.Unlock()
+	fleet("a")
+	c.until("a fleet that picks it is told of", func() bool { w := word(relay); return w != "" && w != before })
+	c.mu.Lock()
+	before = word(relay)
+	c.mu.Unlock()
+	tags := c.loop.AwaitedAt(relay)
+	c.put(api.KindFleet, "others", nil, api.FleetSpec{Selector: api.Selector{MatchLabels: map[string]string{"role": "other"}}, Configs: []string{"a"}}, nil)
+	fleet("b")
+	c.until("a change of the fleet too", func() bool { w := word(relay); return w != before })
+	if now := c.loop.AwaitedAt(relay); now[0] != tags[0] || now[1] != tags[1] || now[2].Tag == tags[2].Tag || now[2].Serial != "SN-3" {
+		t.Errorf("before %x, now %x", tags, now)
+	}
+	c.mu.Lock()
+	if word(far) != elsewhere {
+		t.Error("another site's relay is told of a change that is not for its boxes")
+	}
+	c.mu.Unlock()
+	if c.loop.AwaitedAt(api.DeviceID{9}) != nil {
+		t.Error("somebody unknown is told")
+	}
+	for _, name := range []string{"one", "two", "three"} {
 		if err := c.db.Delete(t.Context(), api.Key{Tenant: "default", Kind: api.KindExpectedDevice, Name: name}, 0); err != nil {
 			t.Fatal(err)
 		}

@@ -42,8 +42,11 @@ type World struct {
 
 // Expected is what rendering reads of an ExpectedDevice object.
 type Expected struct {
-	Site string // empty: it may come anywhere
-	Spec [sha256.Size]byte
+	Serial string
+	Site   string // empty: it may come anywhere
+	Labels map[string]string
+	// Spec stands for all that people say of the box, First for what its fleets have it run at first.
+	Spec, First [sha256.Size]byte
 }
 
 // Awaited names the boxes that may come to a site, for its relays; nil when none may. Of what they are told it
@@ -54,6 +57,7 @@ func (w *World) Awaited(site string) []byte {
 		if e := w.Expected[name]; e.at(site) {
 			any = true
 			h.Write(e.Spec[:])
+			h.Write(e.First[:])
 		}
 	}
 	if !any {

@@ -44,6 +44,9 @@ func (w *worlds) revoked() (ids []api.DeviceID) {
 type tenant struct {
 	World
 	devices map[string]*entry
+	// unsettled: what expected boxes would run may be another now. firsts is the memory of firstOf.
+	unsettled bool
+	firsts    map[string][sha256.Size]byte
 }
 
 // entry is one device with its newest manifest.
@@ -129,7 +132,8 @@ func (w *worlds) set(o *api.Object, d dirty) error {
 			t.unsetExpected(name, d)
 			break
 		}
-		t.setExpected(name, Expected{spec.Site, sha256.Sum256(append([]byte(name+"\x00"), o.Spec...))}, d)
+		sum := sha256.Sum256(append([]byte(o.Metadata.UID+"\x00"+name+"\x00"), o.Spec...)) // one that is made anew is another
+		t.setExpected(name, Expected{Serial: spec.Serial, Site: spec.Site, Labels: spec.Labels, Spec: sum}, d)
 	case api.KindDevice:
 		err = w.setDevice(t, o, d)
 	}
@@ -181,10 +185,11 @@ func (t *tenant) setAttest(a *api.AttestSpec, d dirty) {
 
 // setExpected takes in a box that may come by way of a relay.
 func (t *tenant) setExpected(name string, next Expected, d dirty) {
-	if t.Expected[name] == next {
+	if old, ok := t.Expected[name]; ok && old.Spec == next.Spec {
 		return
 	}
 	t.unsetExpected(name, d)
+	next.First = t.firstOf(next.Labels)
 	t.Expected[name] = next
 	d.where(t, func(e *entry) bool { return e.relay && next.at(e.Spec.Site) })
 }
@@ -205,7 +210,7 @@ func (t *tenant) setFleet(name string, o *api.Object, d dirty) error {
 	if old != nil && reflect.DeepEqual(old, spec) {
 		return nil
 	}
-	t.Fleets[name] = spec
+	t.Fleets[name], t.unsettled = spec, true
 	d.where(t, func(e *entry) bool {
 		return old != nil && old.Selector.Matches(e.Labels) || spec.Selector.Matches(e.Labels)
 	})
@@ -280,6 +285,7 @@ func (t *tenant) setData(in map[string][]byte, name string, data []byte, users f
 func (t *tenant) touchFleets(which func(*api.FleetSpec) bool, d dirty) {
 	for _, s := range t.Fleets {
 		if which(s) {
+			t.unsettled = true
 			d.where(t, func(e *entry) bool { return s.Selector.Matches(e.Labels) })
 		}
 	}
@@ -333,6 +339,7 @@ func (w *worlds) unset(key api.Key, d dirty) *entry {
 	case api.KindFleet:
 		if old := t.Fleets[key.Name]; old != nil {
 			delete(t.Fleets, key.Name)
+			t.unsettled = true
 			d.where(t, func(e *entry) bool { return old.Selector.Matches(e.Labels) })
 		}
 	case api.KindApp:

@@ -46,8 +46,8 @@ type Owner struct {
 type Config struct {
 	// Find reads the ExpectedDevice of a serial number; nil without error when there is none.
 	Find func(ctx context.Context, serial string) (*api.Object, error)
-	// Expected lists all ExpectedDevices.
-	Expected func(ctx context.Context) ([]*api.Object, error)
+	// Awaited lists the boxes with a voucher that may come by way of a relay, by serial number.
+	Awaited func(relay api.DeviceID) []Awaited
 	// Note keeps a report of an expected box.
 	Note func(ctx context.Context, expected *api.Object, id api.DeviceID, p voucher.Progress) error
 	// Waiting is told once of a box that is not expected.
@@ -123,7 +123,7 @@ func (s *Server) Passed(w http.ResponseWriter, r *http.Request) {
 	}
 	op := strings.TrimPrefix(r.URL.Path, identity.GreetPrefix)
 	if op == identity.GreetExpected {
-		s.ahead(w, r.WithContext(context.WithValue(r.Context(), attachKey{}, q.Attach)))
+		s.ahead(w, r.WithContext(context.WithValue(r.Context(), attachKey{}, q.Attach)), q)
 		return
 	}
 	state := &tls.ConnectionState{}
@@ -146,50 +146,6 @@ func (s *Server) Passed(w http.ResponseWriter, r *http.Request) {
 	inner.Header.Set("Accept", q.Accept)
 	inner.Header.Set(voucher.HintHeader, q.Hint)
 	s.mux.ServeHTTP(w, inner)
-}
-
-// maxAhead bounds the boxes of which a relay is told ahead.
-const maxAhead = 256
-
-// ahead tells a relay what boxes that are expected and have not come yet would be told:
-// those with a voucher, of which nothing is secret.
-func (s *Server) ahead(w http.ResponseWriter, r *http.Request) {
-	list, err := s.cfg.Expected(r.Context())
-	if err != nil {
-		s.cfg.Log.Error("a relay could not be told of expected boxes", "err", err)
-		fail(w, http.StatusInternalServerError, "operation-failed", "the core could not answer; its log tells why")
-		return
-	}
-	out := identity.Ahead{Boxes: map[string]identity.AheadBox{}}
-	for _, c := range s.cfg.Makers {
-		out.Makers = append(out.Makers, c.Raw)
-	}
-	for _, o := range list {
-		var spec api.ExpectedDeviceSpec
-		var st api.ExpectedDeviceStatus
-		if json.Unmarshal(o.Spec, &spec) != nil || len(o.Status) > 0 && json.Unmarshal(o.Status, &st) != nil || spec.Voucher == "" || st.Device != "" || len(out.Boxes) == maxAhead {
-			continue
-		}
-		spec.Code = "" // the proof of a code belongs to the box alone
-		var box identity.AheadBox
-		var first *beginning
-		if s.cfg.First != nil && len(spec.Redirect) == 0 && spec.Release == "" {
-			first = &beginning{Serial: spec.Serial, Made: s.cfg.Now().Unix()}
-			first.Items, box.Refs = s.cfg.First(o, &spec)
-		}
-		a, err := s.answer(r.Context(), api.DeviceID{}, o, &spec, s.parents(r.Context()), first)
-		if err == nil {
-			box.Answer, err = voucher.Output(a)
-		}
-		if err == nil {
-			out.Boxes[spec.Serial] = box
-		}
-		if err != nil {
-			s.cfg.Log.Warn("what an expected box would be told cannot be made", "expected", o.Metadata.Name, "err", err)
-		}
-	}
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(out) // the relay asks again
 }
 
 // maxAttach bounds the addresses of a relay that a box is told.

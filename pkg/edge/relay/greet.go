@@ -17,7 +17,6 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
-	"tributary.dev/tributary/pkg/identity/atomicfile"
 	"tributary.dev/tributary/pkg/oci"
 )
 
@@ -44,17 +43,17 @@ type greeter struct {
 
 	mu    sync.Mutex
 	kept  map[[32]byte][]byte // by key of the box, and the form that it takes
-	ahead identity.Ahead      // before any box asked
+	ahead *ahead              // before any box asked
 }
 
 // Greeter is the handler of a port of its own, whose TLS asks for a certificate of anyone
 // and verifies none. attach tells where the box that asks reaches this relay; without a
-// request, where any box may. ahead is a file for what boxes are told while the parent is
+// request, where any box may. dir is a folder for what boxes are told while the parent is
 // away; it is kept until ctx ends.
-func (s *Server) Greeter(ctx context.Context, ahead string, attach func(*http.Request) []api.ParentRef) http.Handler {
-	g := &greeter{s: s, attach: attach, kept: map[[32]byte][]byte{}}
-	g.load(ahead)
-	go g.prefetch(ctx, ahead)
+func (s *Server) Greeter(ctx context.Context, dir string, attach func(*http.Request) []api.ParentRef) http.Handler {
+	g := &greeter{s: s, attach: attach, kept: map[[32]byte][]byte{}, ahead: openAhead(dir, s.cfg.Log)}
+	g.dropFile(dir + ".json")
+	go g.prefetch(ctx, g.pin(nil))
 	mux := http.NewServeMux()
 	mux.HandleFunc("/v2/", g.guests)
 	for _, op := range []string{operation, progress} {
@@ -128,7 +127,11 @@ func (g *greeter) pass(ctx context.Context, op string, q identity.Greeting) (sta
 	if err != nil {
 		return 0, nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, greetTime)
+	patience := greetTime
+	if op == identity.GreetExpected {
+		patience = aheadTime
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base.JoinPath(identity.GreetPrefix, op).String(), bytes.NewReader(body))
 	if err != nil {
@@ -141,7 +144,7 @@ func (g *greeter) pass(ctx context.Context, op string, q identity.Greeting) (sta
 	defer resp.Body.Close()
 	most := int64(maxAnswer)
 	if op == identity.GreetExpected {
-		most = maxAhead
+		most = maxAheadPage
 	}
 	answer, err = io.ReadAll(io.LimitReader(resp.Body, most))
 	return resp.StatusCode, answer, err
@@ -160,11 +163,11 @@ func (g *greeter) keep(key [32]byte, answer []byte) {
 }
 
 func (g *greeter) recall(key [32]byte, serial string) []byte {
+	if answer := g.ahead.answer(serial); answer != nil { // which names what to run until the parent is back
+		return answer
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if box, ok := g.ahead.Boxes[serial]; ok { // which names what to run until the parent is back
-		return box.Answer
-	}
 	return g.kept[key]
 }
 
@@ -183,10 +186,7 @@ func (g *greeter) guest(chain []*x509.Certificate) bool {
 	if len(chain) == 0 || len(chain) > 8 {
 		return false
 	}
-	g.mu.Lock()
-	_, expected := g.ahead.Boxes[chain[0].Subject.SerialNumber]
-	makers := g.ahead.Makers
-	g.mu.Unlock()
+	makers, expected := g.ahead.expects(chain[0].Subject.SerialNumber)
 	if !expected {
 		return false
 	}
@@ -210,25 +210,24 @@ func (g *greeter) guest(chain []*x509.Certificate) bool {
 }
 
 // pin has the cache fetch what expected boxes need, and forget what those needed that are
-// expected no more.
-func (g *greeter) pin(old, now identity.Ahead) {
+// expected no more. old is what it was told of before. Most boxes need the same, which is pinned once.
+func (g *greeter) pin(old map[string][]oci.Ref) (now map[string][]oci.Ref) {
+	now = g.ahead.needs()
 	if g.s.cfg.Cache == nil {
-		return
+		return now
 	}
-	name := func(serial string) string { return "expected/" + serial }
-	for serial := range old.Boxes {
-		if _, still := now.Boxes[serial]; !still {
-			g.s.cfg.Cache.Pin(name(serial), nil)
+	for name := range old {
+		if now[name] == nil {
+			g.s.cfg.Cache.Pin(name, nil)
 		}
 	}
-	for serial, box := range now.Boxes {
-		var refs []oci.Ref
-		for _, r := range box.Refs {
-			refs = append(refs, oci.Ref{Repo: r.Repo, Digest: r.Digest, Size: r.Size})
+	for name, refs := range now {
+		if old[name] == nil {
+			g.s.cfg.Cache.Pin(name, refs)
 		}
-		g.s.cfg.Cache.Pin(name(serial), refs)
 	}
 	g.s.fetch.wake()
+	return now
 }
 
 const (
@@ -239,20 +238,43 @@ const (
 	aheadEvery = 6 * time.Hour
 	aheadFold  = time.Second
 	aheadRetry = 10 * time.Second
-	maxAhead   = 8 << 20
+	// aheadTime bounds the fetch of one page, on a narrow uplink. aheadRate is, over time, the most bytes a second:
+	// after a fetch of more the next one waits.
+	aheadTime = time.Minute
+	aheadRate = 128 << 10
+	// maxAheadPage bounds a page: of a parent that knows no pages it is all.
+	maxAheadPage = 8 << 20
 )
 
-// prefetch keeps what expected boxes are to be told, until ctx ends.
-func (g *greeter) prefetch(ctx context.Context, file string) {
+// dropFile ends what a release before this one kept, in one file, and its pins.
+func (g *greeter) dropFile(file string) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return
+	}
+	var old identity.Ahead
+	if json.Unmarshal(text, &old) == nil && g.s.cfg.Cache != nil {
+		for serial := range old.Boxes {
+			g.s.cfg.Cache.Pin(pinPrefix+serial, nil)
+		}
+	}
+	_ = os.Remove(file) // tried again at the next start
+}
+
+// prefetch keeps what expected boxes are to be told, until ctx ends. needs are pinned.
+func (g *greeter) prefetch(ctx context.Context, needs map[string][]oci.Ref) {
 	retry, known := aheadRetry, ""
 	for {
 		pause := aheadEvery
-		if err := g.fetch(ctx, file); err != nil {
+		read, err := g.fetch(ctx)
+		needs = g.pin(needs)
+		if err != nil {
 			g.s.cfg.Log.Debug("what expected boxes are told is not fetched ahead", "err", err)
 			pause, retry = retry, min(2*retry, aheadEvery)
 		} else {
 			retry = aheadRetry
 		}
+		fold := max(aheadFold, time.Duration(read)*time.Second/aheadRate)
 		t := time.NewTimer(pause)
 		for due := false; !due; {
 			select {
@@ -264,7 +286,7 @@ func (g *greeter) prefetch(ctx context.Context, file string) {
 			case word := <-g.s.expected:
 				if word != known {
 					known, retry = word, aheadRetry
-					t.Reset(aheadFold)
+					t.Reset(fold)
 				}
 			}
 		}
@@ -287,40 +309,43 @@ func (s *Server) Expected(word string) {
 	}
 }
 
-func (g *greeter) fetch(ctx context.Context, file string) error {
-	status, answer, err := g.pass(ctx, identity.GreetExpected, identity.Greeting{Attach: g.attach(nil)})
-	if err != nil {
-		return err
+// fetch asks for all pages of what expected boxes are told that is new. It tells how many bytes
+// that took.
+func (g *greeter) fetch(ctx context.Context) (read int, err error) {
+	fresh := 0
+	for after := ""; ; {
+		q := identity.Greeting{Attach: g.attach(nil), Page: &identity.AheadPage{After: after, Have: g.ahead.tags(after, 2*identity.AheadBoxes)}}
+		status, answer, err := g.pass(ctx, identity.GreetExpected, q)
+		read += len(answer)
+		if err != nil {
+			return read, err
+		}
+		if status != http.StatusOK {
+			return read, fmt.Errorf("the parent answers %d", status)
+		}
+		var page identity.Ahead
+		if err := json.Unmarshal(answer, &page); err != nil {
+			return read, err
+		}
+		if page.Next != "" && page.Next <= after {
+			return read, fmt.Errorf("the parent goes on from %q with %q", after, page.Next)
+		}
+		if err := g.ahead.take(after, page); err != nil {
+			return read, err
+		}
+		fresh += len(page.Boxes)
+		if page.Next == "" {
+			break
+		}
+		if after = page.Next; g.ahead.full() {
+			g.s.cfg.Log.Warn("more boxes are expected here than this relay can greet while its parent is away", "most", maxAheadBoxes, "remedy", "give each its site: edgectl device expect --site")
+			break
+		}
 	}
-	if status != http.StatusOK {
-		return fmt.Errorf("the parent answers %d", status)
+	if fresh > 0 {
+		return read, g.ahead.sync()
 	}
-	var ahead identity.Ahead
-	if err := json.Unmarshal(answer, &ahead); err != nil {
-		return err
-	}
-	g.mu.Lock()
-	old := g.ahead
-	g.ahead = ahead
-	g.mu.Unlock()
-	g.pin(old, ahead)
-	return atomicfile.Write(file, answer, 0o600)
-}
-
-// load takes up what was fetched in an earlier life; without it the next fetch brings all.
-func (g *greeter) load(file string) {
-	f, err := os.Open(file)
-	if err != nil {
-		return
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxAhead))
-	if err == nil {
-		err = json.Unmarshal(text, &g.ahead)
-	}
-	if err != nil {
-		g.s.cfg.Log.Warn("what expected boxes are told is fetched anew", "file", file, "err", err)
-	}
+	return read, nil
 }
 
 // turnAway is an error as RESTCONF has it (RFC 8040 section 7).

@@ -35,6 +35,7 @@ type parent struct {
 
 	asked    atomic.Int64 // for what expected boxes are told
 	expected atomic.Pointer[string]
+	pages    func(http.ResponseWriter, identity.Greeting) // set before it serves; nil: a parent that knows none
 }
 
 func (p *parent) Endpoint() (*url.URL, *http.Client, error) {
@@ -50,6 +51,10 @@ func (p *parent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if strings.HasSuffix(r.URL.Path, identity.GreetExpected) {
 		p.asked.Add(1)
+		if p.pages != nil {
+			p.pages(w, q)
+			return
+		}
 		boxes := `"SN-1":{"answer":{"said":"ahead"}}`
 		if more := p.expected.Load(); more != nil {
 			boxes = *more
@@ -69,6 +74,12 @@ func (p *parent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.WriteString(w, `{"said":"`+q.Hint+`"}`)
 }
 
+// keeps tells whether a folder has what a box is told.
+func keeps(dir, serial string) bool {
+	_, err := os.Stat((&ahead{dir: dir}).path(serial))
+	return err == nil
+}
+
 // What a box asks goes up with the certificate that it showed, and the answer is given
 // again to the same box while the parent is away; to no other.
 func TestGreeter(t *testing.T) {
@@ -76,8 +87,8 @@ func TestGreeter(t *testing.T) {
 	p.srv = httptest.NewServer(p)
 	t.Cleanup(p.srv.Close)
 	s := &Server{cfg: Config{Parent: p, Log: slog.New(slog.DiscardHandler)}}
-	file := filepath.Join(t.TempDir(), "greetings.json")
-	h := s.Greeter(t.Context(), file, func(*http.Request) []api.ParentRef { return []api.ParentRef{{Address: "10.0.0.1:8883"}} })
+	dir := filepath.Join(t.TempDir(), "greetings")
+	h := s.Greeter(t.Context(), dir, func(*http.Request) []api.ParentRef { return []api.ParentRef{{Address: "10.0.0.1:8883"}} })
 	ask := func(op, box, hint string) (int, string) {
 		r := httptest.NewRequest(http.MethodPost, restconf+op, strings.NewReader("{}"))
 		r.TLS = &tls.ConnectionState{}
@@ -106,7 +117,7 @@ func TestGreeter(t *testing.T) {
 		t.Errorf("another operation: %d", status)
 	}
 	// Before the parent goes away: the first fetch runs beside this test, the next one 10 s after a failure.
-	wait.Until(t, "it is fetched ahead", func() bool { _, err := os.Stat(file); return err == nil })
+	wait.Until(t, "it is fetched ahead", func() bool { return keeps(dir, "SN-1") })
 	p.away.Store(true)
 	if status, body := ask(operation, "a", "BBBB"); status != http.StatusOK || body != `{"said":"AAAA"}` {
 		t.Errorf("with the parent away: %d %s", status, body)
@@ -115,8 +126,7 @@ func TestGreeter(t *testing.T) {
 		t.Errorf("a box that never asked and is not expected, with the parent away: %d", status)
 	}
 	// What was fetched ahead serves the box of its serial number, also after a restart.
-	again := &greeter{s: s, kept: map[[32]byte][]byte{}}
-	again.load(file)
+	again := &greeter{s: s, kept: map[[32]byte][]byte{}, ahead: openAhead(dir, s.cfg.Log)}
 	if got := again.recall([32]byte{9}, "SN-1"); string(got) != `{"said":"ahead"}` {
 		t.Errorf("ahead: %s", got)
 	}
@@ -138,8 +148,8 @@ func TestGreeterInXML(t *testing.T) {
 	p.srv = httptest.NewServer(p)
 	t.Cleanup(p.srv.Close)
 	s := &Server{cfg: Config{Parent: p, Log: slog.New(slog.DiscardHandler)}}
-	file := filepath.Join(t.TempDir(), "greetings.json")
-	h := s.Greeter(t.Context(), file, func(*http.Request) []api.ParentRef { return nil })
+	dir := filepath.Join(t.TempDir(), "greetings")
+	h := s.Greeter(t.Context(), dir, func(*http.Request) []api.ParentRef { return nil })
 	ask := func(form string) (int, string) {
 		r := httptest.NewRequest(http.MethodPost, restconf+operation, strings.NewReader("<input/>"))
 		r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{{Raw: []byte("a"), RawSubjectPublicKeyInfo: []byte("a"), Subject: pkix.Name{SerialNumber: "SN-1"}}}}
@@ -159,7 +169,7 @@ func TestGreeterInXML(t *testing.T) {
 	if status, form := ask(inJSON); status != http.StatusOK || form != inJSON {
 		t.Errorf("%d in %s", status, form)
 	}
-	wait.Until(t, "it is fetched ahead", func() bool { _, err := os.Stat(file); return err == nil })
+	wait.Until(t, "it is fetched ahead", func() bool { return keeps(dir, "SN-1") })
 	p.away.Store(true)
 	if status, form := ask(inXML); status != http.StatusOK || form != inXML { // the same box, as before
 		t.Errorf("kept: %d in %s", status, form)
@@ -175,14 +185,9 @@ func TestExpectedLate(t *testing.T) {
 	p.srv = httptest.NewServer(p)
 	t.Cleanup(p.srv.Close)
 	s := &Server{cfg: Config{Parent: p, Log: slog.New(slog.DiscardHandler)}, expected: make(chan string, 1)}
-	file := filepath.Join(t.TempDir(), "greetings.json")
-	s.Greeter(t.Context(), file, func(*http.Request) []api.ParentRef { return nil })
-	holds := func(serial string) func() bool {
-		return func() bool {
-			text, err := os.ReadFile(file)
-			return err == nil && strings.Contains(string(text), serial)
-		}
-	}
+	dir := filepath.Join(t.TempDir(), "greetings")
+	s.Greeter(t.Context(), dir, func(*http.Request) []api.ParentRef { return nil })
+	holds := func(serial string) func() bool { return func() bool { return keeps(dir, serial) } }
 	wait.Until(t, "it is fetched at the start", holds("SN-1"))
 	more := `"SN-2":{"answer":{}}`
 	p.expected.Store(&more)
@@ -208,7 +213,7 @@ func TestGuests(t *testing.T) {
 	born := func(serial string, by *x509.Certificate, key *ecdsa.PrivateKey) *x509.Certificate {
 		return certify(t, &x509.Certificate{Subject: pkix.Name{SerialNumber: serial}}, by, boxKey, key)
 	}
-	g := &greeter{ahead: identity.Ahead{Makers: [][]byte{maker.Raw}, Boxes: map[string]identity.AheadBox{"SN-1": {}}}}
+	g := &greeter{ahead: &ahead{makers: [][]byte{maker.Raw}, boxes: map[string]keptBox{"SN-1": {}}}}
 	for name, c := range map[string]struct {
 		chain []*x509.Certificate
 		want  bool
