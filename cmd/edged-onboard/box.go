@@ -64,7 +64,7 @@ func (b *box) wake() (err error) {
 	_, noSlots := os.Stat(b.o.slot)
 	b.finder, err = sztp.New(sztp.Config{
 		Updates: noSlots == nil,
-		Key:     b.key, IDevID: b.idevid, Makers: b.makers, Pairing: !b.o.noPairing, Sources: b.sources, Clock: b.clock,
+		Key:     b.key, Own: own, IDevID: b.idevid, Makers: b.makers, Pairing: !b.o.noPairing, Sources: b.sources, Clock: b.clock,
 		Waiting: b.tell, Pause: b.o.pause, Log: b.log,
 	})
 	return err
