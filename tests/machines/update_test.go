@@ -236,9 +236,10 @@ func (u *updating) said(pattern string) {
 		if err != nil {
 			return err
 		}
-		above, history, _ := strings.Cut(flat(page[0]), "History")
+		text := strings.ReplaceAll(flat(page[0]), " * ", " ") // a warning's lines begin with a star
+		above, history, _ := strings.Cut(text, "History")
 		if !reason.MatchString(above) || !reason.MatchString(history) {
-			return fmt.Errorf("above and in the history it says: %s", flat(page[0]))
+			return fmt.Errorf("above and in the history it says: %s", text)
 		}
 		return nil
 	})
