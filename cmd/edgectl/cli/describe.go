@@ -157,6 +157,9 @@ func (a *app) describeDevice(ctx context.Context, cl *client.Client, o *api.Obje
 		}
 	}
 	a.describeApps(st.Apps)
+	if err := a.describeInventory(ctx, cl, o.Metadata.Name); err != nil {
+		return err
+	}
 	return a.describeEvents(ctx, cl, o.Metadata.Name)
 }
 

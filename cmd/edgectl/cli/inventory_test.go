@@ -1,0 +1,57 @@
+package cli
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+func TestDrawPCI(t *testing.T) {
+	node := 1
+	i := &api.Inventory{Nodes: []api.Node{{}, {ID: 1}}, PCI: []api.PCIFunction{
+		{Address: "0000:00:00.0", ID: "8086:29c0", Class: "060000"},
+		{Address: "0000:00:01.0", ID: "1b36:000c", Class: "060400", Driver: "pcieport"},
+		{Address: "0000:01:00.0", Bridge: "0000:00:01.0", ID: "8086:10c9", Class: "020000", Driver: "igb", Node: &node, VirtualFunctions: 2, MaxVirtualFunctions: 7, Width: 1, MaxWidth: 4},
+		{Address: "0000:01:10.0", Bridge: "0000:00:01.0", ID: "8086:10ca", Class: "020000", Driver: "igbvf", Physical: "0000:01:00.0"},
+		{Address: "0000:01:10.2", Bridge: "0000:00:01.0", ID: "8086:10ca", Class: "020000", Driver: "vfio-pci", Physical: "0000:01:00.0"},
+	}, NetDevices: []api.NetDevice{{Name: "eth0", PCI: "0000:01:00.0", Link: api.Link{State: api.LinkUp, Speed: 2500}, Offloads: []string{"hw-tc-offload", "rx-checksum"}},
+		{Name: "eth1", PCI: "0000:01:10.0", Physical: "0000:01:00.0"}}}
+	want := `PCI
+├─ 0000:00:00.0 host bridge 8086:29c0
+└─ 0000:00:01.0 bridge 1b36:000c, pcieport
+   └─ 0000:01:00.0 Ethernet 8086:10c9, igb, eth0, node 1, 1 of 4 lanes, 2 of 7 virtual functions (0000:01:10.0 to 0000:01:10.2)`
+	if got := strings.Join(drawPCI(i), "\n"); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	rows := cards(i).rows
+	if got := strings.Join(rows[0], "|"); got != "eth0|2.5 Gbit/s|-|0000:01:00.0|-|2/7|-|-|tc +1" {
+		t.Errorf("%s", got)
+	}
+	if rows[1][5] != "of 0000:01:00.0" {
+		t.Errorf("%v", rows[1])
+	}
+}
+
+// Whatever functions say is above them, each is drawn once, and what a device tells breaks no drawing.
+func TestDrawAnyPCI(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		address := rapid.SampledFrom([]string{"a", "b", "c", "d", "", "gone"})
+		var i api.Inventory
+		for _, name := range []string{"a", "b", "c", "d"} {
+			i.PCI = append(i.PCI, api.PCIFunction{Address: name, Bridge: address.Draw(t, "bridge"), Class: rapid.SampledFrom([]string{"", "02", "020000", "\u202ex"}).Draw(t, "class"), ID: name + "-id"})
+		}
+		i.Accelerators = []api.Accelerator{{ID: "g", PCI: address.Draw(t, "at"), MemoryMiB: -1}}
+		i.Disks = []api.Disk{{Name: "d", Bytes: -5}}
+		drawn := strings.Join(drawPCI(&i), "\n")
+		for _, f := range i.PCI {
+			if n := strings.Count(drawn, f.ID); n != 1 {
+				t.Fatalf("%s is drawn %d times:\n%s", f.Address, n, drawn)
+			}
+		}
+		_ = fmt.Sprint(computing(&i), accelerators(&i), disks(&i))
+	})
+}
