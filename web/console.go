@@ -40,9 +40,12 @@ type Event struct {
 	api.Event
 }
 
-// Config is what the console is given; everything is needed.
+// Config is what the console is given; what does not say otherwise is needed.
 type Config struct {
 	Source Source
+	// Inventory tells what a device is made of; nil where it has not told. It may itself be
+	// nil: then no such page is there.
+	Inventory func(ctx context.Context, tenant, name string) (*api.Inventory, error)
 	// Who tells whose request it is, by the cookie that Login set.
 	Who func(*http.Request) (name string, err error)
 	// Check tells whether a token is good.
@@ -70,6 +73,7 @@ func New(cfg Config) (*Console, error) {
 	c := &Console{cfg: cfg, mux: http.NewServeMux(), tmpl: tmpl}
 	c.mux.HandleFunc("GET /{$}", c.page)
 	c.mux.HandleFunc("GET /console/live", c.live)
+	c.mux.HandleFunc("GET /console/devices/{tenant}/{name}", c.device)
 	c.mux.HandleFunc("GET /console/login", func(w http.ResponseWriter, _ *http.Request) { c.render(w, http.StatusOK, "login", nil) })
 	c.mux.HandleFunc("POST /console/login", c.login)
 	c.mux.HandleFunc("POST /console/logout", c.logout)

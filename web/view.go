@@ -33,6 +33,7 @@ type view struct {
 type node struct {
 	ID, Name, Site, Hardware, Seen, Health string
 	Relay                                  bool
+	Tenant, Plain                          string // its object
 	State                                  string // ok, warn, bad, off, wait
 	Generation                             string
 	Behind                                 bool
@@ -174,7 +175,7 @@ func nodeOf(o *api.Object, now time.Time) *node {
 	var s api.DeviceStatus
 	_ = json.Unmarshal(o.Spec, &spec) // a device whose object cannot be read is still drawn
 	_ = json.Unmarshal(o.Status, &s)
-	n := &node{ID: s.ID.String(), Name: o.Metadata.Name, Site: spec.Site, Relay: s.Relay, parent: s.Parent}
+	n := &node{ID: s.ID.String(), Name: o.Metadata.Name, Site: spec.Site, Relay: s.Relay, parent: s.Parent, Tenant: o.Metadata.Tenant, Plain: o.Metadata.Name}
 	if o.Metadata.Tenant != api.DefaultTenant {
 		n.Name = o.Metadata.Tenant + "/" + n.Name
 	}

@@ -14,6 +14,16 @@ import (
 func NewConsole(cfg Config) (*web.Console, error) {
 	return web.New(web.Config{
 		Source: consoleSource{cfg.Store, cfg.Ledger, cfg.Heard},
+		Inventory: func(ctx context.Context, tenant, name string) (*api.Inventory, error) {
+			if cfg.Inventories == nil {
+				return nil, nil
+			}
+			id, err := (&Server{cfg: cfg}).deviceID(ctx, tenant, name)
+			if err != nil {
+				return nil, err
+			}
+			return cfg.Inventories.Inventory(ctx, id)
+		},
 		Who: func(r *http.Request) (string, error) {
 			c, err := r.Cookie(SessionCookie)
 			if err != nil {

@@ -1,0 +1,69 @@
+package web
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"tributary.dev/tributary/pkg/api"
+)
+
+func TestThePageOfADevice(t *testing.T) {
+	wear := 3
+	c, err := New(Config{Who: func(*http.Request) (string, error) { return "kim", nil }, Log: slog.New(slog.DiscardHandler),
+		Inventory: func(_ context.Context, tenant, name string) (*api.Inventory, error) {
+			if tenant != "default" || name != "shed-7" {
+				return nil, &api.Error{Code: api.NotFound, Message: "none"}
+			}
+			return &api.Inventory{CPU: &api.CPU{Model: "Example <b>", Cores: 4}, Disks: []api.Disk{{Name: "nvme0n1", Bytes: 1e12, Wear: &wear}},
+				NetDevices: []api.NetDevice{{Name: "eth0", PCI: "0000:01:00.0", Link: api.Link{State: "up", Speed: 10000}}},
+				PCI:        []api.PCIFunction{{Address: "0000:00:01.0"}, {Address: "0000:01:00.0", Bridge: "0000:00:01.0", Driver: "igb", MaxVirtualFunctions: 7}}}, nil
+		}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	get := func(path string) (int, string) {
+		w := httptest.NewRecorder()
+		c.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		return w.Code, w.Body.String()
+	}
+	code, page := get("/console/devices/default/shed-7")
+	for _, want := range []string{"Example &lt;b&gt;", "nvme0n1", "3 %", "up, 10000 Mbit/s", "0 of 7 virtual functions"} {
+		if code != http.StatusOK || !strings.Contains(page, want) {
+			t.Errorf("%d, without %q: %s", code, want, page)
+		}
+	}
+	if code, _ := get("/console/devices/default/other"); code != http.StatusNotFound {
+		t.Errorf("a device that is not there: %d", code)
+	}
+}
+
+// Whatever functions say is above them, each is drawn once.
+func TestBusTree(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		address := rapid.SampledFrom([]string{"a", "b", "c", "d", "", "gone"})
+		i := &api.Inventory{}
+		for _, name := range []string{"a", "b", "c", "d"} {
+			i.PCI = append(i.PCI, api.PCIFunction{Address: name, Bridge: address.Draw(t, "bridge"), Physical: address.Draw(t, "physical")})
+		}
+		seen := map[string]int{}
+		var walk func([]*function)
+		walk = func(list []*function) {
+			for _, f := range list {
+				seen[f.Address]++
+				walk(f.Children)
+			}
+		}
+		walk(busTree(i))
+		for _, f := range i.PCI {
+			if seen[f.Address] != 1 {
+				t.Fatalf("%s is drawn %d times", f.Address, seen[f.Address])
+			}
+		}
+	})
+}
