@@ -198,7 +198,8 @@ func TestWords(t *testing.T) {
 	}
 }
 
-// TestProofNeedsItsChecks takes the planner's checks out, one at a time.
+// TestProofNeedsItsChecks takes the package's checks out, one at a time.
 func TestProofNeedsItsChecks(t *testing.T) {
-	mutation.Prove(t, mutation.Marked(t, "^TestTogether$|^TestEveryState$", "plan.go")...)
+	checks := mutation.Marked(t, "^TestTogether$|^TestEveryState$", "plan.go")
+	mutation.Prove(t, append(checks, mutation.Marked(t, "^TestShare$|^TestChangeGivesUp$", "share.go", "change.go")...)...)
 }
