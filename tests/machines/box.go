@@ -92,7 +92,7 @@ func (b *Box) config(token string) string {
 	}
 	switch {
 	case b.tree.Keys != "" && !b.Alone: // its owner names it
-		if b.wire != nil {
+		if b.wire != nil && !b.Silent {
 			fmt.Fprintf(&s, "bootstrap: [\"https://10.0.2.2:%d\"]\n", b.wire.bootstrap.port)
 		}
 	case b.Alone:
@@ -105,6 +105,9 @@ func (b *Box) config(token string) string {
 	}
 	fmt.Fprintf(&s, "network:\n  uplinks:\n    - %s\n", up)
 	second := fmt.Sprintf("{match: {mac: %q}, addresses: [10.0.3.15/24], metric: 900}", b.mac(1)) // where the host asks for the app
+	if b.Site != nil {
+		second = fmt.Sprintf("{match: {mac: %q}, dhcp: true, metric: 50}", b.mac(1))
+	}
 	if b.Relay {
 		second = fmt.Sprintf("{match: {mac: %q}, addresses: [10.77.0.%d/24], metric: 900}", b.mac(1), b.number)
 	}
@@ -123,6 +126,9 @@ func (b *Box) cards() []vm.NIC {
 		up = vm.NIC{}
 	}
 	second := vm.NIC{Alone: true, Forward: []int{appPort}}
+	if b.Site != nil {
+		second = vm.NIC{Switch: b.Site}
+	}
 	if b.Relay {
 		second = vm.NIC{Switch: b.below}
 	}

@@ -53,8 +53,12 @@ type BoxSpec struct {
 	// Arch is the host's if empty.
 	Arch  string
 	Relay bool
-	// Alone: CONFIG names neither a parent nor a token.
-	Alone bool
+	// Alone: CONFIG names neither a parent nor a token. Silent: nor does it name, to a box that
+	// was born with a certificate, the core's bootstrap server.
+	Alone, Silent bool
+	// Site is on the second card, with a server of DHCP, in place of a card that the host alone
+	// reaches.
+	Site *vm.Switch
 	// MemoryMiB is 768 if zero.
 	MemoryMiB int
 	// Uplinks stand on CONFIG behind those of the tree's cards.

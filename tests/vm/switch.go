@@ -54,6 +54,17 @@ func (s *Switch) plug(name string) (*os.File, error) {
 	return theirs, nil
 }
 
+// Join makes a port for a program in this process, which reads and writes frames as a machine
+// does: four bytes of length, then the frame.
+func (s *Switch) Join(name string) (net.Conn, error) {
+	theirs, err := s.plug(name)
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.Close()
+	return net.FileConn(theirs)
+}
+
 // port is called with the lock held.
 func (s *Switch) port(name string) *port {
 	p := s.ports[name]
