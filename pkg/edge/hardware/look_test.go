@@ -179,3 +179,12 @@ func TestTheVirtioGuest(t *testing.T) {
 		t.Errorf("disks: %+v", i.Disks)
 	}
 }
+
+// BenchmarkLook is a look at this machine: what an idle box does every half minute.
+func BenchmarkLook(b *testing.B) {
+	s := hardware.Host(b.TempDir())
+	b.ReportAllocs()
+	for b.Loop() {
+		hardware.Look(s)
+	}
+}
