@@ -166,7 +166,7 @@ func (k *Core) stateIn(now time.Time, r *row, s news) {
 	}
 	ch := StateChange{Device: r.id, Epoch: s.epoch, Seq: s.seq, Full: s.full, Entries: s.entries}
 	for _, e := range s.entries {
-		if StateMAC(key, r.id, s.epoch, &e) != e.MAC && !k.cfg.Faults.NoStateMAC {
+		if StateMAC(key, r.id, s.epoch, &e) != e.MAC { // check: macs
 			k.alarm(now, r.id, "bad-mac", api.Critical, fmt.Sprintf("reported key %q of device %s was altered on its way", e.Key, r.id))
 			ch.Quarantined = append(ch.Quarantined, e)
 		}
@@ -180,7 +180,7 @@ func (k *Core) stateIn(now time.Time, r *row, s news) {
 		return
 	}
 	next, whole := k.count(key, r, s)
-	if !whole && !k.cfg.Faults.TakeIncomplete {
+	if !whole { // check: whole
 		k.incomplete(now, r)
 		k.askAgain(now, r, s)
 		return
@@ -334,11 +334,6 @@ func (k *Core) batchIn(now time.Time, r *row, raw, _ []byte) {
 		return
 	}
 	k.eff.Batches = append(k.eff.Batches, BatchIn{r.id, pub, slices.Clone(raw)})
-	if k.cfg.Faults.AckBeforeCommit {
-		if h, err := record.Peek(raw); err == nil {
-			k.acknowledge(now, r.id, Position{SpoolEpoch: h.Epoch, Acked: h.Last}, true)
-		}
-	}
 }
 
 // Counted takes what the store made of batches, and answers their devices.

@@ -356,7 +356,7 @@ func (d *Device) take(now time.Time, s *manifest.Signed) bool {
 		d.r.warn(now, "foreign-manifest", api.Degraded, "the parent passed a manifest of "+s.Manifest.Device.String())
 		return false
 	}
-	if !d.r.newerManifest(v, d.floor) {
+	if !v.newer(d.floor) {
 		return false
 	}
 	d.floor, d.man = v, s
@@ -516,15 +516,11 @@ func (d *Device) ask(now time.Time) {
 
 // acknowledged takes the core's signed word.
 func (d *Device) acknowledged(now time.Time, raw []byte) {
-	verify := d.keys.VerifyCore
-	if d.r.cfg.Faults.UnsignedAck {
-		verify = unsigned
-	}
 	chainAt := func(uint64, uint64) (record.Hash, bool) { return record.Hash{}, false }
 	if d.spool != nil {
 		chainAt = d.spool.ChainAt
 	}
-	a, err := record.OpenAck(verify, raw, d.id, chainAt)
+	a, err := record.OpenAck(d.keys.VerifyCore, raw, d.id, chainAt)
 	if err != nil {
 		// A short one under another chain looks the same as a forged one: the explicit
 		// answer to an explicit batch tells.
@@ -534,7 +530,7 @@ func (d *Device) acknowledged(now time.Time, raw []byte) {
 		d.explicit = true
 		return
 	}
-	if a.CoreEpoch < d.core && !d.r.cfg.Faults.IgnoreEpoch {
+	if a.CoreEpoch < d.core { // check: epoch
 		return
 	}
 	if d.spool == nil || a.Acked >= d.sent || a.Acked > d.acked() {
@@ -633,15 +629,4 @@ func (d *Device) tick(now time.Time) {
 		}
 	}
 	d.pump(now)
-}
-
-// unsigned reads a COSE_Sign1's payload without checking it; only Faults uses it.
-func unsigned(cose, _ []byte) ([]byte, error) {
-	r := reader{b: cose}
-	if m, _ := r.head(); m == majTag {
-		r.array()
-	}
-	r.bytes(64)
-	r.skip(2)
-	return r.bytes(MaxFrame), r.err
 }

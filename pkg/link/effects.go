@@ -33,21 +33,6 @@ type Config struct {
 	// back (time.Now has a monotonic reading); the wall clock may.
 	Wall func(now time.Time) int64
 	Log  *slog.Logger
-	// Faults is for tests that must fail.
-	Faults Faults
-}
-
-// Faults break the link on purpose, one rule each, so that tests can show that they
-// would notice.
-type Faults struct {
-	NoDedupe          bool // the core's store counts repeated batches again
-	NoGenerationCheck bool // an older manifest is taken
-	IgnoreEpoch       bool // manifests and acknowledgements are ordered without the core's epoch
-	AckBeforeCommit   bool // the core acknowledges what it has not committed
-	UnsignedAck       bool // a device believes acknowledgements without a signature
-	NoStateMAC        bool // the core believes reported state without a MAC
-	TakeIncomplete    bool // the core takes reported state without a proof that it is whole
-	HearRevoked       bool // a relay hears retired devices
 }
 
 func (c Config) withDefaults() Config {

@@ -299,11 +299,6 @@ func (r *Relay) forward(p priority, msg []byte, reliable bool) {
 	}
 }
 
-func (r *Relay) newerManifest(v, old version) bool {
-	f := r.cfg.Faults
-	return f.NoGenerationCheck && v != old || f.IgnoreEpoch && v.seq > old.seq || !f.IgnoreEpoch && v.newer(old)
-}
-
 // manifestIn takes a manifest or a delta, of this device or of one below.
 func (r *Relay) manifestIn(now time.Time, b []byte, fromParent bool) {
 	id, v, err := header(b)
@@ -318,7 +313,7 @@ func (r *Relay) manifestIn(now time.Time, b []byte, fromParent bool) {
 		}
 		return
 	}
-	if !r.newerManifest(v, row.man.version) {
+	if !v.newer(row.man.version) {
 		if id == r.self && row.man.newer(v) {
 			r.warn(now, "manifest-old", api.Degraded, fmt.Sprintf("the parent passed manifest %d of epoch %d, %d of epoch %d is in force", v.seq, v.epoch, row.man.seq, row.man.epoch))
 		}

@@ -4,10 +4,11 @@ import (
 	"flag"
 	"fmt"
 	"runtime"
+	"strings"
 	"testing"
 
-	"tributary.dev/tributary/pkg/link"
 	"tributary.dev/tributary/pkg/link/linksim"
+	"tributary.dev/tributary/tests/mutation"
 )
 
 var (
@@ -62,26 +63,43 @@ func TestSchedules(t *testing.T) {
 	}
 }
 
-// A link with a rule taken out must not pass.
-func TestBrokenLinksAreNoticed(t *testing.T) {
-	keys := keyring(t)
-	for name, f := range map[string]link.Faults{
-		"no dedupe":           {NoDedupe: true},
-		"no generation check": {NoGenerationCheck: true},
-		"epoch ignored":       {IgnoreEpoch: true},
-		"ack before commit":   {AckBeforeCommit: true},
-		"unsigned ack":        {UnsignedAck: true},
-		"state without macs":  {NoStateMAC: true},
-		"state with gaps":     {TakeIncomplete: true},
-	} {
-		t.Run(name, func(t *testing.T) {
-			for s := uint64(1); s <= 300; s++ {
-				if fs := (linksim.Schedule{Seed: s, Keys: keys, Faults: f, Hostile: hostile(s)}).Run(); len(fs) > 0 {
-					t.Logf("noticed with seed %d: %s", s, fs[0])
-					return
+// A link with a rule taken out does not pass.
+func TestRules(t *testing.T) {
+	const (
+		test     = "^TestSchedules$"
+		accepted = "	k.eff.Batches = append(k.eff.Batches, BatchIn{r.id, pub, slices.Clone(raw)})\n"
+		signed   = "a, err := record.OpenAck(d.keys.VerifyCore, raw,"
+		newer    = "if !v.newer(row.man.version) {"
+		theirs   = "if _, below := r.via(id); row == nil || id != r.self && !below {"
+		floor    = "if !v.newer(d.floor) {\n\t\treturn false"
+		own      = "v := version{s.Manifest.Epoch, s.Manifest.Generation}"
+		retired  = "	_, ok := n.revoked[id]\n"
+	)
+	rules := mutation.Marked(t, test, "core.go", "device.go", "linksim/stores.go")
+	mutation.Prove(t, append(rules,
+		mutation.Check{Name: "acknowledged is committed", Test: test, File: "core.go", From: accepted, To: accepted + `
+			if GONE {
+				if h, err := record.Peek(raw); err == nil {
+					k.acknowledge(now, r.id, Position{SpoolEpoch: h.Epoch, Acked: h.Last}, true)
 				}
 			}
-			t.Fatal("300 schedules did not notice")
-		})
-	}
+		`},
+		mutation.Check{Name: "acknowledgements are signed", Test: test, File: "device.go", From: signed, To: `verify := d.keys.VerifyCore
+			if GONE {
+				verify = func(cose, _ []byte) ([]byte, error) {
+					r := reader{b: cose}
+					if m, _ := r.head(); m == majTag {
+						r.array()
+					}
+					r.bytes(64)
+					r.skip(2)
+					return r.bytes(MaxFrame), r.err
+				}
+			}
+			` + strings.Replace(signed, "d.keys.VerifyCore", "verify", 1)},
+		mutation.Check{Name: "generation", Test: test, File: "relay.go", From: newer, To: "if !v.newer(row.man.version) && !(GONE && v != row.man.version) {"},
+		mutation.Check{Name: "generation", Test: test, File: "device.go", From: floor, To: "if !v.newer(d.floor) && !(GONE && v != d.floor) {\n\t\treturn false"},
+		mutation.Check{Name: "epoch", Test: test, File: "relay.go", From: theirs, To: "if GONE && row != nil && v.seq <= row.man.seq {\n\t\treturn\n\t}\n\t" + theirs},
+		mutation.Check{Name: "epoch", Test: test, File: "device.go", From: own, To: own + "\n\tif GONE && v.seq <= d.floor.seq {\n\t\treturn false\n\t}"},
+		mutation.Check{Name: "retired", Test: "^TestRelaysTurnRetiredDevicesAway$", File: "revoked.go", From: retired, To: retired + "	ok = ok && !GONE\n"})...)
 }

@@ -26,6 +26,7 @@ import (
 	"tributary.dev/tributary/pkg/edge/state"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
 	"tributary.dev/tributary/pkg/link/spool"
+	"tributary.dev/tributary/pkg/link/spool/disktest"
 )
 
 // box is what a device keeps: state, spool, a mirror and a file, in one folder.
@@ -36,14 +37,14 @@ type box struct {
 	file   string
 }
 
-func openBox(dir string, faults spool.Faults) (b *box, err error) {
+func openBox(dir string, disk spool.FS) (b *box, err error) {
 	b = &box{file: filepath.Join(dir, "identity")}
 	log := slog.New(slog.DiscardHandler)
 	if b.state, err = state.Open(state.Config{Path: filepath.Join(dir, "state.db"), Log: log}); err != nil {
 		return nil, err
 	}
 	b.mirror = b.state.Mirror("meter")
-	b.spool, err = spool.Open(spool.Config{Dir: filepath.Join(dir, "spool"), DB: b.state.DB(), MaxBytes: 8 << 20, Now: time.Now, Rand: rand.Reader, Log: log, Faults: faults})
+	b.spool, err = spool.Open(spool.Config{Dir: filepath.Join(dir, "spool"), DB: b.state.DB(), MaxBytes: 8 << 20, Now: time.Now, Rand: rand.Reader, Log: log, FS: disk})
 	return b, err
 }
 
@@ -130,7 +131,11 @@ func TestPowerWriter(t *testing.T) {
 		t.Skip("it is the other half of TestPowerCut")
 	}
 	broken := os.Getenv("POWER_BROKEN") != ""
-	b, err := openBox(dir, spool.Faults{NoSync: broken})
+	var under spool.FS = spool.OS{}
+	if broken {
+		under = disktest.Unsynced{FS: under}
+	}
+	b, err := openBox(dir, under)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +275,7 @@ func TestPowerCut(t *testing.T) {
 	d := newDisk(t)
 	for round := range 6 {
 		last := d.live(t, 3+11*round, "")
-		b, err := openBox(d.dir, spool.Faults{})
+		b, err := openBox(d.dir, spool.OS{})
 		if err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
@@ -300,7 +305,7 @@ func TestPowerCutFindsWhoDoesNotSync(t *testing.T) {
 	for range 5 {
 		d := newDisk(t)
 		last := d.live(t, 200, "yes")
-		b, err := openBox(d.dir, spool.Faults{})
+		b, err := openBox(d.dir, spool.OS{})
 		if err != nil {
 			return // lost altogether
 		}

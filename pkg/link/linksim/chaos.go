@@ -12,9 +12,8 @@ import (
 // Schedule is one run of chaos: a tree of three levels, a while in which everything goes
 // wrong that can, a while of peace, and the question whether all agree.
 type Schedule struct {
-	Seed   uint64
-	Keys   *Keyring
-	Faults link.Faults
+	Seed uint64
+	Keys *Keyring
 	// Trouble is how long things go wrong; Peace bounds how long it may take to agree.
 	Trouble, Peace time.Duration
 	// Hostile has relays lie until peace comes.
@@ -30,7 +29,7 @@ func (s Schedule) Run() []string {
 	if s.Peace == 0 {
 		s.Peace = 2 * time.Hour
 	}
-	w := New(s.Seed, s.Keys, link.Config{Faults: s.Faults})
+	w := New(s.Seed, s.Keys, link.Config{})
 	w.Trace = s.Trace
 	c := &chaos{World: w}
 	c.plant()

@@ -87,10 +87,8 @@ func (s *Spool) Confirm(a record.Ack) (spool.Outcome, error) {
 // Database is what the core has on its disk: a link.CoreStore in memory, and the
 // manifests that the fleet renderer keeps.
 type Database struct {
-	// NoDedupe counts repeated batches again (a fault).
-	NoDedupe bool
-	Epoch    uint64
-	States   map[api.DeviceID]*DeviceState
+	Epoch  uint64
+	States map[api.DeviceID]*DeviceState
 	// Counted is how often each record was counted, and Payload what it said.
 	Ledger    map[api.DeviceID]map[uint64]*Line
 	Positions map[api.DeviceID]link.Position
@@ -124,7 +122,7 @@ func (d *Database) Backup() *Database {
 		d.Positions[id] = p
 	}
 	c := NewDatabase()
-	c.NoDedupe, c.Epoch = d.NoDedupe, d.Epoch
+	c.Epoch = d.Epoch
 	for id, s := range d.States {
 		cs := *s
 		cs.Entries = maps.Clone(s.Entries)
@@ -211,9 +209,9 @@ func (d *Database) accept(in link.BatchIn) (link.Verdict, string) {
 	verify := func(cose, aad []byte) ([]byte, error) { return open(in.Device, cose, aad) }
 	b, end, err := record.Open(verify, in.Raw, in.Device, p.Hash)
 	switch {
-	case h.Last <= p.Acked && !d.NoDedupe:
+	case h.Last <= p.Acked: // check: duplicate
 		return link.Duplicate, ""
-	case h.First != p.Acked+1 && !d.NoDedupe:
+	case h.First != p.Acked+1: // check: duplicate
 		return link.Gap, ""
 	case err != nil && !h.Explicit:
 		return link.Gap, err.Error()

@@ -139,7 +139,6 @@ func New(seed uint64, keys *Keyring, cfg link.Config) *World {
 	w := &World{Keys: keys, Link: cfg, Now: time.Unix(1_764_000_000, 0), Rand: rand.New(rand.NewPCG(seed, 7)), DB: NewDatabase(),
 		Alarms: map[string]int{}, liars: map[api.DeviceID]*Liar{}, views: map[api.DeviceID]map[string]bool{},
 		Boxes: map[api.DeviceID]*Box{}, links: map[api.DeviceID]*session{}, Net: Net{Min: time.Millisecond, Max: time.Millisecond, InOrder: true}}
-	w.DB.NoDedupe = cfg.Faults.NoDedupe
 	w.Link.Rand = w.Rand.Uint64
 	w.Core = &Core{w: w}
 	w.StartCore()

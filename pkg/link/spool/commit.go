@@ -115,7 +115,7 @@ func (s *Spool) commit(g *group) {
 	}()
 	_, err := a.file.WriteAt(g.buf, off)
 	if err == nil {
-		err = s.sync(a.file)
+		err = a.file.Sync()
 	}
 	<-chained
 	s.mu.Lock()

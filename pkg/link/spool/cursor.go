@@ -171,7 +171,7 @@ func (s *Spool) mark() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := errors.Join(s.sync(f), f.Close(), s.cfg.FS.SyncDir(s.cfg.Dir)); err != nil {
+	if err := errors.Join(f.Sync(), f.Close(), s.cfg.FS.SyncDir(s.cfg.Dir)); err != nil {
 		return "", err
 	}
 	return s.cfg.FS.Mark(path)

@@ -319,7 +319,7 @@ func (s *Spool) replace(g *segment, entries []byte) error {
 		err = f.Truncate(int64(len(b)))
 	}
 	if err == nil {
-		err = s.sync(f)
+		err = f.Sync()
 	}
 	if err == nil {
 		err = s.swap(g.name)
@@ -401,7 +401,7 @@ func (s *Spool) ensureSpare() {
 	}
 	err = f.Allocate(s.segSize)
 	if err == nil {
-		err = s.sync(f)
+		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		s.cfg.Log.Warn("no room for the spool's spare file", "err", err)

@@ -62,14 +62,6 @@ type Config struct {
 	Now      func() time.Time
 	Rand     io.Reader
 	Log      *slog.Logger
-	// Faults make a worse spool, for tests of the tests.
-	Faults Faults
-}
-
-// Faults are ways in which a build may be broken; the crash tests must notice.
-type Faults struct {
-	// NoSync acknowledges an append that was only written.
-	NoSync bool
 }
 
 // Spool is safe for use by many goroutines.
@@ -395,12 +387,12 @@ func (s *Spool) createSegment(h header, entries []byte) (*segment, error) {
 		_, err = f.WriteAt(b, 0)
 	}
 	if err == nil {
-		err = s.sync(f)
+		err = f.Sync()
 	}
 	if err == nil {
 		err = s.cfg.FS.Rename(tmp, g.name)
 	}
-	if err == nil && !s.cfg.Faults.NoSync {
+	if err == nil {
 		err = s.cfg.FS.SyncDir(s.cfg.Dir)
 	}
 	if err != nil {
@@ -416,13 +408,6 @@ func (s *Spool) createSegment(h header, entries []byte) (*segment, error) {
 		b = b[e.size:]
 	}
 	return g, nil
-}
-
-func (s *Spool) sync(f File) error {
-	if s.cfg.Faults.NoSync {
-		return nil
-	}
-	return f.Sync()
 }
 
 // Close waits for appends under way, writes the cursor and closes the files.
