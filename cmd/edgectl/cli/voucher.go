@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -92,7 +93,7 @@ func (m *manufacturer) flags(c *cobra.Command) {
 func (m *manufacturer) open() (*ecdsa.PrivateKey, []*x509.Certificate, error) {
 	text, err := os.ReadFile(m.key)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, readFault(m.key, err)
 	}
 	key, err := identity.ParseKey(text)
 	if err != nil {
@@ -103,6 +104,10 @@ func (m *manufacturer) open() (*ecdsa.PrivateKey, []*x509.Certificate, error) {
 		path = strings.TrimSuffix(m.key, ".key") + ".pem"
 	}
 	chain, err := readCerts(path)
+	var e *api.Error
+	if errors.As(err, &e) && m.cert == "" {
+		e.Remedy = "name the certificate of " + m.key + ": --cert FILE"
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -115,7 +120,7 @@ func (m *manufacturer) open() (*ecdsa.PrivateKey, []*x509.Certificate, error) {
 func readCerts(path string) ([]*x509.Certificate, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return nil, err
+		return nil, readFault(path, err)
 	}
 	certs, err := identity.ParseCerts(text)
 	if err != nil {
@@ -157,6 +162,33 @@ and stays there through factory resets. A box without one makes its own, whose s
 	return c
 }
 
+// checkOwner finds a certificate that no core's can be: boxes would look for ever for what leads to it.
+func checkOwner(pinned *x509.Certificate, makers []*x509.Certificate) error {
+	e := &api.Error{Code: api.Invalid, Field: "--owner", Remedy: "give the root certificate of the owner's core: DATA/ca/root.crt there"}
+	for _, m := range makers {
+		if bytes.Equal(m.RawSubjectPublicKeyInfo, pinned.RawSubjectPublicKeyInfo) {
+			e.Message = "it is the manufacturer's own certificate"
+			return e
+		}
+	}
+	if !pinned.IsCA || pinned.CheckSignatureFrom(pinned) != nil {
+		e.Message = "it is no root certificate"
+		return e
+	}
+	return nil
+}
+
+// checkFile finds a serial number by which no plain file can be named; / becomes _.
+func checkFile(serial string) error {
+	if err := voucher.CheckSerial(serial); err != nil {
+		return &api.Error{Code: api.Invalid, Message: err.Error()}
+	}
+	if strings.HasPrefix(serial, ".") || strings.Contains(serial, "/.") {
+		return &api.Error{Code: api.Invalid, Message: "the file of the serial number " + serial + " would be hidden, or elsewhere", Remedy: "give the serial number as the box has it, not a path"}
+	}
+	return nil
+}
+
 func (a *app) voucherIssueCommand() *cobra.Command {
 	var m manufacturer
 	var owner, out, nonce, assertion string
@@ -172,6 +204,14 @@ files: edgectl device import *.vcj. A voucher without --expires is good for ever
 			pinned, err := readCerts(owner)
 			if err != nil {
 				return err
+			}
+			if err := checkOwner(pinned[0], chain); err != nil {
+				return err
+			}
+			for _, serial := range args { // all, before the first file is written
+				if err := checkFile(serial); err != nil {
+					return err
+				}
 			}
 			v := voucher.Voucher{CreatedOn: a.now().UTC().Truncate(time.Second), Assertion: voucher.Assertion(assertion), PinnedDomainCert: pinned[0].Raw}
 			if life != 0 {
