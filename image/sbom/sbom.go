@@ -115,7 +115,7 @@ func Write(w io.Writer, image Image) error {
 	}
 	seen := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(image.Programs)) {
-		c, mods, err := program(name, image.Programs[name])
+		c, mods, err := program(name, image.Programs[name], image.Version)
 		if err != nil {
 			return err
 		}
@@ -177,11 +177,15 @@ func driver(d Driver) component {
 	return c
 }
 
-// program reads what a Go program says of itself.
-func program(name, file string) (component, []component, error) {
+// program reads what a Go program says of itself. The image is built without Git's word, so a program of ours
+// has no version of its own: it is the image's.
+func program(name, file, version string) (component, []component, error) {
 	info, err := buildinfo.ReadFile(file)
 	if err != nil {
 		return component{}, nil, fmt.Errorf("program %s does not say what it is made of: %w", name, err)
+	}
+	if v := info.Main.Version; v == "" || v == "(devel)" {
+		info.Main.Version = version
 	}
 	sum, err := digest(file)
 	if err != nil {

@@ -35,8 +35,9 @@ func build(t *testing.T) map[string]string {
 	return out
 }
 
-// said lists the modules of a program as `go version -m` prints them: path@version.
-func said(t *testing.T, file string) []string {
+// said lists the modules of a program as `go version -m` prints them: path@version, the program's own
+// with the version of its image.
+func said(t *testing.T, file, of string) []string {
 	t.Helper()
 	text, err := exec.Command("go", "version", "-m", file).Output()
 	if err != nil {
@@ -52,6 +53,9 @@ func said(t *testing.T, file string) []string {
 			version := ""
 			if len(f) > 2 {
 				version = f[2]
+			}
+			if version == "(devel)" {
+				version = of
 			}
 			out = append(out, f[1]+"@"+version)
 		case f[0] == "=>":
@@ -104,7 +108,10 @@ func TestWrite(t *testing.T) {
 			}
 		}
 		slices.Sort(listed)
-		if want := said(t, file); !slices.Equal(listed, want) {
+		if got := byRef["program:"+name].Version; got != image.Version && strings.HasPrefix(name, "edged-") {
+			t.Errorf("%s is of version %q", name, got)
+		}
+		if want := said(t, file, image.Version); !slices.Equal(listed, want) {
 			t.Errorf("%s\n got %v\nwant %v, as go version -m says", name, listed, want)
 		}
 	}
