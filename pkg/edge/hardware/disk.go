@@ -17,11 +17,18 @@ func (l *looker) disks() {
 	for _, name := range l.names(root, maxLinks, "disks") {
 		dir := root + "/" + name + "/"
 		at := l.follow(root + "/" + name)
+		if l.text(dir+"hidden") == "1" { // one of the ways to an NVMe disk
+			continue
+		}
 		if at == "" || strings.Contains(at, "/virtual/") && !strings.Contains(at, "/nvme-subsystem/") {
 			continue
 		}
 		d := api.Disk{Name: name, Bus: bus(name, at), Model: l.word(dir + "device/model"), Serial: l.word(dir + "device/serial"), Firmware: l.word(dir + "device/firmware_rev"),
 			Rotational: l.text(dir+"queue/rotational") == "1", Removable: l.text(dir+"removable") == "1", ReadOnly: l.text(dir+"ro") == "1", PCI: pciOf(at)}
+		if d.PCI == "" && d.Bus == "nvme" { // a disk to which several ways may lead
+			n, _, _ := strings.Cut(strings.TrimPrefix(name, "nvme"), "n")
+			d.PCI = pciOf(l.follow("sys/class/nvme/nvme" + n))
+		}
 		if sectors, ok := l.number(dir + "size"); ok && sectors > 0 && sectors < 1<<53 { // always of 512 bytes
 			d.Bytes = sectors << 9
 		}

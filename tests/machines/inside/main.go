@@ -65,7 +65,7 @@ func program() int {
 	}
 	argv := strings.Split(strings.TrimSpace(string(text)), "\n")
 	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin", "HOME=/tmp", "INSIDE_GUEST=1"}
 	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
 		fmt.Println("inside:", err)
