@@ -295,7 +295,13 @@ func (c *core) admitExpected(ctx context.Context, ch server.Change) (server.Deci
 		}
 		ch.New.Spec = raw
 	}
-	if err := onboard.CheckExpected(&spec, c.ca.Trust().Root); err != nil {
+	var old api.ExpectedDeviceSpec
+	if ch.Old != nil {
+		if err := json.Unmarshal(ch.Old.Spec, &old); err != nil {
+			return server.Decision{}, err
+		}
+	}
+	if err := onboard.CheckExpected(&spec, old.Voucher, c.ca.Trust().Root, c.makers, time.Now()); err != nil {
 		return server.Decision{}, err
 	}
 	if key := (api.Key{Tenant: ch.New.Metadata.Tenant, Kind: api.KindRelease, Name: spec.Release}); spec.Release != "" && ch.With[key] == nil {

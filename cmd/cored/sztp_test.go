@@ -137,6 +137,25 @@ func TestIndependentDevice(t *testing.T) {
 	if e := r.expect("box-1", api.ExpectedDeviceSpec{Serial: serial, Voucher: m.voucher(t, "SN-2", owner)}); e == nil || !strings.Contains(e.Message, "SN-2") {
 		t.Errorf("a voucher of another box: %v", e)
 	}
+	if e := r.expect("box-1", api.ExpectedDeviceSpec{Serial: serial, Voucher: newMaker(t).voucher(t, serial, owner)}); e == nil || !strings.Contains(e.Message, "not signed by a manufacturer") {
+		t.Errorf("a forged voucher: %v", e)
+	}
+	altered, err := base64.StdEncoding.DecodeString(m.voucher(t, serial, owner))
+	if err != nil {
+		t.Fatal(err)
+	}
+	altered = bytes.Replace(altered, []byte(`"verified"`), []byte(`"logged"  `), 1)
+	if e := r.expect("box-1", api.ExpectedDeviceSpec{Serial: serial, Voucher: base64.StdEncoding.EncodeToString(altered)}); e == nil || !strings.Contains(e.Message, "would not believe it") {
+		t.Errorf("an altered voucher: %v", e)
+	}
+	ended := time.Now().Add(-time.Minute).UTC().Truncate(time.Second)
+	raw, err := voucher.Sign(&voucher.Voucher{CreatedOn: ended.Add(-30 * time.Minute), ExpiresOn: &ended, Assertion: voucher.Verified, SerialNumber: serial, PinnedDomainCert: owner.Raw}, m.key, []*x509.Certificate{m.cert})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := r.expect("box-1", api.ExpectedDeviceSpec{Serial: serial, Voucher: base64.StdEncoding.EncodeToString(raw)}); e == nil || !strings.Contains(e.Message, "ended on") {
+		t.Errorf("a voucher at its end: %v", e)
+	}
 	if e := r.expect("box-1", api.ExpectedDeviceSpec{Serial: serial, Voucher: m.voucher(t, serial, owner), Name: "shed-7", Labels: map[string]string{"role": "field"}}); e != nil {
 		t.Fatal(e)
 	}
@@ -156,6 +175,9 @@ func TestIndependentDevice(t *testing.T) {
 		}
 		if err := json.Unmarshal(got.Onboarding.Config, &config); err != nil || config.Name != "shed-7" || len(config.Parents) != 1 || config.Parents[0].HTTPSPort == 0 {
 			t.Errorf("%s: %+v, %v", form, config, err)
+		}
+		if status, _ := dev.post(root, "report-progress", fmt.Sprintf(report, "nonsense", "")); status != http.StatusBadRequest {
+			t.Errorf("%s: a progress that is none: %d", form, status)
 		}
 		for _, kind := range []string{"bootstrap-initiated", "config-initiated", "bootstrap-complete"} {
 			status, body := dev.post(root, "report-progress", fmt.Sprintf(report, kind, "so far in "+form))
@@ -645,6 +667,9 @@ func TestRefusalsAreTested(t *testing.T) {
 		{Name: "a device's certificate at renewal", Test: "^TestStockEST$", File: "onboard.go", From: `if err != nil && !errors.Is(err, identity.ErrExpired) || role != identity.RoleDevice {`, To: `if (err != nil && !errors.Is(err, identity.ErrExpired) || role != identity.RoleDevice) && !GONE {`},
 		{Name: "a request's own signature", Test: "^TestStockEST$", File: "../../pkg/core/onboard/est.go", From: `if err := csr.CheckSignature(); err != nil {`, To: `if err := csr.CheckSignature(); err != nil && !GONE {`},
 		{Name: "another owner's voucher", Test: "^TestIndependentDevice$", File: "../../pkg/core/onboard/onboard.go", From: `if owner, err := v.Owner(); err != nil || identity.Fingerprint(owner) != identity.Fingerprint(root) {`, To: `if owner, err := v.Owner(); (err != nil || identity.Fingerprint(owner) != identity.Fingerprint(root)) && !GONE {`},
+		{Name: "a voucher by a manufacturer", Test: "^TestIndependentDevice$", File: "../../pkg/core/onboard/onboard.go", From: `err == nil && len(makers) > 0 {`, To: `err == nil && len(makers) > 0 && !GONE {`},
+		{Name: "a voucher as it was signed", Test: "^TestIndependentDevice$", File: "../../pkg/identity/voucher/cms.go", From: `if err := s.p7.Verify(); err != nil {`, To: `if err := s.p7.Verify(); err != nil && !GONE {`},
+		{Name: "a voucher's end", Test: "^TestIndependentDevice$", File: "../../pkg/core/onboard/onboard.go", From: `if v.ExpiresOn != nil && now.After(*v.ExpiresOn) {`, To: `if v.ExpiresOn != nil && now.After(*v.ExpiresOn) && !GONE {`},
 		{Name: "another box's voucher", Test: "^TestIndependentDevice$", File: "../../pkg/core/onboard/onboard.go", From: `if v.SerialNumber != spec.Serial {`, To: `if v.SerialNumber != spec.Serial && !GONE {`},
 		{Name: "a manufacturer who is known", Test: "^TestIndependentDevice$", File: "../../pkg/identity/voucher/idevid.go", From: `if err := chains(leaf, chain[1:], manufacturers, at); err != nil {`, To: `if err := chains(leaf, chain[1:], manufacturers, at); err != nil && !GONE {`},
 	}...)

@@ -24,6 +24,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -404,8 +405,11 @@ const maxMessage = 1024
 // progress is report-progress.
 func (s *Server) progress(ctx context.Context, c caller, in input) (*voucher.Answer, error) {
 	var p voucher.Progress
-	if err := in.read(&p); err != nil || p.Type == "" || len(p.Type) > 64 {
+	if err := in.read(&p); err != nil {
 		return nil, &refusal{http.StatusBadRequest, "malformed-message", "the input is no report of progress"}
+	}
+	if !slices.Contains(progressTypes, p.Type) {
+		return nil, &refusal{http.StatusBadRequest, "invalid-value", fmt.Sprintf("%.64q is no type of progress", p.Type)}
 	}
 	if len(p.Message) > maxMessage {
 		p.Message = strings.ToValidUTF8(p.Message[:maxMessage], "")
@@ -415,6 +419,16 @@ func (s *Server) progress(ctx context.Context, c caller, in input) (*voucher.Ans
 		return nil, err
 	}
 	return nil, s.cfg.Note(ctx, o, c.id, p)
+}
+
+// progressTypes are those of RFC 8572 section 7.3.
+var progressTypes = []string{
+	"bootstrap-initiated", "bootstrap-warning", "bootstrap-error", "bootstrap-complete", "informational",
+	"parsing-initiated", "parsing-warning", "parsing-error", "parsing-complete",
+	"boot-image-initiated", "boot-image-warning", "boot-image-error", "boot-image-mismatch", "boot-image-installed-rebooting", "boot-image-complete",
+	"pre-script-initiated", "pre-script-warning", "pre-script-error", "pre-script-complete",
+	"config-initiated", "config-warning", "config-error", "config-complete",
+	"post-script-initiated", "post-script-warning", "post-script-error", "post-script-complete",
 }
 
 // Proved reads whose birth a chain of certificates tells, and that it vouches for the
@@ -443,9 +457,10 @@ func Proved(ders [][]byte, csr, proof []byte, device api.DeviceID, makers []*x50
 	return serial, nil
 }
 
-// CheckExpected finds what an ExpectedDevice may not say: a voucher of another device, or
-// one that pins another owner than this core.
-func CheckExpected(spec *api.ExpectedDeviceSpec, root *x509.Certificate) error {
+// CheckExpected finds what an ExpectedDevice may not say: a voucher that the box would refuse,
+// being of another device, of another owner than this core, altered, at its end, or by none of
+// the makers, if any are known. A voucher that was taken before, old, is not judged anew.
+func CheckExpected(spec *api.ExpectedDeviceSpec, old string, root *x509.Certificate, makers []*x509.Certificate, now time.Time) error {
 	if spec.Code != "" {
 		if _, err := voucher.ReadCode(spec.Code); err != nil {
 			return err
@@ -472,6 +487,18 @@ func CheckExpected(spec *api.ExpectedDeviceSpec, root *x509.Certificate) error {
 	}
 	if owner, err := v.Owner(); err != nil || identity.Fingerprint(owner) != identity.Fingerprint(root) {
 		return &api.Error{Code: api.Invalid, Field: "spec.voucher", Message: "the voucher names another owner than this core", Remedy: "have the manufacturer issue it for this core's ca/root.crt"}
+	}
+	if spec.Voucher == old {
+		return nil
+	}
+	if _, err = voucher.Intact(raw); err == nil && len(makers) > 0 {
+		_, err = voucher.Open(raw, makers)
+	}
+	if err != nil {
+		return &api.Error{Code: api.Invalid, Field: "spec.voucher", Message: "the box would not believe it: " + err.Error(), Remedy: "get the voucher from the manufacturer anew; of whom it takes vouchers, cored is told by --manufacturers"}
+	}
+	if v.ExpiresOn != nil && now.After(*v.ExpiresOn) {
+		return &api.Error{Code: api.Invalid, Field: "spec.voucher", Message: "the voucher ended on " + v.ExpiresOn.UTC().Format(time.RFC3339), Remedy: "have the manufacturer issue another"}
 	}
 	return nil
 }

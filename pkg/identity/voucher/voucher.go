@@ -140,6 +140,18 @@ func Open(raw []byte, anchors []*x509.Certificate) (*Voucher, error) {
 	return v, nil
 }
 
+// Intact reads a voucher and verifies that it is as its signer made it, whoever that is.
+func Intact(raw []byte) (*Voucher, error) {
+	s, err := parseCMS(raw, MaxVoucher, OIDVoucherJSON)
+	if err == nil {
+		err = s.verify()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("voucher: %w", err)
+	}
+	return decode(s.content)
+}
+
 // Peek reads a voucher without any verification, to show or to sort it.
 func Peek(raw []byte) (*Voucher, error) {
 	s, err := parseCMS(raw, MaxVoucher, OIDVoucherJSON)
