@@ -72,7 +72,7 @@ func (a *Appliance) addFile(add func(string, []byte) error, name, path string) e
 }
 
 func (a *Appliance) addAnswer(ctx context.Context, add func(string, []byte) error, path string) error {
-	ctx, cancel := context.WithTimeout(ctx, sourceTime)
+	ctx, cancel := context.WithTimeout(ctx, a.Patience)
 	defer cancel()
 	resp, err := a.get(ctx, path)
 	if err != nil {

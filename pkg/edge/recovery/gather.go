@@ -32,12 +32,14 @@ type Sources struct {
 	Data    string
 	Volumes map[string]string
 	Now     func() time.Time
+	// Patience is how long all of them together may take to answer.
+	Patience time.Duration
 }
 
 // Usual are the sources of an appliance.
 func Usual() Sources {
 	return Sources{Run: "/run/tributary", Agent: "/run/edged/edged.sock", Init: "/run/tributary/init.sock", State: "/state", Data: "/data/edged",
-		Volumes: map[string]string{"system": "/", "state": "/state", "data": "/data", "run": "/run"}, Now: time.Now}
+		Volumes: map[string]string{"system": "/", "state": "/state", "data": "/data", "run": "/run"}, Now: time.Now, Patience: 3 * time.Second}
 }
 
 func (s Sources) path(elem ...string) string {
@@ -45,14 +47,13 @@ func (s Sources) path(elem ...string) string {
 }
 
 const (
-	maxFile    = 1 << 20
-	maxAnswer  = 4 << 20
-	sourceTime = 3 * time.Second
+	maxFile   = 1 << 20
+	maxAnswer = 4 << 20
 )
 
-// Gather asks all sources at once. It returns within a few seconds whatever is broken.
+// Gather asks all sources at once. It returns when Patience is over, whatever is broken.
 func (s Sources) Gather(ctx context.Context) Facts {
-	ctx, cancel := context.WithTimeout(ctx, sourceTime)
+	ctx, cancel := context.WithTimeout(ctx, s.Patience)
 	defer cancel()
 	f := Facts{Now: s.Now()}
 	var mu sync.Mutex

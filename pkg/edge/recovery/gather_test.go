@@ -60,6 +60,7 @@ func (a *Appliance) listen(t *testing.T, path string) net.Listener {
 
 func TestGatherWell(t *testing.T) {
 	a := stand(t)
+	a.Patience = wait.Limit // nothing here is broken
 	a.put(t, "/run/tributary/boot.json", `{"version":"1.4.0","slot":"a","profile":"vm","done":true,"steps":[{"name":"mounts","at":0.1,"took":0.2}]}`)
 	a.put(t, "/run/tributary/warnings.json", `[{"name":"no-watchdog","severity":"degraded","message":"m","since":1}]`)
 	a.put(t, "/run/tributary/uplinks.json", `[{"name":"eth0","up":true,"address":"10.0.0.2/24"}]`)
