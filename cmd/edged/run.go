@@ -20,6 +20,7 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/agent"
 	"tributary.dev/tributary/pkg/edge/boot"
+	"tributary.dev/tributary/pkg/edge/claims"
 	"tributary.dev/tributary/pkg/edge/firmware"
 	"tributary.dev/tributary/pkg/edge/hardware"
 	"tributary.dev/tributary/pkg/edge/meter"
@@ -59,6 +60,8 @@ type box struct {
 	splice  *stream.Splice
 	meter   *meter.Meter
 	work    *workload.Manager
+	keeper  *hardware.Keeper
+	claims  *claims.Book
 	updater *update.Manager // appliance alone
 
 	keysOfFirmware *firmware.Keeper // with the updater
@@ -125,6 +128,7 @@ func (b *box) live(ctx context.Context) error {
 		{"local socket", b.serveLocal},
 		{"listeners", b.openListeners},
 		{"time", b.askTime},
+		{"hardware", b.openHardware}, // before "owner", which may run the owner's first apps
 		{"owner", b.findOwner},
 		{"membership", b.join},
 		{"records", b.openSpool},
@@ -160,6 +164,7 @@ func (b *box) runAll(ctx context.Context) error {
 	}{
 		{"state", b.state.Run}, {"membership", b.member.Run}, {"doubt", b.doubt}, {"link", b.link.Run},
 		{"apps", b.work.Run}, {"agent", b.agent.Load().Run}, {"settings", b.applySettings}, {"memory", b.trim}, {"watchdog", b.watch}, {"consoles", b.tellOfConsole},
+		{"hardware", b.keeper.Run},
 	}
 	if b.serve != nil {
 		loops = append(loops, []struct {
@@ -377,7 +382,7 @@ func (b *box) makeWorkloadFrom(ctx context.Context, from oci.Upstream) error {
 	}
 	b.work, err = workload.New(ctx, workload.Config{
 		Socket: b.o.containerd, Root: filepath.Join(b.o.data, "apps"), Run: b.o.run, CNIBin: b.o.cniBin, LogHelper: b.o.logHelper,
-		Snapshotter: b.o.snapshotter, Pool: b.o.pool, Upstream: from, Meter: b.meter, Log: b.log, Now: b.clock.Now, Own: b.listensOn(),
+		Snapshotter: b.o.snapshotter, Pool: b.o.pool, Upstream: from, Meter: b.meter, Log: b.log, Now: b.clock.Now, Own: b.listensOn(), Claims: b.claims,
 		Event: func(e api.Event) {
 			if a := b.agent.Load(); a != nil {
 				a.Event(e)
@@ -398,7 +403,7 @@ func (b *box) makeAgent(context.Context) error {
 	a, err := agent.New(agent.Config{
 		Identity: b.member.Live, Link: b.link, Workload: b.work, Meter: b.meter, Records: b.spool, State: b.state, Clock: b.clock,
 		Artifacts: b.artifacts(), Parents: b.parents, Settings: b.offerSettings, RenewTrust: b.member.RenewSoon,
-		Hardware: b.hardware, Labels: b.labels, Addresses: hardware.Addresses, Relay: b.o.relay, Version: version,
+		Hardware: b.hardware, Inventory: b.keeper.Inventory, NewInventory: b.keeper.Changed(), Labels: b.labels, Addresses: hardware.Addresses, Relay: b.o.relay, Version: version,
 		Expected: b.expected(), Warnings: warnings, Stream: b.parents.Stream, Console: "/run/tributary/console.sock", Boot: bootName(), Attest: b.attest, Hold: b.holdApps, Log: b.log,
 	})
 	b.agent.Store(a)

@@ -36,7 +36,7 @@ func TestOperate(t *testing.T) {
 		run  func(context.Context, *testing.T, *story.Story)
 	}{
 		{"WrongInput", wrongInput}, {"ConfigHotUpdate", configHotUpdate}, {"BadUpdate", badUpdate}, {"Streams", streams},
-		{"ResourceLimits", resourceLimits}, {"LogFlood", logFlood}, {"Move", move},
+		{"ResourceLimits", resourceLimits}, {"LogFlood", logFlood}, {"Claims", claimsOfHardware}, {"Move", move},
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(t.Context(), t, s) })
 	}

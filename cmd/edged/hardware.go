@@ -1,0 +1,30 @@
+package main
+
+import (
+	"context"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/claims"
+	"tributary.dev/tributary/pkg/edge/compute"
+	"tributary.dev/tributary/pkg/edge/hardware"
+)
+
+// cdiDir is where programs on the box look for devices that are made at run time (Container
+// Device Interface).
+const cdiDir = "/var/run/cdi"
+
+// openHardware looks at what the box is made of, and opens the book of who holds what of it.
+func (b *box) openHardware(context.Context) (err error) {
+	source := hardware.Host(b.o.data)
+	look := func() api.Inventory { return hardware.Look(source) }
+	b.keeper = hardware.NewKeeper(look, hardware.Hear, b.log)
+	known := func() *api.Inventory {
+		if inv := b.keeper.Inventory(); inv != nil {
+			return inv
+		}
+		inv := look()
+		return &inv
+	}
+	b.claims, err = claims.Open(b.state, &claims.Specs{Dir: cdiDir}, b.log, compute.Pool{Inventory: known})
+	return err
+}
