@@ -147,12 +147,3 @@ func (t *Tree) step(p string) (string, bool) {
 	}
 	return "", false
 }
-
-// Size is the sum of the files' bytes.
-func (t *Tree) Size() int64 {
-	var n int64
-	for _, f := range t.files {
-		n += int64(len(f.Data))
-	}
-	return n
-}

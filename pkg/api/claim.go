@@ -34,7 +34,7 @@ type Claim struct {
 	Count int `json:"count"`
 	// IDs narrows to these devices, by the names that the inventory shows.
 	IDs []string `json:"ids,omitempty"`
-	// Options are further words of the class; ClaimOptions lists them.
+	// Options are further words of the class (docs/claims.md).
 	Options map[string]string `json:"options,omitempty"`
 }
 
@@ -110,15 +110,6 @@ var claimOptions = map[ClaimClass]map[string]option{
 
 // ClaimClasses lists the classes, in order.
 func ClaimClasses() []ClaimClass { return slices.Sorted(maps.Keys(claimOptions)) }
-
-// ClaimOptions lists the options of a class, each with an example.
-func ClaimOptions(class ClaimClass) map[string]string {
-	out := map[string]string{}
-	for name, o := range claimOptions[class] {
-		out[name] = o.example
-	}
-	return out
-}
 
 // Bounds of claims: a box has fewer devices than this.
 const (

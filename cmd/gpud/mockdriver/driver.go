@@ -3,7 +3,6 @@
 package mockdriver
 
 import (
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -331,11 +330,4 @@ func migDevice(card string, s Slice) nvml.Device {
 			return nvml.Utilization{}, nvml.ERROR_NOT_SUPPORTED
 		},
 	}
-}
-
-// Sorted is a card's slices in the order of their places.
-func Sorted(list []Slice) []Slice {
-	list = slices.Clone(list)
-	slices.SortFunc(list, func(a, b Slice) int { return cmp.Compare(a.At.Start, b.At.Start) })
-	return list
 }

@@ -22,11 +22,6 @@ const vendor = "tributary.dev"
 // Device Interface, SPEC.md).
 const cdiVersion = "0.6.0"
 
-// QualifiedName is a device as programs ask for it: "tributary.dev/gpu=GPU-1".
-func QualifiedName(class api.ClaimClass, id string) string {
-	return vendor + "/" + string(class) + "=" + deviceName(id)
-}
-
 // odd are the characters that CDI does not allow in a device's name.
 var odd = regexp.MustCompile(`[^A-Za-z0-9_.:-]`)
 

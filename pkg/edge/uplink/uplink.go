@@ -627,9 +627,3 @@ func random() uint32 {
 	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
 	return binary.NativeEndian.Uint32(b[:])
 }
-
-// Up reads uplinks.json: whether any uplink has an address.
-func Up(run string) bool {
-	text, err := os.ReadFile(filepath.Join(run, "uplinks.json"))
-	return err == nil && strings.Contains(string(text), `"up":true`)
-}

@@ -79,19 +79,6 @@ func Create(name, uuid string, t Target, readOnly bool) (string, error) {
 	return fmt.Sprintf("/dev/dm-%d", unix.Minor(dev)), nil
 }
 
-// Remove takes a device away that nobody uses.
-func Remove(name string) error {
-	ctl, err := os.OpenFile(Control, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer ctl.Close()
-	if _, err := call(ctl, cmdRemove, request(name, "", 0, nil)); err != nil {
-		return fmt.Errorf("dm: remove %s: %w", name, err)
-	}
-	return nil
-}
-
 // request lays a struct dm_ioctl out, with the table line behind it when there is one.
 func request(name, uuid string, flags uint32, t *Target) []byte {
 	size := headerSize

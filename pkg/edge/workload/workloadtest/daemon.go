@@ -74,6 +74,3 @@ func (d *Daemon) Kill() {
 	_ = d.cmd.Process.Kill()
 	<-d.done
 }
-
-// PID is the daemon's process.
-func (d *Daemon) PID() int { return d.cmd.Process.Pid }
