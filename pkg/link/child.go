@@ -134,13 +134,9 @@ func (n *node) childMessage(now time.Time, c *child, m *message) {
 	case upState:
 		n.stateFrame(now, c, m)
 	case upPatch:
-		for i := 0; i < m.fields && r.err == nil; i++ {
-			n.group(now, c, r)
-		}
+		m.each(func() { n.group(now, c, r) })
 	case upAttach:
-		for i := 0; i < m.fields && r.err == nil; i++ {
-			n.attachItem(now, c, r)
-		}
+		m.each(func() { n.attachItem(now, c, r) })
 	case upBuckets:
 		n.buckets(now, c, r)
 	case upRows:
@@ -148,10 +144,10 @@ func (n *node) childMessage(now time.Time, c *child, m *message) {
 	case upBatch:
 		n.batch(now, c, m)
 	case upNeed:
-		for i := 0; i < m.fields && r.err == nil; i++ {
+		m.each(func() {
 			r.array()
 			n.need(now, c, r.id(), version{r.uint(), r.uint()})
-		}
+		})
 	case upManifest:
 		id, raw := r.id(), r.bytes(MaxFrame)
 		if v, ok := n.via(id); ok && v == c.id && r.err == nil && n.takeManifest != nil {
@@ -160,9 +156,7 @@ func (n *node) childMessage(now time.Time, c *child, m *message) {
 	case upAbsent:
 		n.absentFrame(now, c, r)
 	case upCert:
-		for i := 0; i < m.fields && r.err == nil; i++ {
-			n.certFrame(now, c, r.bytes(8<<10))
-		}
+		m.each(func() { n.certFrame(now, c, r.bytes(8<<10)) })
 	case upAsk:
 		if id := r.id(); r.err == nil && n.mine(now, c, id, "ask") {
 			n.onAsk(now, id, m.raw)

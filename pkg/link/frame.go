@@ -144,6 +144,13 @@ type message struct {
 	raw    []byte // the whole, for passing on
 }
 
+// each calls take once a field, which reads it, until one cannot be read.
+func (m *message) each(take func()) {
+	for i := 0; i < m.fields && m.r.err == nil; i++ {
+		take()
+	}
+}
+
 // splitFrame opens a frame and checks that all of it is well-formed, so that a frame
 // takes effect as a whole or not at all as far as its syntax goes.
 func splitFrame(frame []byte) ([]message, error) {

@@ -122,95 +122,111 @@ func (r *Relay) parentMessage(now time.Time, m *message) {
 			r.hello(now)
 		}
 	case downSince:
-		if feed, pos := rd.uint(), rd.uint(); rd.err == nil && feed == r.feed && pos <= r.feedPos {
-			r.u.sent, r.u.synced = pos, true
-			r.markChangedSince(pos)
-			r.flushUp(now)
-		}
+		r.sinceIn(now, rd)
 	case downWalk:
-		walk, bits := rd.uint(), rd.uint()
-		if rd.err == nil && bits <= 12 {
-			b := putUint(putUint(putMessage(nil, upBuckets, 3), walk), bits)
-			r.toParent(state, putBytes(b, bucketSums(r.below(r.self), int(bits), walk)), false)
-		}
+		r.walkIn(rd)
 	case downDiff:
 		r.diffIn(now, m)
 	case downWants:
 		r.wantsIn(now, rd)
 	case downWant:
-		for i := 0; i < m.fields && rd.err == nil; i++ {
+		m.each(func() {
 			rd.array()
 			id, have := rd.id(), version{rd.uint(), rd.uint()}
 			if row := r.rows[id]; row != nil && rd.err == nil {
 				r.follow(now, row, have)
 			}
-		}
+		})
 	case downAhead:
-		for i := 0; i < m.fields && rd.err == nil; i++ {
+		m.each(func() {
 			rd.array()
 			r.aheadIn(now, rd.id(), version{rd.uint(), rd.uint()})
-		}
+		})
 	case downManifests:
 		r.manifestsIn(now, m)
 	case downPatch:
-		for i := 0; i < m.fields && rd.err == nil; i++ {
+		m.each(func() {
 			if b := rd.bytes(MaxFrame); rd.err == nil {
 				r.manifestIn(now, b, true)
 			}
-		}
+		})
 	case downGive:
-		for i := 0; i < m.fields && rd.err == nil; i++ {
+		m.each(func() {
 			id := rd.id()
 			if row := r.rows[id]; row != nil && row.man.raw != nil && rd.err == nil {
 				r.toParent(state, putBytes(putID(putMessage(nil, upManifest, 2), id), row.man.raw), true)
 			}
-		}
-	case downAck:
-		if id, raw := rd.id(), rd.bytes(1<<10); rd.err == nil {
-			if id == r.self {
-				r.dev.acknowledged(now, raw)
-			} else {
-				r.passDown(id, records, m.raw)
-			}
-		}
-	case downCommand:
-		if id, raw := rd.id(), rd.bytes(MaxFrame); rd.err == nil {
-			if id == r.self {
-				r.eff.Commands = append(r.eff.Commands, bytes.Clone(raw))
-			} else {
-				r.passDown(id, steer, m.raw)
-			}
-		}
+		})
 	case downMoved:
-		for i := 0; i < m.fields && rd.err == nil; i++ {
-			r.movedIn(now, rd.bytes(512))
-		}
+		m.each(func() { r.movedIn(now, rd.bytes(512)) })
 	case downPath:
 		if word := rd.uint(); rd.err == nil && r.u.welcomed {
 			r.setPath(now, word&1 != 0, word>>1)
 		}
 	case downCerts:
-		for i := 0; i < m.fields && rd.err == nil; i++ {
+		m.each(func() {
 			if row := r.rows[rd.id()]; row != nil && row.cert != nil {
 				r.toParent(steer, putBytes(putMessage(nil, upCert, 1), row.cert), false)
 			}
-		}
+		})
 	case downAbsent:
 		r.sendAbsent(true)
+	default:
+		r.addressed(now, m)
+	}
+}
+
+// addressed takes what is for one device, whose id leads it: this one's is taken in, another's
+// goes on towards it, of types that this release does not know too.
+func (r *Relay) addressed(now time.Time, m *message) {
+	rd := &m.r
+	lane := state
+	var own func()
+	switch m.typ {
+	case downAck:
+		lane, own = records, func() {
+			if raw := rd.bytes(1 << 10); rd.err == nil {
+				r.dev.acknowledged(now, raw)
+			}
+		}
+	case downCommand:
+		lane, own = steer, func() {
+			if raw := rd.bytes(MaxFrame); rd.err == nil {
+				r.eff.Commands = append(r.eff.Commands, bytes.Clone(raw))
+			}
+		}
 	case downAnew:
-		if id, epoch := rd.id(), rd.uint(); rd.err == nil {
-			if id == r.self {
+		own = func() {
+			if epoch := rd.uint(); rd.err == nil {
 				r.dev.anew(now, epoch)
-			} else {
-				r.passDown(id, state, m.raw)
 			}
 		}
 	default:
-		if m.typ >= routeDown && m.typ < routeEnd {
-			if id := rd.id(); rd.err == nil && id != r.self {
-				r.passDown(id, state, m.raw)
-			}
+		if m.typ < routeDown || m.typ >= routeEnd {
+			return
 		}
+	}
+	switch id := rd.id(); {
+	case rd.err != nil:
+	case id != r.self:
+		r.passDown(id, lane, m.raw)
+	case own != nil:
+		own()
+	}
+}
+
+func (r *Relay) sinceIn(now time.Time, rd *reader) {
+	if feed, pos := rd.uint(), rd.uint(); rd.err == nil && feed == r.feed && pos <= r.feedPos {
+		r.u.sent, r.u.synced = pos, true
+		r.markChangedSince(pos)
+		r.flushUp(now)
+	}
+}
+
+func (r *Relay) walkIn(rd *reader) {
+	if walk, bits := rd.uint(), rd.uint(); rd.err == nil && bits <= 12 {
+		b := putUint(putUint(putMessage(nil, upBuckets, 3), walk), bits)
+		r.toParent(state, putBytes(b, bucketSums(r.below(r.self), int(bits), walk)), false)
 	}
 }
 
