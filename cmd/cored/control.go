@@ -46,68 +46,7 @@ func (c *core) serveControl(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("POST /safe", func(w http.ResponseWriter, r *http.Request) {
-		var counted intake.Watermark
-		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxControl)).Decode(&counted); err != nil {
-			server.WriteError(w, &api.Error{Code: api.Invalid, Message: "not a watermark", Err: err})
-			return
-		}
-		c.intake.Keep()
-		moved, err := c.intake.MarkSafe(r.Context(), counted)
-		if err != nil {
-			c.log.Error("a backup cannot be noted", "err", err)
-			server.WriteError(w, err)
-			return
-		}
-		for _, id := range moved {
-			p, err := c.intake.Position(id)
-			if err != nil {
-				c.log.Warn("a device is not told of the backup now; its next records will be", "device", id, "err", err)
-				continue
-			}
-			c.end.Answer(id, p)
-		}
-		c.log.Info("a backup was made", "devices", len(counted), "moved", len(moved))
-		w.WriteHeader(http.StatusNoContent)
-	})
-	mux.HandleFunc("POST /secrets/rotate", func(w http.ResponseWriter, r *http.Request) {
-		if err := c.store.Rotate(context.WithoutCancel(r.Context()), rand.Reader); err != nil {
-			c.log.Error("the key of secrets cannot be rotated", "err", err)
-			server.WriteError(w, err)
-			return
-		}
-		c.log.Info("the key of secrets was rotated")
-		w.WriteHeader(http.StatusNoContent)
-	})
-	mux.HandleFunc("POST "+unlockRotate, func(w http.ResponseWriter, r *http.Request) {
-		ctx := context.WithoutCancel(r.Context())
-		err := c.ca.RotateUnlock(r.URL.Query().Has("lost"))
-		if err == nil {
-			err = c.fleet.TouchAll(ctx)
-		}
-		if err != nil {
-			c.log.Error("the unlock key cannot be rotated", "err", err)
-			server.WriteError(w, err)
-			return
-		}
-		c.log.Info("the unlock key was rotated")
-		w.WriteHeader(http.StatusNoContent)
-	})
-	mux.HandleFunc("POST "+sealingRotate, func(w http.ResponseWriter, r *http.Request) {
-		if err := c.rotateSealing(context.WithoutCancel(r.Context()), r.URL.Query().Has("lost")); err != nil {
-			c.log.Error("the sealing key cannot be rotated", "err", err)
-			server.WriteError(w, err)
-			return
-		}
-		c.log.Info("the sealing key was rotated")
-		w.WriteHeader(http.StatusNoContent)
-	})
-	// Profiles are for whoever may read the data folder, and not for the network.
-	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	srv := &http.Server{Handler: c.controls(), ReadHeaderTimeout: 5 * time.Second}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ln) }()
 	select {
@@ -173,4 +112,61 @@ func (d data) order(ctx context.Context, what string, body []byte) error {
 		return e
 	}
 	return errors.Join(err, fmt.Errorf("the running core answered %s: %s", resp.Status, b))
+}
+
+// controls are the routes of the control socket. What a person began there goes on when they
+// hang up.
+func (c *core) controls() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /safe", c.backedUp)
+	turn := func(path, key string, rotate func(ctx context.Context, lost bool) error) {
+		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
+			if err := rotate(context.WithoutCancel(r.Context()), r.URL.Query().Has("lost")); err != nil {
+				c.log.Error("the "+key+" cannot be rotated", "err", err)
+				server.WriteError(w, err)
+				return
+			}
+			c.log.Info("the " + key + " was rotated")
+			w.WriteHeader(http.StatusNoContent)
+		})
+	}
+	turn("/secrets/rotate", "key of secrets", func(ctx context.Context, _ bool) error { return c.store.Rotate(ctx, rand.Reader) })
+	turn(sealingRotate, "sealing key", c.rotateSealing)
+	turn(unlockRotate, "unlock key", func(ctx context.Context, lost bool) error {
+		if err := c.ca.RotateUnlock(lost); err != nil {
+			return err
+		}
+		return c.fleet.TouchAll(ctx)
+	})
+	// Profiles are for whoever may read the data folder, and not for the network.
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	return mux
+}
+
+// backedUp hears which records a backup holds, and tells the devices that may forget them.
+func (c *core) backedUp(w http.ResponseWriter, r *http.Request) {
+	var counted intake.Watermark
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxControl)).Decode(&counted); err != nil {
+		server.WriteError(w, &api.Error{Code: api.Invalid, Message: "not a watermark", Err: err})
+		return
+	}
+	c.intake.Keep()
+	moved, err := c.intake.MarkSafe(r.Context(), counted)
+	if err != nil {
+		c.log.Error("a backup cannot be noted", "err", err)
+		server.WriteError(w, err)
+		return
+	}
+	for _, id := range moved {
+		p, err := c.intake.Position(id)
+		if err != nil {
+			c.log.Warn("a device is not told of the backup now; its next records will be", "device", id, "err", err)
+			continue
+		}
+		c.end.Answer(id, p)
+	}
+	c.log.Info("a backup was made", "devices", len(counted), "moved", len(moved))
+	w.WriteHeader(http.StatusNoContent)
 }
