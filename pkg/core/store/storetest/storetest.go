@@ -38,229 +38,238 @@ func NewClock() *Clock { return &Clock{now: time.Unix(1_800_000_000, 0)} }
 // Objects is the suite of store.Store. open gives an empty store with a history of
 // historyLimit changes.
 func Objects(t *testing.T, historyLimit int, open func(t *testing.T) store.Store) {
-	ctx := t.Context()
-	key := func(name string) api.Key { return api.Key{Tenant: "default", Kind: api.KindConfig, Name: name} }
-
-	t.Run("put and get", func(t *testing.T) {
-		s := open(t)
-		if _, err := s.Get(ctx, key("a")); api.CodeOf(err) != api.NotFound {
-			t.Fatalf("get of nothing: %v", err)
-		}
-		created := put(t, s, config("a", `{"env":{"X":"1"}}`))
-		if created.Metadata.Generation != 1 || created.Metadata.UID == "" || created.Metadata.Revision == 0 || created.Metadata.Created == nil {
-			t.Fatalf("created: %+v", created.Metadata)
-		}
-		got, err := s.Get(ctx, key("a"))
-		if err != nil || !equal(got, created) {
-			t.Fatalf("got %v %v, want %v", text(got), err, text(created))
-		}
-		same := put(t, s, config("a", `{ "env": {"X":"1"} }`))
-		if !equal(same, created) {
-			t.Fatalf("writing the same again changed it to %v", text(same))
-		}
-		updated := put(t, s, config("a", `{"env":{"X":"2"}}`))
-		if updated.Metadata.Generation != 2 || updated.Metadata.Revision <= created.Metadata.Revision || updated.Metadata.UID != created.Metadata.UID {
-			t.Fatalf("updated: %+v", updated.Metadata)
-		}
-		labelled := config("a", `{"env":{"X":"2"}}`)
-		labelled.Metadata.Labels = map[string]string{"k": "v"}
-		if got := put(t, s, labelled); got.Metadata.Generation != 2 || got.Metadata.Revision <= updated.Metadata.Revision {
-			t.Fatalf("a label is no spec, yet a change: %+v", got.Metadata)
-		}
-	})
-
-	t.Run("optimistic concurrency", func(t *testing.T) {
-		s := open(t)
-		first := put(t, s, config("a", `{}`))
-		put(t, s, config("a", `{"env":{"X":"1"}}`))
-		stale := config("a", `{"env":{"X":"2"}}`)
-		stale.Metadata.Revision = first.Metadata.Revision
-		for name, err := range map[string]error{
-			"stale put":    second(s.Put(ctx, stale, store.PutOptions{})),
-			"create again": second(s.Put(ctx, config("a", `{}`), store.PutOptions{Create: true})),
-			"stale delete": s.Delete(ctx, key("a"), first.Metadata.Revision),
-		} {
-			if api.CodeOf(err) != api.Conflict {
-				t.Errorf("%s: %v, want a conflict", name, err)
-			}
-		}
-		ghost := config("ghost", `{}`)
-		ghost.Metadata.Revision = 7
-		for name, err := range map[string]error{
-			"put with the revision of nothing": second(s.Put(ctx, ghost, store.PutOptions{})),
-			"update of nothing":                second(s.Put(ctx, config("b", `{}`), store.PutOptions{Update: true})),
-			"delete of nothing":                s.Delete(ctx, key("b"), 0),
-			"status of nothing":                s.PutStatus(ctx, key("b"), 1),
-		} {
-			if api.CodeOf(err) != api.NotFound {
-				t.Errorf("%s: %v, want not found", name, err)
-			}
-		}
-	})
-
-	t.Run("one of many writers wins each revision", func(t *testing.T) {
-		s := open(t)
-		put(t, s, config("n", `{"env":{"N":"0"}}`))
-		const writers, each = 4, 10
-		var wg sync.WaitGroup
-		for range writers {
-			wg.Go(func() {
-				for done := 0; done < each; {
-					obj, err := s.Get(ctx, key("n"))
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					var spec api.ConfigSpec
-					var n int
-					_ = json.Unmarshal(obj.Spec, &spec)
-					_, _ = fmt.Sscan(spec.Env["N"], &n)
-					obj.Spec, _ = json.Marshal(api.ConfigSpec{Env: map[string]string{"N": fmt.Sprint(n + 1)}})
-					switch _, err := s.Put(ctx, obj, store.PutOptions{}); {
-					case err == nil:
-						done++
-					case api.CodeOf(err) != api.Conflict:
-						t.Error(err)
-						return
-					}
-				}
-			})
-		}
-		wg.Wait()
-		obj, err := s.Get(ctx, key("n"))
-		if want := fmt.Sprintf(`{"env":{"N":"%d"}}`, writers*each); err != nil || string(obj.Spec) != want {
-			t.Fatalf("%s %v, want %s", obj.Spec, err, want)
-		}
-	})
-
-	t.Run("status", func(t *testing.T) {
-		s := open(t)
-		before := put(t, s, config("a", `{}`))
-		if err := s.PutStatus(ctx, key("a"), map[string]int{"n": 1}); err != nil {
-			t.Fatal(err)
-		}
-		after, _ := s.Get(ctx, key("a"))
-		if string(after.Status) != `{"n":1}` || after.Metadata.Generation != 1 || after.Metadata.Revision <= before.Metadata.Revision {
-			t.Fatalf("after: %v", text(after))
-		}
-		if err := s.PutStatuses(ctx, map[api.Key]any{key("a"): map[string]int{"n": 1}, key("gone"): 1}); err != nil {
-			t.Fatal(err)
-		}
-		if again, _ := s.Get(ctx, key("a")); !equal(again, after) {
-			t.Fatalf("the same status was a write: %v", text(again))
-		}
-		if kept := put(t, s, config("a", `{"env":{"X":"1"}}`)); string(kept.Status) != `{"n":1}` {
-			t.Fatalf("a new spec lost the status: %v", text(kept))
-		}
-		both, err := s.Put(ctx, config("a", `{"env":{"X":"2"}}`), store.PutOptions{Status: 7})
-		if err != nil || string(both.Status) != "7" {
-			t.Fatalf("spec and status together: %v %v", text(both), err)
-		}
-	})
-
-	t.Run("probed", func(t *testing.T) {
-		s := open(t)
-		o := config("a", `{}`)
-		o.Metadata.Labels = map[string]string{"mine": "1", api.Reserved + "old": "x"}
-		before := put(t, s, o)
-		write := func(labels map[string]string, relabel bool) *api.Object {
-			t.Helper()
-			if err := s.PutProbed(ctx, []store.Probed{{Key: key("a"), Status: 7, Labels: labels, Relabel: relabel}, {Key: key("gone"), Status: 1}}); err != nil {
-				t.Fatal(err)
-			}
-			many, err := s.GetMany(ctx, []api.Key{key("a"), key("gone")})
-			if err != nil || len(many) != 1 {
-				t.Fatalf("%v %v", many, err)
-			}
-			return many[key("a")]
-		}
-		specs := s.Watch(ctx, store.WatchQuery{SpecOnly: true})
-		if got := write(nil, false); string(got.Status) != "7" || len(got.Metadata.Labels) != 2 || got.Metadata.Generation != before.Metadata.Generation {
-			t.Fatalf("status alone: %v", text(got))
-		}
-		got := write(map[string]string{api.Reserved + "arch": "arm64", "mine": "2"}, true)
-		if want := map[string]string{"mine": "1", api.Reserved + "arch": "arm64"}; !reflect.DeepEqual(got.Metadata.Labels, want) {
-			t.Fatalf("labels %v, want %v", got.Metadata.Labels, want)
-		}
-		if again := write(map[string]string{api.Reserved + "arch": "arm64"}, true); again.Metadata.Revision != got.Metadata.Revision {
-			t.Fatal("the same again was a write")
-		}
-		if e := next(t, specs); e.Revision != got.Metadata.Revision {
-			t.Fatalf("a watch without status hears of revision %d, want %d, of the labels", e.Revision, got.Metadata.Revision)
-		}
-	})
-
-	t.Run("dry run", func(t *testing.T) {
-		s := open(t)
-		would, err := s.Put(ctx, config("a", `{}`), store.PutOptions{DryRun: true})
-		if err != nil || would.Metadata.Generation != 1 || would.Metadata.Revision == 0 {
-			t.Fatalf("dry run: %v %v", text(would), err)
-		}
-		if _, err := s.Get(ctx, key("a")); api.CodeOf(err) != api.NotFound {
-			t.Fatalf("a dry run wrote: %v", err)
-		}
-		if real := put(t, s, config("a", `{}`)); real.Metadata.Revision != would.Metadata.Revision {
-			t.Fatalf("revision %d, the dry run said %d", real.Metadata.Revision, would.Metadata.Revision)
-		}
-	})
-
-	t.Run("list", func(t *testing.T) {
-		s := open(t)
-		for _, tenant := range []string{"default", "acme"} {
-			for i := range 25 {
-				o := config(fmt.Sprintf("c%02d", i), `{}`)
-				o.Metadata.Tenant = tenant
-				o.Metadata.Labels = map[string]string{"odd": fmt.Sprint(i % 2), "tenant": tenant}
-				put(t, s, o)
-			}
-		}
-		for _, c := range []struct {
-			q    store.Query
-			want int
-		}{
-			{store.Query{Kind: api.KindConfig}, 50},
-			{store.Query{Kind: api.KindConfig, Tenant: "acme"}, 25},
-			{store.Query{Kind: api.KindConfig, Tenant: "acme", Selector: "odd=1"}, 12},
-			{store.Query{Kind: api.KindConfig, Selector: "odd in (0),tenant!=acme"}, 13},
-			{store.Query{Kind: api.KindApp}, 0},
-		} {
-			for _, limit := range []int{0, 1, 7, 100} {
-				c.q.Limit, c.q.After = limit, ""
-				var names []string
-				for pages := 0; ; pages++ {
-					items, next, rev, err := s.List(ctx, c.q)
-					if err != nil || rev == 0 || limit > 0 && len(items) > limit || pages > 60 {
-						t.Fatalf("%+v: %d items, revision %d, %v", c.q, len(items), rev, err)
-					}
-					for _, o := range items {
-						names = append(names, o.Metadata.Tenant+"/"+o.Metadata.Name)
-					}
-					if c.q.After = next; next == "" {
-						break
-					}
-				}
-				sorted := true
-				for i := 1; i < len(names); i++ {
-					sorted = sorted && names[i-1] < names[i]
-				}
-				if len(names) != c.want || !sorted {
-					t.Errorf("%+v: %d objects (sorted %v), want %d", c.q, len(names), sorted, c.want)
-				}
-			}
-		}
-		if _, _, _, err := s.List(ctx, store.Query{Kind: api.KindConfig, Selector: "a b"}); api.CodeOf(err) != api.Invalid {
-			t.Errorf("bad selector: %v", err)
-		}
-		if _, _, _, err := s.List(ctx, store.Query{Kind: api.KindConfig, After: "nonsense"}); api.CodeOf(err) != api.Invalid {
-			t.Errorf("bad cursor: %v", err)
-		}
-	})
-
+	for name, run := range map[string]func(*testing.T, store.Store){
+		"put and get":                            putAndGet,
+		"optimistic concurrency":                 concurrency,
+		"one of many writers wins each revision": writers,
+		"status":                                 statuses,
+		"probed":                                 probed,
+		"dry run":                                dryRun,
+		"list":                                   lists,
+	} {
+		t.Run(name, func(t *testing.T) { run(t, open(t)) })
+	}
 	t.Run("watch", func(t *testing.T) { watch(t, historyLimit, open) })
-
 	t.Run("a watcher's copy equals the store", func(t *testing.T) {
 		rapid.Check(t, func(rt *rapid.T) { replica(rt, t, open) })
 	})
+}
+
+func key(name string) api.Key { return api.Key{Tenant: "default", Kind: api.KindConfig, Name: name} }
+
+func putAndGet(t *testing.T, s store.Store) {
+	ctx := t.Context()
+	if _, err := s.Get(ctx, key("a")); api.CodeOf(err) != api.NotFound {
+		t.Fatalf("get of nothing: %v", err)
+	}
+	created := put(t, s, config("a", `{"env":{"X":"1"}}`))
+	if created.Metadata.Generation != 1 || created.Metadata.UID == "" || created.Metadata.Revision == 0 || created.Metadata.Created == nil {
+		t.Fatalf("created: %+v", created.Metadata)
+	}
+	got, err := s.Get(ctx, key("a"))
+	if err != nil || !equal(got, created) {
+		t.Fatalf("got %v %v, want %v", text(got), err, text(created))
+	}
+	same := put(t, s, config("a", `{ "env": {"X":"1"} }`))
+	if !equal(same, created) {
+		t.Fatalf("writing the same again changed it to %v", text(same))
+	}
+	updated := put(t, s, config("a", `{"env":{"X":"2"}}`))
+	if updated.Metadata.Generation != 2 || updated.Metadata.Revision <= created.Metadata.Revision || updated.Metadata.UID != created.Metadata.UID {
+		t.Fatalf("updated: %+v", updated.Metadata)
+	}
+	labelled := config("a", `{"env":{"X":"2"}}`)
+	labelled.Metadata.Labels = map[string]string{"k": "v"}
+	if got := put(t, s, labelled); got.Metadata.Generation != 2 || got.Metadata.Revision <= updated.Metadata.Revision {
+		t.Fatalf("a label is no spec, yet a change: %+v", got.Metadata)
+	}
+}
+
+func concurrency(t *testing.T, s store.Store) {
+	ctx := t.Context()
+	first := put(t, s, config("a", `{}`))
+	put(t, s, config("a", `{"env":{"X":"1"}}`))
+	stale := config("a", `{"env":{"X":"2"}}`)
+	stale.Metadata.Revision = first.Metadata.Revision
+	for name, err := range map[string]error{
+		"stale put":    second(s.Put(ctx, stale, store.PutOptions{})),
+		"create again": second(s.Put(ctx, config("a", `{}`), store.PutOptions{Create: true})),
+		"stale delete": s.Delete(ctx, key("a"), first.Metadata.Revision),
+	} {
+		if api.CodeOf(err) != api.Conflict {
+			t.Errorf("%s: %v, want a conflict", name, err)
+		}
+	}
+	ghost := config("ghost", `{}`)
+	ghost.Metadata.Revision = 7
+	for name, err := range map[string]error{
+		"put with the revision of nothing": second(s.Put(ctx, ghost, store.PutOptions{})),
+		"update of nothing":                second(s.Put(ctx, config("b", `{}`), store.PutOptions{Update: true})),
+		"delete of nothing":                s.Delete(ctx, key("b"), 0),
+		"status of nothing":                s.PutStatus(ctx, key("b"), 1),
+	} {
+		if api.CodeOf(err) != api.NotFound {
+			t.Errorf("%s: %v, want not found", name, err)
+		}
+	}
+}
+
+func writers(t *testing.T, s store.Store) {
+	ctx := t.Context()
+	put(t, s, config("n", `{"env":{"N":"0"}}`))
+	const writers, each = 4, 10
+	var wg sync.WaitGroup
+	for range writers {
+		wg.Go(func() {
+			for done := 0; done < each; {
+				obj, err := s.Get(ctx, key("n"))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				var spec api.ConfigSpec
+				var n int
+				_ = json.Unmarshal(obj.Spec, &spec)
+				_, _ = fmt.Sscan(spec.Env["N"], &n)
+				obj.Spec, _ = json.Marshal(api.ConfigSpec{Env: map[string]string{"N": fmt.Sprint(n + 1)}})
+				switch _, err := s.Put(ctx, obj, store.PutOptions{}); {
+				case err == nil:
+					done++
+				case api.CodeOf(err) != api.Conflict:
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	obj, err := s.Get(ctx, key("n"))
+	if want := fmt.Sprintf(`{"env":{"N":"%d"}}`, writers*each); err != nil || string(obj.Spec) != want {
+		t.Fatalf("%s %v, want %s", obj.Spec, err, want)
+	}
+}
+
+func statuses(t *testing.T, s store.Store) {
+	ctx := t.Context()
+	before := put(t, s, config("a", `{}`))
+	if err := s.PutStatus(ctx, key("a"), map[string]int{"n": 1}); err != nil {
+		t.Fatal(err)
+	}
+	after, _ := s.Get(ctx, key("a"))
+	if string(after.Status) != `{"n":1}` || after.Metadata.Generation != 1 || after.Metadata.Revision <= before.Metadata.Revision {
+		t.Fatalf("after: %v", text(after))
+	}
+	if err := s.PutStatuses(ctx, map[api.Key]any{key("a"): map[string]int{"n": 1}, key("gone"): 1}); err != nil {
+		t.Fatal(err)
+	}
+	if again, _ := s.Get(ctx, key("a")); !equal(again, after) {
+		t.Fatalf("the same status was a write: %v", text(again))
+	}
+	if kept := put(t, s, config("a", `{"env":{"X":"1"}}`)); string(kept.Status) != `{"n":1}` {
+		t.Fatalf("a new spec lost the status: %v", text(kept))
+	}
+	both, err := s.Put(ctx, config("a", `{"env":{"X":"2"}}`), store.PutOptions{Status: 7})
+	if err != nil || string(both.Status) != "7" {
+		t.Fatalf("spec and status together: %v %v", text(both), err)
+	}
+}
+
+func probed(t *testing.T, s store.Store) {
+	ctx := t.Context()
+	o := config("a", `{}`)
+	o.Metadata.Labels = map[string]string{"mine": "1", api.Reserved + "old": "x"}
+	before := put(t, s, o)
+	write := func(labels map[string]string, relabel bool) *api.Object {
+		t.Helper()
+		if err := s.PutProbed(ctx, []store.Probed{{Key: key("a"), Status: 7, Labels: labels, Relabel: relabel}, {Key: key("gone"), Status: 1}}); err != nil {
+			t.Fatal(err)
+		}
+		many, err := s.GetMany(ctx, []api.Key{key("a"), key("gone")})
+		if err != nil || len(many) != 1 {
+			t.Fatalf("%v %v", many, err)
+		}
+		return many[key("a")]
+	}
+	specs := s.Watch(ctx, store.WatchQuery{SpecOnly: true})
+	if got := write(nil, false); string(got.Status) != "7" || len(got.Metadata.Labels) != 2 || got.Metadata.Generation != before.Metadata.Generation {
+		t.Fatalf("status alone: %v", text(got))
+	}
+	got := write(map[string]string{api.Reserved + "arch": "arm64", "mine": "2"}, true)
+	if want := map[string]string{"mine": "1", api.Reserved + "arch": "arm64"}; !reflect.DeepEqual(got.Metadata.Labels, want) {
+		t.Fatalf("labels %v, want %v", got.Metadata.Labels, want)
+	}
+	if again := write(map[string]string{api.Reserved + "arch": "arm64"}, true); again.Metadata.Revision != got.Metadata.Revision {
+		t.Fatal("the same again was a write")
+	}
+	if e := next(t, specs); e.Revision != got.Metadata.Revision {
+		t.Fatalf("a watch without status hears of revision %d, want %d, of the labels", e.Revision, got.Metadata.Revision)
+	}
+}
+
+func dryRun(t *testing.T, s store.Store) {
+	ctx := t.Context()
+	would, err := s.Put(ctx, config("a", `{}`), store.PutOptions{DryRun: true})
+	if err != nil || would.Metadata.Generation != 1 || would.Metadata.Revision == 0 {
+		t.Fatalf("dry run: %v %v", text(would), err)
+	}
+	if _, err := s.Get(ctx, key("a")); api.CodeOf(err) != api.NotFound {
+		t.Fatalf("a dry run wrote: %v", err)
+	}
+	if real := put(t, s, config("a", `{}`)); real.Metadata.Revision != would.Metadata.Revision {
+		t.Fatalf("revision %d, the dry run said %d", real.Metadata.Revision, would.Metadata.Revision)
+	}
+}
+
+func lists(t *testing.T, s store.Store) {
+	ctx := t.Context()
+	for _, tenant := range []string{"default", "acme"} {
+		for i := range 25 {
+			o := config(fmt.Sprintf("c%02d", i), `{}`)
+			o.Metadata.Tenant = tenant
+			o.Metadata.Labels = map[string]string{"odd": fmt.Sprint(i % 2), "tenant": tenant}
+			put(t, s, o)
+		}
+	}
+	for _, c := range []struct {
+		q    store.Query
+		want int
+	}{
+		{store.Query{Kind: api.KindConfig}, 50},
+		{store.Query{Kind: api.KindConfig, Tenant: "acme"}, 25},
+		{store.Query{Kind: api.KindConfig, Tenant: "acme", Selector: "odd=1"}, 12},
+		{store.Query{Kind: api.KindConfig, Selector: "odd in (0),tenant!=acme"}, 13},
+		{store.Query{Kind: api.KindApp}, 0},
+	} {
+		for _, limit := range []int{0, 1, 7, 100} {
+			c.q.Limit, c.q.After = limit, ""
+			var names []string
+			for pages := 0; ; pages++ {
+				items, next, rev, err := s.List(ctx, c.q)
+				if err != nil || rev == 0 || limit > 0 && len(items) > limit || pages > 60 {
+					t.Fatalf("%+v: %d items, revision %d, %v", c.q, len(items), rev, err)
+				}
+				for _, o := range items {
+					names = append(names, o.Metadata.Tenant+"/"+o.Metadata.Name)
+				}
+				if c.q.After = next; next == "" {
+					break
+				}
+			}
+			sorted := true
+			for i := 1; i < len(names); i++ {
+				sorted = sorted && names[i-1] < names[i]
+			}
+			if len(names) != c.want || !sorted {
+				t.Errorf("%+v: %d objects (sorted %v), want %d", c.q, len(names), sorted, c.want)
+			}
+		}
+	}
+	if _, _, _, err := s.List(ctx, store.Query{Kind: api.KindConfig, Selector: "a b"}); api.CodeOf(err) != api.Invalid {
+		t.Errorf("bad selector: %v", err)
+	}
+	if _, _, _, err := s.List(ctx, store.Query{Kind: api.KindConfig, After: "nonsense"}); api.CodeOf(err) != api.Invalid {
+		t.Errorf("bad cursor: %v", err)
+	}
 }
 
 func watch(t *testing.T, historyLimit int, open func(t *testing.T) store.Store) {
