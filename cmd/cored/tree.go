@@ -123,6 +123,15 @@ func (i inventories) Inventory(ctx context.Context, id api.DeviceID) (*api.Inven
 		return nil, err
 	}
 	out, bad := report.JoinInventory(entries)
+	if out == nil {
+		return nil, nil
+	}
+	if entries, err = i.intake.Parts(ctx, id, report.ClaimPrefix); err != nil {
+		return nil, err
+	}
+	var unread []string
+	out.Claims, unread = report.JoinClaims(entries)
+	bad = append(bad, unread...)
 	if len(bad) > 0 {
 		i.log.Warn("a device reported hardware that cannot be read", "device", id, "keys", bad)
 	}

@@ -403,7 +403,7 @@ func (b *box) makeAgent(context.Context) error {
 	a, err := agent.New(agent.Config{
 		Identity: b.member.Live, Link: b.link, Workload: b.work, Meter: b.meter, Records: b.spool, State: b.state, Clock: b.clock,
 		Artifacts: b.artifacts(), Parents: b.parents, Settings: b.offerSettings, RenewTrust: b.member.RenewSoon,
-		Hardware: b.hardware, Inventory: b.keeper.Inventory, NewInventory: b.keeper.Changed(), Labels: b.labels, Addresses: hardware.Addresses, Relay: b.o.relay, Version: version,
+		Hardware: b.hardware, Inventory: b.keeper.Inventory, NewInventory: b.keeper.Changed(), Uses: b.claims.Uses, NewUses: b.claims.Changed(), Labels: b.labels, Addresses: hardware.Addresses, Relay: b.o.relay, Version: version,
 		Expected: b.expected(), Warnings: warnings, Stream: b.parents.Stream, Console: "/run/tributary/console.sock", Boot: bootName(), Attest: b.attest, Hold: b.holdApps, Log: b.log,
 	})
 	b.agent.Store(a)

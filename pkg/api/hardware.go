@@ -17,6 +17,8 @@ type Inventory struct {
 	TPMs      []TPMDevice  `json:"tpms,omitempty"`
 	Watchdogs []Watchdog   `json:"watchdogs,omitempty"`
 	Sensors   []SensorChip `json:"sensors,omitempty"`
+	// Claims are what services can claim of all this, and who holds it.
+	Claims []DeviceUse `json:"claims,omitempty"`
 	// Cut names the lists that were longer than is kept.
 	Cut []string `json:"cut,omitempty"`
 }

@@ -91,6 +91,8 @@ type Config struct {
 	Parents   *Parents
 	// Settings is told of the device's settings, defaults filled in, when they change.
 	Settings func(api.DeviceSettings)
+	// Network is told, with every manifest, the policies of the box's network cards. It returns at once. May be nil.
+	Network func([]api.FunctionPolicy)
 	// Expected is told, with every manifest, the word for the boxes that are expected at this relay's site: another one
 	// when they are others. It returns at once. May be nil.
 	Expected func(word string)
@@ -101,10 +103,14 @@ type Config struct {
 	// told of after a change. Both may be nil.
 	Inventory    func() *api.Inventory
 	NewInventory <-chan struct{}
-	Labels       func(api.Hardware) map[string]string
-	Addresses    func() []string
-	Relay        bool
-	Version      string
+	// Uses is what services can claim of it and who holds what, and NewUses is told of after
+	// a change of the latter. Both may be nil.
+	Uses      func() []api.DeviceUse
+	NewUses   <-chan struct{}
+	Labels    func(api.Hardware) map[string]string
+	Addresses func() []string
+	Relay     bool
+	Version   string
 	// Warnings are those of rooms that the agent does not know.
 	Warnings []func() []api.Warning
 	// Stream is where the parent serves streams.

@@ -37,6 +37,7 @@ type wish struct {
 	// settings and parents are nil when the manifest says nothing of them.
 	settings *api.DeviceSettings
 	parents  []api.ParentRef
+	network  []api.FunctionPolicy
 	sealing  []byte // names the core's sealing key; nil: it was never another
 	expected string // another one: other boxes are expected at the site
 }
@@ -90,6 +91,8 @@ func (w *wish) item(key string, item manifest.Item) error {
 	case key == manifest.KeyDevice:
 		w.settings = new(api.DeviceSettings)
 		return decode(w.settings)
+	case key == manifest.KeyNetwork:
+		return decode(&w.network)
 	case key == manifest.KeyParents:
 		return decode(&w.parents)
 	case key == manifest.KeyRevoked: // the link's

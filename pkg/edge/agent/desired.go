@@ -56,6 +56,9 @@ func (a *Agent) apply(ctx context.Context, m *manifest.Signed) bool {
 	a.applyParents(w.parents)
 	a.applySettings(w.settings)
 	a.knowSealing(w.sealing)
+	if a.cfg.Network != nil && findings[manifest.KeyNetwork] == nil {
+		a.cfg.Network(w.network)
+	}
 	if a.cfg.Expected != nil {
 		a.cfg.Expected(w.expected)
 	}

@@ -44,7 +44,7 @@ const (
 
 // report tells the core how the device stands.
 //
-// Reads: workload status, warnings of all rooms, hardware, inventory, addresses, desired's
+// Reads: workload status, warnings of all rooms, hardware, inventory, claims, addresses, desired's
 // outcome. Writes: the link's entries, and in state which apps and parts of the box have
 // one, which manifest is applied, and the clock.
 func (a *Agent) report(ctx context.Context) error {
@@ -56,6 +56,8 @@ func (a *Agent) report(ctx context.Context) error {
 	defer probe.Stop()
 	fold := time.NewTimer(reportFold)
 	defer fold.Stop()
+	uses := time.NewTimer(reportFold) // also for what was held before this start
+	defer uses.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -73,6 +75,11 @@ func (a *Agent) report(ctx context.Context) error {
 			fold.Reset(reportFold)
 		case <-a.cfg.NewInventory:
 			a.reportInventory()
+			a.reportUses()
+		case <-a.cfg.NewUses:
+			uses.Reset(reportFold)
+		case <-uses.C:
+			a.reportUses()
 		case <-fold.C:
 			a.reportNow()
 		}
@@ -174,6 +181,20 @@ func (a *Agent) reportInventory() {
 		a.cfg.Log.Warn("a part of the hardware is not reported", "err", err)
 	}
 	a.reportAll(reportedParts, report.InventoryPrefix, entries)
+}
+
+// reportedUses lists the entries that tell of claims, in the same way.
+const reportedUses = "reported-claims"
+
+func (a *Agent) reportUses() {
+	if a.cfg.Uses == nil {
+		return
+	}
+	entries, err := report.SplitClaims(a.cfg.Uses())
+	if err != nil {
+		a.cfg.Log.Warn("not all that can be claimed is reported", "err", err)
+	}
+	a.reportAll(reportedUses, report.ClaimPrefix, entries)
 }
 
 // reportAll makes the entries under a prefix these. The bucket notes which there are, since

@@ -18,6 +18,8 @@ import (
 	"tributary.dev/tributary/pkg/api"
 )
 
+var owner = Owner{App: "app", Service: "service"}
+
 // disk is a store of which a write may fail, before or after it took hold, as in a power
 // cut.
 type disk struct {
@@ -123,7 +125,7 @@ func TestBookOverPowerCuts(t *testing.T) {
 		for range rapid.IntRange(1, 12).Draw(t, "steps") {
 			d.left = rapid.IntRange(-1, 12).Draw(t, "cut")
 			d.spoil = rapid.Bool().Draw(t, "took hold")
-			o := Owner{"app", rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "service")}
+			o := Owner{App: "app", Service: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "service")}
 			delete(told, o) // no container of it runs while it asks or is given up
 			if rapid.IntRange(0, 2).Draw(t, "what") > 0 {
 				h, err := b.Take(t.Context(), o.App, o.Service, []api.Claim{{Class: api.ClaimVF, Count: rapid.IntRange(1, 3).Draw(t, "count")}})
@@ -136,7 +138,7 @@ func TestBookOverPowerCuts(t *testing.T) {
 					}
 				}
 			} else {
-				b.Retain(t.Context(), func(app, service string) bool { return Owner{app, service} != o })
+				b.Retain(t.Context(), func(app, service string) bool { return Owner{App: app, Service: service} != o })
 			}
 			if d.off {
 				d.off, d.left = false, -1
@@ -189,7 +191,7 @@ func TestTakeIsTheSameAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	other := Owner{"other", "one"}
+	other := Owner{App: "other", Service: "one"}
 	if _, err := b.Take(t.Context(), other.App, other.Service, []api.Claim{{Class: api.ClaimVF, Count: 2}}); err != nil {
 		t.Fatalf("one was free and one could be made: %v", err)
 	}
@@ -206,7 +208,7 @@ func TestTakeIsTheSameAgain(t *testing.T) {
 		t.Fatalf("all are held: %v", err)
 	}
 	uses := b.Uses()
-	if len(uses) != 3 || uses[0].Owners[0] != owner || uses[1].Owners[0] != other {
+	if len(uses) != 3 || uses[0].Holders[0] != (api.DeviceHolder{App: owner.App, Service: owner.Service, Units: 1}) || uses[1].Holders[0].App != other.App {
 		t.Errorf("uses are %+v", uses)
 	}
 	raw, err := os.ReadFile(filepath.Join(dir, "tributary.dev-vf.json"))

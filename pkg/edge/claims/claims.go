@@ -1,6 +1,6 @@
 // Package claims answers: which device of this box belongs to which service?
 //
-// allocate.go decides, as a plain function. The Book keeps the answers: an answer is on
+// pkg/claim decides, as a plain function. The Book keeps the answers: an answer is on
 // the disk before a container sees its device, stays the same over crashes and reboots
 // while the service is wanted, and is given back when its last container is gone. cdi.go
 // writes what each device means to a container, in the files by which other programs on
@@ -22,6 +22,14 @@ import (
 	"sync"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/claim"
+)
+
+// The decision's own words.
+type (
+	Owner   = claim.Owner
+	Grant   = claim.Grant
+	Missing = claim.Missing
 )
 
 // Provider is a room that has devices to give.
@@ -59,6 +67,8 @@ type Book struct {
 	specs     *Specs
 	log       *slog.Logger
 
+	changed chan struct{}
+
 	mu   sync.Mutex
 	held map[Owner][]Grant
 }
@@ -66,7 +76,7 @@ type Book struct {
 // Open reads the book. A record that cannot be read is dropped with a word in the log: its
 // service asks again.
 func Open(store Store, specs *Specs, log *slog.Logger, providers ...Provider) (*Book, error) {
-	b := &Book{store: store, providers: providers, specs: specs, log: log, held: map[Owner][]Grant{}}
+	b := &Book{store: store, providers: providers, specs: specs, log: log, changed: make(chan struct{}, 1), held: map[Owner][]Grant{}}
 	var torn []string
 	err := store.Load(bucket, func(key, value []byte) error {
 		owner, grants, err := decode(key, value)
@@ -101,7 +111,7 @@ func decode(key, value []byte) (Owner, []Grant, error) {
 			return Owner{}, nil, fmt.Errorf("a grant of %d units of %q", g.Units, g.ID)
 		}
 	}
-	return Owner{app, service}, grants, nil
+	return Owner{App: app, Service: service}, grants, nil
 }
 
 func (b *Book) devices() []api.Claimable {
@@ -115,7 +125,7 @@ func (b *Book) devices() []api.Claimable {
 // Take answers the claims of a service and makes its devices ready: what it held before
 // wherever that still answers. An error of type *Missing says in words what the box lacks.
 func (b *Book) Take(ctx context.Context, app, service string, wanted []api.Claim) ([]api.HeldDevice, error) {
-	owner := Owner{app, service}
+	owner := Owner{App: app, Service: service}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	grants, err := b.allocate(ctx, owner, wanted)
@@ -155,7 +165,7 @@ func (b *Book) Take(ctx context.Context, app, service string, wanted []api.Claim
 // allocate decides, and has further devices made where none is free.
 func (b *Book) allocate(ctx context.Context, owner Owner, wanted []api.Claim) ([]Grant, error) {
 	for range 1 + maxMade {
-		grants, err := Allocate(b.devices(), b.held, owner, wanted)
+		grants, err := claim.Allocate(b.devices(), b.held, owner, wanted)
 		var missing *Missing
 		if err == nil || !errors.As(err, &missing) {
 			return grants, err
@@ -209,7 +219,7 @@ func (b *Book) Retain(ctx context.Context, keep func(app, service string) bool) 
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var errs []error
-	for _, owner := range slices.SortedFunc(maps.Keys(b.held), compareOwners) {
+	for _, owner := range slices.SortedFunc(maps.Keys(b.held), claim.CompareOwners) {
 		if keep(owner.App, owner.Service) {
 			continue
 		}
@@ -265,6 +275,7 @@ func (b *Book) write(owner Owner, grants []Grant) error {
 			return err
 		}
 		delete(b.held, owner)
+		b.tell()
 		return nil
 	}
 	if slices.Equal(b.held[owner], grants) {
@@ -278,48 +289,66 @@ func (b *Book) write(owner Owner, grants []Grant) error {
 		return err
 	}
 	b.held[owner] = grants
+	b.tell()
 	return nil
-}
-
-// Use is one device with those that hold it, for status.
-type Use struct {
-	api.Claimable
-	Owners []Owner `json:"owners,omitempty"`
-	// Held is how many units of it are held.
-	Held int `json:"held"`
 }
 
 // Uses lists every device and who holds it, devices that are gone and still held among
 // them.
-func (b *Book) Uses() []Use {
+func (b *Book) Uses() []api.DeviceUse {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	at := map[deviceKey]int{}
-	var out []Use
-	for _, d := range b.devices() {
-		at[deviceKey{d.Class, d.ID}] = len(out)
-		out = append(out, Use{Claimable: d})
+	var out []api.DeviceUse
+	for _, p := range b.providers {
+		_, makes := p.(Maker)
+		for _, d := range p.Claimables() {
+			at[deviceKey{d.Class, d.ID}] = len(out)
+			out = append(out, api.DeviceUse{Claimable: d, Makes: makes})
+		}
 	}
-	for _, owner := range slices.SortedFunc(maps.Keys(b.held), compareOwners) {
+	for _, owner := range slices.SortedFunc(maps.Keys(b.held), claim.CompareOwners) {
 		for _, g := range b.held[owner] {
 			i, ok := at[deviceKey{g.Class, g.ID}]
 			if !ok {
 				i = len(out)
 				at[deviceKey{g.Class, g.ID}] = i
-				out = append(out, Use{Claimable: api.Claimable{Class: g.Class, ID: g.ID, NUMA: -1, Fault: "it is gone"}})
+				out = append(out, api.DeviceUse{Claimable: api.Claimable{Class: g.Class, ID: g.ID, NUMA: -1, Units: 1, Fault: api.DeviceGone}})
 			}
-			out[i].Owners = append(out[i].Owners, owner)
-			out[i].Held += g.Units
+			hold(&out[i], owner, g.Units)
 		}
 	}
-	slices.SortStableFunc(out, func(a, b Use) int {
-		return cmp.Or(strings.Compare(string(a.Class), string(b.Class)), compareNames(a.ID, b.ID))
+	slices.SortStableFunc(out, func(a, b api.DeviceUse) int {
+		return cmp.Or(strings.Compare(string(a.Class), string(b.Class)), claim.CompareIDs(a.ID, b.ID))
 	})
 	return out
 }
 
-func compareOwners(a, b Owner) int {
-	return cmp.Or(strings.Compare(a.App, b.App), strings.Compare(a.Service, b.Service))
+// hold adds a holder, once for each service: a service may hold parts of a device by
+// several of its claims.
+func hold(u *api.DeviceUse, owner Owner, units int) {
+	for i := range u.Holders {
+		if h := &u.Holders[i]; h.App == owner.App && h.Service == owner.Service {
+			h.Units += units
+			return
+		}
+	}
+	u.Holders = append(u.Holders, api.DeviceHolder{App: owner.App, Service: owner.Service, Units: units})
+}
+
+type deviceKey struct {
+	class api.ClaimClass
+	id    string
+}
+
+// Changed is told of after a change of who holds what.
+func (b *Book) Changed() <-chan struct{} { return b.changed }
+
+func (b *Book) tell() {
+	select {
+	case b.changed <- struct{}{}:
+	default: // it is known already
+	}
 }
 
 // union joins grants, each once.

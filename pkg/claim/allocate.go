@@ -1,4 +1,8 @@
-package claims
+// Package claim answers: which devices of a box answer the claims of a service?
+//
+// The box decides by it what a service gets, and the core whether a box could give it,
+// so that both say the same and in the same words. It knows no hardware and keeps nothing.
+package claim
 
 import (
 	"cmp"
@@ -81,7 +85,7 @@ type table struct {
 func newTable(devices []api.Claimable, held map[Owner][]Grant, owner Owner) *table {
 	t := &table{devices: slices.Clone(devices), index: map[deviceKey]int{}}
 	slices.SortFunc(t.devices, func(a, b api.Claimable) int {
-		return cmp.Or(strings.Compare(string(a.Class), string(b.Class)), compareNames(a.ID, b.ID))
+		return cmp.Or(strings.Compare(string(a.Class), string(b.Class)), CompareIDs(a.ID, b.ID))
 	})
 	t.devices = slices.CompactFunc(t.devices, func(a, b api.Claimable) bool { return a.Class == b.Class && a.ID == b.ID })
 	t.free, t.shares = make([]int, len(t.devices)), make([]int, len(t.devices))
@@ -255,7 +259,7 @@ func (f *flow) grants() []Grant {
 			out = append(out, Grant{Claim: n, Class: f.devices[i].Class, ID: f.devices[i].ID, Units: units})
 		}
 	}
-	slices.SortFunc(out, func(a, b Grant) int { return cmp.Or(a.Claim-b.Claim, compareNames(a.ID, b.ID)) })
+	slices.SortFunc(out, func(a, b Grant) int { return cmp.Or(a.Claim-b.Claim, CompareIDs(a.ID, b.ID)) })
 	return out
 }
 
@@ -324,8 +328,8 @@ func (t *table) missing(wanted []api.Claim, n, node int) error {
 	return &Missing{Claim: n, Words: words}
 }
 
-// compareNames orders "cpu2" before "cpu10".
-func compareNames(a, b string) int {
+// CompareIDs orders names of devices as people count: "cpu2" before "cpu10".
+func CompareIDs(a, b string) int {
 	for a != "" && b != "" {
 		x, y := digits(a), digits(b)
 		if x > 0 && y > 0 {
@@ -353,4 +357,9 @@ func digits(s string) int {
 		n++
 	}
 	return n
+}
+
+// CompareOwners orders by app, then service.
+func CompareOwners(a, b Owner) int {
+	return cmp.Or(strings.Compare(a.App, b.App), strings.Compare(a.Service, b.Service))
 }

@@ -1,0 +1,69 @@
+package api
+
+// DeviceUse is one device that services can claim, and who holds it.
+type DeviceUse struct {
+	Claimable
+	Holders []DeviceHolder `json:"holders,omitempty"`
+	// Makes says that the box may make further devices out of it when one is claimed, such
+	// as slices of a card: what is not listed may still be had.
+	Makes bool `json:"makes,omitempty"`
+}
+
+// DeviceHolder is a service that holds a device, or Units of it.
+type DeviceHolder struct {
+	App     string `json:"app"`
+	Service string `json:"service"`
+	Units   int    `json:"units"`
+}
+
+// DeviceGone is the fault of a device that is held and no longer there.
+const DeviceGone = "it is gone"
+
+// Name is how devices are told together: the class, and the size where it has one.
+func (u *DeviceUse) Name() string {
+	if size := u.Facts["size"]; size != "" {
+		return string(u.Class) + "-" + size
+	}
+	return string(u.Class)
+}
+
+// Capacity is how much a box has of what services can claim.
+type Capacity struct {
+	// Name is the class of the devices: "cpu", "vf", "hugepages-2M".
+	Name string `json:"name"`
+	// Total and Held are devices, or parts of those that are held by parts; Faulty cannot be
+	// given, and are in Total.
+	Total  int `json:"total"`
+	Held   int `json:"held"`
+	Faulty int `json:"faulty,omitempty"`
+}
+
+// CapacityOf sums up devices by their names, in their order. Devices that are gone count as
+// held and faulty alone.
+func CapacityOf(uses []DeviceUse) (out []Capacity) {
+	at := map[string]int{}
+	for i := range uses {
+		u := &uses[i]
+		n, ok := at[u.Name()]
+		if !ok {
+			n = len(out)
+			at[u.Name()] = n
+			out = append(out, Capacity{Name: u.Name()})
+		}
+		c, units, held := &out[n], max(u.Units, 1), 0
+		for _, h := range u.Holders {
+			held += h.Units
+		}
+		if u.Shares > 1 {
+			held = min(held, 1) // it is one device, however many hold it
+		}
+		c.Held += held
+		if u.Fault != "" {
+			c.Faulty += units
+		}
+		if u.Fault != DeviceGone {
+			c.Total += units
+		}
+	}
+	return out
+}
