@@ -211,6 +211,15 @@ func drawObject(t *rapid.T) *Object {
 		spec = &JoinTokenSpec{Uses: rapid.IntRange(0, 1e6).Draw(t, "uses"), Expires: &at}
 	case KindRelease:
 		spec = &ReleaseSpec{Artifact: "os/vm@sha256:" + strings.Repeat("ab", 32), Attempt: rapid.Uint64Range(0, 9).Draw(t, "attempt")}
+	case KindNetworkPolicy:
+		n := rapid.IntRange(1, 4096).Draw(t, "functions")
+		spec = &NetworkPolicySpec{Selector: Selector{MatchLabels: map[string]string{"a": "b"}}, Functions: []FunctionPolicy{{Match: FunctionMatch{Driver: "ice"}, VirtualFunctions: &n,
+			Virtual: []NumberedFunction{{Index: n - 1, Set: VirtualPolicy{MTU: 9000, VLAN: &n, Driver: DriverVFIO}}}}}}
+		if n > 4094 {
+			spec.(*NetworkPolicySpec).Functions[0].Virtual = nil
+		}
+	case KindFlowPolicy:
+		spec = &FlowPolicySpec{Interface: InterfaceSelector{Name: "enp*"}, Rules: []FlowRule{{Name: "r", Match: FlowMatch{VLAN: rapid.IntRange(1, 4094).Draw(t, "vlan")}, Drop: true}}}
 	case KindExpectedDevice:
 		spec = &ExpectedDeviceSpec{Serial: "TB-1", Site: "hall"}
 	}

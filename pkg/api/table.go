@@ -35,6 +35,8 @@ var Kinds = []Kind{
 		NewSpec: func() any { return new(ReleaseSpec) }, validate: typed(validateRelease)},
 	{Name: KindFleet, Plural: "fleets", Short: []string{"fl"}, Doc: "Devices picked by label, and what they get.",
 		NewSpec: func() any { return new(FleetSpec) }, NewStatus: func() any { return new(FleetStatus) }, validate: typed(validateFleet)},
+	{Name: KindNetworkPolicy, Plural: "networkpolicies", Short: []string{"netpol", "np"}, Doc: "How network cards are divided into virtual functions.",
+		NewSpec: func() any { return new(NetworkPolicySpec) }, validate: typed(validateNetworkPolicy)},
 	{Name: KindDevice, Plural: "devices", Short: []string{"dev"}, Doc: "One box.",
 		NewSpec: func() any { return new(DeviceSpec) }, NewStatus: func() any { return new(DeviceStatus) }, validate: typed(validateDevice)},
 	{Name: KindJoinToken, Plural: "jointokens", Short: []string{"token", "tokens", "jt"}, Doc: "Lets boxes enrol.",

@@ -40,6 +40,7 @@ const (
 	PrefixSecret = "secret/"         // Body is identity.Seal of CBOR api.ConfigData
 	KeyRelease   = "release"         // Refs[0] is the release's artifact; Body is CBOR api.ReleaseWant
 	KeyDevice    = "setting/device"  // Body is CBOR api.DeviceSettings
+	KeyNetwork   = "setting/network" // Body is CBOR []api.FunctionPolicy, in the order in which they are tried
 	KeyParents   = "setting/parents" // Body is CBOR []api.ParentRef
 	KeySealing   = "setting/sealing" // Body is a CBOR byte string that names the core's sealing key, once that was rotated
 	KeyUnlock    = "setting/unlock"  // Body is the owner's unlock key, signed (package unlock)

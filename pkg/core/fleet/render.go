@@ -38,6 +38,8 @@ type World struct {
 	Images   map[string][32]byte
 	// Expected are boxes that a relay can greet while the core is away: those with a voucher.
 	Expected map[string]Expected
+	// Policies are those of network cards.
+	Policies map[string]*api.NetworkPolicySpec
 }
 
 // Expected is what rendering reads of an ExpectedDevice object.
@@ -138,6 +140,9 @@ func Desire(d *Device, w *World, fleets []string) map[string]Want {
 	// The device's own settings come before its fleets'.
 	if settings = overlay(d.Spec.Settings, settings); settings != nil && *settings != (api.DeviceSettings{}) {
 		want[manifest.KeyDevice] = Want{Body: encode(settings)}
+	}
+	if p := w.policiesOf(d.Labels); len(p) > 0 {
+		want[manifest.KeyNetwork] = Want{Body: encode(p)}
 	}
 	if len(d.Spec.Parents) > 0 {
 		want[manifest.KeyParents] = Want{Body: encode(d.Spec.Parents)}

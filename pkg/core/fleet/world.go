@@ -78,7 +78,7 @@ func newWorlds() *worlds {
 func (w *worlds) tenant(name string) *tenant {
 	t := w.tenants[name]
 	if t == nil {
-		t = &tenant{World: World{Fleets: map[string]*api.FleetSpec{}, Apps: map[string]*App{}, Configs: map[string][]byte{}, Secrets: map[string][]byte{}, Releases: map[string]Want{}, Images: map[string][32]byte{}, Expected: map[string]Expected{}}, devices: map[string]*entry{}}
+		t = &tenant{World: World{Fleets: map[string]*api.FleetSpec{}, Apps: map[string]*App{}, Configs: map[string][]byte{}, Secrets: map[string][]byte{}, Releases: map[string]Want{}, Images: map[string][32]byte{}, Expected: map[string]Expected{}, Policies: map[string]*api.NetworkPolicySpec{}}, devices: map[string]*entry{}}
 		w.tenants[name] = t
 	}
 	return t
@@ -134,6 +134,8 @@ func (w *worlds) set(o *api.Object, d dirty) error {
 		}
 		sum := sha256.Sum256(append([]byte(o.Metadata.UID+"\x00"+name+"\x00"), o.Spec...)) // one that is made anew is another
 		t.setExpected(name, Expected{Serial: spec.Serial, Site: spec.Site, Labels: spec.Labels, Spec: sum}, d)
+	case api.KindNetworkPolicy:
+		err = t.setPolicy(name, o, d)
 	case api.KindDevice:
 		err = w.setDevice(t, o, d)
 	}
@@ -353,6 +355,8 @@ func (w *worlds) unset(key api.Key, d dirty) *entry {
 		t.touchFleets(func(s *api.FleetSpec) bool { return s.Release == key.Name }, d)
 	case api.KindExpectedDevice:
 		t.unsetExpected(key.Name, d)
+	case api.KindNetworkPolicy:
+		t.unsetPolicy(key.Name, d)
 	case api.KindConfig:
 		delete(t.Configs, key.Name)
 		t.touchFleets(t.usersOf(key.Name, appConfigs), d)
