@@ -32,10 +32,23 @@ type Claim struct {
 	Driver string `json:"driver,omitempty"`
 	// Count is how many devices, or pages; AllOfThem takes what is there (at least one).
 	Count int `json:"count"`
-	// IDs narrows to these devices, by the names that the inventory shows.
+	// IDs narrows to these devices, or to the parts of them, by the names that the inventory
+	// shows.
 	IDs []string `json:"ids,omitempty"`
 	// Options are further words of the class (docs/claims.md).
 	Options map[string]string `json:"options,omitempty"`
+}
+
+// Need is what a service lacks, as a room that can make devices is told it.
+type Need struct {
+	// Claims are those of the service that nothing there answers, each with the count that is
+	// lacking; of every class.
+	Claims []Claim
+	// Held are devices that stay as they are, by their names.
+	Held []string
+	// Expected are claims of services that are wanted on this box and hold nothing yet, one
+	// device each.
+	Expected []Claim
 }
 
 // Claimable is one device of a box that a service may hold, as the room that manages it
@@ -168,7 +181,7 @@ func (c *Claim) Fits(d *Claimable) string {
 		return fmt.Sprintf("it is no %s", c.Class)
 	case c.Driver != "" && c.Driver != d.Driver:
 		return fmt.Sprintf("its driver is %s", orNone(d.Driver))
-	case len(c.IDs) > 0 && !slices.Contains(c.IDs, d.ID):
+	case len(c.IDs) > 0 && !slices.Contains(c.IDs, d.ID) && (d.Parent == "" || !slices.Contains(c.IDs, d.Parent)):
 		return "it is not among the devices that are named"
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Options)) {

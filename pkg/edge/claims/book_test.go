@@ -70,6 +70,7 @@ type rack struct {
 	devices []api.Claimable
 	changed map[string]bool
 	slices  int // that can still be made
+	needs   []api.Need
 }
 
 func (r *rack) Claimables() []api.Claimable { return r.devices }
@@ -90,8 +91,9 @@ func (r *rack) Restore(_ context.Context, id string) error {
 	return nil
 }
 
-func (r *rack) Make(_ context.Context, c api.Claim, _ []string) (bool, error) {
-	if r.slices == 0 || c.Class != api.ClaimVF {
+func (r *rack) Make(_ context.Context, need api.Need) (bool, error) {
+	r.needs = append(r.needs, need)
+	if r.slices == 0 || !slices.ContainsFunc(need.Claims, func(c api.Claim) bool { return c.Class == api.ClaimVF }) {
 		return false, nil
 	}
 	r.slices--
@@ -233,4 +235,43 @@ func FuzzRecord(f *testing.F) {
 			t.Errorf("%v %v", owner, grants)
 		}
 	})
+}
+
+// A maker is told all that a service lacks, what others hold and what is to come; and what
+// the service held for other claims is back before.
+func TestMakersAreToldAll(t *testing.T) {
+	d := &disk{kept: map[string][]byte{}, left: -1}
+	r := &rack{disk: d, changed: map[string]bool{}, devices: []api.Claimable{{Class: api.ClaimVF, ID: "f0", NUMA: -1, Units: 1, Driver: "a"}, {Class: api.ClaimVF, ID: "f1", NUMA: -1, Units: 1, Driver: "b"}}}
+	b, err := Open(d, &Specs{Dir: t.TempDir()}, slog.New(slog.DiscardHandler), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := func(driver string, n int) []api.Claim {
+		return []api.Claim{{Class: api.ClaimVF, Driver: driver, Count: n}}
+	}
+	b.Expect(func() map[Owner][]api.Claim {
+		return map[Owner][]api.Claim{{App: "app", Service: "a"}: one("a", 1), {App: "app", Service: "b"}: one("b", 1), {App: "app", Service: "c"}: one("c", 2)}
+	})
+	for service, driver := range map[string]string{"a": "a", "b": "b"} {
+		if _, err := b.Take(t.Context(), "app", service, one(driver, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var missing *Missing
+	if _, err := b.Take(t.Context(), "app", "a", one("x", 3)); !errors.As(err, &missing) {
+		t.Fatalf("got %v", err)
+	}
+	want := api.Need{Claims: one("x", 3), Held: []string{"f1"}, Expected: slices.Concat(one("c", 1), one("c", 1))}
+	if got := r.needs[len(r.needs)-1]; !reflect.DeepEqual(got, want) {
+		t.Errorf("the maker is told\n%+v, want\n%+v", got, want)
+	}
+	if r.changed["f0"] {
+		t.Error("what the service held for another claim is not given back")
+	}
+	if _, err := b.Take(t.Context(), "app", "b", one("b", 2)); !errors.As(err, &missing) {
+		t.Fatalf("got %v", err)
+	}
+	if got := r.needs[len(r.needs)-1]; got.Claims[0].Count != 1 {
+		t.Errorf("of two, one of which is held, it lacks %d", got.Claims[0].Count)
+	}
 }

@@ -47,9 +47,9 @@ type Provider interface {
 // Maker is a Provider that can make devices out of others, such as slices of a card.
 type Maker interface {
 	Provider
-	// Make tries to have one more device that answers the claim; held are the devices of
-	// this provider that must stay as they are. True means that Claimables changed.
-	Make(ctx context.Context, claim api.Claim, held []string) (bool, error)
+	// Make tries to have the devices that the need's claims lack, and leaves those that are
+	// held as they are. True means that Claimables changed.
+	Make(ctx context.Context, need api.Need) (bool, error)
 }
 
 // Store keeps values under keys, on disk before Put returns; an empty value removes.
@@ -69,8 +69,9 @@ type Book struct {
 
 	changed chan struct{}
 
-	mu   sync.Mutex
-	held map[Owner][]Grant
+	mu     sync.Mutex
+	held   map[Owner][]Grant
+	wanted func() map[Owner][]api.Claim
 }
 
 // Open reads the book. A record that cannot be read is dropped with a word in the log: its
@@ -92,6 +93,15 @@ func Open(store Store, specs *Specs, log *slog.Logger, providers ...Provider) (*
 		err = errors.Join(err, store.Put(bucket, key, nil))
 	}
 	return b, err
+}
+
+// Expect has the book ask which services are wanted with claims, those among them that hold
+// nothing yet included: what is made for one leaves room for them. wanted is called while the
+// book is locked.
+func (b *Book) Expect(wanted func() map[Owner][]api.Claim) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.wanted = wanted
 }
 
 // maxRecord bounds the record of one service.
@@ -170,7 +180,17 @@ func (b *Book) allocate(ctx context.Context, owner Owner, wanted []api.Claim) ([
 		if err == nil || !errors.As(err, &missing) {
 			return grants, err
 		}
-		made, merr := b.make(ctx, wanted[missing.Claim])
+		// What the service held for other claims than it has now may be in the way.
+		if stale := b.stale(owner, wanted); len(stale) > 0 {
+			if err := b.restore(ctx, stale); err != nil {
+				return nil, err
+			}
+			if err := b.write(owner, without(b.held[owner], stale)); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		made, merr := b.make(ctx, owner, wanted)
 		if merr != nil {
 			return nil, &Missing{Claim: missing.Claim, Words: missing.Words + "; none could be made: " + merr.Error()}
 		}
@@ -181,28 +201,81 @@ func (b *Book) allocate(ctx context.Context, owner Owner, wanted []api.Claim) ([
 	return nil, fmt.Errorf("%d devices were made and the claims of %s are still not met", maxMade, owner)
 }
 
-// maxMade bounds the devices that are made for one service at once.
+// maxMade bounds how often devices are made for one service at once.
 const maxMade = 64
 
-func (b *Book) make(ctx context.Context, c api.Claim) (bool, error) {
+// stale are the grants of a service that answer none of its claims any more.
+func (b *Book) stale(owner Owner, wanted []api.Claim) (out []Grant) {
+	devices := b.devices()
+	for _, g := range b.held[owner] {
+		if i := find(devices, g); i >= 0 && !slices.ContainsFunc(wanted, func(c api.Claim) bool { return c.Fits(&devices[i]) == "" }) {
+			out = append(out, g)
+		}
+	}
+	return out
+}
+
+func find(devices []api.Claimable, g Grant) int {
+	return slices.IndexFunc(devices, func(d api.Claimable) bool { return d.Class == g.Class && d.ID == g.ID })
+}
+
+func (b *Book) make(ctx context.Context, owner Owner, wanted []api.Claim) (bool, error) {
+	need := b.need(owner, wanted)
 	for _, p := range b.providers {
 		maker, ok := p.(Maker)
 		if !ok {
 			continue
 		}
-		var held []string
-		for _, grants := range b.held {
-			for _, g := range grants {
-				held = append(held, g.ID)
-			}
-		}
-		slices.Sort(held)
-		if made, err := maker.Make(ctx, c, held); made || err != nil {
+		if made, err := maker.Make(ctx, need); made || err != nil {
 			return made, err
 		}
 	}
 	return false, nil
 }
+
+// need is what a service lacks beside what it holds, and who else there is.
+func (b *Book) need(owner Owner, wanted []api.Claim) (n api.Need) {
+	devices := b.devices()
+	have := make([]int, len(wanted))
+	for _, g := range b.held[owner] {
+		if i := find(devices, g); i >= 0 && g.Claim >= 0 && g.Claim < len(wanted) && devices[i].Fault == "" && wanted[g.Claim].Fits(&devices[i]) == "" {
+			have[g.Claim] += g.Units
+		}
+	}
+	for i, c := range wanted {
+		if lack := max(c.Count, 1) - have[i]; lack > 0 {
+			c.Count = lack
+			n.Claims = append(n.Claims, c)
+		}
+	}
+	for _, grants := range b.held {
+		for _, g := range grants {
+			n.Held = append(n.Held, g.ID)
+		}
+	}
+	slices.Sort(n.Held)
+	if b.wanted == nil {
+		return n
+	}
+	coming := b.wanted()
+	for _, other := range slices.SortedFunc(maps.Keys(coming), claim.CompareOwners) {
+		if len(b.held[other]) > 0 || other == owner {
+			continue
+		}
+		for _, c := range coming[other] {
+			for range min(max(c.Count, 1), maxComing) {
+				one := c
+				one.Count = 1
+				n.Expected = append(n.Expected, one)
+			}
+		}
+	}
+	n.Expected = n.Expected[:min(len(n.Expected), maxComing)]
+	return n
+}
+
+// maxComing bounds the devices to come that are told of.
+const maxComing = 64
 
 func (b *Book) providerOf(g Grant) Provider {
 	for _, p := range b.providers {
