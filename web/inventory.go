@@ -108,13 +108,33 @@ func boxOf(i *api.Inventory) box {
 	for _, g := range i.Accelerators {
 		gpus.Rows = append(gpus.Rows, []string{g.ID, g.Model, cmp.Or(g.Driver, "none"), g.PCI, fmt.Sprintf("%d MiB", g.MemoryMiB), string(g.Sharing.Mode)})
 	}
-	for _, s := range []sheet{cards, gpus, disks} {
+	for _, s := range []sheet{claimSheet(i.Claims), cards, gpus, disks} {
 		if len(s.Rows) > 0 {
 			b.Tables = append(b.Tables, s)
 		}
 	}
 	b.Roots = busTree(i)
 	return b
+}
+
+// claimSheet shows what services can have for themselves, and who has it.
+func claimSheet(uses []api.DeviceUse) sheet {
+	s := sheet{Title: "For apps", Head: []string{"", "Used", "Free", "By"}}
+	for _, c := range api.CapacityOf(uses) {
+		var by []string
+		for i := range uses {
+			if uses[i].Name() != c.Name {
+				continue
+			}
+			for _, h := range uses[i].Holders {
+				if who := h.App + "/" + h.Service; !slices.Contains(by, who) {
+					by = append(by, who)
+				}
+			}
+		}
+		s.Rows = append(s.Rows, []string{c.Name, fmt.Sprintf("%d of %d", c.Held, c.Total), fmt.Sprint(c.Free), strings.Join(by, ", ")})
+	}
+	return s
 }
 
 // busTree hangs each function below its bridge, a virtual one below its physical one. What

@@ -27,19 +27,17 @@ func (u *DeviceUse) Name() string {
 	return string(u.Class)
 }
 
-// Capacity is how much a box has of what services can claim.
+// Capacity is how much a box has of what services can claim: devices, or parts of those that
+// are held by parts.
 type Capacity struct {
 	// Name is the class of the devices: "cpu", "vf", "hugepages-2M".
-	Name string `json:"name"`
-	// Total and Held are devices, or parts of those that are held by parts; Faulty cannot be
-	// given, and are in Total.
-	Total  int `json:"total"`
-	Held   int `json:"held"`
-	Faulty int `json:"faulty,omitempty"`
+	Name  string `json:"name"`
+	Total int    `json:"total"` // those at fault among them
+	Held  int    `json:"held"`  // those that are gone among them
+	Free  int    `json:"free"`
 }
 
-// CapacityOf sums up devices by their names, in their order. Devices that are gone count as
-// held and faulty alone.
+// CapacityOf sums up devices by their names, in their order.
 func CapacityOf(uses []DeviceUse) (out []Capacity) {
 	at := map[string]int{}
 	for i := range uses {
@@ -54,12 +52,13 @@ func CapacityOf(uses []DeviceUse) (out []Capacity) {
 		for _, h := range u.Holders {
 			held += h.Units
 		}
-		if u.Shares > 1 {
-			held = min(held, 1) // it is one device, however many hold it
+		free := units - held
+		if u.Shares > 1 { // it is one device, however many hold it
+			free, held = min(1, u.Shares-len(u.Holders)), min(held, 1)
 		}
 		c.Held += held
-		if u.Fault != "" {
-			c.Faulty += units
+		if u.Fault == "" {
+			c.Free += max(free, 0)
 		}
 		if u.Fault != DeviceGone {
 			c.Total += units

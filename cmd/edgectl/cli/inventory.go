@@ -27,7 +27,7 @@ func (a *app) describeInventory(ctx context.Context, cl *client.Client, device s
 	for _, line := range computing(&i) {
 		a.fact(line[0], line[1])
 	}
-	for _, t := range []*table{cards(&i), accelerators(&i), disks(&i)} {
+	for _, t := range []*table{cards(&i), accelerators(&i), disks(&i), claimable(&i)} {
 		if len(t.rows) > 0 {
 			fmt.Fprintln(a.Out)
 			t.write(a.Out, true)
@@ -189,6 +189,52 @@ func disks(i *api.Inventory) *table {
 		t.rows = append(t.rows, []string{d.Name, orDash(d.Bus), bytesText(uint64(max(d.Bytes, 0))), orDash(strings.TrimSpace(d.Model + " " + d.Serial)), nodeText(d.Node), wear, health})
 	}
 	return t
+}
+
+// claimable tells what services can have for themselves and who has it: a line for what
+// is free of a sort, one for each service and what it holds, one for what is at fault.
+func claimable(i *api.Inventory) *table {
+	t := &table{header: []string{"CLAIMABLE", "USED", "FREE", "BY", "DEVICES"}}
+	for _, c := range api.CapacityOf(i.Claims) {
+		var of []api.DeviceUse
+		for _, u := range i.Claims {
+			if u.Name() == c.Name {
+				of = append(of, u)
+			}
+		}
+		t.rows = append(t.rows, []string{c.Name, fmt.Sprintf("%d/%d", c.Held, c.Total), fmt.Sprint(c.Free), "", ""})
+		for _, line := range usedBy(of) {
+			t.rows = append(t.rows, []string{"", "", "", line[0], line[1]})
+		}
+	}
+	return t
+}
+
+// usedBy lists services with the devices that each holds, and faults with those that have
+// them.
+func usedBy(uses []api.DeviceUse) (out [][2]string) {
+	at := map[string]int{}
+	add := func(who, device string) {
+		n, ok := at[who]
+		if !ok {
+			n = len(out)
+			at[who], out = n, append(out, [2]string{who, ""})
+		}
+		out[n][1] = strings.TrimSpace(out[n][1] + " " + device)
+	}
+	for _, u := range uses {
+		for _, h := range u.Holders {
+			device := u.ID
+			if u.Units > 1 || h.Units > 1 {
+				device = fmt.Sprintf("%d × %s", h.Units, u.ID)
+			}
+			add(h.App+"/"+h.Service, device)
+		}
+		if u.Fault != "" {
+			add("("+u.Fault+")", u.ID)
+		}
+	}
+	return out
 }
 
 // drawPCI draws the buses as a tree: bridges above what they lead to, a card's virtual

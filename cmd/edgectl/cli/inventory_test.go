@@ -36,6 +36,34 @@ func TestDrawPCI(t *testing.T) {
 	}
 }
 
+func TestWhoHoldsWhat(t *testing.T) {
+	cpu := func(id string, holders ...api.DeviceHolder) api.DeviceUse {
+		return api.DeviceUse{Claimable: api.Claimable{Class: api.ClaimCPU, ID: id, Units: 1}, Holders: holders}
+	}
+	du := api.DeviceHolder{App: "ran", Service: "du", Units: 1}
+	gone := cpu("cpu9", du)
+	gone.Fault = api.DeviceGone
+	offline := cpu("cpu5")
+	offline.Fault = "it is offline"
+	pages := api.DeviceUse{Claimable: api.Claimable{Class: api.ClaimHugePages, ID: "2M@0", Units: 512, Facts: map[string]string{"size": "2M"}}, Holders: []api.DeviceHolder{{App: "ran", Service: "du", Units: 100}}}
+	shared := api.DeviceUse{Claimable: api.Claimable{Class: api.ClaimGPU, ID: "GPU-1", Units: 1, Shares: 2}, Holders: []api.DeviceHolder{du}}
+	var got []string
+	for _, row := range claimable(&api.Inventory{Claims: []api.DeviceUse{cpu("cpu2", du), cpu("cpu3", du), cpu("cpu4"), offline, gone, shared, pages}}).rows {
+		got = append(got, strings.Join(row, "|"))
+	}
+	want := `cpu|3/4|1||
+|||ran/du|cpu2 cpu3 cpu9
+|||(it is offline)|cpu5
+|||(it is gone)|cpu9
+gpu|1/1|1||
+|||ran/du|GPU-1
+hugepages-2M|100/512|412||
+|||ran/du|100 × 2M@0`
+	if strings.Join(got, "\n") != want {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), want)
+	}
+}
+
 // Whatever functions say is above them, each is drawn once, and what a device tells breaks no drawing.
 func TestDrawAnyPCI(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
@@ -52,6 +80,6 @@ func TestDrawAnyPCI(t *testing.T) {
 				t.Fatalf("%s is drawn %d times:\n%s", f.Address, n, drawn)
 			}
 		}
-		_ = fmt.Sprint(computing(&i), accelerators(&i), disks(&i))
+		_ = fmt.Sprint(computing(&i), accelerators(&i), disks(&i), claimable(&i))
 	})
 }
