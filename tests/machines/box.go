@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -92,8 +93,12 @@ func (b *Box) config(token string) string {
 	}
 	switch {
 	case b.tree.Keys != "" && !b.Alone: // its owner names it
+		servers := slices.Clone(b.Bootstrap)
 		if b.wire != nil && !b.Silent {
-			fmt.Fprintf(&s, "bootstrap: [\"https://10.0.2.2:%d\"]\n", b.wire.bootstrap.port)
+			servers = slices.Insert(servers, 0, fmt.Sprintf("https://10.0.2.2:%d", b.wire.bootstrap.port))
+		}
+		if len(servers) > 0 {
+			fmt.Fprintf(&s, "bootstrap: [\"%s\"]\n", strings.Join(servers, `", "`))
 		}
 	case b.Alone:
 		fmt.Fprintf(&s, "name: %s\n", b.Name)

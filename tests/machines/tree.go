@@ -56,6 +56,8 @@ type BoxSpec struct {
 	// Alone: CONFIG names neither a parent nor a token. Silent: nor does it name, to a box that
 	// was born with a certificate, the core's bootstrap server.
 	Alone, Silent bool
+	// Bootstrap are further servers that CONFIG names to a box that looks for its owner.
+	Bootstrap []string
 	// Site is on the second card, with a server of DHCP, in place of a card that the host alone
 	// reaches.
 	Site *vm.Switch
