@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -10,10 +11,12 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"tributary.dev/tributary/cmd/edgectl/client"
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
 	"tributary.dev/tributary/pkg/identity/voucher"
@@ -137,6 +140,10 @@ func (a *app) expect(cmd *cobra.Command, e *expectFlags, spec api.ExpectedDevice
 		}
 	}
 	made, err := cl.Create(cmd.Context(), k, o)
+	if api.CodeOf(err) == api.Conflict {
+		return &api.Error{Code: api.Conflict, Message: "the box is expected already, as expecteddevice/" + o.Metadata.Name,
+			Remedy: "say it anew with `edgectl device expect SERIAL --again …`, also for a box that came in and was reset"}
+	}
 	if err != nil {
 		return err
 	}
@@ -153,10 +160,12 @@ const importChunk = 100
 
 func (a *app) importCommand() *cobra.Command {
 	var e expectFlags
-	var dryRun bool
+	var replace, dryRun bool
 	c := &cobra.Command{Use: "import FILE…", Short: "Expect all boxes of a vendor's voucher list", Args: cobra.MinimumNArgs(1),
 		Long: `Expect all boxes of a vendor's voucher list: single vouchers (.vcj), or files with one voucher in base64 a line, in
-the last column of a CSV. The serial numbers stand in the vouchers. To import a list again changes nothing.`,
+the last column of a CSV. The serial numbers stand in the vouchers. Boxes that are expected already stay as they are, with
+the names and labels that they have; one that comes with another voucher than it has is an error. --replace takes what
+is imported in their place.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if e.name != "" && len(args) > 1 {
 				return &api.Error{Code: api.Invalid, Field: "--name", Message: "one name for several boxes"}
@@ -183,28 +192,64 @@ the last column of a CSV. The serial numbers stand in the vouchers. To import a 
 					objects = append(objects, o)
 				}
 			}
-			done := map[string]int{}
-			for len(objects) > 0 {
-				n := min(importChunk, len(objects))
-				results, err := cl.Apply(cmd.Context(), objects[:n], dryRun)
-				if err != nil {
-					return err
-				}
-				for _, r := range results {
-					done[r.Action]++
-				}
-				objects = objects[n:]
-			}
-			for _, action := range []string{"created", "configured", "unchanged"} {
-				if done[action] > 0 {
-					fmt.Fprintf(a.Out, "%d expected devices %s\n", done[action], action)
-				}
-			}
-			return nil
+			return a.importExpected(cmd.Context(), cl, objects, replace, dryRun)
 		}}
 	e.add(c)
+	c.Flags().BoolVar(&replace, "replace", false, "what is said of boxes that are expected already, give way to this")
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "say what would be, and change nothing")
 	return c
+}
+
+// importExpected makes expectations, and leaves those that are there as they are unless they are to be replaced.
+func (a *app) importExpected(ctx context.Context, cl *client.Client, objects []*api.Object, replace, dryRun bool) error {
+	done, kept := map[string]int{}, 0
+	var others []string // that are expected by another voucher
+	for chunk := range slices.Chunk(objects, importChunk) {
+		results, err := cl.Apply(ctx, chunk, true)
+		if err != nil {
+			return err
+		}
+		var take []*api.Object
+		for i, r := range results {
+			if r.Action != "configured" || replace {
+				take = append(take, chunk[i])
+				continue
+			}
+			kept++
+			fmt.Fprintf(a.Out, "expecteddevice/%s stays as it is\n", r.Name)
+			if slices.ContainsFunc(r.Changes, func(c client.Change) bool { return c.Path == "spec.voucher" }) {
+				others = append(others, r.Name)
+			}
+		}
+		if len(take) == 0 {
+			continue
+		}
+		if results, err = cl.Apply(ctx, take, dryRun); err != nil {
+			return err
+		}
+		for _, r := range results {
+			done[r.Action]++
+		}
+	}
+	for _, action := range []string{"created", "configured", "unchanged"} {
+		if n := done[action]; n > 0 {
+			fmt.Fprintf(a.Out, "%s %s\n", expectedDevices(n), action)
+		}
+	}
+	if kept > 0 {
+		fmt.Fprintf(a.Out, "%s left alone: --replace has them give way\n", expectedDevices(kept))
+	}
+	if len(others) > 0 {
+		return &api.Error{Code: api.Conflict, Message: "another voucher is there already for " + strings.Join(others, ", "), Remedy: "if this one is right, import it with --replace"}
+	}
+	return nil
+}
+
+func expectedDevices(n int) string {
+	if n == 1 {
+		return "1 expected device"
+	}
+	return fmt.Sprintf("%d expected devices", n)
 }
 
 // approveByCode lets the box in that waits and shows a code, or that a label names.
@@ -233,6 +278,9 @@ func (a *app) stickCommand() *cobra.Command {
 		Long: `Write signed data for an expected box with a voucher into DIR/tributary/SERIAL, of a stick with a FAT32 file system.
 Nothing on it is secret, and it serves no other box: data for many boxes may lie on one stick.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if info, err := os.Stat(args[1]); err != nil || !info.IsDir() {
+				return &api.Error{Code: api.Invalid, Message: args[1] + " is no folder: is the stick mounted?", Remedy: "mount it, or make the folder"}
+			}
 			cl, err := a.client()
 			if err != nil {
 				return err
