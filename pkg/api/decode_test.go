@@ -218,6 +218,8 @@ func drawObject(t *rapid.T) *Object {
 		if n > 4094 {
 			spec.(*NetworkPolicySpec).Functions[0].Virtual = nil
 		}
+	case KindFlowPolicy:
+		spec = &FlowPolicySpec{Interface: InterfaceSelector{Name: "enp*"}, Rules: []FlowRule{{Name: "r", Match: FlowMatch{VLAN: rapid.IntRange(1, 4094).Draw(t, "vlan")}, Drop: true}}}
 	case KindExpectedDevice:
 		spec = &ExpectedDeviceSpec{Serial: "TB-1", Site: "hall"}
 	}

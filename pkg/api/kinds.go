@@ -80,6 +80,8 @@ type FleetSpec struct {
 	Configs  []string        `json:"configs,omitempty"`
 	Secrets  []string        `json:"secrets,omitempty"`
 	Settings *DeviceSettings `json:"settings,omitempty"`
+	// FlowPolicies are the names of those that the devices' packets follow.
+	FlowPolicies []string `json:"flowPolicies,omitempty"`
 	// Release names the Release that the devices' system shall be. Empty: they stay as they are.
 	Release string `json:"release,omitempty"`
 	// Attest says what the devices' TPMs have to show.

@@ -24,6 +24,8 @@ var (
 	kindsSource string
 	//go:embed api.go
 	apiSource string
+	//go:embed flow.go
+	flowSource string
 )
 
 // Schema returns the JSON Schema (draft 2020-12) of one kind as people write it, for
@@ -104,7 +106,7 @@ func mapType(t reflect.Type) *jsonschema.Schema {
 func comments() map[string]string {
 	const pkg = "tributary.dev/tributary/pkg/api."
 	m := map[string]string{}
-	for _, source := range []string{kindsSource, apiSource} {
+	for _, source := range []string{kindsSource, apiSource, flowSource} {
 		file, err := parser.ParseFile(token.NewFileSet(), "", source, parser.ParseComments)
 		if err != nil {
 			continue

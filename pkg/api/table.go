@@ -33,6 +33,8 @@ var Kinds = []Kind{
 		NewSpec: func() any { return new(AppSpec) }, NewStatus: func() any { return new(AppObjectStatus) }, validate: typed(validateApp)},
 	{Name: KindRelease, Plural: "releases", Short: []string{"rel"}, Doc: "A release of the boxes' system, signed offline.",
 		NewSpec: func() any { return new(ReleaseSpec) }, validate: typed(validateRelease)},
+	{Name: KindFlowPolicy, Plural: "flowpolicies", Short: []string{"flow", "flows"}, Doc: "What becomes of packets at boxes' interfaces.",
+		NewSpec: func() any { return new(FlowPolicySpec) }, validate: typed(validateFlowPolicy)},
 	{Name: KindFleet, Plural: "fleets", Short: []string{"fl"}, Doc: "Devices picked by label, and what they get.",
 		NewSpec: func() any { return new(FleetSpec) }, NewStatus: func() any { return new(FleetStatus) }, validate: typed(validateFleet)},
 	{Name: KindNetworkPolicy, Plural: "networkpolicies", Short: []string{"netpol", "np"}, Doc: "How network cards are divided into virtual functions.",

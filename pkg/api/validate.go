@@ -194,7 +194,7 @@ func validateFleet(s *FleetSpec, f *findings) {
 	for _, l := range []struct {
 		field string
 		names []string
-	}{{"spec.apps", s.Apps}, {"spec.configs", s.Configs}, {"spec.secrets", s.Secrets}} {
+	}{{"spec.apps", s.Apps}, {"spec.configs", s.Configs}, {"spec.secrets", s.Secrets}, {"spec.flowPolicies", s.FlowPolicies}} {
 		if len(l.names) > maxListed {
 			f.addf(l.field, "use several fleets", "there are %d names; the most is %d", len(l.names), maxListed)
 			continue

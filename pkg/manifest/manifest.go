@@ -38,6 +38,7 @@ const (
 	PrefixApp    = "app/"            // Refs[0] is the bundle artifact, the rest images; Body empty
 	PrefixConfig = "config/"         // Body is CBOR api.ConfigData
 	PrefixSecret = "secret/"         // Body is identity.Seal of CBOR api.ConfigData
+	PrefixFlow   = "flow/"           // Body is CBOR api.FlowPolicySpec
 	KeyRelease   = "release"         // Refs[0] is the release's artifact; Body is CBOR api.ReleaseWant
 	KeyDevice    = "setting/device"  // Body is CBOR api.DeviceSettings
 	KeyNetwork   = "setting/network" // Body is CBOR []api.FunctionPolicy, in the order in which they are tried

@@ -10,7 +10,7 @@ import (
 
 // prunable are the kinds that apply makes and may take away. Tenants hold others' things,
 // devices and join tokens come and go by other ways.
-var prunable = []string{api.KindSite, api.KindConfig, api.KindSecret, api.KindApp, api.KindRelease, api.KindFleet, api.KindNetworkPolicy}
+var prunable = []string{api.KindSite, api.KindConfig, api.KindSecret, api.KindApp, api.KindRelease, api.KindFlowPolicy, api.KindFleet, api.KindNetworkPolicy}
 
 // pruneOptions say what apply takes away.
 type pruneOptions struct {

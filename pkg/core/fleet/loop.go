@@ -99,7 +99,7 @@ func (l *Loop) Run(ctx context.Context) error {
 	done := make(chan error, 2)
 	go func() {
 		// Apps before fleets before devices: rendering begins when all is known.
-		kinds := []string{api.KindConfig, api.KindSecret, api.KindApp, api.KindRelease, api.KindTenant, api.KindNetworkPolicy, api.KindFleet, api.KindExpectedDevice, api.KindDevice}
+		kinds := []string{api.KindConfig, api.KindSecret, api.KindApp, api.KindRelease, api.KindTenant, api.KindFlowPolicy, api.KindNetworkPolicy, api.KindFleet, api.KindExpectedDevice, api.KindDevice}
 		done <- store.Follow(ctx, l.cfg.Store, store.WatchQuery{Kinds: kinds, SpecOnly: true}, sink{l, ctx})
 	}()
 	go func() { done <- l.rollup(ctx) }()

@@ -33,6 +33,7 @@ type World struct {
 	Apps    map[string]*App
 	Configs map[string][]byte // CBOR api.ConfigData, deterministic
 	Secrets map[string][]byte // the same, in the clear: in memory only
+	Flows   map[string][]byte // CBOR api.FlowPolicySpec, deterministic
 	// Releases are items as they go into manifests, and Images what their devices' TPMs show.
 	Releases map[string]Want
 	Images   map[string][32]byte
@@ -128,6 +129,11 @@ func Desire(d *Device, w *World, fleets []string) map[string]Want {
 		}
 		for _, c := range spec.Configs {
 			addConfig(c)
+		}
+		for _, p := range spec.FlowPolicies {
+			if body, ok := w.Flows[p]; ok {
+				want[manifest.PrefixFlow+p] = Want{Body: body}
+			}
 		}
 		settings = overlay(settings, spec.Settings)
 		// Of two fleets that name one, the first by name wins, as with settings.

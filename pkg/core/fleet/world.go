@@ -78,7 +78,7 @@ func newWorlds() *worlds {
 func (w *worlds) tenant(name string) *tenant {
 	t := w.tenants[name]
 	if t == nil {
-		t = &tenant{World: World{Fleets: map[string]*api.FleetSpec{}, Apps: map[string]*App{}, Configs: map[string][]byte{}, Secrets: map[string][]byte{}, Releases: map[string]Want{}, Images: map[string][32]byte{}, Expected: map[string]Expected{}, Policies: map[string]*api.NetworkPolicySpec{}}, devices: map[string]*entry{}}
+		t = &tenant{World: World{Fleets: map[string]*api.FleetSpec{}, Apps: map[string]*App{}, Configs: map[string][]byte{}, Secrets: map[string][]byte{}, Flows: map[string][]byte{}, Releases: map[string]Want{}, Images: map[string][32]byte{}, Expected: map[string]Expected{}, Policies: map[string]*api.NetworkPolicySpec{}}, devices: map[string]*entry{}}
 		w.tenants[name] = t
 	}
 	return t
@@ -115,6 +115,11 @@ func (w *worlds) set(o *api.Object, d dirty) error {
 		var spec api.SecretSpec
 		if err = decode(o.Spec, &spec); err == nil {
 			t.setData(t.Secrets, name, encode(api.ConfigData{Files: toBytes(spec.Data)}), t.usersOf(name, appSecrets), d)
+		}
+	case api.KindFlowPolicy:
+		var spec api.FlowPolicySpec
+		if err = decode(o.Spec, &spec); err == nil {
+			t.setData(t.Flows, name, encode(spec), followersOf(name), d)
 		}
 	case api.KindRelease:
 		err = t.setRelease(name, o, d)
@@ -276,6 +281,11 @@ func (t *tenant) usersOf(name string, names func(*api.FleetSpec, *App) []string)
 	}
 }
 
+// followersOf tells whether a fleet names a flow policy.
+func followersOf(name string) func(*api.FleetSpec) bool {
+	return func(s *api.FleetSpec) bool { return slices.Contains(s.FlowPolicies, name) }
+}
+
 func (t *tenant) setData(in map[string][]byte, name string, data []byte, users func(*api.FleetSpec) bool, d dirty) {
 	if old, ok := in[name]; ok && string(old) == string(data) {
 		return
@@ -357,6 +367,9 @@ func (w *worlds) unset(key api.Key, d dirty) *entry {
 		t.unsetExpected(key.Name, d)
 	case api.KindNetworkPolicy:
 		t.unsetPolicy(key.Name, d)
+	case api.KindFlowPolicy:
+		delete(t.Flows, key.Name)
+		t.touchFleets(followersOf(key.Name), d)
 	case api.KindConfig:
 		delete(t.Configs, key.Name)
 		t.touchFleets(t.usersOf(key.Name, appConfigs), d)

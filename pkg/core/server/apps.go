@@ -196,7 +196,7 @@ func (a *Apps) AdmitFleet(ctx context.Context, c Change) (Decision, error) {
 		return Decision{}, err
 	}
 	var d Decision
-	for kind, names := range map[string][]string{api.KindApp: spec.Apps, api.KindConfig: spec.Configs, api.KindSecret: spec.Secrets} {
+	for kind, names := range map[string][]string{api.KindApp: spec.Apps, api.KindConfig: spec.Configs, api.KindSecret: spec.Secrets, api.KindFlowPolicy: spec.FlowPolicies} {
 		missing, err := a.missing(ctx, c, kind, names)
 		if err != nil {
 			return Decision{}, err

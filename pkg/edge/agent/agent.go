@@ -96,6 +96,9 @@ type Config struct {
 	// Expected is told, with every manifest, the word for the boxes that are expected at this relay's site: another one
 	// when they are others. It returns at once. May be nil.
 	Expected func(word string)
+	// Flows is told, with every manifest, what becomes of packets at the box's interfaces, by name of the policy. It
+	// returns at once. May be nil.
+	Flows func(map[string]api.FlowPolicySpec)
 	// RenewTrust is asked for when a command names a signer that is not in the trust, or the manifest another sealing key.
 	RenewTrust func()
 	Hardware   func() api.Hardware

@@ -38,8 +38,9 @@ type wish struct {
 	settings *api.DeviceSettings
 	parents  []api.ParentRef
 	network  []api.FunctionPolicy
-	sealing  []byte // names the core's sealing key; nil: it was never another
-	expected string // another one: other boxes are expected at the site
+	flows    map[string]api.FlowPolicySpec // by name
+	sealing  []byte                        // names the core's sealing key; nil: it was never another
+	expected string                        // another one: other boxes are expected at the site
 }
 
 type wantedApp struct {
@@ -55,7 +56,7 @@ type sealedItem struct {
 // take reads a manifest's items. What it does not understand comes back as findings,
 // by item key; the rest stands.
 func take(m *manifest.Manifest) (w wish, findings map[string]error) {
-	w = wish{configs: map[string]api.ConfigData{}, sealed: map[string]sealedItem{}}
+	w = wish{configs: map[string]api.ConfigData{}, sealed: map[string]sealedItem{}, flows: map[string]api.FlowPolicySpec{}}
 	findings = map[string]error{}
 	for key, item := range m.Items {
 		if err := w.item(key, item); err != nil {
@@ -88,6 +89,12 @@ func (w *wish) item(key string, item manifest.Item) error {
 		w.configs[name] = c
 	case prefix+"/" == manifest.PrefixSecret:
 		w.sealed[name] = sealedItem{item.Gen, item.Body}
+	case prefix+"/" == manifest.PrefixFlow:
+		var p api.FlowPolicySpec
+		if err := decode(&p); err != nil {
+			return err
+		}
+		w.flows[name] = p
 	case key == manifest.KeyDevice:
 		w.settings = new(api.DeviceSettings)
 		return decode(w.settings)

@@ -62,6 +62,9 @@ func (a *Agent) apply(ctx context.Context, m *manifest.Signed) bool {
 	if a.cfg.Expected != nil {
 		a.cfg.Expected(w.expected)
 	}
+	if a.cfg.Flows != nil && !slices.ContainsFunc(slices.Collect(maps.Keys(findings)), func(key string) bool { return strings.HasPrefix(key, manifest.PrefixFlow) }) {
+		a.cfg.Flows(w.flows) // one that cannot be read must not take away what stands of it
+	}
 	secrets, sealFindings := a.openSecrets(w.sealed)
 	maps.Copy(findings, sealFindings)
 
