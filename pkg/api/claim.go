@@ -98,7 +98,14 @@ var (
 	percent   = regexp.MustCompile(`^([1-9][0-9]?|100)$`)
 	sharing   = regexp.MustCompile(`^(exclusive|mig|time-slicing|mps)$`)
 	numaRule  = option{setting, numaWord, "same"}
-	pageSizes = regexp.MustCompile(`^(64K|2M|32M|512M|1G|16G)$`)
+	linkState = regexp.MustCompile(`^(up|down)$`)
+	// A name that an interface can have (IFNAMSIZ is 16 with its end).
+	interfaceName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}$`)
+	// The forms alone; checkLink reads what they hold.
+	addressList = regexp.MustCompile(`^[0-9A-Fa-f.:/,]{1,256}$`)
+	oneRange    = regexp.MustCompile(`^[0-9A-Fa-f.:/]{1,64} of [0-9A-Fa-f.:/]{1,64}$`)
+	routeList   = regexp.MustCompile(`^[0-9A-Fa-f.:/, via]{1,512}$`)
+	pageSizes   = regexp.MustCompile(`^(64K|2M|32M|512M|1G|16G)$`)
 )
 
 // claimOptions are the words of each class, beside device_ids, driver and count.
@@ -116,6 +123,10 @@ var claimOptions = map[ClaimClass]map[string]option{
 	ClaimVF: {
 		"numa": numaRule, "physical": {like, anyWord, "enp3s0f0"}, "network": {setting, anyWord, "fronthaul"},
 		"rdma": {same, truth, "true"}, "trust": {same, truth, "true"}, "speed": {atLeast, number, "10000 (Mbit/s)"},
+		"card": {like, anyWord, "0000:3b:00.0"}, "link": {same, linkState, "up"},
+		"interface": {setting, interfaceName, "fast0"}, "mtu": {setting, number, "9000"},
+		"address": {setting, addressList, "192.0.2.10/24,2001:db8::10/64"}, "range": {setting, oneRange, "192.0.2.32/27 of 192.0.2.0/24"},
+		"routes": {setting, routeList, "0.0.0.0/0 via 192.0.2.1"},
 	},
 	ClaimCPU:       {"numa": numaRule, "isolated": {same, truth, "true"}},
 	ClaimHugePages: {"numa": numaRule, "size": {same, pageSizes, "2M"}},
@@ -156,6 +167,9 @@ func CheckClaim(c *Claim) *Error {
 			return &Error{Code: Invalid, Field: "options." + name, Message: quote(c.Options[name]) + " is no value of it", Remedy: "write it like " + o.example}
 		}
 	}
+	if c.Class == ClaimVF {
+		return checkLink(c)
+	}
 	return nil
 }
 
@@ -181,6 +195,8 @@ func (c *Claim) Fits(d *Claimable) string {
 		return fmt.Sprintf("it is no %s", c.Class)
 	case c.Driver != "" && c.Driver != d.Driver:
 		return fmt.Sprintf("its driver is %s", orNone(d.Driver))
+	case c.Class == ClaimVF && c.Driver == "" && d.Driver == DriverVFIO:
+		return "its driver is " + DriverVFIO // which no network knows
 	case len(c.IDs) > 0 && !slices.Contains(c.IDs, d.ID) && (d.Parent == "" || !slices.Contains(c.IDs, d.Parent)):
 		return "it is not among the devices that are named"
 	}
@@ -287,11 +303,12 @@ type DeviceBind struct {
 
 // DeviceLink moves an interface into a container's network.
 type DeviceLink struct {
-	// Name is what the box calls it now; Inside what the container will.
-	Name, Inside string
-	Addresses    []string // CIDR
-	Routes       []string // "CIDR via ADDRESS"
-	MTU          int
+	// PCI is the function that it is on, since its name changes on the way. Inside is what
+	// the container will call it; empty leaves it a name that is nobody else's.
+	PCI, Inside string
+	Addresses   []string // CIDR
+	Routes      []string // "CIDR via ADDRESS"
+	MTU         int
 }
 
 // HeldDevice is one device that a service holds, and what it means to its container.

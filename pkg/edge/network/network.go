@@ -25,6 +25,8 @@ import (
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/vishvananda/netlink"
+
+	"tributary.dev/tributary/pkg/api"
 )
 
 // Config says where things lie.
@@ -50,6 +52,8 @@ type Request struct {
 	App      string
 	Networks []string // of the app; the first becomes eth0
 	Ports    []Port
+	// Links are interfaces of hardware that the container gets beside its networks.
+	Links []api.DeviceLink
 	// Hold leaves the ports to Publish.
 	Hold bool
 }
@@ -70,6 +74,9 @@ type Manager struct {
 	mu        sync.Mutex
 	book      book
 	separated string // the bridges that the firewall knows
+
+	moving sync.Mutex // interfaces of hardware go one by one
+	parent func(netlink.Link) string
 }
 
 // New prepares folders and reads which subnets are given out.
@@ -86,7 +93,7 @@ func New(cfg Config) (*Manager, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	m := &Manager{cfg: cfg, pool: pool.Masked(), cni: libcni.NewCNIConfigWithCacheDir([]string{cfg.Bin}, filepath.Join(cfg.Run, "cni"), nil)}
+	m := &Manager{parent: parentOf, cfg: cfg, pool: pool.Masked(), cni: libcni.NewCNIConfigWithCacheDir([]string{cfg.Bin}, filepath.Join(cfg.Run, "cni"), nil)}
 	_, err = exec.LookPath("nft")
 	m.nft = err == nil
 	m.book, err = readBook(filepath.Join(cfg.State, "networks.json"))
@@ -104,7 +111,7 @@ func (m *Manager) Attach(ctx context.Context, r Request) (Result, error) {
 	had, err := m.cached(r)
 	switch there := isNamespace(path); {
 	case there && err == nil:
-		return had, nil
+		return had, m.moveAllIn(ctx, r)
 	case there || err == nil:
 		// Half of an attachment, e.g. after a power cut with leases still on disk:
 		// begin anew, or host-local would refuse a second address.
@@ -122,7 +129,19 @@ func (m *Manager) Attach(ctx context.Context, r Request) (Result, error) {
 		}
 		out.Addresses = append(out.Addresses, addr)
 	}
+	if err := m.moveAllIn(ctx, r); err != nil {
+		return out, errors.Join(err, m.Detach(ctx, r))
+	}
 	return out, nil
+}
+
+func (m *Manager) moveAllIn(ctx context.Context, r Request) error {
+	for _, l := range r.Links {
+		if err := m.moveIn(ctx, m.Namespace(r.ID), l); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (m *Manager) join(ctx context.Context, r Request, i int, name string) (netip.Addr, error) {
@@ -172,7 +191,7 @@ func (m *Manager) Addresses(r Request) []netip.Addr {
 // Detach gives ports and addresses back and removes the namespace.
 func (m *Manager) Detach(ctx context.Context, r Request) error {
 	r.Hold = false // what was held may have been published since
-	var errs []error
+	errs := []error{m.moveOut(m.Namespace(r.ID))}
 	for i, name := range slices.Backward(r.Networks) {
 		list, err := m.conf(r, name, i == 0)
 		if err == nil {

@@ -1,0 +1,210 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/workload/workloadtest"
+)
+
+// card stands for a virtual function, which machines that run tests have none of: an
+// interface of software whose alias says which function it is on. What the kernel does with
+// one of hardware when its namespace ends is tried in a guest (tests/machines).
+func card(t *testing.T, m *Manager, name, pci string) {
+	t.Helper()
+	m.parent = func(l netlink.Link) string { return l.Attrs().Alias }
+	l := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: 1400, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 9}}, PeerName: "cable"}
+	if err := netlink.LinkAdd(l); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if far, err := netlink.LinkByName("cable"); err == nil {
+			_ = netlink.LinkDel(far) // and with it the near end, wherever that is
+		}
+	})
+	far, err := netlink.LinkByName("cable")
+	if err == nil {
+		err = netlink.LinkSetUp(far)
+	}
+	if err := errors.Join(err, netlink.LinkSetAlias(l, pci)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// bare is a manager that needs no plugins.
+func bare(t *testing.T) *Manager {
+	t.Helper()
+	if why := workloadtest.Missing(); why != "" {
+		t.Skip(why) // it has no namespace of its own
+	}
+	dir := t.TempDir()
+	m, err := New(Config{State: filepath.Join(dir, "state"), Run: filepath.Join(dir, "run"), Pool: "10.98.0.0/16"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func atHome(t *testing.T, m *Manager, pci string) *netlink.LinkAttrs {
+	t.Helper()
+	var at *netlink.LinkAttrs
+	err := withHandle(func(h *netlink.Handle) error {
+		l, err := m.linkOn(h, pci)
+		if l != nil {
+			at = l.Attrs()
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return at
+}
+
+const function = "0000:01:10.0"
+
+func checkHome(t *testing.T, m *Manager) {
+	t.Helper()
+	at := atHome(t, m, function)
+	if at == nil || at.Name != "vf0" || at.MTU != 1400 || at.HardwareAddr.String() != "02:00:00:00:00:09" || at.Flags&net.FlagUp != 0 {
+		t.Fatalf("it is back as %+v", at)
+	}
+	if away, err := m.Away(); err != nil || len(away) != 0 {
+		t.Errorf("away: %v, %v", away, err)
+	}
+}
+
+// An interface goes into a container with name, addresses and routes, and is as it was when
+// the container goes; again and again.
+func TestLinkMovesAndReturns(t *testing.T) {
+	m := bare(t)
+	card(t, m, "vf0", function)
+	ctx := context.Background()
+	r := Request{ID: "c1", App: "ran", Links: []api.DeviceLink{{PCI: function, Inside: "eth0", Addresses: []string{"192.0.2.10/24", "2001:db8::10/64"}, Routes: []string{"0.0.0.0/0 via 192.0.2.1", "198.51.100.0/24"}, MTU: 1300}}}
+	for range 3 {
+		for range 2 { // it may be repeated
+			if _, err := m.Attach(ctx, r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if at := atHome(t, m, function); at != nil {
+			t.Fatalf("it is still here: %+v", at)
+		}
+		err := enterLinks(m.Namespace("c1"), func(h *netlink.Handle) error {
+			l, err := h.LinkByName("eth0")
+			if err != nil {
+				return err
+			}
+			addrs, err := h.AddrList(l, netlink.FAMILY_ALL)
+			if err != nil {
+				return err
+			}
+			routes, err := h.RouteList(l, netlink.FAMILY_V4)
+			if l.Attrs().MTU != 1300 || l.Attrs().Flags&net.FlagUp == 0 || len(addrs) < 2 || len(routes) != 3 {
+				t.Errorf("inside: %+v, %v, %v", l.Attrs(), addrs, routes)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if away, err := m.Away(); err != nil || away[function] != "c1" {
+			t.Errorf("away: %v, %v", away, err)
+		}
+		if err := m.Release("c1"); err != nil {
+			t.Fatal(err)
+		}
+		checkHome(t, m)
+		if err := m.Detach(ctx, r); err != nil {
+			t.Fatal(err)
+		}
+		checkHome(t, m)
+	}
+}
+
+// Cut short anywhere, a move is gone on with or taken back: another manager, as after kill
+// -9, finds the interface.
+func TestLinkIsFoundAgain(t *testing.T) {
+	for _, cut := range []string{"recorded", "renamed", "moved", "back under another name"} {
+		t.Run(cut, func(t *testing.T) {
+			first := bare(t)
+			card(t, first, "vf0", function)
+			ctx := context.Background()
+			r := Request{ID: "c1", App: "ran", Links: []api.DeviceLink{{PCI: function, Inside: "fast0", Addresses: []string{"192.0.2.10/24"}}}}
+			if _, err := first.Attach(ctx, r); err != nil {
+				t.Fatal(err)
+			}
+			record, err := os.ReadFile(first.recordOf(function))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if cut != "moved" {
+				if err := first.Release("c1"); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(first.recordOf(function), record, 0o644); err != nil {
+					t.Fatal(err)
+				}
+				l, err := netlink.LinkByName("vf0")
+				if err == nil && cut == "renamed" {
+					err = netlink.LinkSetName(l, "trf9")
+				}
+				if err == nil && cut == "back under another name" {
+					err = netlink.LinkSetName(l, "dev12")
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			second, err := New(first.cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			second.parent = first.parent
+			if err := second.Recover(); err != nil {
+				t.Fatal(err)
+			}
+			if cut != "moved" {
+				checkHome(t, second)
+			}
+			if _, err := second.Attach(ctx, r); err != nil {
+				t.Fatal(err)
+			}
+			if at := atHome(t, second, function); at != nil {
+				t.Errorf("it is still here: %+v", at)
+			}
+			other := r
+			other.ID = "c2"
+			if _, err := second.Attach(ctx, other); err == nil {
+				t.Error("another container got what the first has")
+			}
+			if err := second.Detach(ctx, r); err != nil {
+				t.Fatal(err)
+			}
+			checkHome(t, second)
+		})
+	}
+}
+
+// What cannot be given leaves nothing behind.
+func TestLinkThatIsNotThere(t *testing.T) {
+	m := bare(t)
+	card(t, m, "vf0", function)
+	ctx := context.Background()
+	for _, l := range []api.DeviceLink{{PCI: "0000:01:10.1", Inside: "x"}, {PCI: function, Inside: "lo"}, {PCI: function, Addresses: []string{"nonsense"}}, {PCI: function, Routes: []string{"0.0.0.0/0 via 192.0.2.1"}}} {
+		if _, err := m.Attach(ctx, Request{ID: "c3", App: "ran", Links: []api.DeviceLink{l}}); err == nil {
+			t.Errorf("%+v was given", l)
+		}
+		if isNamespace(m.Namespace("c3")) {
+			t.Error("its namespace stays")
+		}
+		checkHome(t, m)
+	}
+}
