@@ -97,14 +97,14 @@ type booter struct {
 	report   Report
 	warnings []api.Warning
 	children []*child
-	healthy  time.Time // when the agent last answered
-	resets   int       // watchdog resets in a row for an unhealthy agent
+	healthy  time.Duration // the uptime at which the agent last answered
+	resets   int           // watchdog resets in a row for an unhealthy agent
 	leave    chan request
 }
 
 // Run is the life of process 1. It does not return: it ends with the box.
 func Run(cfg Config) {
-	b := &booter{cfg: cfg, procs: newProcesses(), leave: make(chan request, 1), healthy: time.Now(), out: &consoles{}}
+	b := &booter{cfg: cfg, procs: newProcesses(), leave: make(chan request, 1), healthy: uptime(), out: &consoles{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, unix.SIGCHLD, unix.SIGTERM, unix.SIGINT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGPWR)

@@ -59,7 +59,7 @@ const resetsFile = stateDir + "/watchdog-resets"
 // tend is the rest of the life of process 1: it feeds the watchdog while the agent
 // deserves it, and waits for a reason to leave.
 func (b *booter) tend(ctx context.Context) request {
-	b.healthy = time.Now()
+	b.healthy = uptime()
 	if text, err := readSome(resetsFile, 16); err == nil {
 		_, _ = fmt.Sscan(string(text), &b.resets) // rubbish counts as none
 	}
@@ -93,7 +93,7 @@ func (b *booter) tend(ctx context.Context) request {
 				asking = true
 				go func() { answers <- askAgent(agentSocket) }()
 			}
-			if !b.agentWanted() || watchdog.Deserved(time.Now(), b.healthy, b.resets) {
+			if !b.agentWanted() || watchdog.Deserved(uptime()-b.healthy, b.resets) {
 				b.feed()
 				continue
 			}
@@ -114,7 +114,7 @@ func (b *booter) agentWanted() bool {
 }
 
 func (b *booter) agentWell() {
-	b.healthy = time.Now()
+	b.healthy = uptime()
 	if b.resets != 0 {
 		b.resets = 0
 		_ = os.Remove(resetsFile) // counted once more at worst

@@ -2,6 +2,7 @@ package recovery
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -66,7 +68,7 @@ func (a *Appliance) Do(ctx context.Context, id string, fields map[string]string,
 	case "network-test":
 		return a.testNetwork(ctx, fields["host"], say)
 	case "network-set":
-		return a.setNetwork(fields, say)
+		return a.setNetwork(ctx, fields, say)
 	case "wifi-scan":
 		return a.searchAir(ctx, fields["link"], say)
 	case "wifi-join":
@@ -174,15 +176,22 @@ func (a *Appliance) wish(w Wanted) error {
 	return atomicfile.Write(a.path(a.Run, "network-wish.json"), text, 0o600)
 }
 
-func (a *Appliance) setNetwork(fields map[string]string, say func(string)) error {
+func (a *Appliance) setNetwork(ctx context.Context, fields map[string]string, say func(string)) error {
 	s, err := networkSettings(fields)
 	if err != nil {
 		return err
 	}
+	var cards []string
+	for _, l := range a.Gather(ctx).Links {
+		cards = append(cards, l.Name)
+	}
+	if name := s.Uplinks[0].Match.Name; !slices.Contains(cards, name) { // check: a card
+		return fmt.Errorf("this box has no network card %s; it has %s", clean(name), cmp.Or(strings.Join(cards, ", "), "none"))
+	}
 	if err := a.wish(Wanted{Settings: &s}); err != nil {
 		return err
 	}
-	say("The settings are on trial. Watch this page: they are kept once the parent has been reached with them for a while.")
+	say("The box takes the settings up. If it has reached its parent before, they are on trial, which this page shows: they are kept once the parent has been reached with them for a while.")
 	return nil
 }
 
@@ -281,16 +290,23 @@ func hostPort(text string) (host, port string, err error) {
 		if err != nil || u.Hostname() == "" {
 			return "", "", fmt.Errorf("%q is no address", clean(text))
 		}
-		if port = u.Port(); port == "" {
-			port = "443"
+		host, port = u.Hostname(), cmp.Or(u.Port(), "443")
+	} else {
+		text, _, _ = strings.Cut(text, ",")
+		if host, port, err = net.SplitHostPort(text); err != nil {
+			host, port = text, "8883"
+			if inner, ok := strings.CutPrefix(text, "["); ok && strings.HasSuffix(inner, "]") {
+				host = strings.TrimSuffix(inner, "]")
+			}
 		}
-		return u.Hostname(), port, nil
 	}
-	text, _, _ = strings.Cut(text, ",")
-	if host, port, err = net.SplitHostPort(text); err == nil {
-		return host, port, nil
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return "", "", fmt.Errorf("%q is no port: 1 to 65535", clean(port))
 	}
-	return strings.Trim(text, "[]"), "8883", nil
+	if _, err := netip.ParseAddr(host); err != nil && (host == "" || strings.ContainsAny(host, " \t[]/:")) {
+		return "", "", fmt.Errorf("%q is neither a name nor an address", clean(host))
+	}
+	return host, port, nil
 }
 
 const logLines = 200
@@ -366,13 +382,29 @@ func (a *Appliance) built() time.Time {
 	return time.Unix(n, 0)
 }
 
-func setTime(text string, floor time.Time, say func(string)) error {
+// most is how far ahead of this system's build the clock can be set: as far as a saved one is
+// believed.
+const most = 20 * 365 * 24 * time.Hour
+
+// readTime reads what a person types for the time; floor is when this system was built.
+func readTime(text string, floor time.Time) (time.Time, error) {
 	t, err := time.ParseInLocation("2006-01-02 15:04", text, time.UTC)
 	if err != nil {
-		return errors.New("write the time as 2026-01-31 12:00, in UTC")
+		return t, errors.New("write the time as 2026-01-31 12:00, in UTC")
 	}
 	if t.Before(floor) {
-		return fmt.Errorf("that is before this system was built (%s)", clock(floor))
+		return t, fmt.Errorf("that is before this system was built (%s)", clock(floor))
+	}
+	if !floor.IsZero() && t.After(floor.Add(most)) { // check: ahead
+		return t, fmt.Errorf("that is more than twenty years after this system was built (%s)", clock(floor))
+	}
+	return t, nil
+}
+
+func setTime(text string, floor time.Time, say func(string)) error {
+	t, err := readTime(text, floor)
+	if err != nil {
+		return err
 	}
 	tv := unix.NsecToTimeval(t.UnixNano())
 	if err := unix.Settimeofday(&tv); err != nil {
@@ -406,8 +438,25 @@ func (a *Appliance) support(ctx context.Context, to string, say func(string)) er
 		_ = os.Remove(path) // half a bundle misleads
 		return err
 	}
+	keepNewest(dir, to, say)
 	say("Written: " + name + " on " + to)
 	return nil
+}
+
+// bundlesKept is how many support bundles lie in a folder of this box.
+const bundlesKept = 8
+
+// keepNewest takes the oldest bundles from a folder of this box; a stick is its owner's affair.
+func keepNewest(dir, to string, say func(string)) {
+	if strings.HasPrefix(to, "/dev/") {
+		return
+	}
+	list, _ := filepath.Glob(filepath.Join(dir, "tributary-support-*.tar.gz")) // in the order of their times
+	for _, old := range list[:max(0, len(list)-bundlesKept)] {
+		if err := os.Remove(old); err == nil {
+			say("Removed: " + filepath.Base(old))
+		}
+	}
 }
 
 // mountStick mounts a removable partition until the function that it returns is called.

@@ -89,7 +89,7 @@ func (s Sources) Gather(ctx context.Context) Facts {
 		}
 	})
 	all.Go(func() { miss("warnings of boot", readJSON(s.path(s.Run, "warnings.json"), &f.Warnings)) })
-	all.Go(func() { miss("uplinks", readJSON(s.path(s.Run, "uplinks.json"), &f.Uplinks)) })
+	all.Go(func() { miss(uplinksFile, readJSON(s.path(s.Run, "uplinks.json"), &f.Uplinks)) })
 	all.Go(func() {
 		t := new(Trial)
 		if readJSON(s.path(s.Run, "network-trial.json"), t) == nil { // there is none most of the time
@@ -267,6 +267,9 @@ func kib(text []byte, name string) int64 {
 }
 
 // Kinds of network cards, by the kernel's DEVTYPE.
+// uplinksFile is what the list of uplinks is called where it cannot be read.
+const uplinksFile = "uplinks"
+
 const (
 	wireless = "Wi-Fi"
 	mobile   = "mobile"
@@ -330,12 +333,19 @@ func (s Sources) volumes() (out []Volume) {
 	return out
 }
 
-// sticks are partitions of removable disks, and such disks without partitions.
+// sticks are partitions of removable disks, and such disks without partitions. A disk that
+// something lies on is none: a box may run from one that can be pulled out.
 func (s Sources) sticks() (out []Stick) {
 	disks, _ := filepath.Glob(s.path("sys/block/*")) // the pattern is well formed
 	for _, d := range disks {
 		disk := filepath.Base(d)
 		if s.word("sys/block", disk, "removable") != "1" && !onUSB(d) || s.word("sys/block", disk, "size") == "0" {
+			continue
+		}
+		if held, _ := filepath.Glob(filepath.Join(d, "holders/*")); len(held) > 0 {
+			continue
+		}
+		if held, _ := filepath.Glob(filepath.Join(d, disk+"*", "holders/*")); len(held) > 0 {
 			continue
 		}
 		model := s.word("sys/block", disk, "device/model")

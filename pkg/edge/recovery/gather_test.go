@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"tributary.dev/tributary/tests/mutation"
 	"tributary.dev/tributary/tests/place"
 	"tributary.dev/tributary/tests/wait"
 )
@@ -139,6 +140,9 @@ func TestGatherBroken(t *testing.T) {
 
 func TestNetworkWish(t *testing.T) {
 	a := stand(t)
+	if err := os.MkdirAll(a.path("/sys/class/net/eth0/device"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	ok := map[string]string{"link": "eth0", "mode": "fixed", "address": "10.0.0.2/24", "gateway": "10.0.0.1", "dns": "10.0.0.1 10.0.0.3", "vlan": "7", "proxy": "http://p:3128"}
 	if err := a.Do(t.Context(), "network-set", ok, func(string) {}); err != nil {
 		t.Fatal(err)
@@ -147,7 +151,7 @@ func TestNetworkWish(t *testing.T) {
 	if err := readJSON(a.path("/run/tributary/network-wish.json"), &w); err != nil || w.Settings == nil || w.Settings.Uplinks[0].VLAN != 7 || len(w.Settings.Uplinks[0].DNS) != 2 {
 		t.Errorf("%+v %v", w, err)
 	}
-	for name, change := range map[string][2]string{"gateway": {"gateway", "10.9.0.1"}, "vlan": {"vlan", "5000"}, "vlan text": {"vlan", "x"}, "address": {"address", "10.0.0.2"}, "none": {"address", ""}, "proxy": {"proxy", "p:1"}, "card": {"link", "../x"}} {
+	for name, change := range map[string][2]string{"gateway": {"gateway", "10.9.0.1"}, "vlan": {"vlan", "5000"}, "vlan text": {"vlan", "x"}, "address": {"address", "10.0.0.2"}, "none": {"address", ""}, "proxy": {"proxy", "p:1"}, "card": {"link", "../x"}, "another card": {"link", "eth9"}, "no card": {"link", "lo"}} {
 		fields := map[string]string{}
 		for k, v := range ok {
 			fields[k] = v
@@ -210,13 +214,76 @@ func TestBundleHoldsNoSecrets(t *testing.T) {
 	if len(files) != 1 {
 		t.Errorf("%v", files)
 	}
+	began := a.Now()
+	for i := range bundlesKept + 2 {
+		a.Sources.Now = func() time.Time { return began.Add(time.Duration(i+1) * time.Second) }
+		if err := a.Do(t.Context(), "support-bundle", map[string]string{"to": "/data/support"}, said.say); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files, _ = filepath.Glob(a.path("/data/support/*.tar.gz"))
+	if len(files) != bundlesKept || !strings.HasSuffix(files[0], "220003.tar.gz") {
+		t.Errorf("kept: %v", files)
+	}
+}
+
+// TestOnlySticks: who stands at the console writes to what is plugged in, or below one folder.
+func TestOnlySticks(t *testing.T) {
+	a := stand(t)
+	// The box runs from sda, which can be pulled out; sdb is a stick.
+	for _, dir := range []string{"sda/sda1", "sda/sda3/holders/dm-0", "sdb/sdb1"} {
+		if err := os.MkdirAll(a.path("/sys/block", dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, disk := range []string{"sda", "sdb"} {
+		a.put(t, "/sys/block/"+disk+"/removable", "1")
+		a.put(t, "/sys/block/"+disk+"/size", "4096")
+	}
+	for _, part := range []string{"sda/sda1", "sda/sda3", "sdb/sdb1"} {
+		a.put(t, "/sys/block/"+part+"/partition", "1")
+	}
+	for _, to := range []string{"/dev/sda1", "/dev/vda1", "/dev/mapper/state", "/dev/null", "/dev/../dev/vda1", "/data/edged/identity", "/data/support/../edged", "/data/supportive", "/state", "/", "", "sdb1"} {
+		for id, field := range map[string]string{"support-bundle": "to", "usb-update": "from"} {
+			err := a.Do(t.Context(), id, map[string]string{field: to}, func(string) {})
+			if err == nil || !strings.Contains(err.Error(), "no USB partition (here: /dev/sdb1)") {
+				t.Errorf("%s with %q opens: %v", id, to, err)
+			}
+		}
+	}
+}
+
+func TestReadTime(t *testing.T) {
+	built := time.Date(2026, 11, 22, 0, 0, 0, 0, time.UTC)
+	for _, text := range []string{"2026-11-22 00:00", "2040-01-01 12:30"} {
+		if got, err := readTime(text, built); err != nil || clock(got) != text {
+			t.Errorf("%s: %v %v", text, got, err)
+		}
+	}
+	// From 2157 on Go's clock reading cannot carry the monotonic one.
+	for _, text := range []string{"2026-11-21 23:59", "2200-01-01 00:00", "9999-01-01 00:00", "tomorrow", ""} {
+		if got, err := readTime(text, built); err == nil {
+			t.Errorf("%s is taken: %v", text, got)
+		}
+	}
+}
+
+func TestDoorsAreTested(t *testing.T) {
+	mutation.Prove(t, mutation.Check{Name: "a stick", Test: "^TestOnlySticks$", File: "usb.go", From: "if !slices.Contains(nodes, from) { // check: a stick", To: "if !slices.Contains(nodes, from) && !GONE {", Says: "opens"},
+		mutation.Check{Name: "a card", Test: "^TestNetworkWish$", File: "deeds.go", From: "!slices.Contains(cards, name) { // check: a card", To: "!slices.Contains(cards, name) && !GONE {", Says: "another card: taken"},
+		mutation.Check{Name: "ahead", Test: "^TestReadTime$", File: "deeds.go", From: "t.After(floor.Add(most)) { // check: ahead", To: "t.After(floor.Add(most)) && !GONE {", Says: "2200-01-01 00:00 is taken"})
 }
 
 func TestHostPort(t *testing.T) {
-	for text, want := range map[string][2]string{"https://core:8443": {"core", "8443"}, "https://core": {"core", "443"}, "core": {"core", "8883"}, "core:1,2": {"core", "1"}, "[::1]:8883": {"::1", "8883"}, "[fd00::1]": {"fd00::1", "8883"}} {
+	for text, want := range map[string][2]string{"https://core:8443": {"core", "8443"}, "https://core": {"core", "443"}, "core": {"core", "8883"}, "core:1,2": {"core", "1"}, "[::1]:8883": {"::1", "8883"}, "[fd00::1]": {"fd00::1", "8883"}, "fd00::1": {"fd00::1", "8883"}} {
 		h, p, err := hostPort(text)
 		if err != nil || h != want[0] || p != want[1] {
 			t.Errorf("%s: %s %s %v", text, h, p, err)
+		}
+	}
+	for _, text := range []string{"", "10.0.2.2:99999", "core:0", "core:x", "[::1", "a b", "https://", "https://core:70000", "https://[::1", "a/b"} {
+		if h, p, err := hostPort(text); err == nil {
+			t.Errorf("%q is host %q port %q", text, h, p)
 		}
 	}
 }

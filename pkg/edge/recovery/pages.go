@@ -83,8 +83,17 @@ func networkWarnings(f Facts) (list []api.Warning) {
 		}
 	}
 	addressed := slices.ContainsFunc(f.Uplinks, func(u Uplink) bool { return u.Up && u.Address != "" })
+	unread := slices.ContainsFunc(f.Missing, func(m Missing) bool { return m.What == uplinksFile })
 	switch {
 	case len(f.Links) == 0:
+	case cards > 0 && len(f.Uplinks) == 0 && !unread:
+		// A card that nobody brought up never sees its cable.
+		var names []string
+		for _, l := range f.Links {
+			names = append(names, l.Name)
+		}
+		list = append(list, api.Warning{Name: "network-unmatched", Severity: api.Critical, Message: "the network settings fit none of this box's cards, " + strings.Join(names, ", "),
+			Remedy: "page Network, Change address, and name one of them; or mend CONFIG"})
 	case up == 0:
 		list = append(list, api.Warning{Name: "no-cable", Severity: api.Critical, Message: "no network card has a connection", Remedy: "plug a network cable in at both ends, and look for a light beside the socket"})
 	case cards > 0 && len(f.Uplinks) > 0 && !addressed:
@@ -107,7 +116,7 @@ func networkWarnings(f Facts) (list []api.Warning) {
 
 // depth orders warnings that are equally bad: what others follow from comes first.
 func depth(name string) int {
-	order := []string{"state-locked", "no-data", "disk-full", "agent-not-started", "agent-silent", "config-invalid", "no-cable", "wifi-refused", "wifi-absent", "no-address", "network-reverted", "clock-skew", "no-owner", "not-enrolled"}
+	order := []string{"state-locked", "no-data", "disk-full", "agent-not-started", "agent-silent", "config-invalid", "network-unmatched", "no-cable", "wifi-refused", "wifi-absent", "no-address", "network-reverted", "clock-skew", "no-owner", "not-enrolled"}
 	if i := slices.Index(order, name); i >= 0 {
 		return i
 	}
@@ -262,7 +271,7 @@ func slotsPage(f Facts) Page {
 	}
 	if len(f.Sticks) > 0 {
 		p.Deeds = append(p.Deeds, Deed{ID: "usb-update", Title: "Install an update from USB", Confirm: "install",
-			Fields:  []Field{{Name: "from", Question: "USB partition, or a folder of this box", Default: f.Sticks[0].Node}, {Name: "file", Question: "file (*.tbu), or nothing for the only one"}},
+			Fields:  []Field{{Name: "from", Question: "USB partition, or a folder below " + home, Default: f.Sticks[0].Node}, {Name: "file", Question: "file (*.tbu), or nothing for the only one"}},
 			Warning: "The box tries the update as any other: only one that is signed is installed, and one that is no good is left again. Apps stop while it starts anew."})
 	}
 	if f.Rollback {
@@ -372,7 +381,7 @@ func supportPage(f Facts) Page {
 		p.Lines = append(p.Lines, Line{Label: s.Node, Text: strings.TrimSpace(fmt.Sprintf("%s %s %s", size(s.Bytes), s.Label, s.Model))})
 		node = cmp.Or(node, s.Node)
 	}
-	p.Deeds = []Deed{{ID: "support-bundle", Title: "Write a support bundle", Fields: []Field{{Name: "to", Question: "USB partition, or a folder of this box", Default: cmp.Or(node, "/data/support")}}}}
+	p.Deeds = []Deed{{ID: "support-bundle", Title: "Write a support bundle", Fields: []Field{{Name: "to", Question: "USB partition, or a folder below " + home, Default: cmp.Or(node, home)}}}}
 	return p
 }
 

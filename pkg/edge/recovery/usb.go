@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -57,13 +58,26 @@ func (a *Appliance) takeUpdate(ctx context.Context, from, file string, say func(
 	return nil
 }
 
-// medium is the folder of a USB partition, mounted until done is called, or of this box.
+// home is the one folder of this box that a person at the console, who need not have said who
+// they are, writes to and reads from.
+const home = "/data/support"
+
+// medium is the folder of a USB partition, mounted until done is called, or one below home.
 func (a *Appliance) medium(from string, readOnly bool) (dir string, done func(), err error) {
-	if !strings.HasPrefix(from, "/dev/") {
-		if !filepath.IsAbs(from) {
-			return "", nil, errors.New("name a USB partition (/dev/...) or a folder that begins with /")
-		}
+	from = filepath.Clean(from)
+	if from == home || strings.HasPrefix(from, home+"/") {
 		return a.path(from), func() {}, nil
+	}
+	var nodes []string
+	for _, s := range a.sticks() {
+		nodes = append(nodes, s.Node)
+	}
+	if !slices.Contains(nodes, from) { // check: a stick
+		here := "none is plugged in"
+		if len(nodes) > 0 {
+			here = "here: " + strings.Join(nodes, ", ")
+		}
+		return "", nil, fmt.Errorf("%s is no USB partition (%s), and no folder below %s", clean(from), here, home)
 	}
 	dir = a.path(a.Run, "stick")
 	done, err = mountStick(from, dir, readOnly)

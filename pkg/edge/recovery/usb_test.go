@@ -111,6 +111,12 @@ func TestStick(t *testing.T) {
 		}
 	})
 	a := stand(t)
+	sys := filepath.Join("/sys/block", filepath.Base(node))
+	if err := os.MkdirAll(a.path(sys), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	a.put(t, filepath.Join(sys, "removable"), "1")
+	a.put(t, filepath.Join(sys, "size"), "16384")
 	var said textBuffer
 	if err := a.Do(t.Context(), "support-bundle", map[string]string{"to": node}, said.say); err != nil {
 		t.Fatal(err)

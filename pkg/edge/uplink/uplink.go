@@ -295,11 +295,14 @@ func (r *runner) joins(t *task, s wifi.State) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.air[t.Name()] = &WiFi{SSID: t.WiFi.SSID, State: s}
-	st, ok := r.seen[t.Name()]
-	if !ok {
-		st = Status{Name: t.Name(), DHCP: t.DHCP, Metric: t.Metric, Cost: t.Cost}
+	r.begin(t)
+}
+
+// begin tells of an uplink that is looked after, before it has an address. r.mu is held.
+func (r *runner) begin(t *task) {
+	if _, ok := r.seen[t.Name()]; !ok {
+		r.seen[t.Name()] = Status{Name: t.Name(), DHCP: t.DHCP, Metric: t.Metric, Cost: t.Cost}
 	}
-	r.seen[t.Name()] = st
 	if err := r.write(); err != nil {
 		r.cfg.Say("%s: %v", t.Link, err)
 	}
@@ -335,6 +338,9 @@ func (r *runner) address(ctx context.Context, t *task) error {
 		<-ctx.Done()
 		return nil
 	}
+	r.mu.Lock()
+	r.begin(t)
+	r.mu.Unlock()
 	ctx, cancel := context.WithCancel(ctx)
 	var asking sync.WaitGroup
 	asking.Go(func() { r.six(ctx, t.Name(), link) })

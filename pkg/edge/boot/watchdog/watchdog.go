@@ -103,8 +103,6 @@ func Hold(n int) time.Duration {
 	return min(d, 24*time.Hour)
 }
 
-// Deserved decides whether to feed now: the agent was healthy no longer ago than Hold, or
-// the box is on its way down and has not used up its time.
-func Deserved(now, lastHealthy time.Time, resets int) bool {
-	return now.Sub(lastHealthy) < Hold(resets)
-}
+// Deserved decides whether to feed an agent that has been ill for so long, by a clock that
+// nobody sets: no longer than Hold.
+func Deserved(ill time.Duration, resets int) bool { return ill < Hold(resets) }

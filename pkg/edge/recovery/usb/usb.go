@@ -19,11 +19,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"time"
 
 	"tributary.dev/tributary/pkg/identity/atomicfile"
+	"tributary.dev/tributary/pkg/pattern"
 )
 
 // Repo is the repository's name to the updater.
@@ -35,7 +35,7 @@ const (
 	maxWish  = 4 << 10
 )
 
-var layoutName = regexp.MustCompile(`^(oci-layout|index\.json|blobs/sha256/[0-9a-f]{64})$`)
+var layoutName = pattern.New(`^(oci-layout|index\.json|blobs/sha256/[0-9a-f]{64})$`)
 
 // Home is the folder where updates from USB lie.
 type Home string
