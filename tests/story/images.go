@@ -15,7 +15,11 @@ import (
 // PushImages makes the demo's images and pushes them to the core's registry with
 // edgectl, by the ordinary OCI protocol.
 func (s *Story) PushImages(ctx context.Context) error {
-	dir := filepath.Join(s.Root, ".cache", strings.Join(append([]string{"images"}, s.Arches...), "-"))
+	root, err := filepath.Abs(s.Root) // the images are made from there, by another process
+	if err != nil {
+		return err
+	}
+	dir := filepath.Join(root, ".cache", strings.Join(append([]string{"images"}, s.Arches...), "-"))
 	if err := s.makeImages(ctx, dir); err != nil {
 		return err
 	}
