@@ -103,7 +103,7 @@ func (b *box) makeUpdate() (*update.Manager, error) {
 		},
 		Want: b.wantedRelease, Health: b.trialHealth, Floor: floor.get, Raise: floor.raise,
 		Open: func(t time.Time) bool { return b.updateSettings().UpdateHours.Contain(t) }, Rate: func() int64 { return b.updateSettings().UpdateBytesPerSecond },
-		Trusted: func() bool { return false }, Reboot: func(ctx context.Context, reason string) error { _, err := boot.Ask(ctx, "reboot", reason); return err },
+		Past: b.clock.Floor, Reboot: func(ctx context.Context, reason string) error { _, err := boot.Ask(ctx, "reboot", reason); return err },
 		Now: b.clock.Now, Uptime: uptime, Log: b.log,
 		Deadlines: update.Default.Within(words.Seconds("tributary.trial", 0, trialMost)), Panic: update.LastWords(panicFile),
 		Room: func() func() {

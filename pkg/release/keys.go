@@ -52,21 +52,25 @@ func ReadKey(file string) (crypto.Signer, error) {
 // SignFile puts roots, where there are some, and one more signature, where there is a key, into a bundle. The digest is
 // the one by which boxes ask for it: signing changes it.
 func SignFile(file string, key crypto.Signer, roots ...[]byte) (digest string, err error) {
-	f, err := os.Open(file)
+	return ChangeFile(file, func(b *Bundle) (err error) {
+		if len(roots) > 0 {
+			b.Roots = roots
+		}
+		if key != nil {
+			b.Targets, err = AddSignature(b.Targets, key)
+		}
+		return err
+	})
+}
+
+// ChangeFile changes a bundle where it lies, and answers the digest that it then has. On an error the file is as it was.
+func ChangeFile(file string, change func(*Bundle) error) (digest string, err error) {
+	b, err := ReadFile(file)
 	if err != nil {
 		return "", err
 	}
-	b, err := ReadBundle(f)
-	if err = errors.Join(err, f.Close()); err != nil {
+	if err := change(b); err != nil {
 		return "", err
-	}
-	if len(roots) > 0 {
-		b.Roots = roots
-	}
-	if key != nil {
-		if b.Targets, err = AddSignature(b.Targets, key); err != nil {
-			return "", err
-		}
 	}
 	var out bytes.Buffer
 	if err := b.Write(&out); err != nil {
@@ -76,4 +80,14 @@ func SignFile(file string, key crypto.Signer, roots ...[]byte) (digest string, e
 		return "", err
 	}
 	return digest, atomicfile.Write(file, out.Bytes(), 0o644)
+}
+
+// ReadFile reads a bundle.
+func ReadFile(file string) (*Bundle, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	b, err := ReadBundle(f)
+	return b, errors.Join(err, f.Close())
 }

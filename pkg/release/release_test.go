@@ -50,7 +50,11 @@ func sign(t testing.TB, raw []byte, by ...crypto.Signer) []byte {
 }
 
 func makeRoot(t testing.TB, version int64, root []crypto.PublicKey, rt int, rel []crypto.PublicKey, st int, by ...crypto.Signer) []byte {
-	raw, err := NewRoot(version, soon, root, rt, rel, st)
+	return makeRootUntil(t, version, soon, root, rt, rel, st, by...)
+}
+
+func makeRootUntil(t testing.TB, version int64, end time.Time, root []crypto.PublicKey, rt int, rel []crypto.PublicKey, st int, by ...crypto.Signer) []byte {
+	raw, err := NewRoot(version, end, root, rt, rel, st)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +62,11 @@ func makeRoot(t testing.TB, version int64, root []crypto.PublicKey, rt int, rel 
 }
 
 func makeTargets(t testing.TB, d []byte, by ...crypto.Signer) []byte {
-	raw, err := NewTargets(d, 1, soon)
+	return makeTargetsUntil(t, d, soon, by...)
+}
+
+func makeTargetsUntil(t testing.TB, d []byte, end time.Time, by ...crypto.Signer) []byte {
+	raw, err := NewTargets(d, 1, end)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,6 +111,9 @@ func TestSignatures(t *testing.T) {
 		{"a root left out", [][]byte{third}, makeTargets(t, d, nsk[0]), d, now, false},
 		{"a root by too few", [][]byte{makeRoot(t, 2, rp, 2, evilPublic, 1, rk[0])}, makeTargets(t, d, evil[0]), d, now, false},
 		{"a root by strangers", [][]byte{makeRoot(t, 2, evilPublic, 2, evilPublic, 1, evil[0], evil[1])}, makeTargets(t, d, evil[0]), d, now, false},
+		{"the root ended", nil, makeTargetsUntil(t, d, soon.AddDate(9, 0, 0), sk[0], sk[1]), d, soon.AddDate(1, 0, 0), false},
+		{"the root ended, but the time is not known", nil, makeTargetsUntil(t, d, soon.AddDate(9, 0, 0), sk[0], sk[1]), d, time.Time{}, true},
+		{"the root ended, and was rotated", [][]byte{makeRootUntil(t, 2, soon.AddDate(5, 0, 0), rp, 2, nsp, 1, rk[1], rk[2])}, makeTargetsUntil(t, d, soon.AddDate(9, 0, 0), nsk[0]), d, soon.AddDate(1, 0, 0), true},
 		{"a root without its own keys", [][]byte{makeRoot(t, 2, evilPublic, 1, nsp, 1, rk[0], rk[1])}, makeTargets(t, d, nsk[0]), d, now, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -2,13 +2,10 @@ package release
 
 import (
 	"bytes"
-	"crypto"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
 
-	"github.com/sigstore/sigstore/pkg/signature"
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
 	"tributary.dev/tributary/pkg/api"
@@ -69,9 +66,6 @@ func (t *Trusted) Raw() []byte { return bytes.Clone(t.raw) }
 // Version is the root's.
 func (t *Trusted) Version() int64 { return t.root.Signed.Version }
 
-// Expired tells whether the root's time is over at now. It binds only where the time is trusted.
-func (t *Trusted) Expired(now time.Time) bool { return t.root.Signed.IsExpired(now) }
-
 // Rotate accepts newer roots in the order of their versions; older ones are passed over. On an error nothing changes.
 func (t *Trusted) Rotate(roots ...[]byte) (*Trusted, error) {
 	if len(roots) > maxRoots {
@@ -100,18 +94,21 @@ func (t *Trusted) Rotate(roots ...[]byte) (*Trusted, error) {
 }
 
 // Verify checks a release: roots that came with it, its targets file, its description. It answers what is believed from
-// now on, to be kept whatever becomes of the release, and the description. now is zero where the time is not trusted.
-func (t *Trusted) Verify(roots [][]byte, targets, description []byte, now time.Time) (*Trusted, Description, error) {
+// now on, to be kept whatever becomes of the release, and the description. past is a moment that is certainly over, by
+// which roots and signatures end; zero where none is known. Of the roots only the last must not have ended (TUF 1.0.33,
+// 5.3.10): so the owners of keys whose root ended make the next one, and all is well again.
+func (t *Trusted) Verify(roots [][]byte, targets, description []byte, past time.Time) (*Trusted, Description, error) {
 	next, err := t.Rotate(roots...)
 	if err != nil {
 		return nil, Description{}, err
 	}
-	if len(targets) > MaxMetadata {
-		return nil, Description{}, api.Errorf(api.TooLarge, "metadata of %d bytes", len(targets))
+	if !past.IsZero() && next.root.Signed.IsExpired(past) { // check: end of the root
+		return nil, Description{}, &api.Error{Code: api.Forbidden, Message: fmt.Sprintf("root %d of the release keys ended on %s", next.Version(), next.root.Signed.Expires.Format(time.DateOnly)),
+			Remedy: "have the owners of its root keys sign the next root, and add that to the release: edgectl release sign --root"}
 	}
-	meta, err := metadata.Targets().FromBytes(targets)
+	meta, err := parseTargets(targets)
 	if err != nil {
-		return nil, Description{}, &api.Error{Code: api.Invalid, Message: "not the metadata of a release", Err: err}
+		return nil, Description{}, err
 	}
 	if err := next.root.VerifyDelegate(metadata.TARGETS, meta); err != nil { // check: signatures
 		return nil, Description{}, errors.Join(ErrNotSigned, err)
@@ -123,37 +120,11 @@ func (t *Trusted) Verify(roots [][]byte, targets, description []byte, now time.T
 	if err := file.VerifyLengthHashes(description); err != nil { // check: digest
 		return nil, Description{}, &api.Error{Code: api.Forbidden, Message: "the release's description is not the one that was signed", Err: err}
 	}
-	if !now.IsZero() && meta.Signed.IsExpired(now) { // check: expiry
+	if !past.IsZero() && meta.Signed.IsExpired(past) { // check: expiry
 		return nil, Description{}, api.Errorf(api.Forbidden, "the release's signature ended on %s", meta.Signed.Expires.Format(time.DateOnly))
 	}
 	d, err := ParseDescription(description)
 	return next, d, err
-}
-
-// NewRoot makes an unsigned root: keys, how many of them make a new root, and how many a release.
-func NewRoot(version int64, expires time.Time, rootKeys []crypto.PublicKey, rootThreshold int, releaseKeys []crypto.PublicKey, releaseThreshold int) ([]byte, error) {
-	root := metadata.Root(expires)
-	root.Signed.Version = version
-	for _, role := range []struct {
-		name      string
-		keys      []crypto.PublicKey
-		threshold int
-	}{{metadata.ROOT, rootKeys, rootThreshold}, {metadata.TARGETS, releaseKeys, releaseThreshold}} {
-		if role.threshold < 1 || role.threshold > len(role.keys) {
-			return nil, api.Errorf(api.Invalid, "%d of %d keys for %s", role.threshold, len(role.keys), role.name)
-		}
-		for _, k := range role.keys {
-			key, err := metadata.KeyFromPublicKey(k)
-			if err != nil {
-				return nil, err
-			}
-			if err := root.Signed.AddKey(key, role.name); err != nil {
-				return nil, err
-			}
-		}
-		root.Signed.Roles[role.name].Threshold = role.threshold
-	}
-	return root.ToBytes(false)
 }
 
 // NewTargets makes the unsigned metadata of a release.
@@ -169,57 +140,4 @@ func NewTargets(description []byte, version int64, expires time.Time) ([]byte, e
 	}
 	targets.Signed.Targets[Target] = file
 	return targets.ToBytes(false)
-}
-
-// AddSignature signs a root or a targets file with one more key (P-256 or Ed25519). A second signature of the same key
-// takes the place of the first. Several people sign one after the other, each where the key is.
-func AddSignature(raw []byte, key crypto.Signer) ([]byte, error) {
-	if len(raw) > MaxMetadata {
-		return nil, api.Errorf(api.TooLarge, "metadata of %d bytes", len(raw))
-	}
-	signer, err := signature.LoadSigner(key, crypto.SHA256)
-	if err != nil {
-		return nil, err
-	}
-	public, err := metadata.KeyFromPublicKey(key.Public())
-	if err != nil {
-		return nil, err
-	}
-	id, err := public.ID()
-	if err != nil {
-		return nil, err
-	}
-	var head struct {
-		Signed struct {
-			Type string `json:"_type"`
-		} `json:"signed"`
-	}
-	if err := json.Unmarshal(raw, &head); err != nil {
-		return nil, &api.Error{Code: api.Invalid, Message: "not TUF metadata", Err: err}
-	}
-	switch head.Signed.Type {
-	case metadata.ROOT:
-		return addTo[metadata.RootType](metadata.Root(), raw, signer, id)
-	case metadata.TARGETS:
-		return addTo[metadata.TargetsType](metadata.Targets(), raw, signer, id)
-	}
-	return nil, api.Errorf(api.Invalid, "metadata of type %q is not signed here", head.Signed.Type)
-}
-
-func addTo[T metadata.Roles](empty *metadata.Metadata[T], raw []byte, signer signature.Signer, id string) ([]byte, error) {
-	m, err := empty.FromBytes(raw)
-	if err != nil {
-		return nil, err
-	}
-	kept := m.Signatures[:0]
-	for _, s := range m.Signatures {
-		if s.KeyID != id {
-			kept = append(kept, s)
-		}
-	}
-	m.Signatures = kept
-	if _, err := m.Sign(signer); err != nil {
-		return nil, err
-	}
-	return m.ToBytes(false)
 }

@@ -78,6 +78,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("RESCUER", c.rescuer)
 			env.Setenv("CHALLENGE", c.challenge)
 			env.Setenv("TZ", "UTC")
+			env.Setenv("TRIBUTARY_WITHOUT_CHECK", os.Getenv("TRIBUTARY_WITHOUT_CHECK"))
 			return writeImages(env.WorkDir)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"fetch": fetch, "await": await},

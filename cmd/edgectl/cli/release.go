@@ -1,21 +1,13 @@
 package cli
 
 import (
-	"cmp"
 	"context"
-	"crypto"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
-	"io"
-	"os"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"tributary.dev/tributary/pkg/api"
-	"tributary.dev/tributary/pkg/identity/atomicfile"
 	"tributary.dev/tributary/pkg/release"
 )
 
@@ -23,31 +15,18 @@ func (a *app) releaseCommand() *cobra.Command {
 	c := &cobra.Command{Use: "release", Short: "Sign releases of the boxes' system, offline, and push them",
 		Long: `Sign releases of the boxes' system. None of these commands but push talks to a core: run them where the keys are.
 
-  edgectl release key sign-1.key                     a new key
-  edgectl release root --version 1 --root-key r1.pub --root-key r2.pub --root-threshold 2 --key s1.pub root.json
-  edgectl release sign --key sign-1.key update.tbu   one more signature on a bundle (or on a root.json)
+  edgectl release key r1.key                         a new key: r1.key for its owner, r1.key.pub for who makes the root
+  edgectl release root --root-key r1.key.pub --root-key r2.key.pub --root-threshold 2 --key s1.key.pub release-root.json
+                                                     which keys vouch for releases; its owners sign it next
+  edgectl release sign --key r1.key release-root.json
+  edgectl release sign --key s1.key update.tbu       one more signature on a root or a bundle
+  edgectl release show update.tbu                    who signed, and how many signatures lack
   edgectl release push update.tbu default/system --release v2
-                                                     into the core's registry, and make the Release v2 of it, which a fleet may name`}
-	c.AddCommand(a.releaseKeyCommand(), a.releaseRootCommand(), a.releaseSignCommand(), a.releaseShowCommand(), a.releasePushCommand())
-	return c
-}
+                                                     into the core's registry, and make the Release v2 of it, which a fleet may name
 
-func (a *app) releaseKeyCommand() *cobra.Command {
-	return &cobra.Command{Use: "key FILE", Short: "Make a key: FILE is for its owner alone, FILE.pub for who makes the root", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if _, err := os.Stat(args[0]); err == nil {
-				return api.Errorf(api.Conflict, "%s is there already, and is not written over", args[0])
-			}
-			k, err := release.NewKey(args[0])
-			if err != nil {
-				return err
-			}
-			der, err := x509.MarshalPKIXPublicKey(k.Public())
-			if err != nil {
-				return err
-			}
-			return atomicfile.Write(args[0]+".pub", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), 0o644)
-		}}
+For keys in a token or on a machine without edgectl: edgectl release payload. See docs/releases.md.`}
+	c.AddCommand(a.releaseKeyCommand(), a.releaseRootCommand(), a.releaseSignCommand(), a.releasePayloadCommand(), a.releaseShowCommand(), a.releasePushCommand())
+	return c
 }
 
 func (a *app) releasePushCommand() *cobra.Command {
@@ -111,170 +90,9 @@ func (a *app) nameRelease(ctx context.Context, name, artifact, file string) erro
 
 // describe reads what a bundle says of itself.
 func describe(file string) (d release.Description, err error) {
-	f, err := os.Open(file)
+	b, err := release.ReadFile(file)
 	if err != nil {
-		return d, err
-	}
-	defer f.Close()
-	b, err := release.ReadBundle(f)
-	if err != nil {
-		return d, err
+		return d, inFile(file, err)
 	}
 	return release.ParseDescription(b.Description)
-}
-
-func readPublic(files []string) (keys []crypto.PublicKey, err error) {
-	for _, file := range files {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			return nil, err
-		}
-		block, _ := pem.Decode(b)
-		if block == nil {
-			return nil, api.Errorf(api.Invalid, "%s is no public key in PEM", file)
-		}
-		k, err := x509.ParsePKIXPublicKey(block.Bytes)
-		if err != nil {
-			return nil, &api.Error{Code: api.Invalid, Message: file + " is no public key", Err: err}
-		}
-		keys = append(keys, k)
-	}
-	return keys, nil
-}
-
-func (a *app) releaseRootCommand() *cobra.Command {
-	var version int64
-	var rootKeys, keys []string
-	var rootThreshold, threshold int
-	var life time.Duration
-	c := &cobra.Command{Use: "root FILE", Short: "Write an unsigned root: which keys vouch for releases, and how many of them", Args: cobra.ExactArgs(1),
-		Long: `Write an unsigned root. Then every owner signs it: edgectl release sign --key KEY FILE. A root that
-follows another has the next version and the signatures of the old one's keys as well as of its own.`,
-		RunE: func(_ *cobra.Command, args []string) error {
-			rk, err := readPublic(rootKeys)
-			if err != nil {
-				return err
-			}
-			sk, err := readPublic(keys)
-			if err != nil {
-				return err
-			}
-			raw, err := release.NewRoot(version, time.Now().Add(life).UTC().Truncate(time.Second), rk, rootThreshold, sk, threshold)
-			if err != nil {
-				return err
-			}
-			return atomicfile.Write(args[0], raw, 0o644)
-		}}
-	f := c.Flags()
-	f.Int64Var(&version, "version", 1, "version of the root; one more than the one before")
-	f.StringSliceVar(&rootKeys, "root-key", nil, "public key that may sign roots; may be repeated")
-	f.IntVar(&rootThreshold, "root-threshold", 1, "how many of them a root needs")
-	f.StringSliceVar(&keys, "key", nil, "public key that may sign releases; may be repeated")
-	f.IntVar(&threshold, "threshold", 1, "how many of them a release needs")
-	f.DurationVar(&life, "life", 5*365*24*time.Hour, "how long the root is good for")
-	return c
-}
-
-func (a *app) releaseSignCommand() *cobra.Command {
-	var key string
-	var roots []string
-	c := &cobra.Command{Use: "sign FILE", Short: "Add a signature to a bundle or a root", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			var signer crypto.Signer
-			if key != "" {
-				var err error
-				if signer, err = release.ReadKey(key); err != nil {
-					return err
-				}
-			}
-			head, err := beginning(args[0])
-			if err != nil {
-				return err
-			}
-			if head == '{' { // a root
-				if signer == nil {
-					return api.Errorf(api.Invalid, "give --key")
-				}
-				raw, err := os.ReadFile(args[0])
-				if err != nil {
-					return err
-				}
-				if raw, err = release.AddSignature(raw, signer); err != nil {
-					return err
-				}
-				return atomicfile.Write(args[0], raw, 0o644)
-			}
-			var chain [][]byte
-			for _, file := range roots {
-				raw, err := os.ReadFile(file)
-				if err != nil {
-					return err
-				}
-				chain = append(chain, raw)
-			}
-			digest, err := release.SignFile(args[0], signer, chain...)
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(cmd.OutOrStdout(), digest)
-			return err
-		}}
-	c.Flags().StringVar(&key, "key", "", "file of the key")
-	c.Flags().StringSliceVar(&roots, "root", nil, "root that goes with the release, oldest first; may be repeated")
-	return c
-}
-
-func beginning(file string) (byte, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	b := make([]byte, 1)
-	_, err = io.ReadFull(f, b)
-	return b[0], err
-}
-
-func (a *app) releaseShowCommand() *cobra.Command {
-	var root string
-	c := &cobra.Command{Use: "show BUNDLE", Short: "Say what a bundle holds and, with --root, whether a box with that root takes it", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			f, err := os.Open(args[0])
-			if err != nil {
-				return err
-			}
-			defer f.Close()
-			b, err := release.ReadBundle(f)
-			if err != nil {
-				return err
-			}
-			d, err := release.ParseDescription(b.Description)
-			if err != nil {
-				return err
-			}
-			_, digest, err := b.Manifest()
-			if err != nil {
-				return err
-			}
-			out := cmd.OutOrStdout()
-			fmt.Fprintf(out, "version %s for %s (%s), security counter %d\npcr 11  %s\ndigest  %s\ncontent %d bytes, %d to fetch, %d deltas\n", d.Version, d.Profile, d.Arch, d.Counter, cmp.Or(d.PCR11, "unknown"), digest, d.Content.Size, len(b.Plain), len(b.Deltas))
-			if root == "" {
-				return nil
-			}
-			raw, err := os.ReadFile(root)
-			if err != nil {
-				return err
-			}
-			t, err := release.TrustRoot(raw)
-			if err != nil {
-				return err
-			}
-			if _, _, err := t.Verify(b.Roots, b.Targets, b.Description, time.Now()); err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(out, "signed  by enough of the root's keys")
-			return err
-		}}
-	c.Flags().StringVar(&root, "root", "", "root that boxes have")
-	return c
 }

@@ -65,9 +65,9 @@ type Config struct {
 	// 0 or a nil function does not.
 	Open func(time.Time) bool
 	Rate func() int64
-	// Trusted tells whether the clock is; else signatures do not expire.
-	Trusted func() bool
-	Reboot  func(ctx context.Context, reason string) error
+	// Past is a moment that is certainly over, whatever the clock says: by it signatures and roots end. Zero: they do not.
+	Past   func() time.Time
+	Reboot func(ctx context.Context, reason string) error
 	// Room is told before the work that needs memory, and what it gives after it; nil does nothing.
 	Room      func() (after func())
 	Panic     string // what the kernel left behind in its last moments
@@ -79,8 +79,7 @@ type Config struct {
 
 // Manager runs the update.
 type Manager struct {
-	cfg  Config
-	poke chan struct{}
+	cfg Config
 
 	mu    sync.Mutex
 	state State
@@ -104,7 +103,7 @@ func New(cfg Config) *Manager {
 	if cfg.Flash.Scratch == "" {
 		cfg.Flash.Scratch = cfg.Work
 	}
-	return &Manager{cfg: cfg, state: s, stamp: stampOf(cfg.State), poke: make(chan struct{}, 1)}
+	return &Manager{cfg: cfg, state: s, stamp: stampOf(cfg.State)}
 }
 
 func stampOf(file string) time.Time {
@@ -141,14 +140,6 @@ func (m *Manager) State() State {
 
 // Running is the slot that the box runs from.
 func (m *Manager) Running() Slot { return m.cfg.Running }
-
-// Poke has the update look again, as after a new manifest.
-func (m *Manager) Poke() {
-	select {
-	case m.poke <- struct{}{}:
-	default:
-	}
-}
 
 // Warnings tell people of a refused release and of a trial.
 func (m *Manager) Warnings() (out []api.Warning) {
@@ -207,7 +198,6 @@ func (m *Manager) Run(ctx context.Context) error {
 		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
-		case <-m.poke:
 		case <-ctx.Done():
 		}
 		timer.Stop()
@@ -392,13 +382,6 @@ func (m *Manager) trusted() (*release.Trusted, error) {
 	return best, nil
 }
 
-func (m *Manager) now() time.Time {
-	if m.cfg.Trusted() {
-		return m.cfg.Now()
-	}
-	return time.Time{}
-}
-
 // check fetches what says what the release is, and verifies it. What was verified is laid in the work folder.
 func (m *Manager) check(ctx context.Context, s State, done *Done) error {
 	t, err := m.trusted()
@@ -411,7 +394,7 @@ func (m *Manager) check(ctx context.Context, s State, done *Done) error {
 		done.Last, done.Why = final(err), CauseFetch
 		return err
 	}
-	next, d, err := t.Verify(p.Roots, p.Targets, p.Description, m.now())
+	next, d, err := t.Verify(p.Roots, p.Targets, p.Description, m.cfg.Past())
 	if err != nil {
 		done.Last, done.Why = true, CauseUnsigned
 		return err
@@ -472,7 +455,7 @@ func (m *Manager) staged(digest string) (*release.Parts, release.Description, er
 	if err != nil {
 		return nil, release.Description{}, err
 	}
-	_, d, err := t.Verify(p.Roots, p.Targets, p.Description, m.now())
+	_, d, err := t.Verify(p.Roots, p.Targets, p.Description, time.Time{}) // what had not ended when the update began goes on (TUF 1.0.33, 5.2)
 	return &p, d, err
 }
 

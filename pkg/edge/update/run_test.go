@@ -67,6 +67,7 @@ type box struct {
 	health  Health
 	record  *recording // nil: nothing is recorded
 	open    func() bool
+	past    func() time.Time
 	fails   int // writes that are expected to fail
 }
 
@@ -82,6 +83,7 @@ func newBox(t *testing.T) (*box, release.Description, []byte) {
 	ok := Condition{OK: true}
 	b.health = Health{Kernel: ok, Agent: ok, Parent: ok, Known: true, Wanted: []string{"web"}, Apps: []string{"web"}}
 	b.vars, b.open = efi.Memory{}, func() bool { return true }
+	b.past = func() time.Time { return time.Date(2026, 11, 22, 0, 0, 0, 0, time.UTC) }
 	server := httptest.NewServer(b.reg)
 	t.Cleanup(server.Close)
 	if b.up.u, err = url.Parse(server.URL); err != nil {
@@ -201,7 +203,7 @@ func (b *box) run(d release.Description) (rebooted bool) {
 		Running: b.running, RootHash: d.RootHash, Version: d.Version, Counter: d.Counter, Arch: "amd64", Profile: "vm", BootID: fmt.Sprint(b.boot),
 		Flash: b.flash, Firmware: b.firmware(), Artifacts: b.up, Bless: func(s Slot) error { b.bless(s); return nil },
 		Want: func() (*Want, bool) { return b.want, true }, Health: func() Health { return b.health }, Floor: func() uint64 { return 1 }, Raise: func(uint64) error { return nil },
-		Open: func(time.Time) bool { return b.open() }, Trusted: func() bool { return true }, Reboot: func(context.Context, string) error { rebooted = true; return errReboot },
+		Open: func(time.Time) bool { return b.open() }, Past: b.past, Reboot: func(context.Context, string) error { rebooted = true; return errReboot },
 		Now: func() time.Time { return time.Date(2026, 11, 22, 0, 0, 0, 0, time.UTC) }, Uptime: func() time.Duration { return b.uptime }, Deadlines: Default,
 		Log: slog.New(slog.DiscardHandler)})
 	for quiet := 0; quiet < 50 && !rebooted; {
@@ -422,6 +424,34 @@ func TestForged(t *testing.T) {
 	}
 	if _, err := b.flash.ReadESP("b"); err == nil {
 		t.Fatal("something was written")
+	}
+}
+
+// TestEnded: once it is certain that the root's time is over, no release is begun under it; one that was begun goes on, and
+// a box that knows no time takes any.
+func TestEnded(t *testing.T) {
+	over := time.Date(2041, 1, 1, 0, 0, 0, 0, time.UTC)
+	for name, c := range map[string]struct {
+		past func(asked int) time.Time
+		ok   bool
+	}{
+		"over":               {func(int) time.Time { return over }, false},
+		"over once it began": {func(asked int) time.Time { return over.AddDate(min(0, asked-2)*5, 0, 0) }, true},
+		"not known":          {func(int) time.Time { return time.Time{} }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, d1, c1 := newBox(t)
+			asked := 0
+			b.past = func() time.Time { asked++; return c.past(asked) }
+			d2, c2 := sample(t, 2)
+			b.want = &Want{Repo: "os/vm", Digest: b.push(d2, c2, d1, c1, b.key)}
+			if tried := b.run(d1); tried != c.ok {
+				t.Fatalf("tried: %v, %+v", tried, b.state())
+			}
+			if r := b.state().Refusal(b.want, d1.RootHash); (r == nil) != c.ok || r != nil && (r.Cause != CauseUnsigned || !strings.Contains(r.Reason, "root 1 of the release keys ended on 2040-01-01")) {
+				t.Fatalf("refusal %+v", r)
+			}
+		})
 	}
 }
 
