@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/natural"
 )
 
 // Owner is a service that holds devices.
@@ -85,7 +86,7 @@ type table struct {
 func newTable(devices []api.Claimable, held map[Owner][]Grant, owner Owner) *table {
 	t := &table{devices: slices.Clone(devices), index: map[deviceKey]int{}}
 	slices.SortFunc(t.devices, func(a, b api.Claimable) int {
-		return cmp.Or(strings.Compare(string(a.Class), string(b.Class)), CompareIDs(a.ID, b.ID))
+		return cmp.Or(strings.Compare(string(a.Class), string(b.Class)), natural.Compare(a.ID, b.ID))
 	})
 	t.devices = slices.CompactFunc(t.devices, func(a, b api.Claimable) bool { return a.Class == b.Class && a.ID == b.ID })
 	t.free, t.shares = make([]int, len(t.devices)), make([]int, len(t.devices))
@@ -259,7 +260,7 @@ func (f *flow) grants() []Grant {
 			out = append(out, Grant{Claim: n, Class: f.devices[i].Class, ID: f.devices[i].ID, Units: units})
 		}
 	}
-	slices.SortFunc(out, func(a, b Grant) int { return cmp.Or(a.Claim-b.Claim, CompareIDs(a.ID, b.ID)) })
+	slices.SortFunc(out, func(a, b Grant) int { return cmp.Or(a.Claim-b.Claim, natural.Compare(a.ID, b.ID)) })
 	return out
 }
 
@@ -326,37 +327,6 @@ func (t *table) missing(wanted []api.Claim, n, node int) error {
 		words += fmt.Sprintf("; of %d others %s", reasons[why], why)
 	}
 	return &Missing{Claim: n, Words: words}
-}
-
-// CompareIDs orders names of devices as people count: "cpu2" before "cpu10".
-func CompareIDs(a, b string) int {
-	for a != "" && b != "" {
-		x, y := digits(a), digits(b)
-		if x > 0 && y > 0 {
-			m, n := strings.TrimLeft(a[:x], "0"), strings.TrimLeft(b[:y], "0")
-			if c := cmp.Or(len(m)-len(n), strings.Compare(m, n)); c != 0 {
-				return c
-			}
-			if c := x - y; c != 0 {
-				return c
-			}
-			a, b = a[x:], b[y:]
-			continue
-		}
-		if a[0] != b[0] {
-			return int(a[0]) - int(b[0])
-		}
-		a, b = a[1:], b[1:]
-	}
-	return len(a) - len(b)
-}
-
-func digits(s string) int {
-	n := 0
-	for n < len(s) && s[n] >= '0' && s[n] <= '9' {
-		n++
-	}
-	return n
 }
 
 // CompareOwners orders by app, then service.

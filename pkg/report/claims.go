@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"tributary.dev/tributary/pkg/api"
-	"tributary.dev/tributary/pkg/claim"
+	"tributary.dev/tributary/pkg/natural"
 )
 
 // What services can claim is told apart from who holds it:
@@ -182,7 +182,7 @@ func JoinClaims(entries map[string][]byte) (uses []api.DeviceUse, bad []string) 
 		}
 	}
 	slices.SortStableFunc(uses, func(a, b api.DeviceUse) int {
-		return cmp.Or(strings.Compare(string(a.Class), string(b.Class)), claim.CompareIDs(a.ID, b.ID))
+		return cmp.Or(strings.Compare(string(a.Class), string(b.Class)), natural.Compare(a.ID, b.ID))
 	})
 	return uses, bad
 }

@@ -36,7 +36,7 @@ var rules = []rule{
 	{"pkg/manifest", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
 	{"pkg/link", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
 	{"pkg/report", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
-	{"pkg/claim", []string{"pkg/", "hwprofiles"}, []string{"pkg/api"}, "box and core decide by the same function, which knows the nouns alone"},
+	{"pkg/claim", []string{"pkg/", "hwprofiles"}, []string{"pkg/api", "pkg/natural"}, "box and core decide by the same function, which knows the nouns alone"},
 	{"pkg/oci", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
 	{"pkg/dnssd", []string{"pkg/"}, nil, "relays, the core and boxes without an owner find each other by it; it stands on nothing"},
 	{"pkg/efi", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},

@@ -23,6 +23,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/claim"
+	"tributary.dev/tributary/pkg/natural"
 )
 
 // The decision's own words.
@@ -392,7 +393,7 @@ func (b *Book) Uses() []api.DeviceUse {
 		}
 	}
 	slices.SortStableFunc(out, func(a, b api.DeviceUse) int {
-		return cmp.Or(strings.Compare(string(a.Class), string(b.Class)), claim.CompareIDs(a.ID, b.ID))
+		return cmp.Or(strings.Compare(string(a.Class), string(b.Class)), natural.Compare(a.ID, b.ID))
 	})
 	return out
 }

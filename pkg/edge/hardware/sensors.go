@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/natural"
 )
 
 // kinds of sensors by the prefix of their files (Documentation/hwmon/sysfs-interface).
@@ -50,7 +51,7 @@ func (l *looker) sensors() {
 			continue
 		}
 		slices.SortStableFunc(chip.Sensors, func(a, b api.Sensor) int {
-			return cmp.Or(cmp.Compare(order(a.Kind), order(b.Kind)), natural(a.Label, b.Label))
+			return cmp.Or(cmp.Compare(order(a.Kind), order(b.Kind)), natural.Compare(a.Label, b.Label))
 		})
 		for n := 2; slices.ContainsFunc(l.out.Sensors, func(c api.SensorChip) bool { return c.ID == chip.ID }); n++ {
 			chip.ID = strings.TrimSuffix(chip.ID, "#"+strconv.Itoa(n-1)) + "#" + strconv.Itoa(n)
@@ -67,18 +68,6 @@ func order(kind string) int {
 		}
 	}
 	return len(kinds)
-}
-
-// natural compares "Core 2" before "Core 10".
-func natural(a, b string) int {
-	trim := func(s string) (string, int) {
-		word := strings.TrimRight(s, "0123456789")
-		n, _ := atoi(s[len(word):])
-		return word, n
-	}
-	wordA, nA := trim(a)
-	wordB, nB := trim(b)
-	return cmp.Or(cmp.Compare(wordA, wordB), cmp.Compare(nA, nB))
 }
 
 // sensor reads one: its value stays here, its state is told.

@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
+	"slices"
 	"sort"
 	"strings"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/natural"
 )
 
 // Link is an interface as the planner sees it.
@@ -67,7 +69,7 @@ const (
 // are left alone.
 func Plan(links []Link, s *api.NetworkSettings) (out []Assignment) {
 	links = append([]Link(nil), links...)
-	sort.Slice(links, func(i, j int) bool { return natural(links[i].Name, links[j].Name) })
+	slices.SortFunc(links, func(a, b Link) int { return natural.Compare(a.Name, b.Name) })
 	uplinks := []api.Uplink{{DHCP: true}}
 	if s != nil && len(s.Uplinks) > 0 {
 		uplinks = s.Uplinks
@@ -129,19 +131,6 @@ func fits(m api.UplinkMatch, l Link) bool {
 		}
 	}
 	return (m.MAC == "" || strings.EqualFold(m.MAC, l.MAC)) && (m.Driver == "" || m.Driver == l.Driver)
-}
-
-// natural orders eth2 before eth10.
-func natural(a, b string) bool {
-	ta, tb := strings.TrimRight(a, "0123456789"), strings.TrimRight(b, "0123456789")
-	if ta != tb {
-		return ta < tb
-	}
-	na, nb := a[len(ta):], b[len(tb):]
-	if len(na) != len(nb) {
-		return len(na) < len(nb)
-	}
-	return na < nb
 }
 
 // resolvConf is what resolv.conf(5) reads: the resolvers of all uplinks, the preferred
