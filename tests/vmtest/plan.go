@@ -71,7 +71,7 @@ func order(list []scenario, known results) []scenario {
 }
 
 // left tells how long the rest takes: waiting scenarios, and running ones by how long they run already, from what each
-// took the last time, or else from what scenarios took on average.
+// took the last time, or else from what scenarios took on average, unless that were to stand for most of them.
 func left(waiting []scenario, running map[scenario]time.Duration, known results, lanes int) string {
 	var sum, longest, mean float64
 	for _, o := range known.Last {
@@ -93,8 +93,8 @@ func left(waiting []scenario, running map[scenario]time.Duration, known results,
 		s := max(0, took(c)-already.Seconds())
 		sum, longest = sum+s, max(longest, s)
 	}
-	if mean == 0 {
-		return "hours"
+	if all := len(waiting) + len(running); mean == 0 || 2*guessed > all { // an average of few, or of short ones, tells nothing
+		return fmt.Sprintf("no telling how long: %d of %d never ran here", guessed, all)
 	}
 	text := fmt.Sprintf("some %s left", time.Duration(max(sum/float64(max(lanes, 1)), longest)*float64(time.Second)).Round(time.Minute))
 	text = strings.Replace(text, "m0s", "m", 1)

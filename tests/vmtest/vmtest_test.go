@@ -132,12 +132,13 @@ func TestOrder(t *testing.T) {
 		{[]scenario{b, d, a}, nil, "some 5m left"},
 		{[]scenario{b}, map[scenario]time.Duration{d: 2 * time.Minute}, "some 5m left"},
 		{[]scenario{a, c}, map[scenario]time.Duration{a: time.Hour}, "some 3m left (1 never ran here: taken for the average)"},
+		{[]scenario{a, c}, map[scenario]time.Duration{{"p", "E"}: time.Hour}, "no telling how long: 2 of 3 never ran here"},
 	} {
 		if got := left(l.waiting, l.running, known, 2); got != l.want {
 			t.Errorf("%v, %v: %q, not %q", l.waiting, l.running, got, l.want)
 		}
 	}
-	if got := left([]scenario{c}, nil, results{}, 2); got != "hours" {
+	if got := left([]scenario{c}, nil, results{}, 2); got != "no telling how long: 1 of 1 never ran here" {
 		t.Errorf("of what never ran it says %q", got)
 	}
 }
