@@ -7,9 +7,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -20,7 +17,7 @@ import (
 const shellTime = time.Hour
 
 // shell runs a root shell between the line and a terminal of its own, in a session of its
-// own, until it ends, the line does, or the time is up. Nothing of that session outlives it.
+// own, until it ends, the line does, or the time is up. What was started in it ends with it.
 func shell(ctx context.Context, l line, argv []string, most time.Duration) error {
 	master, slave, err := newPTY()
 	if err != nil {
@@ -39,6 +36,13 @@ func shell(ctx context.Context, l line, argv []string, most time.Duration) error
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/tmp", "TERM=linux", "PS1=\\w # ", "HISTFILE=/dev/null"}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	room, err := newRoom()
+	if err != nil {
+		slave.Close()
+		return fmt.Errorf("no shell: %w", err)
+	}
+	defer room.end()
+	room.take(cmd.SysProcAttr)
 	fmt.Fprintf(l.out, "\r\nRoot shell, for %v at most. It is noted. \"exit\" locks it again.\r\n", most)
 	err = cmd.Start()
 	slave.Close()
@@ -71,10 +75,10 @@ func shell(ctx context.Context, l line, argv []string, most time.Duration) error
 	go func() { ended <- cmd.Wait() }()
 	select {
 	case err = <-ended:
-		endSession(cmd.Process.Pid)
+		room.kill(cmd.Process.Pid)
 	case <-ctx.Done():
 		err = ctx.Err()
-		endSession(cmd.Process.Pid)
+		room.kill(cmd.Process.Pid)
 		<-ended
 	}
 	cancel()
@@ -120,40 +124,4 @@ func setSize(master *os.File, width, height int) {
 	_ = raw.Control(func(fd uintptr) { // a terminal that is gone has no size
 		_ = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Col: uint16(width), Row: uint16(height)})
 	})
-}
-
-// endSession kills what is left of a session: what a person started in the background shall
-// not outlive the lock. It looks again until nobody is left, since what forks may be missed.
-func endSession(sid int) {
-	for range 50 {
-		list := members(sid)
-		if len(list) == 0 {
-			return
-		}
-		for _, pid := range list {
-			_ = syscall.Kill(pid, syscall.SIGKILL) // it may have ended meanwhile
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
-}
-
-// members are the processes of a session that live (proc_pid_stat(5): the state is the first
-// field behind the name, the session the fourth).
-func members(sid int) (out []int) {
-	stats, _ := filepath.Glob("/proc/[0-9]*/stat") // the pattern is well formed
-	for _, path := range stats {
-		text, err := os.ReadFile(path)
-		if err != nil {
-			continue
-		}
-		_, rest, _ := strings.Cut(string(text[max(0, strings.LastIndexByte(string(text), ')')):]), ") ")
-		f := strings.Fields(rest)
-		if len(f) < 4 || f[0] == "Z" || f[3] != strconv.Itoa(sid) {
-			continue
-		}
-		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path))); err == nil {
-			out = append(out, pid)
-		}
-	}
-	return out
 }

@@ -147,7 +147,7 @@ func measure(ctx context.Context, l line) (width, height int) {
 			height, _ = strconv.Atoi(string(m[1])) // digits
 			width, _ = strconv.Atoi(string(m[2]))
 			if width >= 20 && height >= 6 {
-				return min(width, 300), min(height, 100)
+				return min(width, recovery.MaxWidth), min(height, recovery.MaxHeight)
 			}
 			break
 		}

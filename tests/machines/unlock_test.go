@@ -223,7 +223,22 @@ func TestUnlock(t *testing.T) {
 	if got := run("grep -c 'vsock console refused' /run/tributary/log/console.log"); got == "0" || got == "" {
 		t.Errorf("the console has refused nobody: %q", got)
 	}
+	// What left the shell's session ends with it too.
+	run("setsid $P listen 9051 &")
+	greets := func(ctx context.Context) error {
+		conn, err := m.DialVSock(ctx, 9051)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	}
+	if err := lab.Until(ctx, "what was started in the shell answers", patience, greets); err != nil {
+		t.Error(err)
+	}
 	say("exit\r", `Locked\.[\s\S]*drawn screen: `)
+	if greets(ctx) == nil {
+		t.Error("what was started in the shell goes on behind the lock")
+	}
 	say("shell\r", `1  Show a challenge[\s\S]*go back: `)
 	say("1\r", `Have this answered:[\s\S]*go back: `)
 	say("1\r", `do not count: `)

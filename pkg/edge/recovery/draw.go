@@ -22,6 +22,13 @@ type DrawConfig struct {
 	Colours bool
 }
 
+// What is drawn is no larger than this, whatever a terminal says of itself: a screen takes memory,
+// and who is far away names its size.
+const (
+	MaxWidth  = 300
+	MaxHeight = 100
+)
+
 // ErrPlain is returned by RunScreen when the person wants the plain menus.
 var ErrPlain = errors.New("the plain menus are wanted")
 
@@ -31,6 +38,7 @@ func RunScreen(ctx context.Context, cfg DrawConfig, box Box) error {
 	if cfg.Width <= 0 || cfg.Height <= 0 {
 		cfg.Width, cfg.Height = 80, 24
 	}
+	cfg.Width, cfg.Height = min(cfg.Width, MaxWidth), min(cfg.Height, MaxHeight)
 	profile := colorprofile.Ascii
 	if cfg.Colours {
 		profile = colorprofile.ANSI
@@ -50,7 +58,7 @@ func RunScreen(ctx context.Context, cfg DrawConfig, box Box) error {
 				if !ok {
 					return
 				}
-				p.Send(tea.WindowSizeMsg{Width: size[0], Height: size[1]})
+				p.Send(tea.WindowSizeMsg{Width: min(size[0], MaxWidth), Height: min(size[1], MaxHeight)})
 			}
 		}
 	}()

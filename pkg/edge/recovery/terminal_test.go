@@ -212,3 +212,40 @@ func TestDrawnOnGlass(t *testing.T) {
 		_ = in.Close()
 	}
 }
+
+// TestSizeIsBounded: who is far away names the size of the terminal, at first and later.
+func TestSizeIsBounded(t *testing.T) {
+	in, typed := io.Pipe()
+	g := newGlass(MaxWidth, MaxHeight)
+	resize, ended := make(chan [2]int), make(chan error, 1)
+	go func() {
+		ended <- RunScreen(t.Context(), DrawConfig{In: in, Out: g, Width: 1 << 16, Height: 1 << 16, Resize: resize}, &testBox{facts: wellBox()})
+	}()
+	looks := func(key string, width, height int) {
+		t.Helper()
+		s := NewScreen(wellBox())
+		if key != "" {
+			if _, err := io.WriteString(typed, key); err != nil {
+				t.Fatal(err)
+			}
+			s.Key(key)
+		}
+		var want string
+		for line := range strings.SplitSeq(ansi.Strip(s.View(width, height)), "\n") {
+			want += strings.TrimRight(line, " ") + "\n"
+		}
+		wait.Seen(t, "the screen is drawn in its bounds", func() (any, bool) {
+			text, _ := g.shows()
+			return "\n" + text, text == want
+		})
+	}
+	looks("", MaxWidth, MaxHeight)
+	resize <- [2]int{1<<16 - 1, 1<<16 - 1}
+	looks("j", MaxWidth, MaxHeight)
+	if _, err := io.WriteString(typed, "q"); err != nil {
+		t.Fatal(err)
+	}
+	if err := wait.For(t, "the end", ended); err != nil {
+		t.Error(err)
+	}
+}
