@@ -88,6 +88,9 @@ func (b *Box) config(token string) string {
 	if b.wire != nil {
 		parent = b.wire.ports()
 		up = fmt.Sprintf("{match: {mac: %q}, dhcp: true}", b.mac(0))
+		if b.Site != nil { // whose servers alone name others
+			up = fmt.Sprintf("{match: {mac: %q}, addresses: [10.0.2.15/24], gateway: 10.0.2.2, metric: 900}", b.mac(0))
+		}
 	} else if p := b.tree.boxes[b.Parent]; p != nil {
 		parent = fmt.Sprintf("10.77.0.%d:8883,8443", p.number)
 	}

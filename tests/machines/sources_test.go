@@ -47,6 +47,13 @@ func arrive(t *testing.T, images string, boxes ...BoxSpec) *arrival {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return arriveFrom(t, images, keys, func(*arrival) {}, boxes...)
+}
+
+// arriveFrom is arrive for boxes of the manufacturer in a folder of keys, and does something once the
+// core runs, before the disks are written.
+func arriveFrom(t *testing.T, images, keys string, first func(*arrival), boxes ...BoxSpec) *arrival {
+	t.Helper()
 	tree, err := New(Spec{Bin: programs(t), Images: images, Dir: t.TempDir(), Keys: keys, Boxes: boxes, Say: t.Logf})
 	if err != nil {
 		t.Fatal(err)
@@ -69,10 +76,15 @@ func arrive(t *testing.T, images string, boxes ...BoxSpec) *arrival {
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
 	t.Cleanup(cancel)
-	if err := errors.Join(tree.StartCore(ctx), tree.Join(ctx)); err != nil {
+	a := &arrival{t, ctx, tree, time.Now()}
+	if err := tree.StartCore(ctx); err != nil {
 		t.Fatal(err)
 	}
-	return &arrival{t, ctx, tree, time.Now()}
+	first(a)
+	if err := tree.Join(ctx); err != nil {
+		t.Fatal(err)
+	}
+	return a
 }
 
 // server is where a box reaches the core's bootstrap server: a port of the host's loopback.
@@ -279,22 +291,54 @@ func (a *arrival) liars(serial string, right []byte) (servers []string) {
 		{Conveyed: signed, OwnerCert: owner, Voucher: vouch(serial, "--nonce", "00112233445566778899aabbccddeeff")},
 		{Conveyed: plain},
 	} {
-		b, err := voucher.Output(answer)
-		fail(err)
-		l := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Content-Type", voucher.MediaType)
-			if strings.HasSuffix(r.URL.Path, ":get-bootstrapping-data") {
-				_, _ = w.Write(b)
-			}
-		}))
-		l.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
-		l.StartTLS()
-		a.Cleanup(l.Close)
-		at, err := netip.ParseAddrPort(l.Listener.Addr().String())
-		fail(err)
-		servers = append(servers, fmt.Sprintf("https://10.0.2.2:%d", at.Port()))
+		servers = append(servers, a.serves(answer))
 	}
 	return servers
+}
+
+// serves gives one answer to every box, and tells where.
+func (a *arrival) serves(answer voucher.Answer) (server string) {
+	a.Helper()
+	b, err := voucher.Output(answer)
+	if err != nil {
+		a.Fatal(err)
+	}
+	l := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", voucher.MediaType)
+		if strings.HasSuffix(r.URL.Path, ":get-bootstrapping-data") {
+			_, _ = w.Write(b)
+		}
+	}))
+	l.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
+	l.StartTLS()
+	a.Cleanup(l.Close)
+	at, err := netip.ParseAddrPort(l.Listener.Addr().String())
+	if err != nil {
+		a.Fatal(err)
+	}
+	return fmt.Sprintf("https://10.0.2.2:%d", at.Port())
+}
+
+// TestOnboardDNS: the site's own DNS has a service of bootstrap servers (DNS-SD): one that lies, which
+// the box refuses, and the core, by a name that this DNS alone knows.
+func TestOnboardDNS(t *testing.T) {
+	needImage(t, "amd64")
+	s := newSite(t)
+	a := arrive(t, images(), BoxSpec{Name: "box", Parent: "core", Role: "field", Silent: true, Site: s.wires})
+	right, err := os.ReadFile(a.tree.boxes["box"].path("DEMO-BOX.vcj"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.edgectl("delete", "expecteddevice", "demo-box")
+	liar := netip.MustParseAddrPort(strings.TrimPrefix(a.liars("DEMO-BOX", right)[0], "https://"))
+	s.names(func(s *site) { s.srv = []netip.AddrPort{liar, a.server("box")} })
+	a.start()
+	a.says("box", "no-owner", fmt.Sprintf("site https://core-a.site.example:%d: forged: ", liar.Port()), fmt.Sprintf("site https://core-b.site.example:%d: ", a.server("box").Port()), "not expected here")
+	a.edgectl("device", "expect", "DEMO-BOX", "--voucher", a.tree.boxes["box"].path("DEMO-BOX.vcj"), "--name", "box", "--labels", "role=field")
+	a.member("box")
+	if s.count("srv") == 0 {
+		t.Error("nobody asked the site's DNS for bootstrap servers")
+	}
 }
 
 // TestOnboardTPM: a box without a certificate from its manufacturer is known by the key that its
