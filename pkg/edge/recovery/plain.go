@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // PlainConfig is a line to a person.
@@ -48,7 +50,7 @@ type plain struct {
 }
 
 // RunPlain shows numbered menus until In ends (nil), ctx ends, or the person wants another
-// face (ErrDraw) or was let into a shell (ErrShell). It sends no escape codes and nothing that is not ASCII. A goroutine that
+// face (ErrDraw) or was let into a shell (ErrShell). It sends no escape codes, and nothing but ASCII and what was typed. A goroutine that
 // is blocked in In.Read outlives it, and writes nothing any more.
 func RunPlain(ctx context.Context, cfg PlainConfig, box Box) error {
 	if cfg.Width <= 0 {
@@ -75,10 +77,10 @@ func RunPlain(ctx context.Context, cfg PlainConfig, box Box) error {
 func (p *plain) read(stop chan struct{}) {
 	defer close(p.ended)
 	in := bufio.NewReaderSize(p.cfg.In, 256)
-	var line []byte
-	after := byte(0)
+	var line []rune
+	after := rune(0)
 	for {
-		c, err := in.ReadByte()
+		c, size, err := in.ReadRune()
 		if err != nil {
 			return
 		}
@@ -99,12 +101,14 @@ func (p *plain) read(stop chan struct{}) {
 			}
 		case c == 4 && len(line) == 0: // end of transmission
 			return
-		case c >= ' ' && c < 127 && len(line) < maxLine:
+		case c == utf8.RuneError && size == 1: // no text: noise on the line
+		case unicode.IsPrint(c) && len(line) < maxLine:
 			line = append(line, c)
 			if p.secret.Load() {
-				c = '*'
+				p.echo("*")
+			} else {
+				p.echo(string(c))
 			}
-			p.echo(string(rune(c)))
 		}
 		after = c
 	}
@@ -162,9 +166,9 @@ func (p *plain) menu(ctx context.Context) error {
 		p.say("")
 		p.rows([]row{{text: "== Tributary: " + b.Label + ", " + b.Text + " =="}})
 		p.rows(menuRows(pages, p.cfg.Width))
-		question := fmt.Sprintf("Page 1-%d, Enter to look again: ", len(pages))
+		question := fmt.Sprintf("Page 1-%d, q to leave, Enter to look again: ", len(pages))
 		if p.cfg.Draw {
-			question = fmt.Sprintf("Page 1-%d, s for the drawn screen: ", len(pages))
+			question = fmt.Sprintf("Page 1-%d, q to leave, s for the drawn screen: ", len(pages))
 		}
 		line, err := p.ask(ctx, question)
 		if err != nil {
@@ -175,6 +179,8 @@ func (p *plain) menu(ctx context.Context) error {
 		case line == "":
 		case line == "s" && p.cfg.Draw:
 			return ErrDraw
+		case slices.Contains([]string{"q", "quit", "exit"}, line):
+			return io.EOF
 		case n >= 0:
 			if err := p.page(ctx, pages[n].Name); err != nil {
 				return err

@@ -134,7 +134,7 @@ func TestPlainGolden(t *testing.T) {
 				}
 				got := all.String()
 				for _, line := range strings.Split(got, "\n") {
-					if len(line) > size[0]+len("Page 1-11, Enter to look again: ")*3 {
+					if len(line) > size[0]+len("Page 1-11, q to leave, Enter to look again: ")*3 {
 						t.Errorf("a line of %d: %q", len(line), line)
 					}
 				}
@@ -307,6 +307,22 @@ func TestPlainEcho(t *testing.T) {
 	}
 	if !strings.Contains(out.String(), "12\b \b\r\n") || !strings.Contains(out.String(), "-- What this box is --") {
 		t.Errorf("%q", out.String())
+	}
+}
+
+// What is typed is text: an umlaut is one character, noise is none.
+func TestPlainReadsText(t *testing.T) {
+	box := &testBox{facts: wellBox()}
+	var out bytes.Buffer
+	in := "power\r1\rr\xc3\xa9\x7feb\xff\xc3oo\xe2\x80\xa8t\r\rq\rhealth\r"
+	if err := RunPlain(t.Context(), PlainConfig{In: strings.NewReader(in), Out: &out, Echo: true}, box); err != nil {
+		t.Fatal(err)
+	}
+	if len(box.did) != 1 || !strings.Contains(out.String(), "ré\b \beboot\r\n") {
+		t.Errorf("done: %v\n%q", box.did, out.String())
+	}
+	if strings.Contains(out.String(), "-- Health") {
+		t.Error("the line goes on when the person has left")
 	}
 }
 
