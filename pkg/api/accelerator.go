@@ -2,8 +2,11 @@ package api
 
 import (
 	"fmt"
-	"regexp"
+	"path"
 	"slices"
+	"strings"
+
+	"tributary.dev/tributary/pkg/pattern"
 )
 
 // SharingMode is how an accelerator is divided among services. None is a silent default: a
@@ -44,8 +47,55 @@ type Sharing struct {
 	Layout []string `json:"layout,omitempty" yaml:"layout,omitempty" cbor:"5,keyasint,omitempty"`
 }
 
+// AcceleratorPolicy says how the cards that it names are to be divided. Of several that name
+// a card the first counts; a card that none names is given whole.
+type AcceleratorPolicy struct {
+	// IDs are those that the inventory shows; Model is a pattern of the model, case aside:
+	// "*A100*". Without either every card is named.
+	IDs     []string `json:"ids,omitempty" yaml:"ids,omitempty" cbor:"1,keyasint,omitempty"`
+	Model   string   `json:"model,omitempty" yaml:"model,omitempty" cbor:"2,keyasint,omitempty"`
+	Sharing Sharing  `json:"sharing" yaml:"sharing" cbor:"3,keyasint"`
+}
+
+// Names tells whether a policy is about a card.
+func (p *AcceleratorPolicy) Names(a *Accelerator) bool {
+	if len(p.IDs) > 0 && !slices.Contains(p.IDs, a.ID) && !slices.Contains(p.IDs, a.PCI) {
+		return false
+	}
+	ok, err := path.Match(strings.ToLower(p.Model), strings.ToLower(a.Model))
+	return p.Model == "" || ok && err == nil
+}
+
+// maxPolicies bounds the policies of one box.
+const maxPolicies = 32
+
+// CheckAcceleratorPolicies says what is wrong with a list of policies, or nil. Field begins
+// with the policy's index: "[0].sharing.mode".
+func CheckAcceleratorPolicies(list []AcceleratorPolicy) *Error {
+	if len(list) > maxPolicies {
+		return &Error{Code: Invalid, Message: fmt.Sprintf("%d policies for accelerators", len(list)), Remedy: fmt.Sprintf("name models by patterns; the most is %d", maxPolicies)}
+	}
+	for i := range list {
+		p := &list[i]
+		at := fmt.Sprintf("[%d]", i)
+		if len(p.IDs) > maxClaimIDs || slices.ContainsFunc(p.IDs, func(id string) bool { return !anyWord.MatchString(id) }) {
+			return &Error{Code: Invalid, Field: at + ".ids", Message: "these are no names of cards", Remedy: "write names that `edgectl describe device` shows"}
+		}
+		if _, err := path.Match(p.Model, ""); err != nil || p.Model != "" && !anyModel.MatchString(p.Model) {
+			return &Error{Code: Invalid, Field: at + ".model", Message: quote(p.Model) + " is no pattern of a model", Remedy: "write it like *A100*"}
+		}
+		if err := CheckSharing(&p.Sharing); err != nil {
+			err.Field = at + ".sharing." + err.Field
+			return err
+		}
+	}
+	return nil
+}
+
+var anyModel = pattern.New(`^[A-Za-z0-9 ._+*?\[\]:/-]{1,64}$`)
+
 // migProfile is the name that NVIDIA's tools give a profile: 1g.10gb, 1g.10gb+me, 1c.3g.40gb.
-var migProfile = regexp.MustCompile(`^([1-9]c\.)?[1-9]g\.[1-9][0-9]{0,3}gb([+-](me|gfx|me\.all))?$`)
+var migProfile = pattern.New(`^([1-9]c\.)?[1-9]g\.[1-9][0-9]{0,3}gb([+-](me|gfx|me\.all))?$`)
 
 // IsMIGProfile reports whether s has the form of a profile's name. Which profiles there
 // are, the card alone knows.

@@ -4,10 +4,11 @@ import (
 	"fmt"
 	"maps"
 	"path"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+
+	"tributary.dev/tributary/pkg/pattern"
 )
 
 // ClaimClass is a sort of hardware that a service can ask for: the capability of a
@@ -86,32 +87,32 @@ const (
 // option is one word of a class.
 type option struct {
 	compare compare
-	form    *regexp.Regexp
+	form    *pattern.Pattern
 	example string
 }
 
 var (
-	anyWord   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9 ._+*?\[\]:/-]{0,63}$`)
-	number    = regexp.MustCompile(`^[0-9]{1,9}$`)
-	truth     = regexp.MustCompile(`^(true|false)$`)
-	numaWord  = regexp.MustCompile(`^(any|same|[0-9]{1,3})$`)
-	percent   = regexp.MustCompile(`^([1-9][0-9]?|100)$`)
-	sharing   = regexp.MustCompile(`^(exclusive|mig|time-slicing|mps)$`)
+	anyWord   = pattern.New(`^[A-Za-z0-9][A-Za-z0-9 ._+*?\[\]:/-]{0,63}$`)
+	number    = pattern.New(`^[0-9]{1,9}$`)
+	truth     = pattern.New(`^(true|false)$`)
+	numaWord  = pattern.New(`^(any|same|[0-9]{1,3})$`)
+	percent   = pattern.New(`^([1-9][0-9]?|100)$`)
+	sharing   = pattern.New(`^(exclusive|mig|time-slicing|mps)$`)
 	numaRule  = option{setting, numaWord, "same"}
-	linkState = regexp.MustCompile(`^(up|down)$`)
+	linkState = pattern.New(`^(up|down)$`)
 	// A name that an interface can have (IFNAMSIZ is 16 with its end).
-	interfaceName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}$`)
+	interfaceName = pattern.New(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}$`)
 	// The forms alone; checkLink reads what they hold.
-	addressList = regexp.MustCompile(`^[0-9A-Fa-f.:/,]{1,256}$`)
-	oneRange    = regexp.MustCompile(`^[0-9A-Fa-f.:/]{1,64} of [0-9A-Fa-f.:/]{1,64}$`)
-	routeList   = regexp.MustCompile(`^[0-9A-Fa-f.:/, via]{1,512}$`)
-	pageSizes   = regexp.MustCompile(`^(64K|2M|32M|512M|1G|16G)$`)
+	addressList = pattern.New(`^[0-9A-Fa-f.:/,]{1,256}$`)
+	oneRange    = pattern.New(`^[0-9A-Fa-f.:/]{1,64} of [0-9A-Fa-f.:/]{1,64}$`)
+	routeList   = pattern.New(`^[0-9A-Fa-f.:/, via]{1,512}$`)
+	pageSizes   = pattern.New(`^(64K|2M|32M|512M|1G|16G)$`)
 )
 
 // claimOptions are the words of each class, beside device_ids, driver and count.
 var claimOptions = map[ClaimClass]map[string]option{
 	ClaimGPU: {
-		"numa": numaRule, "model": {like, anyWord, "*A100*"},
+		"numa": numaRule, "model": {like, anyModel, "*A100*"},
 		"memory":       {atLeast, number, "20480 (MiB)"},
 		"compute":      {atLeast, number, "2 (slices of the card)"},
 		"sharing":      {same, sharing, "exclusive, mig, time-slicing or mps"},

@@ -57,6 +57,29 @@ type ContainerUse struct {
 	// RxBytes and TxBytes crossed the container's own network interfaces.
 	RxBytes uint64 `cbor:"6,keyasint,omitempty" json:"rxBytes"`
 	TxBytes uint64 `cbor:"7,keyasint,omitempty" json:"txBytes"`
+	// Accelerator is what it used of cards and slices that it holds.
+	Accelerator AcceleratorUse `cbor:"8,keyasint,omitzero" json:"accelerator,omitzero"`
+}
+
+// AcceleratorUse is what a service used of accelerators.
+type AcceleratorUse struct {
+	// HeldMillis is how long it held cards or slices, each by itself; SliceMillis the same
+	// times the compute slices of each (a card that is not cut is one).
+	HeldMillis  uint64 `cbor:"1,keyasint,omitempty" json:"heldMillis,omitempty"`
+	SliceMillis uint64 `cbor:"2,keyasint,omitempty" json:"sliceMillis,omitempty"`
+	// MemoryMiBSeconds is the integral of the card's memory in use.
+	MemoryMiBSeconds uint64 `cbor:"3,keyasint,omitempty" json:"memoryMiBSeconds,omitempty"`
+	// BusyMillis is how long something ran on them, of the time for which they tell;
+	// UnknownMillis is the time for which they do not.
+	BusyMillis    uint64 `cbor:"4,keyasint,omitempty" json:"busyMillis,omitempty"`
+	UnknownMillis uint64 `cbor:"5,keyasint,omitempty" json:"unknownMillis,omitempty"`
+	// EnergyMillijoules is its part of what the cards drew.
+	EnergyMillijoules uint64 `cbor:"6,keyasint,omitempty" json:"energyMillijoules,omitempty"`
+}
+
+// Fields lists the counters, in their order on the wire.
+func (u *AcceleratorUse) Fields() [6]*uint64 {
+	return [6]*uint64{&u.HeldMillis, &u.SliceMillis, &u.MemoryMiBSeconds, &u.BusyMillis, &u.UnknownMillis, &u.EnergyMillijoules}
 }
 
 // Event is something that happened, for people to read.

@@ -123,6 +123,23 @@ func (c *Cards) SetMIG(uuid string, on bool) (*api.MIG, error) {
 	return c.Layout(uuid)
 }
 
+// SetCompute says who may use a card at once, in nvidia-smi's words.
+func (c *Cards) SetCompute(uuid, mode string) error {
+	d, err := c.device(uuid)
+	if err != nil {
+		return err
+	}
+	modes := map[string]nvml.ComputeMode{"Default": nvml.COMPUTEMODE_DEFAULT, "Exclusive_Process": nvml.COMPUTEMODE_EXCLUSIVE_PROCESS, "Prohibited": nvml.COMPUTEMODE_PROHIBITED}
+	m, ok := modes[mode]
+	if !ok {
+		return api.Errorf(api.Invalid, "%q is no compute mode", mode)
+	}
+	if ret := d.SetComputeMode(m); ret != nvml.SUCCESS {
+		return fault("changing the compute mode", ret)
+	}
+	return nil
+}
+
 // Cards reads the inventory. A card that does not answer is told as a finding of that card,
 // so that one lost card does not hide the others.
 func (c *Cards) Cards() ([]gpud.Card, error) {

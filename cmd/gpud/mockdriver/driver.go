@@ -31,6 +31,8 @@ type kept struct {
 	UUID   string  `json:"uuid"`
 	MIG    bool    `json:"mig"`
 	Slices []Slice `json:"slices"`
+	// Compute is the compute mode.
+	Compute nvml.ComputeMode `json:"compute,omitempty"`
 }
 
 // Slice is one GPU instance with its compute instances, by the driver's numbers.
@@ -75,7 +77,7 @@ func (d *Driver) Reboot(keepMode bool) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, k := range d.cards {
-		k.Slices, k.MIG = nil, k.MIG && keepMode
+		k.Slices, k.MIG, k.Compute = nil, k.MIG && keepMode, nvml.COMPUTEMODE_DEFAULT
 	}
 	return d.save()
 }
@@ -154,7 +156,7 @@ func Refuse(config gpus.Config, there []Slice, profile uint32, at nvml.GpuInstan
 
 // wrap puts the driver's rules before the mock's functions.
 func (d *Driver) wrap(dev *server.Device, k *kept) {
-	d.wrapFacts(dev)
+	d.wrapFacts(dev, k)
 	dev.GetMigModeFunc = func() (int, int, nvml.Return) {
 		d.mu.Lock()
 		defer d.mu.Unlock()

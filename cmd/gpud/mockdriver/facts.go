@@ -12,7 +12,7 @@ import (
 func after(ms uint32) <-chan time.Time { return time.After(time.Duration(ms) * time.Millisecond) }
 
 // wrapFacts answers what the mock has no answer for, with figures that a healthy card tells.
-func (d *Driver) wrapFacts(dev *server.Device) {
+func (d *Driver) wrapFacts(dev *server.Device, k *kept) {
 	dev.GetSerialFunc = func() (string, nvml.Return) { return "1320020000001", nvml.SUCCESS }
 	dev.GetVbiosVersionFunc = func() (string, nvml.Return) { return "92.00.19.00.01", nvml.SUCCESS }
 	dev.GetBoardPartNumberFunc = func() (string, nvml.Return) { return "", nvml.ERROR_NOT_SUPPORTED }
@@ -57,7 +57,17 @@ func (d *Driver) wrapFacts(dev *server.Device) {
 	dev.GetBAR1MemoryInfoFunc = func() (nvml.BAR1Memory, nvml.Return) {
 		return nvml.BAR1Memory{Bar1Total: 64 << 30}, nvml.SUCCESS
 	}
-	dev.GetComputeModeFunc = func() (nvml.ComputeMode, nvml.Return) { return nvml.COMPUTEMODE_DEFAULT, nvml.SUCCESS }
+	dev.GetComputeModeFunc = func() (nvml.ComputeMode, nvml.Return) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return k.Compute, nvml.SUCCESS
+	}
+	dev.SetComputeModeFunc = func(mode nvml.ComputeMode) nvml.Return {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		k.Compute = mode
+		return d.saved()
+	}
 	dev.GetClockInfoFunc = func(nvml.ClockType) (uint32, nvml.Return) { return 1215, nvml.SUCCESS }
 	dev.GetMaxClockInfoFunc = func(nvml.ClockType) (uint32, nvml.Return) { return 1410, nvml.SUCCESS }
 	dev.GetUtilizationRatesFunc = func() (nvml.Utilization, nvml.Return) { return nvml.Utilization{Gpu: 37}, nvml.SUCCESS }

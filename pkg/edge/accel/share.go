@@ -72,30 +72,47 @@ func Share(a *api.Accelerator, s api.Sharing, run string) (Shared, error) {
 // limits hold from CUDA 11.5 on (CUDA_MPS_PINNED_DEVICE_MEM_LIMIT). Device 0 in it is the
 // first that the client sees, which is this card.
 func mps(a *api.Accelerator, s api.Sharing, edits Edits, run string) Shared {
-	memory, threads := s.MemoryMiB, s.ThreadsPercent
-	if memory == 0 {
-		memory = a.MemoryMiB / int64(s.Replicas)
-	}
-	if threads == 0 {
-		threads = max(100/s.Replicas, 1)
-	}
+	memory, threads := Limits(a, s)
 	folder := path.Join(run, "mps", a.ID)
 	const inside = "/run/tributary/mps"
 	edits.Env = append(edits.Env, "CUDA_MPS_PIPE_DIRECTORY="+inside, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE="+strconv.Itoa(threads), fmt.Sprintf("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0=%dM", memory))
-	edits.Mounts = append(edits.Mounts, Mount{folder, inside})
+	// Clients and the daemon meet in shared memory.
+	edits.Mounts = append(edits.Mounts, Mount{folder, inside}, Mount{"/dev/shm", "/dev/shm"})
 	return Shared{Shares: s.Replicas, Edits: edits, Caution: "a fault of one service ends the others on the card",
-		Daemon: &Daemon{Name: "mps-" + a.ID, Args: []string{"nvidia-cuda-mps-control", "-f"}, Folder: folder, ComputeMode: "EXCLUSIVE_PROCESS",
+		Daemon: &Daemon{Name: "mps-" + a.ID, Args: []string{"nvidia-cuda-mps-control", "-f"}, Folder: folder, ComputeMode: "Exclusive_Process",
 			Env: []string{"CUDA_VISIBLE_DEVICES=" + a.ID, "CUDA_MPS_PIPE_DIRECTORY=" + folder, "CUDA_MPS_LOG_DIRECTORY=" + folder}}}
+}
+
+// Limits are what each client may take of a card under mps: as the policy says, or an equal part.
+func Limits(a *api.Accelerator, s api.Sharing) (memoryMiB int64, threadsPercent int) {
+	memoryMiB, threadsPercent = s.MemoryMiB, s.ThreadsPercent
+	if memoryMiB == 0 {
+		memoryMiB = a.MemoryMiB / int64(max(s.Replicas, 1))
+	}
+	if threadsPercent == 0 {
+		threadsPercent = max(100/max(s.Replicas, 1), 1)
+	}
+	return memoryMiB, threadsPercent
+}
+
+// RenderNodes are the device files by which programs compute; those that set what a screen
+// shows are not among them.
+func RenderNodes(a *api.Accelerator) (nodes []string) {
+	for _, n := range a.Nodes {
+		if strings.HasPrefix(path.Base(n), "renderD") {
+			nodes = append(nodes, n)
+		}
+	}
+	return nodes
 }
 
 // Exclusive are the edits by which a service holds a whole card.
 func Exclusive(a *api.Accelerator) Edits {
-	e := Edits{Nodes: append([]string(nil), a.Nodes...)}
-	switch a.Vendor {
-	case "nvidia":
-		e.Nodes = append(e.Nodes, nvidiaNodes...)
-		e.Env = []string{"NVIDIA_VISIBLE_DEVICES=void", "CUDA_VISIBLE_DEVICES=" + a.ID}
-	case "amd":
+	if a.Vendor == "nvidia" {
+		return Edits{Nodes: append(append([]string(nil), a.Nodes...), nvidiaNodes...), Env: []string{"NVIDIA_VISIBLE_DEVICES=void", "CUDA_VISIBLE_DEVICES=" + a.ID}}
+	}
+	e := Edits{Nodes: RenderNodes(a)}
+	if a.Vendor == "amd" {
 		e.Nodes = append(e.Nodes, "/dev/kfd") // ROCm's door; which cards are behind it, the render nodes say
 	}
 	return e
@@ -125,30 +142,57 @@ func Slice(a *api.Accelerator, i *api.MIGInstance, minor func(path string) (int,
 
 // Claimables are what services can hold of a card, as pkg/edge/claims asks for it.
 func Claimables(a *api.Accelerator) []api.Claimable {
-	whole := api.Claimable{Class: api.ClaimGPU, ID: a.ID, Driver: a.Driver, NUMA: a.NUMA, Units: 1, Fault: faultOf(a, ""),
-		Facts: map[string]string{"model": a.Model, "memory": strconv.FormatInt(a.MemoryMiB, 10), "sharing": string(a.Sharing.Mode), "render-node": strconv.FormatBool(a.Vendor != "nvidia")}}
+	whole := claimable(a)
 	switch a.Sharing.Mode {
-	case api.SharingTimeSlicing, api.SharingMPS:
+	case api.SharingTimeSlicing:
 		whole.Shares = a.Sharing.Replicas
+	case api.SharingMPS:
+		whole.Shares = a.Sharing.Replicas
+		memory, _ := Limits(a, a.Sharing)
+		whole.Facts["memory"] = strconv.FormatInt(memory, 10) // what one of them may take
 	case api.SharingMIG:
-		return sliceClaimables(a, whole)
+		return sliceClaimables(a)
 	}
 	return []api.Claimable{whole}
 }
 
-func sliceClaimables(a *api.Accelerator, whole api.Claimable) (list []api.Claimable) {
+func claimable(a *api.Accelerator) api.Claimable {
+	return api.Claimable{Class: api.ClaimGPU, ID: a.ID, Driver: a.Driver, NUMA: a.NUMA, Units: 1, Fault: faultOf(a, ""),
+		Facts: map[string]string{"model": a.Model, "memory": strconv.FormatInt(a.MemoryMiB, 10), "sharing": string(a.Sharing.Mode), "render-node": strconv.FormatBool(a.Vendor != "nvidia")}}
+}
+
+// Possible are the slices that a card could have, one of each profile, without a place.
+func Possible(a *api.Accelerator) (list []api.Claimable) {
+	if a.MIG == nil {
+		return nil
+	}
+	for i := range a.MIG.Profiles {
+		list = append(list, ofProfile(a, &a.MIG.Profiles[i]))
+	}
+	return list
+}
+
+func ofProfile(a *api.Accelerator, p *api.MIGProfile) api.Claimable {
+	c := claimable(a)
+	c.ID, c.Parent = a.ID+"/", a.ID
+	c.Facts["sharing"], c.Facts["profile"] = string(api.SharingMIG), p.Name
+	c.Facts["memory"], c.Facts["compute"] = strconv.FormatInt(p.MemoryMiB, 10), strconv.Itoa(p.Slices)
+	return c
+}
+
+func sliceClaimables(a *api.Accelerator) (list []api.Claimable) {
 	if a.MIG == nil {
 		return nil
 	}
 	for _, i := range a.MIG.Instances {
-		c := whole
-		c.ID, c.Parent = fmt.Sprintf("%s/%s", a.ID, i.Placement), a.ID // the same after a reboot, as the UUID is not
-		c.Facts = map[string]string{"model": a.Model, "sharing": string(api.SharingMIG), "profile": i.Name, "render-node": "false"}
-		for _, p := range a.MIG.Profiles {
-			if p.ID == i.Profile {
-				c.Facts["memory"], c.Facts["compute"] = strconv.FormatInt(p.MemoryMiB, 10), strconv.Itoa(p.Slices)
+		p := api.MIGProfile{Name: i.Name}
+		for _, known := range a.MIG.Profiles {
+			if known.ID == i.Profile {
+				p = known
 			}
 		}
+		c := ofProfile(a, &p)
+		c.ID += i.Placement.String() // the same after a reboot, as the UUID is not
 		switch {
 		case i.Cordoned != "":
 			c.Fault = i.Cordoned

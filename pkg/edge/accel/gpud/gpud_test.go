@@ -30,6 +30,7 @@ func (h *hand) Hello() Hello { return Hello{Version: Version, Driver: "570"} }
 func (h *hand) Cards() ([]Card, error) {
 	return []Card{{Accelerator: api.Accelerator{ID: "GPU-1"}}}, nil
 }
+func (h *hand) SetCompute(string, string) error       { return nil }
 func (h *hand) Sample() ([]Sample, error)             { return []Sample{{Card: "GPU-1", Percent: -1}}, nil }
 func (h *hand) Destroy(string, int) error             { return nil }
 func (h *hand) SetMIG(string, bool) (*api.MIG, error) { return &api.MIG{Enabled: true}, nil }

@@ -183,6 +183,13 @@ func (k *Keeper) SetMIG(ctx context.Context, card string, on bool) (*api.MIG, er
 	return layout(k.ask(ctx, Request{Op: OpSetMIG, Card: card, On: on}))
 }
 
+// SetCompute says who may use a card at once, in nvidia-smi's words: Default, or
+// Exclusive_Process, which MPS asks for.
+func (k *Keeper) SetCompute(ctx context.Context, card, mode string) error {
+	_, err := k.ask(ctx, Request{Op: OpCompute, Card: card, Mode: mode})
+	return err
+}
+
 // Sample reads what cards and slices use.
 func (k *Keeper) Sample(ctx context.Context) ([]Sample, error) {
 	a, err := k.ask(ctx, Request{Op: OpSample})

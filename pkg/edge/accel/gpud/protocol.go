@@ -37,6 +37,7 @@ const (
 	OpDestroy Op = "destroy" // Card, Instance in; a slice that is gone is no fault
 	OpSetMIG  Op = "set-mig" // Card, On in, MIG out: Enabled is the mode in force, Pending that after a reset
 	OpSample  Op = "sample"  // Samples out
+	OpCompute Op = "compute" // Card, Mode in: who may use it at once
 )
 
 // Request is one question.
@@ -49,6 +50,8 @@ type Request struct {
 	At       api.MIGPlacement `cbor:"6,keyasint,omitempty"`
 	Instance int              `cbor:"7,keyasint,omitempty"`
 	On       bool             `cbor:"8,keyasint,omitempty"`
+	// Mode is a compute mode, in nvidia-smi's word: Default, Exclusive_Process, Prohibited.
+	Mode string `cbor:"9,keyasint,omitempty"`
 }
 
 // Reply is an answer, or an event.

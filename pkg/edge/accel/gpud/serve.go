@@ -19,6 +19,7 @@ type Handler interface {
 	Destroy(card string, instance int) error
 	SetMIG(card string, on bool) (*api.MIG, error)
 	Sample() ([]Sample, error)
+	SetCompute(card, mode string) error
 	// Events calls tell until ctx ends, or returns an error where cards tell none.
 	Events(ctx context.Context, tell func(Event)) error
 }
@@ -114,6 +115,8 @@ func (s *server) ask(q Request, a *Reply) (err error) {
 		a.MIG, err = s.handler.SetMIG(q.Card, q.On)
 	case OpSample:
 		a.Samples, err = s.handler.Sample()
+	case OpCompute:
+		err = s.handler.SetCompute(q.Card, q.Mode)
 	default:
 		err = api.Errorf(api.Invalid, "there is no question %q", q.Op)
 	}
