@@ -16,6 +16,8 @@ type AppObjectStatus struct {
 	// Configs and Secrets are the names of the objects that the file calls external.
 	Configs []string `json:"configs,omitempty"`
 	Secrets []string `json:"secrets,omitempty"`
+	// Claims is the hardware that services ask for, by their names.
+	Claims map[string][]Claim `json:"claims,omitempty"`
 	// Warnings tell what the file asked for that has no effect.
 	Warnings []string `json:"warnings,omitempty"`
 }

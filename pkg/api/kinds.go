@@ -75,8 +75,10 @@ type DeviceSettings struct {
 
 // FleetSpec gives apps, configs, secrets and settings to the devices it selects.
 type FleetSpec struct {
-	Selector Selector        `json:"selector"`
-	Apps     []string        `json:"apps,omitempty"`
+	Selector Selector `json:"selector"`
+	Apps     []string `json:"apps,omitempty"`
+	// Placed are apps that run on some of the devices.
+	Placed   []Placement     `json:"placed,omitempty"`
 	Configs  []string        `json:"configs,omitempty"`
 	Secrets  []string        `json:"secrets,omitempty"`
 	Settings *DeviceSettings `json:"settings,omitempty"`
@@ -174,6 +176,8 @@ type DeviceStatus struct {
 	Epoch   uint64 `json:"epoch,omitempty"`
 	Desired uint64 `json:"desired,omitempty"`
 	Applied uint64 `json:"applied,omitempty"`
+	// Capacity is what services can claim of it.
+	Capacity []Capacity `json:"capacity,omitempty"`
 	// Attestation is what the device's TPM said of the system that runs; nil where none ever did.
 	Attestation *Attestation `json:"attestation,omitempty"`
 }
@@ -189,6 +193,10 @@ type FleetStatus struct {
 	Rejected int `json:"rejected,omitempty"`
 	// Missing names the fleet's apps that do not exist.
 	Missing []string `json:"missing,omitempty"`
+	// Placed are the fleet's placements, in their order; Lacking is hardware that its apps
+	// wait for.
+	Placed  []PlacementStatus `json:"placed,omitempty"`
+	Lacking []Lack            `json:"lacking,omitempty"`
 }
 
 // AppState is the life of an app or service on a device.
@@ -232,6 +240,8 @@ type ServiceStatus struct {
 	ExitCode  *int     `json:"exitCode,omitempty" cbor:"5,keyasint,omitempty"`
 	Address   string   `json:"address,omitempty" cbor:"6,keyasint,omitempty"`
 	Message   string   `json:"message,omitempty" cbor:"7,keyasint,omitempty"`
+	// Lacks says that it waits for hardware that it claims; Message says for which.
+	Lacks bool `json:"lacks,omitempty" cbor:"8,keyasint,omitempty"`
 }
 
 // Severity orders warnings.

@@ -208,6 +208,7 @@ func validateFleet(s *FleetSpec, f *findings) {
 			seen[n] = true
 		}
 	}
+	validatePlaced(s, f)
 	if s.Release != "" {
 		validateName(s.Release, "spec.release", f)
 	}

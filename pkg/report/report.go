@@ -56,6 +56,7 @@ type service struct {
 	Address   string       `cbor:"6,keyasint,omitempty"`
 	Message   string       `cbor:"7,keyasint,omitempty"`
 	Suffix    string       `cbor:"8,keyasint,omitempty"` // of the container, after app-service-
+	Lacks     bool         `cbor:"9,keyasint,omitempty"`
 }
 
 var encMode = func() cbor.EncMode {
@@ -102,7 +103,7 @@ const digestPrefix = "sha256:"
 func digestText(sum []byte) string { return digestPrefix + hex.EncodeToString(sum) }
 
 func serviceOf(app string, s *api.ServiceStatus) service {
-	out := service{State: s.State, Container: s.Container, Restarts: s.Restarts, ExitCode: s.ExitCode, Address: s.Address, Message: s.Message}
+	out := service{State: s.State, Container: s.Container, Restarts: s.Restarts, ExitCode: s.ExitCode, Address: s.Address, Message: s.Message, Lacks: s.Lacks}
 	if out.State == api.Running {
 		out.State = ""
 	}
@@ -182,7 +183,7 @@ func joinService(app, name string, entries map[string][]byte) (api.ServiceStatus
 	if s.Suffix != "" {
 		s.Container = containerPrefix(app, name) + s.Suffix
 	}
-	return api.ServiceStatus{Name: name, State: s.State, Container: s.Container, Restarts: s.Restarts, ExitCode: s.ExitCode, Address: s.Address, Message: s.Message}, true
+	return api.ServiceStatus{Name: name, State: s.State, Container: s.Container, Restarts: s.Restarts, ExitCode: s.ExitCode, Address: s.Address, Message: s.Message, Lacks: s.Lacks}, true
 }
 
 // read decodes one map; CBOR's null, which decodes into anything, is none.

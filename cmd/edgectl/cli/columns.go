@@ -25,7 +25,7 @@ func (a *app) tableOf(kind string, o getOptions) *table {
 		t.header = []string{"NAME", "SELECTOR", "APPS", "DEVICES", "CURRENT", "RUNNING", "REJECTED", "AGE"}
 		t.row = a.fleetRow
 	case api.KindApp:
-		t.header = []string{"NAME", "SERVICES", "BUNDLE", "AGE"}
+		t.header = []string{"NAME", "SERVICES", "BUNDLE", "AGE", "MISSING"}
 		t.row = a.appRow
 	case api.KindConfig:
 		t.header = []string{"NAME", "FILES", "ENV", "AGE"}
@@ -137,7 +137,7 @@ func (a *app) parentText(id string) string {
 func (a *app) deviceColumns(t *table, wide bool) {
 	t.header = []string{"NAME", "TIER", "PARENT", "HARDWARE", "HEALTH", "APPS", "GEN", "SEEN"}
 	if wide {
-		t.header = append(t.header, "ID", "SITE", "ADDRESSES", "VERSION", "LABELS")
+		t.header = append(t.header, "ID", "SITE", "ADDRESSES", "VERSION", "CLAIMED", "LABELS")
 	}
 	t.under = updateText
 	t.row = func(obj *api.Object) []string {
@@ -155,10 +155,19 @@ func (a *app) deviceColumns(t *table, wide bool) {
 			if !st.ID.IsZero() {
 				id = st.ID.String()
 			}
-			row = append(row, id, orDash(spec.Site), orDash(strings.Join(st.Addresses, ",")), orDash(st.Version), labelText(obj.Metadata.Labels))
+			row = append(row, id, orDash(spec.Site), orDash(strings.Join(st.Addresses, ",")), orDash(st.Version), orDash(capacityText(st.Capacity)), labelText(obj.Metadata.Labels))
 		}
 		return row
 	}
+}
+
+// capacityText tells how much of each sort of hardware is claimed: "cpu 2/6".
+func capacityText(list []api.Capacity) string {
+	var out []string
+	for _, c := range list {
+		out = append(out, fmt.Sprintf("%s %d/%d", c.Name, c.Held, c.Total))
+	}
+	return strings.Join(out, ", ")
 }
 
 // updateText says in plain words why a device does not run the release that it should.
@@ -246,6 +255,15 @@ func (a *app) fleetRow(obj *api.Object) []string {
 			apps[i] += "(missing)"
 		}
 	}
+	for _, p := range s.Placed {
+		text := fmt.Sprintf("%s(%d)", p.App, p.Replicas)
+		for _, now := range st.Placed {
+			if now.App == p.App {
+				text = fmt.Sprintf("%s(%d/%d)", p.App, now.Placed, p.Replicas)
+			}
+		}
+		apps = append(apps, text)
+	}
 	running := "-" // there is nothing to run
 	if len(apps) > 0 {
 		running = strconv.Itoa(st.Running)
@@ -260,7 +278,7 @@ func (a *app) appRow(obj *api.Object) []string {
 	if len(bundle) > 19 {
 		bundle = bundle[:19] // "sha256:" and 12 digits
 	}
-	return []string{obj.Metadata.Name, orDash(strings.Join(st.Services, ",")), orDash(bundle), a.age(obj.Metadata.Created)}
+	return []string{obj.Metadata.Name, orDash(strings.Join(st.Services, ",")), orDash(bundle), a.age(obj.Metadata.Created), orDash(clip(strings.Join(a.missingOf(obj.Metadata.Tenant, obj.Metadata.Name), "; "), 100))}
 }
 
 func (a *app) tokenRow(obj *api.Object) []string {

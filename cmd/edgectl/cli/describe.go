@@ -69,6 +69,9 @@ func (a *app) describe(ctx context.Context, cl *client.Client, r ref) error {
 	if len(o.Status) > 0 && string(o.Status) != "{}" {
 		a.block("Status", o.Status)
 	}
+	if o.Kind == api.KindApp {
+		a.describeWhere(ctx, cl, o)
+	}
 	return nil
 }
 

@@ -108,6 +108,7 @@ func (a *app) getKinds(cmd *cobra.Command, cl *client.Client, kinds []ref, list 
 func (a *app) knowForTable(ctx context.Context, cl *client.Client, objects []*api.Object, o getOptions) {
 	if o.output == "table" || o.output == "wide" {
 		a.knowParents(ctx, cl, objects)
+		a.knowFleets(ctx, cl, objects)
 	}
 }
 

@@ -51,6 +51,8 @@ type app struct {
 
 	// parents has the names of devices by id, once they were looked up.
 	parents map[string]string
+	// fleets are known while apps are shown.
+	fleets []fleetView
 }
 
 // Main runs edgectl and returns its exit code.

@@ -189,6 +189,7 @@ func (s sink) Reset(objects []*api.Object) error {
 		}
 	}
 	s.l.worlds.settle(d)
+	s.l.worlds.place(s.l.cfg.Now(), d)
 	if err := s.l.render(s.ctx, d); err != nil {
 		return err
 	}
@@ -223,6 +224,7 @@ func (s sink) Apply(events []store.Event) error {
 		}
 	}
 	s.l.worlds.settle(d)
+	s.l.worlds.place(s.l.cfg.Now(), d)
 	return s.l.render(s.ctx, d)
 }
 

@@ -24,6 +24,8 @@ type Device struct {
 	Tenant, Name string
 	Labels       map[string]string
 	Spec         api.DeviceSpec
+	// Placed are apps that its fleets put on it and on some others.
+	Placed []string
 }
 
 // World is what one tenant has, ready for rendering.
@@ -75,6 +77,7 @@ func (e Expected) at(site string) bool { return e.Site == "" || e.Site == site }
 type App struct {
 	Refs             []manifest.Ref // the bundle, then the images
 	Configs, Secrets []string       // names that its file refers to
+	Claims           map[string][]api.Claim
 }
 
 // Want is one item before it has a generation. Of Body and Plain at most one is set;
@@ -112,8 +115,11 @@ func Desire(d *Device, w *World, fleets []string) map[string]Want {
 	var settings *api.DeviceSettings
 	for _, name := range fleets {
 		spec := w.Fleets[name]
-		for _, app := range spec.Apps {
+		for _, app := range spec.AllApps() {
 			a := w.Apps[app]
+			if !slices.Contains(spec.Apps, app) && !slices.Contains(d.Placed, app) {
+				continue
+			}
 			if a == nil {
 				continue
 			}

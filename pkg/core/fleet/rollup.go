@@ -125,20 +125,20 @@ func rejected(s *api.DeviceStatus) (names []string) {
 
 // count takes a device into the sum of a fleet that picks it: what other fleets have it
 // run does not matter.
-func count(s *api.FleetStatus, spec *api.FleetSpec, current bool, running, rejected []string) {
+func count(s *api.FleetStatus, apps []string, current bool, running, rejected []string) {
 	s.Devices++
 	if current {
 		s.Current++
 	}
-	if slices.ContainsFunc(spec.Apps, func(app string) bool { return slices.Contains(rejected, app) }) {
+	if slices.ContainsFunc(apps, func(app string) bool { return slices.Contains(rejected, app) }) {
 		s.Rejected++
 	}
-	for _, app := range spec.Apps {
+	for _, app := range apps {
 		if !slices.Contains(running, app) {
 			return
 		}
 	}
-	if len(spec.Apps) > 0 {
+	if len(apps) > 0 {
 		s.Running++
 	}
 }
@@ -255,6 +255,9 @@ func (l *Loop) rollup(ctx context.Context) error {
 			for _, id := range append(l.alarms.expire(now), l.late(now)...) {
 				l.news.device(id)
 			}
+			if err := l.review(ctx); err != nil {
+				return err
+			}
 			continue
 		case <-l.news.wake:
 		}
@@ -304,7 +307,20 @@ func (l *Loop) sum(ctx context.Context, devices map[api.DeviceID]bool) error {
 	return l.renderTurned(ctx)
 }
 
-// renderTurned renders devices that became relays, or are none any more.
+// review looks at placements again that wait.
+func (l *Loop) review(ctx context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d := dirty{}
+	if !l.worlds.review() {
+		return nil
+	}
+	l.worlds.place(l.cfg.Now(), d)
+	return l.render(ctx, d)
+}
+
+// renderTurned renders devices that became relays, or are none any more, and those that get
+// or lose an app by what was reported.
 func (l *Loop) renderTurned(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -315,6 +331,7 @@ func (l *Loop) renderTurned(ctx context.Context) error {
 		}
 	}
 	clear(l.turned)
+	l.worlds.place(l.cfg.Now(), d)
 	if len(d) == 0 {
 		return nil
 	}
@@ -393,8 +410,15 @@ func (l *Loop) digest(id api.DeviceID, before api.DeviceStatus, r *Report) (api.
 	if e.relay != s.Relay {
 		l.turned[e] = true
 	}
+	changed, unread := e.claimed(r.Entries)
+	bad = append(bad, unread...)
+	s.Capacity, e.lacks = api.CapacityOf(e.uses), lacks(&s)
+	now := l.shared.list(running(&s))
+	if t := l.worlds.tenants[e.Tenant]; t != nil && (changed || e.online != s.Online || !slices.Equal(e.running, now)) {
+		t.unplaced = true
+	}
 	e.relay, e.online, e.current = s.Relay, s.Online, desired > 0 && s.Applied == desired
-	e.running, e.rejected = l.shared.list(running(&s)), l.shared.list(rejected(&s))
+	e.running, e.rejected = now, l.shared.list(rejected(&s))
 	l.present(e, s.LastSeen)
 	if moved && e.relay {
 		l.below(id, maxDepth)
@@ -424,7 +448,10 @@ func (l *Loop) sumFleets(ctx context.Context) error {
 		counts := map[string]*api.FleetStatus{}
 		for fleet, spec := range t.Fleets {
 			counts[fleet] = &api.FleetStatus{}
-			for _, app := range spec.Apps {
+			for _, p := range spec.Placed {
+				counts[fleet].Placed = append(counts[fleet].Placed, api.PlacementStatus{App: p.App, Replicas: p.Replicas, Message: t.short[fleet][p.App]})
+			}
+			for _, app := range spec.AllApps() {
 				if t.Apps[app] == nil {
 					counts[fleet].Missing = append(counts[fleet].Missing, app)
 				}
@@ -433,11 +460,15 @@ func (l *Loop) sumFleets(ctx context.Context) error {
 		for _, e := range t.devices {
 			for _, fleet := range e.fleets {
 				if c := counts[fleet]; c != nil && e.rendered() {
-					count(c, t.Fleets[fleet], e.current, e.running, e.rejected)
+					apps := e.expected(t.Fleets[fleet])
+					count(c, apps, e.current, e.running, e.rejected)
+					countPlaced(c.Placed, e)
+					c.Lacking = countLacks(c.Lacking, e, apps)
 				}
 			}
 		}
 		for fleet, c := range counts {
+			settleLacks(c.Lacking)
 			statuses[api.Key{Tenant: name, Kind: api.KindFleet, Name: fleet}] = c
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/manifest"
@@ -46,7 +47,11 @@ type tenant struct {
 	devices map[string]*entry
 	// unsettled: what expected boxes would run may be another now. firsts is the memory of firstOf.
 	unsettled bool
-	firsts    map[string][sha256.Size]byte
+	// unplaced: where placements put their apps may be another now; waits: it will be looked
+	// at again in a while. short says why they are on too few devices, by fleet and app.
+	unplaced, waits bool
+	short           map[string]map[string]string
+	firsts          map[string][sha256.Size]byte
 }
 
 // entry is one device with its newest manifest.
@@ -66,6 +71,12 @@ type entry struct {
 	running  []string      // apps, shared between devices
 	rejected []string      // apps whose update was, likewise
 	warnings []api.Warning // of the core about it
+	// told: it said what services can claim, which is uses; usesSum stands for it.
+	told    bool
+	uses    []api.DeviceUse
+	usesSum [sha256.Size]byte
+	lacks   []lack
+	lacking map[string]time.Time // since when it lacks what an app on it claims
 }
 
 // rendered reports whether the device gets manifests.
@@ -217,7 +228,7 @@ func (t *tenant) setFleet(name string, o *api.Object, d dirty) error {
 	if old != nil && reflect.DeepEqual(old, spec) {
 		return nil
 	}
-	t.Fleets[name], t.unsettled = spec, true
+	t.Fleets[name], t.unsettled, t.unplaced = spec, true, true
 	d.where(t, func(e *entry) bool {
 		return old != nil && old.Selector.Matches(e.Labels) || spec.Selector.Matches(e.Labels)
 	})
@@ -231,7 +242,7 @@ func (t *tenant) setApp(name string, o *api.Object, d dirty) error {
 	}
 	var app *App
 	if status.Bundle != "" {
-		app = &App{Refs: []manifest.Ref{{Repo: status.Repo, Digest: status.Bundle, Size: status.Size}}, Configs: status.Configs, Secrets: status.Secrets}
+		app = &App{Refs: []manifest.Ref{{Repo: status.Repo, Digest: status.Bundle, Size: status.Size}}, Configs: status.Configs, Secrets: status.Secrets, Claims: status.Claims}
 		for _, i := range status.Images {
 			app.Refs = append(app.Refs, manifest.Ref{Repo: i.Repo, Digest: i.Digest, Size: i.Size})
 		}
@@ -239,8 +250,8 @@ func (t *tenant) setApp(name string, o *api.Object, d dirty) error {
 	if reflect.DeepEqual(t.Apps[name], app) {
 		return nil
 	}
-	t.Apps[name] = app
-	t.touchFleets(func(s *api.FleetSpec) bool { return slices.Contains(s.Apps, name) }, d)
+	t.Apps[name], t.unplaced = app, true
+	t.touchFleets(func(s *api.FleetSpec) bool { return slices.Contains(s.AllApps(), name) }, d)
 	return nil
 }
 
@@ -272,7 +283,7 @@ func (t *tenant) usersOf(name string, names func(*api.FleetSpec, *App) []string)
 		if slices.Contains(names(s, nil), name) {
 			return true
 		}
-		for _, app := range s.Apps {
+		for _, app := range s.AllApps() {
 			if a := t.Apps[app]; a != nil && slices.Contains(names(s, a), name) {
 				return true
 			}
@@ -309,6 +320,7 @@ func (w *worlds) setDevice(t *tenant, o *api.Object, d dirty) error {
 		return err
 	}
 	e := t.devices[next.Name]
+	t.unplaced = true
 	if e == nil {
 		var status api.DeviceStatus
 		if err := decode(o.Status, &status); err != nil {
@@ -323,6 +335,7 @@ func (w *worlds) setDevice(t *tenant, o *api.Object, d dirty) error {
 			w.byID[status.ID] = e
 		}
 		next.ID = status.ID
+		next.Placed = e.Placed
 		e.Device, t.devices[next.Name] = next, e
 		e.relay = e.relay || status.Relay
 		d[e] = true
@@ -331,7 +344,7 @@ func (w *worlds) setDevice(t *tenant, o *api.Object, d dirty) error {
 		}
 		return nil
 	}
-	next.ID = e.ID
+	next.ID, next.Placed = e.ID, e.Placed
 	if !maps.Equal(e.Labels, next.Labels) || !reflect.DeepEqual(e.Spec, next.Spec) {
 		retired := e.Spec.Retired != next.Spec.Retired
 		e.Device = next
@@ -351,12 +364,13 @@ func (w *worlds) unset(key api.Key, d dirty) *entry {
 	case api.KindFleet:
 		if old := t.Fleets[key.Name]; old != nil {
 			delete(t.Fleets, key.Name)
-			t.unsettled = true
+			t.unsettled, t.unplaced = true, true
 			d.where(t, func(e *entry) bool { return old.Selector.Matches(e.Labels) })
 		}
 	case api.KindApp:
 		delete(t.Apps, key.Name)
-		t.touchFleets(func(s *api.FleetSpec) bool { return slices.Contains(s.Apps, key.Name) }, d)
+		t.unplaced = true
+		t.touchFleets(func(s *api.FleetSpec) bool { return slices.Contains(s.AllApps(), key.Name) }, d)
 	case api.KindTenant:
 		w.tenant(key.Name).setAttest(nil, d)
 	case api.KindRelease:
@@ -379,6 +393,7 @@ func (w *worlds) unset(key api.Key, d dirty) *entry {
 	case api.KindDevice:
 		if e := t.devices[key.Name]; e != nil {
 			delete(t.devices, key.Name)
+			t.unplaced = true
 			delete(w.byID, e.ID)
 			delete(d, e)
 			if e.Spec.Retired {

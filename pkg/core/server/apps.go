@@ -174,6 +174,12 @@ func describe(b *api.Bundle, raw []byte, repo string, sizes map[string]int64) (*
 	status := api.AppObjectStatus{Repo: repo, Bundle: digest, Size: int64(len(raw)), Configs: refs.Configs, Secrets: refs.Secrets, Warnings: b.Warnings}
 	for _, s := range b.Services {
 		status.Services = append(status.Services, s.Name)
+		if len(s.Claims) > 0 {
+			if status.Claims == nil {
+				status.Claims = map[string][]api.Claim{}
+			}
+			status.Claims[s.Name] = s.Claims
+		}
 	}
 	for _, image := range slices.Sorted(maps.Keys(sizes)) {
 		repo, digest, err := oci.ParsePinned(image)
@@ -196,7 +202,7 @@ func (a *Apps) AdmitFleet(ctx context.Context, c Change) (Decision, error) {
 		return Decision{}, err
 	}
 	var d Decision
-	for kind, names := range map[string][]string{api.KindApp: spec.Apps, api.KindConfig: spec.Configs, api.KindSecret: spec.Secrets, api.KindFlowPolicy: spec.FlowPolicies} {
+	for kind, names := range map[string][]string{api.KindApp: spec.AllApps(), api.KindConfig: spec.Configs, api.KindSecret: spec.Secrets, api.KindFlowPolicy: spec.FlowPolicies} {
 		missing, err := a.missing(ctx, c, kind, names)
 		if err != nil {
 			return Decision{}, err

@@ -44,7 +44,7 @@ func (a *Apps) fleetsOf(ctx context.Context, c Change) (map[string]*api.FleetSpe
 		if err := json.Unmarshal(o.Spec, spec); err != nil {
 			continue // of the same request, and refused where it stands
 		}
-		if out[o.Metadata.Name] = spec; len(spec.Apps) == 0 {
+		if out[o.Metadata.Name] = spec; len(spec.AllApps()) == 0 {
 			delete(out, o.Metadata.Name)
 		}
 	}
@@ -60,7 +60,7 @@ func (a *Apps) meetings(ctx context.Context, c Change, concerns func(fleet strin
 	var out []pool
 	for _, name := range slices.Sorted(maps.Keys(fleets)) {
 		if concerns(name, fleets[name]) {
-			out = append(out, pool{"fleet " + name, fleets[name].Apps})
+			out = append(out, pool{"fleet " + name, fleets[name].AllApps()})
 		}
 	}
 	if len(out) == 0 || len(fleets) < 2 {
@@ -87,7 +87,7 @@ func (a *Apps) meetings(ctx context.Context, c Change, concerns func(fleet strin
 		seen[set] = true
 		p := pool{where: fmt.Sprintf("device %s, which is in the fleets %s", d.Metadata.Name, set)}
 		for _, name := range names {
-			p.apps = append(p.apps, fleets[name].Apps...)
+			p.apps = append(p.apps, fleets[name].AllApps()...)
 		}
 		slices.Sort(p.apps)
 		p.apps = slices.Compact(p.apps)
@@ -104,7 +104,7 @@ func (a *Apps) appClashes(ctx context.Context, c Change, b *api.Bundle) error {
 	}
 	pools, err := a.meetings(ctx, c, func(fleet string, spec *api.FleetSpec) bool {
 		// A fleet of the same request is looked at when its turn comes.
-		return slices.Contains(spec.Apps, name) && c.With[api.Key{Tenant: c.New.Metadata.Tenant, Kind: api.KindFleet, Name: fleet}] == nil
+		return slices.Contains(spec.AllApps(), name) && c.With[api.Key{Tenant: c.New.Metadata.Tenant, Kind: api.KindFleet, Name: fleet}] == nil
 	})
 	if err != nil {
 		return err

@@ -43,7 +43,7 @@ func namedBy(user *api.Object, kind string) []string {
 	case api.KindFleet:
 		var s api.FleetSpec
 		_ = json.Unmarshal(user.Spec, &s) // one that cannot be read names nothing
-		names = map[string][]string{api.KindApp: s.Apps, api.KindConfig: s.Configs, api.KindSecret: s.Secrets, api.KindFlowPolicy: s.FlowPolicies}
+		names = map[string][]string{api.KindApp: s.AllApps(), api.KindConfig: s.Configs, api.KindSecret: s.Secrets, api.KindFlowPolicy: s.FlowPolicies}
 	case api.KindApp:
 		var s api.AppObjectStatus
 		_ = json.Unmarshal(user.Status, &s)

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tributary.dev/tributary/pkg/claim"
 )
 
 // loop decides and sets going, again and again. It reads: the apps as set, the
@@ -181,7 +183,8 @@ func (m *Manager) noteLaunch(key serviceKey, hash string, err error) {
 	if !isUnavailable(err) {
 		f.Count++
 	}
-	f.Last, f.Error = m.cfg.Now(), brief(errors.New(plainly(err)))
+	var missing *claim.Missing
+	f.Last, f.Error, f.Lacks = m.cfg.Now(), brief(errors.New(plainly(err))), errors.As(err, &missing)
 	m.launchErr[key] = f
 }
 

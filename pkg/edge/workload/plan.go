@@ -104,6 +104,8 @@ type instance struct {
 	Found bool
 	// Mended is true when files of its image were lost, and came back while it ran.
 	Mended bool
+	// Moved is why it is to be started anew, where its service gets other devices.
+	Moved string
 }
 
 type imageState struct {
@@ -125,6 +127,7 @@ type launchFailure struct {
 	Count int
 	Last  time.Time
 	Error string
+	Lacks bool // the box lacks what the service claims
 }
 
 type verb string
@@ -373,7 +376,7 @@ func (p *planner) first(a *wantApp, s *wantService, key serviceKey, failed launc
 		return st
 	}
 	if failed.Count > 0 {
-		st.State, st.Message = api.Backoff, failed.Error
+		st.State, st.Message, st.Lacks = api.Backoff, failed.Error, failed.Lacks
 		if at := p.after(failed.Last, backoff(failed.Count+2)); p.w.Now.Before(at) {
 			p.wake(at)
 			return st
@@ -561,6 +564,10 @@ func (p *planner) tendRunning(s *wantService, key serviceKey, in *instance) api.
 	if in.Mended {
 		p.do(action{Verb: doStop, Key: key, ID: in.ID, Want: s, Reason: "files of its image had been lost and are back"})
 		return p.describe(in, api.Stopping, "started again: files of its image had been lost and are back")
+	}
+	if in.Moved != "" {
+		p.do(action{Verb: doStop, Key: key, ID: in.ID, Want: s, Reason: in.Moved})
+		return p.describe(in, api.Stopping, in.Moved)
 	}
 	switch in.Health {
 	case healthStarting:
