@@ -25,6 +25,9 @@ func (b *box) openHardware(context.Context) (err error) {
 		inv := look()
 		return &inv
 	}
-	b.claims, err = claims.Open(b.state, &claims.Specs{Dir: cdiDir}, b.log, compute.Pool{Inventory: known})
+	if err := b.openFunctions(); err != nil {
+		return err
+	}
+	b.claims, err = claims.Open(b.state, &claims.Specs{Dir: cdiDir}, b.log, compute.Pool{Inventory: known}, b.functions)
 	return err
 }

@@ -24,6 +24,7 @@ import (
 	"tributary.dev/tributary/pkg/edge/firmware"
 	"tributary.dev/tributary/pkg/edge/hardware"
 	"tributary.dev/tributary/pkg/edge/meter"
+	"tributary.dev/tributary/pkg/edge/network/sriov"
 	"tributary.dev/tributary/pkg/edge/onboard"
 	"tributary.dev/tributary/pkg/edge/relay"
 	"tributary.dev/tributary/pkg/edge/state"
@@ -62,6 +63,10 @@ type box struct {
 	work    *workload.Manager
 	keeper  *hardware.Keeper
 	claims  *claims.Book
+
+	functions *sriov.Manager // of network cards
+	running   atomic.Pointer[workload.Manager]
+
 	updater *update.Manager // appliance alone
 
 	keysOfFirmware *firmware.Keeper // with the updater
@@ -164,7 +169,7 @@ func (b *box) runAll(ctx context.Context) error {
 	}{
 		{"state", b.state.Run}, {"membership", b.member.Run}, {"doubt", b.doubt}, {"link", b.link.Run},
 		{"apps", b.work.Run}, {"agent", b.agent.Load().Run}, {"settings", b.applySettings}, {"memory", b.trim}, {"watchdog", b.watch}, {"consoles", b.tellOfConsole},
-		{"hardware", b.keeper.Run},
+		{"hardware", b.keeper.Run}, {"network cards", b.functions.Run},
 	}
 	if b.serve != nil {
 		loops = append(loops, []struct {
@@ -380,6 +385,7 @@ func (b *box) makeWorkloadFrom(ctx context.Context, from oci.Upstream) error {
 			return err
 		}
 	}
+	b.settleFunctions(ctx)
 	b.work, err = workload.New(ctx, workload.Config{
 		Socket: b.o.containerd, Root: filepath.Join(b.o.data, "apps"), Run: b.o.run, CNIBin: b.o.cniBin, LogHelper: b.o.logHelper,
 		Snapshotter: b.o.snapshotter, Pool: b.o.pool, Upstream: from, Meter: b.meter, Log: b.log, Now: b.clock.Now, Own: b.listensOn(), Claims: b.claims,
@@ -389,11 +395,14 @@ func (b *box) makeWorkloadFrom(ctx context.Context, from oci.Upstream) error {
 			}
 		},
 	})
+	if err == nil {
+		b.running.Store(b.work)
+	}
 	return err
 }
 
 func (b *box) makeAgent(context.Context) error {
-	warnings := []func() []api.Warning{b.member.Warnings, b.spool.Warnings, func() []api.Warning { return boot.Warnings(boot.Dir) }, func() []api.Warning { return trial.Shown(boot.Dir) }}
+	warnings := []func() []api.Warning{b.member.Warnings, b.spool.Warnings, b.functions.Warnings, func() []api.Warning { return boot.Warnings(boot.Dir) }, func() []api.Warning { return trial.Shown(boot.Dir) }}
 	if b.updater != nil {
 		warnings = append(warnings, b.updater.Warnings)
 	}
@@ -402,7 +411,7 @@ func (b *box) makeAgent(context.Context) error {
 	}
 	a, err := agent.New(agent.Config{
 		Identity: b.member.Live, Link: b.link, Workload: b.work, Meter: b.meter, Records: b.spool, State: b.state, Clock: b.clock,
-		Artifacts: b.artifacts(), Parents: b.parents, Settings: b.offerSettings, RenewTrust: b.member.RenewSoon,
+		Artifacts: b.artifacts(), Parents: b.parents, Settings: b.offerSettings, Network: b.functions.SetPolicies, RenewTrust: b.member.RenewSoon,
 		Hardware: b.hardware, Inventory: b.keeper.Inventory, NewInventory: b.keeper.Changed(), Uses: b.claims.Uses, NewUses: b.claims.Changed(), Labels: b.labels, Addresses: hardware.Addresses, Relay: b.o.relay, Version: version,
 		Expected: b.expected(), Warnings: warnings, Stream: b.parents.Stream, Console: "/run/tributary/console.sock", Boot: bootName(), Attest: b.attest, Hold: b.holdApps, Log: b.log,
 	})

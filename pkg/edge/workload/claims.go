@@ -2,15 +2,18 @@ package workload
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/network"
 )
 
 // Claims gives services the hardware that they ask for. What it gave to a service stays
@@ -69,6 +72,108 @@ func (m *Manager) claimants() (names []string) {
 	return names
 }
 
+// hasLinks tells whether a service claims virtual functions that are interfaces.
+func hasLinks(s *api.Service) bool {
+	return s.NetworkMode != "host" && slices.ContainsFunc(s.Claims, func(c api.Claim) bool { return c.Class == api.ClaimVF && c.Driver != api.DriverVFIO })
+}
+
+// linksOf are the interfaces that go into a container's network.
+func linksOf(held []api.HeldDevice) (links []api.DeviceLink) {
+	for _, h := range held {
+		if h.Edits.Link != nil {
+			links = append(links, *h.Edits.Link)
+		}
+	}
+	return links
+}
+
+// releaseEnded gives the interfaces of containers back whose processes have ended, however
+// they did. It is called by the loop alone, which begins all actions: none begins meanwhile.
+func (m *Manager) releaseEnded() {
+	m.mu.Lock()
+	var ids []string
+	for id, t := range m.instances {
+		if t.in.Phase != phaseRunning && !t.released && !m.busy[t.in.Key] && hasLinks(&t.svc) {
+			t.released = true
+			ids = append(ids, id)
+		}
+	}
+	m.mu.Unlock()
+	for _, id := range ids {
+		if err := m.net.Release(id); err != nil {
+			m.cfg.Log.Warn("an interface does not come back from a container that ended, and is looked for again", "container", id, "err", err)
+			m.mu.Lock()
+			if t := m.instances[id]; t != nil {
+				t.released = false
+			}
+			m.mu.Unlock()
+		}
+	}
+}
+
+// Drain ends the containers of a service, by their signal and grace, and gives their
+// interfaces back. The service stays wanted: it is started again when it can be.
+func (m *Manager) Drain(ctx context.Context, app, service, reason string) error {
+	key := serviceKey{app, service}
+	if err := m.seize(ctx, key); err != nil {
+		return err
+	}
+	defer func() {
+		m.mu.Lock()
+		delete(m.busy, key)
+		m.mu.Unlock()
+		m.poke()
+	}()
+	m.mu.Lock()
+	var running []string
+	for id, t := range m.instances {
+		if t.in.Key == key && t.in.Phase == phaseRunning {
+			running = append(running, id)
+		}
+	}
+	m.mu.Unlock()
+	for _, id := range running {
+		if err := errors.Join(m.stop(ctx, action{Verb: doStop, Key: key, ID: id, Reason: reason}), m.net.Release(id)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Runs tells whether a service has a container whose process runs. It is not known before
+// containerd was asked.
+func (m *Manager) Runs(app, service string) (runs, known bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, t := range m.instances {
+		if t.in.Key == (serviceKey{app, service}) && t.in.Phase == phaseRunning {
+			return true, true
+		}
+	}
+	return false, m.listed
+}
+
+// seize waits until nothing is under way for a service, and keeps it so.
+func (m *Manager) seize(ctx context.Context, key serviceKey) error {
+	for {
+		m.mu.Lock()
+		if !m.busy[key] {
+			m.busy[key] = true
+			m.mu.Unlock()
+			return nil
+		}
+		m.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// Links is where interfaces of hardware go: package network.
+func (m *Manager) Links() *network.Manager { return m.net }
+
 // heldNames is how the devices of a container are written on it: another set of devices
 // needs another container.
 func heldNames(held []api.HeldDevice) string {
@@ -110,6 +215,9 @@ func setDevices(ctx context.Context, c *containers.Container, spec *specs.Spec, 
 				nodes = append(nodes, e.NUMA)
 			}
 		}
+		if h.Class == api.ClaimVF && e.Link == nil {
+			setPinnable(spec)
+		}
 		if e.HugePages > 0 {
 			setHugePages(spec, e.PageSize, e.HugePages)
 		}
@@ -121,6 +229,16 @@ func setDevices(ctx context.Context, c *containers.Container, spec *specs.Spec, 
 		spec.Linux.Resources.CPU.Cpus, spec.Linux.Resources.CPU.Mems = numbers(cpus), numbers(nodes)
 	}
 	return nil
+}
+
+// setPinnable lets a program pin the memory that its device writes to: what vfio maps for
+// a device counts as locked (Linux, Documentation/driver-api/vfio.rst). A service that
+// bounds it itself keeps its bound.
+func setPinnable(spec *specs.Spec) {
+	if !slices.ContainsFunc(spec.Process.Rlimits, func(l specs.POSIXRlimit) bool { return l.Type == "RLIMIT_MEMLOCK" }) {
+		const unlimited = 1<<64 - 1
+		spec.Process.Rlimits = append(spec.Process.Rlimits, specs.POSIXRlimit{Type: "RLIMIT_MEMLOCK", Soft: unlimited, Hard: unlimited})
+	}
 }
 
 // setHugePages adds to a container's limit of pages of one size ("2M"; runc wants "2MB"),

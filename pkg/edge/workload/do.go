@@ -83,7 +83,7 @@ func (m *Manager) launch(ctx context.Context, key serviceKey, want *wantService,
 	var addrs []netip.Addr
 	var rootfs []mount.Mount
 	g, gctx := errgroup.WithContext(ctx)
-	if len(networksOf(&svc)) > 0 {
+	if hasNamespace(&svc) {
 		// Addresses and rules outlive a crash of edged; the record by which they are
 		// found again comes first.
 		if err := m.record(ctx, id, key, want, hold, heldNames(held), spec); err != nil {
@@ -92,7 +92,7 @@ func (m *Manager) launch(ctx context.Context, key serviceKey, want *wantService,
 	} else {
 		g.Go(func() error { return m.record(gctx, id, key, want, hold, heldNames(held), spec) })
 	}
-	g.Go(func() (err error) { addrs, err = m.attach(gctx, id, key.App, &svc, hold); return err })
+	g.Go(func() (err error) { addrs, err = m.attach(gctx, id, key.App, &svc, held, hold); return err })
 	g.Go(func() (err error) { rootfs, err = m.prepareSnapshot(gctx, id, info); return err })
 	if err := g.Wait(); err != nil {
 		if errdefs.IsNotFound(err) {
@@ -130,7 +130,7 @@ func (m *Manager) prepare(ctx context.Context, app *App, id string, s *api.Servi
 		return prepared{}, err
 	}
 	b := blueprint{ID: id, App: name, Service: s, Image: info, User: usr, Shim: m.root.shim(name)}
-	if len(networksOf(s)) > 0 {
+	if hasNamespace(s) {
 		b.NetNS = m.net.Namespace(id)
 	}
 	if b.Mounts, err = m.root.writeNames(name, id, hostname(s), nil, m.resolvFor(s)); err != nil {
@@ -164,12 +164,12 @@ func (m *Manager) prepare(ctx context.Context, app *App, id string, s *api.Servi
 }
 
 // attach joins a container to its networks; hold leaves its host ports to expose.
-func (m *Manager) attach(ctx context.Context, id, app string, s *api.Service, hold bool) ([]netip.Addr, error) {
-	if len(networksOf(s)) == 0 {
+func (m *Manager) attach(ctx context.Context, id, app string, s *api.Service, held []api.HeldDevice, hold bool) ([]netip.Addr, error) {
+	if !hasNamespace(s) {
 		return nil, nil
 	}
 	r := attachment(id, app, s)
-	r.Hold = hold
+	r.Hold, r.Links = hold, linksOf(held)
 	res, err := m.net.Attach(ctx, r)
 	return res.Addresses, err
 }
@@ -270,6 +270,7 @@ func (m *Manager) startTask(ctx context.Context, t *tracked, rootfs []mount.Moun
 		req.Rootfs = append(req.Rootfs, &types.Mount{Type: mt.Type, Source: mt.Source, Target: mt.Target, Options: mt.Options})
 	}
 	m.mu.Lock()
+	t.released = false
 	t.in.Phase, t.in.Started, t.in.Ended, t.in.Found = phaseNone, time.Time{}, time.Time{}, false
 	t.in.Mended = false
 	m.mu.Unlock()
@@ -325,7 +326,7 @@ func (m *Manager) restart(ctx context.Context, id string) error {
 	if _, err := m.prepare(ctx, app, id, &t.svc, info); err != nil {
 		return err
 	}
-	addrs, err := m.attach(ctx, id, t.in.Key.App, &t.svc, t.in.Held)
+	addrs, err := m.attach(ctx, id, t.in.Key.App, &t.svc, held, t.in.Held)
 	if err != nil {
 		return err
 	}
@@ -526,7 +527,7 @@ func (m *Manager) remove(ctx context.Context, id string) error {
 // goes last: as long as it is there, a crash in between is made up for.
 func (m *Manager) cleanUp(ctx context.Context, id string, key serviceKey, s *api.Service) error {
 	ctx = context.WithoutCancel(ctx)
-	if len(networksOf(s)) > 0 {
+	if hasNamespace(s) {
 		if err := m.net.Detach(ctx, attachment(id, key.App, s)); err != nil {
 			return err
 		}

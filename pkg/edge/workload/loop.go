@@ -38,6 +38,7 @@ func (m *Manager) loop(ctx context.Context) {
 // step decides once and starts what was decided.
 func (m *Manager) step(ctx context.Context) time.Time {
 	m.noteExits(ctx)
+	m.releaseEnded()
 	m.mu.Lock()
 	if !m.isSet || !m.listed || !m.connected {
 		m.mu.Unlock()

@@ -53,8 +53,10 @@ type tracked struct {
 	addrs   []netip.Addr // by network of svc
 	files   string       // sum of the config and secret files it shows
 	devices string       // hardware that it was made with
-	probe   *prober
-	check   *api.HealthCheck // asked for last while this was the wanted version
+	// released says that its interfaces of hardware were given back.
+	released bool
+	probe    *prober
+	check    *api.HealthCheck // asked for last while this was the wanted version
 }
 
 // serviceExtension carries a Service in containerd's container record.
@@ -89,7 +91,7 @@ func (m *Manager) Targets() []meter.Target {
 
 func (m *Manager) targetOf(t *tracked) meter.Target {
 	tgt := t.target()
-	if len(networksOf(&t.svc)) > 0 {
+	if hasNamespace(&t.svc) {
 		tgt.NetNS = m.net.Namespace(t.in.ID)
 	}
 	return tgt
@@ -105,6 +107,10 @@ func networksOf(s *api.Service) []string {
 	}
 	return s.Networks
 }
+
+// hasNamespace tells whether a container has a network of its own that is made here: for
+// networks, or for interfaces of hardware.
+func hasNamespace(s *api.Service) bool { return len(networksOf(s)) > 0 || hasLinks(s) }
 
 func attachment(id, app string, s *api.Service) network.Request {
 	r := network.Request{ID: id, App: app, Networks: networksOf(s)}

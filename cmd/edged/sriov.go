@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"tributary.dev/tributary/hwprofiles"
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/network/sriov"
+)
+
+// openFunctions makes the room that divides network cards, before the book of claims, which
+// offers their functions.
+func (b *box) openFunctions() (err error) {
+	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	b.functions, err = sriov.New(sriov.Config{
+		Machine: sriov.Kernel{}, Store: b.state, Profile: profilePolicies(), Boot: strings.TrimSpace(string(boot)), Now: time.Now, Log: b.log,
+		Holders: func() map[string][]string {
+			out := map[string][]string{}
+			if b.claims == nil {
+				return out
+			}
+			for _, u := range b.claims.Uses() {
+				if u.Class != api.ClaimVF {
+					continue
+				}
+				for _, h := range u.Holders {
+					out[u.ID] = append(out[u.ID], h.App+"/"+h.Service)
+				}
+			}
+			return out
+		},
+		Running: func(user string) (runs, known bool) {
+			app, service, _ := strings.Cut(user, "/")
+			w := b.running.Load()
+			if w == nil {
+				return false, false
+			}
+			return w.Runs(app, service)
+		},
+		Away: func() (map[string]string, error) {
+			if w := b.running.Load(); w != nil {
+				return w.Links().Away()
+			}
+			return nil, nil
+		},
+		Recover: func() error {
+			if w := b.running.Load(); w != nil {
+				return w.Links().Recover()
+			}
+			return nil
+		},
+		Drain: func(ctx context.Context, user, reason string) error {
+			app, service, _ := strings.Cut(user, "/")
+			w := b.running.Load()
+			if w == nil {
+				return api.Errorf(api.Unavailable, "apps are not looked after yet")
+			}
+			ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+			defer cancel()
+			return w.Drain(ctx, app, service, reason)
+		},
+	})
+	return err
+}
+
+// settleFunctions divides the cards as they were last wanted, before apps start that hold
+// functions: after a reboot there are none.
+func (b *box) settleFunctions(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	b.functions.Settle(ctx)
+}
+
+// profilePolicies are what the image's hardware profile says of network cards. It names
+// families of drivers: a card that can have fewer functions has those.
+func profilePolicies() (out []api.FunctionPolicy) {
+	p, err := hwprofiles.Installed(os.DirFS("/"))
+	if err != nil {
+		return nil // no image of ours runs
+	}
+	for _, n := range p.NICs {
+		if n.VirtualFunctions <= 0 {
+			continue
+		}
+		for _, driver := range slices.Compact(slices.Sorted(slices.Values(n.Drivers))) {
+			number := int(n.VirtualFunctions)
+			out = append(out, api.FunctionPolicy{Match: api.FunctionMatch{Driver: driver}, VirtualFunctions: &number, UpTo: true, Default: api.VirtualPolicy{MAC: api.MACStable}})
+		}
+	}
+	return out
+}
