@@ -80,7 +80,7 @@ func newBox(t *testing.T) box {
 // start boots the box, from the medium where one is given.
 func (b box) start(t *testing.T, ctx context.Context, medium string, disc bool) *vm.Machine {
 	t.Helper()
-	spec := vm.Spec{Name: "box", Arch: "amd64", MemoryMiB: 768, CPUs: 2, SecureBoot: true, Vars: b.vars, NoReboot: true, Life: patience}
+	spec := vm.Spec{Name: "box", Arch: "amd64", MemoryMiB: 768, SecureBoot: true, Vars: b.vars, NoReboot: true, Life: patience}
 	switch {
 	case disc:
 		spec.Extra = []string{"-drive", "if=none,id=disc,format=raw,readonly=on,media=cdrom,file=" + medium, "-device", "ide-cd,drive=disc,bootindex=1"}
@@ -264,7 +264,7 @@ func TestNetboot(t *testing.T) {
 	if err := os.WriteFile(b.vars, vars, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	m, err := vm.Start(ctx, vm.Spec{Name: "box", Arch: "amd64", MemoryMiB: 1536, CPUs: 2, SecureBoot: true, Vars: b.vars, NoReboot: true, Life: patience,
+	m, err := vm.Start(ctx, vm.Spec{Name: "box", Arch: "amd64", MemoryMiB: 1536, SecureBoot: true, Vars: b.vars, NoReboot: true, Life: patience,
 		NICs: []vm.NIC{{}}, Disks: []vm.Disk{{Path: b.disk}}})
 	if err != nil {
 		t.Fatal(err)
