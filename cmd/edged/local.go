@@ -55,7 +55,7 @@ func answer(w http.ResponseWriter, v any) {
 func (b *box) localStatus(w http.ResponseWriter, _ *http.Request) {
 	a := b.agent.Load()
 	if a == nil {
-		warning := api.Warning{Name: "starting", Severity: api.Info, Message: "the box is starting, or waits to be let in; see its log", Since: b.clock.Now().Unix()}
+		warning := api.Warning{Name: "starting", Severity: api.Info, Message: "the box is starting", Remedy: "wait a minute; the agent's log (page Apps and logs) says what it does", Since: b.clock.Now().Unix()}
 		if waits := b.waiting.Load(); waits != nil {
 			warning = *waits
 		}

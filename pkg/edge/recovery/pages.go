@@ -188,7 +188,9 @@ func healthPage(f Facts) Page {
 		if i == 0 && len(list) > 1 {
 			todo = "  do first"
 		}
-		p.Lines = append(p.Lines, Line{Label: todo, Text: cmp.Or(w.Remedy, "see the manual's page on warnings, under this name")})
+		if w.Remedy != "" {
+			p.Lines = append(p.Lines, Line{Label: todo, Text: w.Remedy})
+		}
 	}
 	if f.Boot != nil {
 		for _, s := range f.Boot.Steps {
@@ -362,10 +364,15 @@ func pairingPage(f Facts) Page {
 		}
 	}
 	p.Lines = append(p.Lines, Line{Label: "Device id", Text: id}, Line{Label: "Serial", Text: orNot(f.Serial)})
-	if f.Pairing != "" {
+	switch {
+	case f.Pairing != "":
 		p.Lines = append(p.Lines, Line{Label: "Pairing code", Text: f.Pairing, Mark: Good})
-	} else {
-		p.Lines = append(p.Lines, Line{Text: "No pairing code is shown: the box has its owner, or has not asked for one yet."})
+	case f.Agent == nil:
+		p.Lines = append(p.Lines, Line{Text: "No pairing code is shown; whether the box has an owner is not known."})
+	case f.Agent.Device == (api.DeviceID{}):
+		p.Lines = append(p.Lines, Line{Text: "The box has no owner yet and looks for one. Where a person has to approve it, a code appears here."})
+	default:
+		p.Lines = append(p.Lines, Line{Text: "The box has its owner, so it shows no pairing code."})
 	}
 	return p
 }
