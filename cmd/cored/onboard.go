@@ -112,8 +112,8 @@ func (c *core) bootImage(ctx context.Context, o *api.Object, spec *api.ExpectedD
 	if err != nil {
 		return nil, err
 	}
-	var release api.ReleaseSpec
-	if err := json.Unmarshal(r.Spec, &release); err != nil {
+	artifact, err := firstSystem(r)
+	if err != nil {
 		return nil, err
 	}
 	parents, err := c.whereToAttach()
@@ -124,7 +124,20 @@ func (c *core) bootImage(ctx context.Context, o *api.Object, spec *api.ExpectedD
 	if err != nil {
 		return nil, err
 	}
-	return voucher.ReleaseImage(net.JoinHostPort(host, strconv.Itoa(parents[0].HTTPSPort)), spec.Release, release.Artifact)
+	return voucher.ReleaseImage(net.JoinHostPort(host, strconv.Itoa(parents[0].HTTPSPort)), spec.Release, artifact)
+}
+
+// firstSystem is what a box runs first of a Release: of a box that is expected nobody knows the profile.
+func firstSystem(r *api.Object) (artifact string, err error) {
+	var spec api.ReleaseSpec
+	if err := json.Unmarshal(r.Spec, &spec); err != nil {
+		return "", err
+	}
+	artifact, ok := spec.Only()
+	if !ok {
+		err = &api.Error{Code: api.Invalid, Field: "spec.release", Message: "Release " + r.Metadata.Name + " has systems for several profiles, and that of an expected box is not known yet", Remedy: "name a Release with the one system that the box is to run first"}
+	}
+	return artifact, err
 }
 
 // whereToAttach is what boxes are told: what the flags say, else this core, by the first of
@@ -305,9 +318,14 @@ func (c *core) admitExpected(ctx context.Context, ch server.Change) (server.Deci
 		return server.Decision{}, err
 	}
 	if key := (api.Key{Tenant: ch.New.Metadata.Tenant, Kind: api.KindRelease, Name: spec.Release}); spec.Release != "" && ch.With[key] == nil {
-		if _, err := c.store.Get(ctx, key); api.CodeOf(err) == api.NotFound && err != nil {
-			return server.Decision{}, &api.Error{Code: api.Invalid, Field: "spec.release", Message: "there is no Release " + spec.Release, Remedy: "see `edgectl get releases`"}
-		} else if err != nil {
+		r, err := c.store.Get(ctx, key)
+		if api.CodeOf(err) == api.NotFound && err != nil {
+			err = &api.Error{Code: api.Invalid, Field: "spec.release", Message: "there is no Release " + spec.Release, Remedy: "see `edgectl get releases`"}
+		}
+		if err == nil {
+			_, err = firstSystem(r)
+		}
+		if err != nil {
 			return server.Decision{}, err
 		}
 	}

@@ -210,7 +210,8 @@ func drawObject(t *rapid.T) *Object {
 		at := time.Unix(rapid.Int64Range(0, 4e9).Draw(t, "expires"), 0).UTC()
 		spec = &JoinTokenSpec{Uses: rapid.IntRange(0, 1e6).Draw(t, "uses"), Expires: &at}
 	case KindRelease:
-		spec = &ReleaseSpec{Artifact: "os/vm@sha256:" + strings.Repeat("ab", 32), Attempt: rapid.Uint64Range(0, 9).Draw(t, "attempt")}
+		spec = &ReleaseSpec{Artifact: "os/vm@sha256:" + strings.Repeat("ab", 32), Attempt: rapid.Uint64Range(0, 9).Draw(t, "attempt"),
+			Systems: []ReleaseSystem{{Profile: "vm", Arch: "arm64", Artifact: "os/vm@sha256:" + strings.Repeat("cd", 32), Version: "1.2", Counter: 3}}}
 	case KindNetworkPolicy:
 		n := rapid.IntRange(1, 4096).Draw(t, "functions")
 		spec = &NetworkPolicySpec{Selector: Selector{MatchLabels: map[string]string{"a": "b"}}, Functions: []FunctionPolicy{{Match: FunctionMatch{Driver: "ice"}, VirtualFunctions: &n,

@@ -132,24 +132,28 @@ func (b *Bundle) Write(w io.Writer) error {
 func ReadBundle(r io.Reader) (*Bundle, error) {
 	files, err := readArchive(r)
 	if err != nil {
-		return nil, &api.Error{Code: api.Invalid, Message: "the release bundle: " + err.Error()}
+		return nil, damaged("it is cut, or no archive: %v", err)
 	}
 	blob := func(d descriptor) ([]byte, error) {
 		b, ok := files["blobs/sha256/"+strings.TrimPrefix(d.Digest, "sha256:")]
 		if !ok || digestOf(b) != d.Digest || int64(len(b)) != d.Size {
-			return nil, api.Errorf(api.Invalid, "the release bundle: blob %s is missing or not whole", d.Digest)
+			return nil, damaged("blob %s is missing or not whole", d.Digest)
 		}
 		return b, nil
 	}
 	var index manifest
 	if err := json.Unmarshal(files["index.json"], &index); err != nil || len(index.Manifests) != 1 {
-		return nil, api.Errorf(api.Invalid, "the release bundle: no index of one manifest")
+		return nil, damaged("no index of one manifest")
 	}
 	raw, err := blob(index.Manifests[0])
 	if err != nil {
 		return nil, err
 	}
 	return assemble(raw, blob)
+}
+
+func damaged(format string, a ...any) error {
+	return &api.Error{Code: api.Invalid, Message: "no whole bundle of a release: " + fmt.Sprintf(format, a...), Remedy: "give the update.tbu of a build; if it is one, copy it once more"}
 }
 
 // readArchive gives the files of a tar archive by their names.

@@ -49,6 +49,9 @@ func (a *app) tableOf(kind string, o getOptions) *table {
 	case api.KindExpectedDevice:
 		t.header = []string{"NAME", "SERIAL", "BY", "CAME AS", "PROGRESS", "AGE"}
 		t.row = a.expectedRow
+	case api.KindRelease:
+		t.header = []string{"NAME", "VERSION", "FOR", "COUNTER", "AGE"}
+		t.row = a.releaseRow
 	case api.KindSite:
 		t.header = []string{"NAME", "DISPLAY NAME", "ADDRESS", "AGE"}
 		t.row = func(obj *api.Object) []string {
@@ -78,6 +81,29 @@ func (a *app) tableOf(kind string, o getOptions) *table {
 		t.row = func(obj *api.Object) []string { return append([]string{obj.Metadata.Tenant}, row(obj)...) }
 	}
 	return t
+}
+
+// releaseRow says what a release is for each family; what is the same for all stands once.
+func (a *app) releaseRow(o *api.Object) []string {
+	var s api.ReleaseSpec
+	_ = readSpec(o, &s)
+	var versions, families, counters []string
+	add := func(list *[]string, text string) {
+		if text != "" && !slices.Contains(*list, text) {
+			*list = append(*list, text)
+		}
+	}
+	for _, x := range s.Systems {
+		add(&versions, x.Version)
+		add(&families, x.Family())
+		if x.Counter > 0 {
+			add(&counters, strconv.FormatUint(x.Counter, 10))
+		}
+	}
+	if s.Artifact != "" {
+		add(&families, "any other")
+	}
+	return []string{o.Metadata.Name, orDash(strings.Join(versions, ",")), orDash(strings.Join(families, ",")), orDash(strings.Join(counters, ",")), a.age(o.Metadata.Created)}
 }
 
 // knowParents learns the names of devices at hand and looks up those of parents that are not

@@ -2,6 +2,7 @@ package cli_test
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"crypto/ecdh"
 	"crypto/rand"
@@ -348,17 +349,17 @@ func writeImages(dir string) error {
 	if err := tarball.WriteToFile(filepath.Join(dir, "docker.tar"), tag, img); err != nil {
 		return err
 	}
-	if err := writeBundle(filepath.Join(dir, "update.tbu")); err != nil {
+	if err := errors.Join(writeBundle(filepath.Join(dir, "update.tbu"), "vm", "amd64"), writeBundle(filepath.Join(dir, "other.tbu"), "generic-arm64", "arm64"), writeDamaged(dir)); err != nil {
 		return err
 	}
 	return tarFolder(filepath.Join(dir, "layout"), filepath.Join(dir, "oci.tar"))
 }
 
 // writeBundle makes a release whose content nobody reads.
-func writeBundle(file string) error {
+func writeBundle(file, profile, arch string) error {
 	part := release.PartOf([]byte("part"))
 	root := release.PartOf(make([]byte, 4096))
-	d := release.Description{Format: release.Format, Version: "2", Arch: "amd64", Profile: "vm", Counter: 1, RootHash: strings.Repeat("0", 64), PCR11: strings.Repeat("ab", 32), Root: root, UKI: part,
+	d := release.Description{Format: release.Format, Version: "2", Arch: arch, Profile: profile, Counter: 1, RootHash: strings.Repeat("0", 64), PCR11: strings.Repeat("ab", 32), Root: root, UKI: part,
 		Manager: part, UUID: strings.Repeat("0", 32), Content: release.Part{Size: root.Size + 2*part.Size, SHA256: part.SHA256}}
 	b := &release.Bundle{Description: d.Encode(), Plain: []byte("content")}
 	var err error
@@ -370,6 +371,43 @@ func writeBundle(file string) error {
 		return err
 	}
 	return errors.Join(b.Write(f), f.Close())
+}
+
+// writeDamaged makes a bundle and an image of which a byte of content is another.
+func writeDamaged(dir string) error {
+	b, err := os.ReadFile(filepath.Join(dir, "update.tbu"))
+	if err != nil {
+		return err
+	}
+	altered := bytes.Replace(b, []byte("content"), []byte("kontent"), 1)
+	if err := os.WriteFile(filepath.Join(dir, "altered.tbu"), altered, 0o600); err != nil {
+		return err
+	}
+	img, err := random.Image(4096, 1)
+	if err != nil {
+		return err
+	}
+	p, err := layout.Write(filepath.Join(dir, "damaged"), empty.Index)
+	if err != nil {
+		return err
+	}
+	if err := p.AppendImage(img); err != nil {
+		return err
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		return err
+	}
+	digest, err := layers[0].Digest()
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(dir, "damaged", "blobs", digest.Algorithm, digest.Hex)
+	if b, err = os.ReadFile(file); err != nil {
+		return err
+	}
+	b[len(b)/2] ^= 1
+	return os.WriteFile(file, b, 0o600)
 }
 
 func tarFolder(dir, to string) error {

@@ -26,9 +26,12 @@ import (
 func inFile(file string, err error) error {
 	var e *api.Error
 	if err == nil || !errors.As(err, &e) {
-		if err != nil {
+		if err != nil && !strings.Contains(err.Error(), file) {
 			err = fmt.Errorf("%s: %w", file, err)
 		}
+		return err
+	}
+	if strings.Contains(e.Message, file) {
 		return err
 	}
 	named := *e
@@ -385,18 +388,10 @@ func signBundle(out, notes io.Writer, file string, s *signing, signs bool, roots
 		return nil
 	})
 	if err != nil {
-		return namedOnce(file, err)
+		return inFile(file, err)
 	}
 	fmt.Fprintln(out, digest)
 	return sayBundle(notes, b, newest)
-}
-
-// namedOnce names the file of an error that does not yet.
-func namedOnce(file string, err error) error {
-	if strings.Contains(err.Error(), file) {
-		return err
-	}
-	return inFile(file, err)
 }
 
 func beginning(file string) (byte, error) {

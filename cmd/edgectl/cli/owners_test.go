@@ -16,7 +16,7 @@ import (
 
 // TestOwnersCount: in an edgectl without one of the checks the script of the owners of release keys does not go through.
 func TestOwnersCount(t *testing.T) {
-	mutation.Prove(t, mutation.Marked(t, "^TestScripts$/^owners$", "owners.go")...)
+	mutation.Prove(t, append(mutation.Marked(t, "^TestScripts$/^owners$", "owners.go"), mutation.Marked(t, "^TestScripts$/^release$", "release.go")...)...)
 }
 
 // TestPageOfReleases goes through docs/releases.md: every command of its blocks, in order, in a folder with two bundles and
@@ -30,7 +30,7 @@ func TestPageOfReleases(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	if err := errors.Join(writeBundle(filepath.Join(dir, "update.tbu")), writeBundle(filepath.Join(dir, "next.tbu")), os.Mkdir(filepath.Join(dir, "dev"), 0o700)); err != nil {
+	if err := errors.Join(writeBundle(filepath.Join(dir, "update.tbu"), "vm", "amd64"), writeBundle(filepath.Join(dir, "next.tbu"), "vm", "amd64"), os.Mkdir(filepath.Join(dir, "dev"), 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	k, err := release.NewKey(filepath.Join(dir, "dev", "release-root.key"))

@@ -321,5 +321,15 @@ func refused(err error, t Target, ref string) error {
 	case http.StatusBadRequest, http.StatusNotFound:
 		e.Code, e.Remedy = api.Invalid, "write TENANT/NAME:TAG, e.g. default/web:1"
 	}
+	for _, d := range te.Errors {
+		switch d.Code {
+		case transport.DigestInvalidErrorCode, transport.BlobUploadInvalidErrorCode, transport.SizeInvalidErrorCode, transport.ManifestInvalidErrorCode:
+			e.Code, e.Message, e.Remedy = api.Invalid, "what lies on this disk for "+ref+" is damaged: the registry refused it ("+string(d.Code)+")", "build or save it anew, or copy it once more"
+			e.Err = nil // addresses of uploads tell nobody anything
+		case transport.NameUnknownErrorCode:
+			e.Code, e.Message, e.Remedy = api.NotFound, "the registry has no place for "+ref+": "+d.Message, "the first part of the name is a tenant: see `edgectl get tenants`"
+			e.Err = nil
+		}
+	}
 	return e
 }

@@ -36,7 +36,8 @@ type World struct {
 	Configs map[string][]byte // CBOR api.ConfigData, deterministic
 	Secrets map[string][]byte // the same, in the clear: in memory only
 	Flows   map[string][]byte // CBOR api.FlowPolicySpec, deterministic
-	// Releases are items as they go into manifests, and Images what their devices' TPMs show.
+	// Releases are items as they go into manifests, and Images what their devices' TPMs show: for a family of boxes by
+	// name and family (releases.go), for all others by name.
 	Releases map[string]Want
 	Images   map[string][32]byte
 	// Expected are boxes that a relay can greet while the core is away: those with a voucher.
@@ -143,7 +144,7 @@ func Desire(d *Device, w *World, fleets []string) map[string]Want {
 		}
 		settings = overlay(settings, spec.Settings)
 		// Of two fleets that name one, the first by name wins, as with settings.
-		if r, ok := w.Releases[spec.Release]; ok {
+		if r, ok := w.ReleaseFor(spec.Release, d.Labels); ok {
 			if _, have := want[manifest.KeyRelease]; !have {
 				want[manifest.KeyRelease] = r
 			}

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"reflect"
 	"slices"
-	"strings"
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
@@ -255,28 +254,6 @@ func (t *tenant) setApp(name string, o *api.Object, d dirty) error {
 	return nil
 }
 
-func (t *tenant) setRelease(name string, o *api.Object, d dirty) error {
-	var spec api.ReleaseSpec
-	if err := decode(o.Spec, &spec); err != nil {
-		return err
-	}
-	repo, digest, ok := strings.Cut(spec.Artifact, "@")
-	if !ok {
-		return api.Errorf(api.Invalid, "%q names no release", spec.Artifact)
-	}
-	delete(t.Images, name)
-	if image, ok := api.ParsePCR(spec.PCR11); ok {
-		t.Images[name] = image
-	}
-	want := Want{Refs: []manifest.Ref{{Repo: repo, Digest: digest}}, Body: encode(api.ReleaseWant{Attempt: spec.Attempt})}
-	if reflect.DeepEqual(t.Releases[name], want) {
-		return nil
-	}
-	t.Releases[name] = want
-	t.touchFleets(func(s *api.FleetSpec) bool { return s.Release == name }, d)
-	return nil
-}
-
 // usersOf tells whether a fleet uses an object, by itself or through its apps.
 func (t *tenant) usersOf(name string, names func(*api.FleetSpec, *App) []string) func(*api.FleetSpec) bool {
 	return func(s *api.FleetSpec) bool {
@@ -374,8 +351,7 @@ func (w *worlds) unset(key api.Key, d dirty) *entry {
 	case api.KindTenant:
 		w.tenant(key.Name).setAttest(nil, d)
 	case api.KindRelease:
-		delete(t.Releases, key.Name)
-		delete(t.Images, key.Name)
+		t.dropRelease(key.Name)
 		t.touchFleets(func(s *api.FleetSpec) bool { return s.Release == key.Name }, d)
 	case api.KindExpectedDevice:
 		t.unsetExpected(key.Name, d)
