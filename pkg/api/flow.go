@@ -84,7 +84,8 @@ type FlowMatch struct {
 // FlowPolice is a rate, in bits or in packets.
 type FlowPolice struct {
 	KbitPerSecond int64 `json:"kbitPerSecond,omitempty"`
-	// BurstBytes may pass at once. Default: what 10 ms of the rate carry, at least 16 KiB.
+	// BurstBytes may pass at once. Default: what 10 ms of the rate carry, at least 64 KiB:
+	// packets may come joined to larger ones.
 	BurstBytes       int64 `json:"burstBytes,omitempty"`
 	PacketsPerSecond int64 `json:"packetsPerSecond,omitempty"`
 }
