@@ -41,21 +41,21 @@ func needFlower(t *testing.T) {
 	}
 	s := newSpace(t)
 	s.link(&netlink.Veth{LinkAttrs: attrs("f0"), PeerName: "f1"})
-	s.do(func() {
-		k, err := Open()
-		if err != nil {
-			t.Fatal(err)
+	at := s.index("f0")
+	var err error
+	s.do(func() { // which ends by itself: a test is skipped by its own goroutine alone
+		var k *Kernel
+		if k, err = Open(); err != nil {
+			return
 		}
 		defer k.Close()
-		at := s.index("f0")
-		_, err = k.Hook(at)
-		if err == nil {
+		if _, err = k.Hook(at); err == nil {
 			err = k.filter(&Rule{Hook: Hook{Link: at}, Actions: []Action{{Do: Drop}}}, prefFirst, 0)
 		}
-		if err != nil {
-			t.Skipf("needs a kernel with clsact and flower, which this one does not have (%v): run make vmtest RUN=TestFlows", err)
-		}
 	})
+	if err != nil {
+		t.Skipf("needs a kernel with clsact and flower, which this one does not have (%v): run make vmtest RUN=TestFlows", err)
+	}
 }
 
 func attrs(name string) netlink.LinkAttrs {
