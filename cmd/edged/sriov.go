@@ -17,7 +17,7 @@ import (
 func (b *box) openFunctions() (err error) {
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	b.functions, err = sriov.New(sriov.Config{
-		Machine: sriov.Kernel{}, Store: b.state, Profile: profilePolicies(), Boot: strings.TrimSpace(string(boot)), Now: time.Now, Log: b.log,
+		Machine: sriov.Kernel{}, Store: b.state, Profile: profileCards(), Boot: strings.TrimSpace(string(boot)), Now: time.Now, Log: b.log,
 		Holders: func() map[string][]string {
 			out := map[string][]string{}
 			if b.claims == nil {
@@ -75,9 +75,9 @@ func (b *box) settleFunctions(ctx context.Context) {
 	b.functions.Settle(ctx)
 }
 
-// profilePolicies are what the image's hardware profile says of network cards. It names
+// profileCards are what the image's hardware profile says of network cards. It names
 // families of drivers: a card that can have fewer functions has those.
-func profilePolicies() (out []api.FunctionPolicy) {
+func profileCards() (out []api.FunctionPolicy) {
 	p, err := hwprofiles.Installed(os.DirFS("/"))
 	if err != nil {
 		return nil // no image of ours runs
