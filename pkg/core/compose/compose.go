@@ -136,7 +136,8 @@ type compiler struct {
 	vars    map[string]string
 	volumes map[string]bool
 	nets    map[string]bool
-	env     int // bytes of env_file content left to expand
+	leads   bool // the service at hand is on a network of the app's own
+	env     int  // bytes of env_file content left to expand
 }
 
 func (c *compiler) bundle() *api.Bundle {

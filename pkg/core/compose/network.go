@@ -51,6 +51,11 @@ func (c *compiler) network(at string, in types.ServiceConfig, s *api.Service) {
 }
 
 func (c *compiler) join(at string, in types.ServiceConfig, s *api.Service) {
+	// An app's own network leads out, where the service is on one.
+	c.leads = false
+	for name := range in.Networks {
+		c.leads = c.leads || c.project.Networks[name].Driver != driverSRIOV
+	}
 	for _, name := range keys(in.Networks) {
 		def, declared := c.project.Networks[name]
 		switch {
@@ -58,13 +63,25 @@ func (c *compiler) join(at string, in types.ServiceConfig, s *api.Service) {
 			c.add(join(join(at, "networks"), name), "declare it under networks: at the top of the file", "there is no such network")
 		case len(name) > 63 || !serviceName.MatchString(name):
 			c.add(place("networks", name), "use letters and digits with single '-', '_' or '.' between", "the network's name cannot be used")
+		case def.Driver == driverSRIOV:
+			c.function(at, name, def, in, s)
+			continue
 		case def.Driver != "" && def.Driver != "bridge":
-			c.once(place("networks", name, "driver"), "leave it out; every app network is a bridge", "the network driver %q is not supported", clip(def.Driver))
+			c.once(place("networks", name, "driver"), "leave it out for a bridge of the app's own, or write sriov for a function of a network card", "the network driver %q is not supported", clip(def.Driver))
+		default:
+			c.bridge(at, name, def, in)
 		}
 		s.Networks = append(s.Networks, name)
 		c.nets[name] = true
 	}
-	if len(s.Networks) == 0 {
+	switch {
+	case len(s.Networks) > 0:
+	case len(in.Networks) > 0 && len(s.Claims) > 0:
+		s.NetworkMode = "none" // functions of network cards alone
+		if len(in.Ports) > 0 {
+			c.add(join(at, "ports"), "remove ports: who is on that network reaches the service itself", "ports are published from networks of the app's own, and this service is on none")
+		}
+	default:
 		c.nets[defaultNetwork] = true
 	}
 }
