@@ -7,12 +7,13 @@ import (
 	"fmt"
 	"io"
 	"reflect"
-	"regexp"
 	"sort"
 	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v4"
+
+	"tributary.dev/tributary/pkg/pattern"
 )
 
 // Document is one object as it stood in a file.
@@ -127,7 +128,7 @@ func parseJSON(b []byte) ([]*yaml.Node, error) {
 	}
 }
 
-var yamlLine = regexp.MustCompile(`line (\d+)`)
+var yamlLine = pattern.New(`line (\d+)`)
 
 func parseYAML(b []byte) (nodes []*yaml.Node, err error) {
 	d := yaml.NewDecoder(bytes.NewReader(b))

@@ -2,16 +2,17 @@ package api
 
 import (
 	"fmt"
-	"regexp"
 	"strconv"
 	"time"
+
+	"tributary.dev/tributary/pkg/pattern"
 )
 
 // Hours are a part of each day, in UTC: "22:00-04:30". Empty: all day. Where the end comes before the beginning, the
 // hours go over midnight.
 type Hours string
 
-var hoursForm = regexp.MustCompile(`^([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)$`)
+var hoursForm = pattern.New(`^([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)$`)
 
 // span is in minutes of the day.
 func (h Hours) span() (from, to int, err error) {

@@ -4,8 +4,9 @@ import (
 	"fmt"
 	"net"
 	"path"
-	"regexp"
 	"strings"
+
+	"tributary.dev/tributary/pkg/pattern"
 )
 
 // KindNetworkPolicy says how network cards are divided into virtual functions.
@@ -146,10 +147,10 @@ func (m *FunctionMatch) Fits(pci, name, driver, id string) bool {
 }
 
 var (
-	pciAddress = regexp.MustCompile(`^[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]$`)
-	pciID      = regexp.MustCompile(`^[0-9a-fA-F]{4}:[0-9a-fA-F]{4}$`)
-	linkName   = regexp.MustCompile(`^[A-Za-z0-9_.*?\[\]-]{1,31}$`)
-	driverName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,63}$`)
+	pciAddress = pattern.New(`^[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]$`)
+	pciID      = pattern.New(`^[0-9a-fA-F]{4}:[0-9a-fA-F]{4}$`)
+	linkName   = pattern.New(`^[A-Za-z0-9_.*?\[\]-]{1,31}$`)
+	driverName = pattern.New(`^[A-Za-z0-9_-]{1,63}$`)
 )
 
 // Bounds of policies: SR-IOV counts functions in 16 bits, the largest cards have some
@@ -230,7 +231,7 @@ func (m *FunctionMatch) validate(at string, f *findings) {
 	}
 	for _, w := range []struct {
 		field, value, like string
-		form               *regexp.Regexp
+		form               *pattern.Pattern
 	}{
 		{"pci", m.PCI, "0000:3b:00.0, as `edgectl describe device` shows it", pciAddress}, {"id", m.ID, "8086:1592 (vendor:device)", pciID},
 		{"name", m.Name, "enp59s0f0 or enp59s0f*", linkName}, {"driver", m.Driver, "ice", driverName},

@@ -5,11 +5,12 @@ import (
 	"fmt"
 	"net"
 	"path"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"tributary.dev/tributary/pkg/pattern"
 )
 
 // Bounds on specs. A manifest carries configs and secrets inline and is bounded by
@@ -217,7 +218,7 @@ func validateFleet(s *FleetSpec, f *findings) {
 
 // artifactRef is "repository@sha256:hex", the repository as in the OCI distribution
 // specification 1.1.
-var artifactRef = regexp.MustCompile(`^[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*(/[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*)*@sha256:[0-9a-f]{64}$`)
+var artifactRef = pattern.New(`^[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*(/[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*)*@sha256:[0-9a-f]{64}$`)
 
 func validateApp(s *AppSpec, f *findings) {
 	given := 0
@@ -259,7 +260,7 @@ func validateApp(s *AppSpec, f *findings) {
 }
 
 // profileName is the compose-spec's pattern for profiles.
-var profileName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
+var profileName = pattern.New(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 
 func validateConfig(s *ConfigSpec, f *findings) {
 	total := 0

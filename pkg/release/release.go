@@ -13,9 +13,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"regexp"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/pattern"
 )
 
 // Media types of the artifact's parts.
@@ -84,9 +84,9 @@ const (
 const Format = 2
 
 var (
-	versionForm = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}$`)
-	wordForm    = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,63}$`)
-	hexForm     = regexp.MustCompile(`^[0-9a-f]*$`)
+	versionForm = pattern.New(`^[0-9A-Za-z][0-9A-Za-z.+_-]{0,63}$`)
+	wordForm    = pattern.New(`^[a-z0-9][a-z0-9-]{0,63}$`)
+	hexForm     = pattern.New(`^[0-9a-f]*$`)
 )
 
 // ParseDescription reads a release.json and refuses one that is not whole.

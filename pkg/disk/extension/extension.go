@@ -15,9 +15,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"regexp"
 
 	"tributary.dev/tributary/pkg/disk/verity"
+	"tributary.dev/tributary/pkg/pattern"
 )
 
 // IndexFile is where the root names its extensions; Dir is where it may carry them, and DataDir where a box may keep
@@ -47,7 +47,7 @@ const (
 	maxSize    = 4 << 30
 )
 
-var shape = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
+var shape = pattern.New(`^[a-z0-9][a-z0-9-]{0,31}$`)
 
 // File is where the root carries it.
 func (e Entry) File() string { return Dir + "/" + e.Name + ".img" }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/url"
 	"os"
-	"regexp"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +14,7 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/disk/fat"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
+	"tributary.dev/tributary/pkg/pattern"
 )
 
 // Settings are CONFIG's tributary.yaml: written by a person, or by whoever held the stick
@@ -96,7 +96,7 @@ func (s *Settings) validate() error {
 }
 
 // labelWord is a label's key without a prefix, or its value.
-var labelWord = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9_.-]{0,38}[A-Za-z0-9])?$`)
+var labelWord = pattern.New(`^[A-Za-z0-9]([A-Za-z0-9_.-]{0,38}[A-Za-z0-9])?$`)
 
 func validName(s string) bool {
 	if len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {

@@ -7,12 +7,12 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"sync"
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
+	"tributary.dev/tributary/pkg/pattern"
 )
 
 // vendor is the first part of the names of our devices in CDI.
@@ -23,7 +23,7 @@ const vendor = "tributary.dev"
 const cdiVersion = "0.6.0"
 
 // odd are the characters that CDI does not allow in a device's name.
-var odd = regexp.MustCompile(`[^A-Za-z0-9_.:-]`)
+var odd = pattern.New(`[^A-Za-z0-9_.:-]`)
 
 func deviceName(id string) string { return odd.ReplaceAllString(id, "_") }
 

@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"path"
-	"regexp"
 	"strings"
 	"time"
 
@@ -18,6 +17,7 @@ import (
 	"tributary.dev/tributary/pkg/disk/fat"
 	"tributary.dev/tributary/pkg/disk/gpt"
 	"tributary.dev/tributary/pkg/disk/verity"
+	"tributary.dev/tributary/pkg/pattern"
 	"tributary.dev/tributary/pkg/release"
 	"tributary.dev/tributary/pkg/release/delta"
 )
@@ -270,7 +270,7 @@ type ESP struct {
 }
 
 // ukiName is the Boot Loader Specification's name with counters: name+LEFT-DONE.efi.
-var ukiName = regexp.MustCompile(`^tributary-(\d{1,18})(?:\+(\d{1,9})(?:-(\d{1,9}))?)?\.efi$`)
+var ukiName = pattern.New(`^tributary-(\d{1,18})(?:\+(\d{1,9})(?:-(\d{1,9}))?)?\.efi$`)
 
 // LookESP reads names alone of a slot's ESP, with trust in nothing. Of several kernels the one with the highest counter is
 // taken.

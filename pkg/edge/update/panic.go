@@ -5,10 +5,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"tributary.dev/tributary/pkg/identity/atomicfile"
+	"tributary.dev/tributary/pkg/pattern"
 )
 
 const (
@@ -19,7 +19,7 @@ const (
 	keepBytes = 128 << 10
 )
 
-var panicked = regexp.MustCompile(`(?m)Kernel panic - not syncing: (.*)$`)
+var panicked = pattern.New(`(?m)Kernel panic - not syncing: (.*)$`)
 
 // LastWords gives what the kernel said when it died last, a line, and "" where it did not. What it left is moved from the
 // firmware, which has little room for it, to the file kept.

@@ -7,11 +7,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/pattern"
 )
 
 // imageHost stands for "my parent's registry, whichever it is" in the names that
@@ -23,7 +23,7 @@ const imageHost = "core.tributary"
 const specVersion = 1
 
 // safeName is what may become a folder's or container's name.
-var safeName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$`)
+var safeName = pattern.New(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$`)
 
 // effective turns apps as set into what plan works on.
 func (m *Manager) effective(apps []App) []wantApp {

@@ -1,9 +1,10 @@
 package workload
 
 import (
-	"regexp"
 	"strconv"
 	"strings"
+
+	"tributary.dev/tributary/pkg/pattern"
 )
 
 // plainly says in plain words why a container could not be made or started, where the
@@ -11,8 +12,8 @@ import (
 func plainly(err error) string {
 	text := strings.TrimSpace(err.Error())
 	for _, k := range knownFaults {
-		if at := k.pattern.FindStringSubmatchIndex(text); at != nil {
-			words := string(k.pattern.ExpandString(nil, k.words, text, at))
+		if at := k.form.Regexp().FindStringSubmatchIndex(text); at != nil {
+			words := string(k.form.Regexp().ExpandString(nil, k.words, text, at))
 			return rlimitNames(words) + " [" + detail(text) + "]"
 		}
 	}
@@ -22,32 +23,32 @@ func plainly(err error) string {
 // knownFaults are texts of runc 1.0 to 1.3 (libcontainer: init_linux.go,
 // standard_init_linux.go, rootfs_linux.go) and of Go's os/exec.
 var knownFaults = []struct {
-	pattern *regexp.Regexp
-	words   string
+	form  *pattern.Pattern
+	words string
 }{
-	{regexp.MustCompile(`exec: "([^"]*)": (?:executable file not found in \$PATH|stat [^:]*: no such file or directory)`),
+	{pattern.New(`exec: "([^"]*)": (?:executable file not found in \$PATH|stat [^:]*: no such file or directory)`),
 		`the image has no program "$1"; look at command and entrypoint`},
-	{regexp.MustCompile(`exec:? "?(/[^": ]*)"?: no such file or directory`),
+	{pattern.New(`exec:? "?(/[^": ]*)"?: no such file or directory`),
 		`the image has no program "$1", or not the interpreter or loader that it names; look at command, entrypoint and the image's architecture`},
-	{regexp.MustCompile(`exec: "([^"]*)": (?:stat [^:]*: )?(?:permission denied|is a directory)`),
+	{pattern.New(`exec: "([^"]*)": (?:stat [^:]*: )?(?:permission denied|is a directory)`),
 		`"$1" in the image is not a program that its user may run; look at command, entrypoint and user`},
-	{regexp.MustCompile(`exec:? "?(/[^": ]*)"?: permission denied`),
+	{pattern.New(`exec:? "?(/[^": ]*)"?: permission denied`),
 		`"$1" in the image is not a program that its user may run; look at command, entrypoint and user`},
-	{regexp.MustCompile(`exec "?(/[^": ]*)"?: exec format error`),
+	{pattern.New(`exec "?(/[^": ]*)"?: exec format error`),
 		`"$1" in the image is not a program for this device; look at the image's architecture`},
-	{regexp.MustCompile(`exec format error`),
+	{pattern.New(`exec format error`),
 		`the image's program is not one for this device; look at the image's architecture`},
-	{regexp.MustCompile(`error setting rlimit type (\d+): (?:operation not permitted|invalid argument)`),
+	{pattern.New(`error setting rlimit type (\d+): (?:operation not permitted|invalid argument)`),
 		`the device does not allow the ulimit rlimit-$1 that is asked for; ask for less, or raise the limit of containerd there`},
-	{regexp.MustCompile(`chdir to cwd \("([^"]*)"\).*: permission denied`),
+	{pattern.New(`chdir to cwd \("([^"]*)"\).*: permission denied`),
 		`the container's user may not enter its working folder "$1"; look at working_dir and user`},
-	{regexp.MustCompile(`error mounting "[^"]*" to rootfs at "([^"]*)".*(?:not a directory|is a directory)`),
+	{pattern.New(`error mounting "[^"]*" to rootfs at "([^"]*)".*(?:not a directory|is a directory)`),
 		`"$1" cannot be mounted: one side is a file and the other a folder; look at the mount's target and what the image has there`},
-	{regexp.MustCompile(`error mounting "[^"]*" to rootfs at "([^"]*)".*read-only file system`),
+	{pattern.New(`error mounting "[^"]*" to rootfs at "([^"]*)".*read-only file system`),
 		`"$1" cannot be mounted: the folder that it lies in is read-only; make the mount point part of the image`},
-	{regexp.MustCompile(`(?:lstat|stat|open) (/dev/[^:]*): no such file or directory`),
+	{pattern.New(`(?:lstat|stat|open) (/dev/[^:]*): no such file or directory`),
 		`the device has no $1; look at devices`},
-	{regexp.MustCompile(`failed to write "[^"]*" to "?/proc/sys/([^":]*)`),
+	{pattern.New(`failed to write "[^"]*" to "?/proc/sys/([^":]*)`),
 		`the device's kernel does not take the sysctl $1; look at sysctls`},
 }
 
@@ -61,13 +62,13 @@ func detail(text string) string {
 	return strings.TrimSuffix(strings.TrimPrefix(text, "unable to start container process: "), ": unknown")
 }
 
-var rlimitNumber = regexp.MustCompile(`rlimit-(\d+)`)
+var rlimitNumber = pattern.New(`rlimit-(\d+)`)
 
 // rlimitNames puts the names of Compose in the place of the kernel's numbers
 // (asm-generic/resource.h).
 func rlimitNames(text string) string {
 	names := []string{"cpu", "fsize", "data", "stack", "core", "rss", "nproc", "nofile", "memlock", "as", "locks", "sigpending", "msgqueue", "nice", "rtprio", "rttime"}
-	return rlimitNumber.ReplaceAllStringFunc(text, func(s string) string {
+	return rlimitNumber.Regexp().ReplaceAllStringFunc(text, func(s string) string {
 		n, err := strconv.Atoi(strings.TrimPrefix(s, "rlimit-"))
 		if err != nil || n < 0 || n >= len(names) {
 			return s

@@ -10,13 +10,13 @@ import (
 	"fmt"
 	"io"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 
 	"tributary.dev/tributary/pkg/disk/fat"
 	"tributary.dev/tributary/pkg/disk/gpt"
 	"tributary.dev/tributary/pkg/disk/verity"
+	"tributary.dev/tributary/pkg/pattern"
 )
 
 // Firmware is what the firmware keeps, as unique GUIDs of ESPs.
@@ -99,7 +99,7 @@ func (j *judge) part(p gpt.Partition) (*io.SectionReader, int64) {
 }
 
 // name is the Boot Loader Specification's: a kernel image with its tries left and done.
-var name = regexp.MustCompile(`^tributary-(\d{1,18})(?:\+(\d{1,9})(?:-\d{1,9})?)?\.efi$`)
+var name = pattern.New(`^tributary-(\d{1,18})(?:\+(\d{1,9})(?:-\d{1,9})?)?\.efi$`)
 
 const maxFile = 512 << 20
 
