@@ -78,7 +78,7 @@ func TestSignatures(t *testing.T) {
 	rk, rp := keys(t, 3)
 	sk, sp := keys(t, 3)
 	evil, evilPublic := keys(t, 3)
-	first := makeRoot(t, 1, rp, 2, sp, 2, rk[0], rk[1])
+	first := makeRootUntil(t, 1, soon.AddDate(5, 0, 0), rp, 2, sp, 2, rk[0], rk[1])
 	trusted, err := TrustRoot(first)
 	if err != nil {
 		t.Fatal(err)
@@ -111,9 +111,9 @@ func TestSignatures(t *testing.T) {
 		{"a root left out", [][]byte{third}, makeTargets(t, d, nsk[0]), d, now, false},
 		{"a root by too few", [][]byte{makeRoot(t, 2, rp, 2, evilPublic, 1, rk[0])}, makeTargets(t, d, evil[0]), d, now, false},
 		{"a root by strangers", [][]byte{makeRoot(t, 2, evilPublic, 2, evilPublic, 1, evil[0], evil[1])}, makeTargets(t, d, evil[0]), d, now, false},
-		{"the root ended", nil, makeTargetsUntil(t, d, soon.AddDate(9, 0, 0), sk[0], sk[1]), d, soon.AddDate(1, 0, 0), false},
+		{"the root ended", nil, makeTargetsUntil(t, d, soon.AddDate(9, 0, 0), sk[0], sk[1]), d, soon.AddDate(6, 0, 0), false},
 		{"the root ended, but the time is not known", nil, makeTargetsUntil(t, d, soon.AddDate(9, 0, 0), sk[0], sk[1]), d, time.Time{}, true},
-		{"the root ended, and was rotated", [][]byte{makeRootUntil(t, 2, soon.AddDate(5, 0, 0), rp, 2, nsp, 1, rk[1], rk[2])}, makeTargetsUntil(t, d, soon.AddDate(9, 0, 0), nsk[0]), d, soon.AddDate(1, 0, 0), true},
+		{"the root ended, and was rotated", [][]byte{makeRootUntil(t, 2, soon.AddDate(9, 0, 0), rp, 2, nsp, 1, rk[1], rk[2])}, makeTargetsUntil(t, d, soon.AddDate(9, 0, 0), nsk[0]), d, soon.AddDate(6, 0, 0), true},
 		{"a root without its own keys", [][]byte{makeRoot(t, 2, evilPublic, 1, nsp, 1, rk[0], rk[1])}, makeTargets(t, d, nsk[0]), d, now, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
