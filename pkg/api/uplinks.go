@@ -81,7 +81,7 @@ func (n *NetworkSettings) Validate(at string) error {
 		errs = append(errs, &Error{Code: Invalid, Field: at + field, Message: fmt.Sprintf(format, args...)})
 	}
 	if u, err := url.Parse(n.Proxy); n.Proxy != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
-		bad("proxy", "%.80q is no http://host:port", n.Proxy)
+		bad("proxy", "it is no http://host:port, or http://user:password@host:port") // unquoted: it may hold a password
 	}
 	if len(n.Uplinks) > 16 {
 		bad("uplinks", "%d of them, more than 16", len(n.Uplinks))

@@ -2,15 +2,17 @@ package recovery
 
 import (
 	"archive/tar"
+	"bytes"
 	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"path/filepath"
-	"regexp"
+	"strings"
 	"time"
+
+	"tributary.dev/tributary/pkg/pattern"
 )
 
 // maxLog bounds each log in a bundle.
@@ -23,7 +25,11 @@ func (a *Appliance) Bundle(ctx context.Context, w io.Writer) error {
 	out := tar.NewWriter(zip)
 	now := a.Now()
 	add := func(name string, text []byte) error {
-		text = Redact(text)
+		if strings.HasSuffix(name, ".json") {
+			text = redactJSON(text)
+		} else {
+			text = Redact(text)
+		}
 		if err := out.WriteHeader(&tar.Header{Name: "tributary-support/" + name, Mode: 0o600, Size: int64(len(text)), ModTime: now.Truncate(time.Second), Format: tar.FormatPAX}); err != nil {
 			return err
 		}
@@ -86,23 +92,112 @@ func (a *Appliance) addAnswer(ctx context.Context, add func(string, []byte) erro
 	return add("agent"+path, text)
 }
 
-// secrets are shapes that a bundle never carries: join tokens, PEM keys, bearer tokens,
-// passwords in URLs, and values beside names that say what they are.
+// secrets are shapes that a bundle never carries: join tokens, PEM keys, what stands behind
+// "Bearer" or in such a header, and passwords in URLs, up to the last @, since some hold one.
 var secrets = []struct {
-	shape *regexp.Regexp
+	shape *pattern.Pattern
 	with  string
 }{
-	{regexp.MustCompile(`(?s)-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(-----END [A-Z0-9 ]*PRIVATE KEY-----|\z)`), "[key removed]"},
-	{regexp.MustCompile(`\btj1\.[A-Za-z0-9._-]+`), "[token removed]"},
-	{regexp.MustCompile(`(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}`), "$1 [removed]"},
-	{regexp.MustCompile(`(?i)([a-z][a-z0-9+.-]*://)[^\s/@:"]*:[^\s/@"]*@`), "$1[removed]@"},
-	{regexp.MustCompile(`(?i)("?[a-z0-9_.-]*(?:password|passwd|passphrase|secret|token|psk|private[_-]?key|api[_-]?key)"?\s*[=:]\s*)("(?:[^"\\]|\\.)*"|[^\s,;}"]+)`), `${1}"[removed]"`},
+	{pattern.New(`(?s)-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(-----END [A-Z0-9 ]*PRIVATE KEY-----|\z)`), "[key removed]"},
+	{pattern.New(`\btj1\.[A-Za-z0-9._-]+`), "[token removed]"},
+	{pattern.New(`(?i)\b((?:proxy-)?authorization|(?:set-)?cookie)(\\?"?\s*[=:][ \t]*)[^\r\n"\\]+`), "$1$2[removed]"},
+	{pattern.New(`(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}`), "$1 [removed]"},
+	{pattern.New(`(?i)([a-z][a-z0-9+.-]*:?//)[^\s@:"'<>]*:[^\s"'<>]*@`), "$1[removed]@"},
 }
 
-// Redact removes what looks like a secret.
+// secretName is part of a pattern.
+const secretName = `[a-z0-9_.-]*(?:password|passwd|passphrase|secret|token|psk|pwd|private[_-]?key|api[_-]?key|access[_-]?key|credential)[a-z0-9_.-]*|(?:[a-z0-9_.-]*[_.-])?pass`
+
+var (
+	// named is a name that says what its value is.
+	named = pattern.New(`(?i)^(?:` + secretName + `)$`)
+	// assigned is such a name in a text, up to its value.
+	assigned = pattern.New(`(?i)\b(?:` + secretName + `)\\?["']?[ \t]*[=:][ \t]*`)
+)
+
+// Redact removes what looks like a secret; rather too much than one word of it.
 func Redact(text []byte) []byte {
 	for _, s := range secrets {
-		text = s.shape.ReplaceAll(text, fmt.Append(nil, s.with))
+		text = s.shape.Regexp().ReplaceAll(text, []byte(s.with))
 	}
-	return text
+	var out []byte
+	for {
+		at := assigned.Regexp().FindIndex(text)
+		if at == nil {
+			return append(out, text...)
+		}
+		out = append(out, text[:at[1]]...)
+		quote, length := valueAt(text[at[1]:])
+		if length > 0 {
+			out = append(out, quote+"[removed]"+quote...)
+		}
+		text = text[at[1]+length:]
+	}
+}
+
+// valueAt is how long the value is that a text begins with, and its quote: a quoted one ends with
+// that, as it is, escaped in another's text, or doubled in YAML's single ones; any other with its line.
+// Lists and objects are looked into.
+func valueAt(text []byte) (quote string, length int) {
+	if i := bytes.IndexAny(text, "\r\n"); i >= 0 {
+		text = text[:i]
+	}
+	for _, quote := range []string{`\"`, `"`, `'`} {
+		if !bytes.HasPrefix(text, []byte(quote)) {
+			continue
+		}
+		for i := len(quote); i < len(text); i++ {
+			switch {
+			case quote == `'` && bytes.HasPrefix(text[i:], []byte(`''`)):
+				i++
+			case bytes.HasPrefix(text[i:], []byte(quote)):
+				return quote, i + len(quote)
+			case quote != `'` && text[i] == '\\':
+				i += len(quote) // what is escaped; in another's text, twice
+			}
+		}
+		return quote, len(text)
+	}
+	if len(text) == 0 || text[0] == '{' || text[0] == '[' {
+		return "", 0
+	}
+	return "", len(text)
+}
+
+// redactJSON does so within each text of a JSON value, which stays one. What is none is taken as
+// text.
+func redactJSON(raw []byte) []byte {
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.UseNumber()
+	var v any
+	if err := d.Decode(&v); err != nil || d.More() {
+		return Redact(raw)
+	}
+	out, err := json.MarshalIndent(redactValue(v), "", " ")
+	if err != nil {
+		return Redact(raw)
+	}
+	return append(out, '\n')
+}
+
+func redactValue(v any) any {
+	switch v := v.(type) {
+	case string:
+		return string(Redact([]byte(v)))
+	case []any:
+		for i := range v {
+			v[i] = redactValue(v[i])
+		}
+	case map[string]any:
+		for k, inner := range v {
+			_, list := inner.([]any)
+			_, object := inner.(map[string]any)
+			if named.MatchString(k) && !list && !object && inner != nil {
+				v[k] = "[removed]"
+			} else {
+				v[k] = redactValue(inner)
+			}
+		}
+	}
+	return v
 }

@@ -227,6 +227,51 @@ func TestBundleHoldsNoSecrets(t *testing.T) {
 	}
 }
 
+func TestRedact(t *testing.T) {
+	for text, want := range map[string]string{
+		"a passphrase: 'the right words'\nb":               "a passphrase: '[removed]'\nb",
+		"passphrase: 'it''s right' # x":                    "passphrase: '[removed]' # x",
+		"wifi.passphrase: the right words, all":            "wifi.passphrase: [removed]",
+		`msg="x passphrase=\"the right words\" y"`:         `msg="x passphrase=\"[removed]\" y"`,
+		`msg="x psk=\"a\\\"b c\" y"`:                       `msg="x psk=\"[removed]\" y"`,
+		`{"token":"a\"b","name":"c"}`:                      `{"token":"[removed]","name":"c"}`,
+		`{"secrets":{"a":"b"},"pwd":"x"}`:                  `{"secrets":{"a":"b"},"pwd":"[removed]"}`,
+		"http://user:p@ssw0rd@proxy:3128 ok":               "http://[removed]@proxy:3128 ok",
+		"http://user:pa/ss@proxy ok":                       "http://[removed]@proxy ok",
+		"http//user:secretword@h:1":                        "http//[removed]@h:1",
+		"https://core:8443/x says 5":                       "https://core:8443/x says 5",
+		"AWS_SECRET_ACCESS_KEY=abc\nDB_PASS=x y\nPASS: z":  "AWS_SECRET_ACCESS_KEY=[removed]\nDB_PASS=[removed]\nPASS: [removed]",
+		"Authorization: Token abc\nCookie: session=1; b=2": "Authorization: [removed]\nCookie: [removed]",
+		"12 tests passed: 3 bypass":                        "12 tests passed: 3 bypass",
+	} {
+		if got := string(Redact([]byte(text))); got != want {
+			t.Errorf("%s\n%s, want\n%s", text, got, want)
+		}
+	}
+	raw := `{"message":"token=abc def","n":12345678901234567890,"psk":7,"secrets":[{"value":"http://a:b@c"}],"password":null}`
+	want := `{"message":"token=[removed]","n":12345678901234567890,"password":null,"psk":"[removed]","secrets":[{"value":"http://[removed]@c"}]}`
+	var got bytes.Buffer
+	if err := json.Compact(&got, redactJSON([]byte(raw))); err != nil || strings.TrimSpace(got.String()) != want {
+		t.Errorf("%s %v, want\n%s", got.String(), err, want)
+	}
+}
+
+// FuzzRedact: whatever a log holds, the word behind such a name is gone.
+func FuzzRedact(f *testing.F) {
+	f.Add("a", `"`)
+	f.Add(`x="`, "'")
+	f.Fuzz(func(t *testing.T, before, quote string) {
+		const word = "swordfish7"
+		if len(before) > 1<<10 || strings.Contains(before, word) || strings.ContainsAny(quote, "\r\n[{") {
+			return
+		}
+		if got := Redact([]byte(before + "\npassword=" + quote + word + "\n")); bytes.Contains(got, []byte(word)) && !strings.Contains(quote, `"`) && !strings.Contains(quote, `'`) {
+			t.Errorf("%q", got)
+		}
+		redactJSON([]byte(before))
+	})
+}
+
 // TestOnlySticks: who stands at the console writes to what is plugged in, or below one folder.
 func TestOnlySticks(t *testing.T) {
 	a := stand(t)
