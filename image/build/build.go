@@ -15,14 +15,18 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"tributary.dev/tributary/hwprofiles"
 	"tributary.dev/tributary/image/bundle"
+	"tributary.dev/tributary/image/deb"
 	"tributary.dev/tributary/image/disk"
 	"tributary.dev/tributary/image/kernel"
 	"tributary.dev/tributary/image/keys"
@@ -109,6 +113,7 @@ type builder struct {
 	tree     *tree.Result
 	root     *os.File
 	verity   *os.File
+	alone    *os.File // Out is this build's while it is open
 	hash     [32]byte
 	kernel   []byte // as the UKI carries it
 	uki      []byte
@@ -189,19 +194,35 @@ func prepare(c Config) (*builder, error) {
 	if err := os.MkdirAll(c.Out, 0o755); err != nil {
 		return nil, err
 	}
+	alone, err := claim(c.Out)
+	if err != nil {
+		return nil, err
+	}
 	// Results of an earlier build would lie beside another's.
 	for _, name := range []string{RawFile, ZstdFile, MapFile, InstallerFile, NetbootFile, ManifestFile, UKIFile, VerityFile, BundleFile, BillFile} {
 		if err := os.Remove(filepath.Join(c.Out, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return nil, err
+			return nil, errors.Join(err, alone.Close())
 		}
 	}
-	return &builder{Config: c, done: Manifest{
+	return &builder{Config: c, alone: alone, done: Manifest{
 		Profile: c.Profile.Name, Arch: c.Profile.Arch, Version: c.Version, Counter: c.Counter, Time: c.Time.UTC(), Go: runtime.Version(), Files: map[string]Output{},
 	}}, nil
 }
 
+// claim keeps a second build out of a folder until the file is closed.
+func claim(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("another build works in %s: wait for its end, or name another folder with --out", dir), f.Close())
+	}
+	return f, nil
+}
+
 func (b *builder) close() {
-	for _, f := range []*os.File{b.root, b.verity} {
+	for _, f := range []*os.File{b.root, b.verity, b.alone} {
 		if f != nil {
 			_ = f.Close()
 		}
@@ -391,14 +412,26 @@ func (b *builder) compress(context.Context) error {
 	return err
 }
 
-func (b *builder) bill(context.Context) error {
+func (b *builder) bill(ctx context.Context) error {
+	cmd := exec.CommandContext(ctx, "go", "env", "GOMODCACHE", "GOROOT")
+	cmd.Dir = b.Root
+	env, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("asking where Go's modules lie: %w", err)
+	}
+	mods, goroot, _ := strings.Cut(strings.TrimSpace(string(env)), "\n")
+	debs := &deb.Cache{Dir: filepath.Join(b.Cache, "debs")}
 	f, err := os.Create(b.out(BillFile))
 	if err != nil {
 		return err
 	}
-	err = sbom.Write(f, sbom.Image{Name: b.Profile.Name, Version: b.Version, Time: b.done.Time, Suite: b.tree.Suite, Packages: b.tree.Packages, Programs: b.programs, Drivers: b.tree.Drivers})
+	err = sbom.Write(f, sbom.Image{Name: b.Profile.Name, Version: b.Version, Time: b.done.Time, Suite: b.tree.Suite, Packages: b.tree.Packages, Programs: b.programs, Drivers: b.tree.Drivers,
+		Copyright: sbom.Cached(debs.Dir, debs.Path), Module: sbom.Modules(mods, goroot, module, b.Root)})
 	return errors.Join(err, f.Close())
 }
+
+// module is the checkout's own.
+const module = "tributary.dev/tributary"
 
 func (b *builder) writeManifest(context.Context) error {
 	// The raw disk's sum is known from compressing it; a quick build leaves it to the block map.

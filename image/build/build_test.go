@@ -38,8 +38,22 @@ func TestRefuses(t *testing.T) {
 			t.Errorf("%s is taken", what)
 		}
 	}
-	if _, err := prepare(Config{Version: "1", Counter: 1, Out: t.TempDir()}); err != nil {
-		t.Error(err)
+	out := t.TempDir()
+	first, err := prepare(Config{Version: "1", Counter: 1, Out: out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := prepare(Config{Version: "1", Counter: 1, Out: out}); err == nil || !strings.Contains(err.Error(), "another build works in "+out) {
+		t.Errorf("beside another build: %v", err)
+	}
+	first.close()
+	again, err := prepare(Config{Version: "1", Counter: 1, Out: out})
+	if err != nil {
+		t.Fatalf("after it: %v", err)
+	}
+	again.close()
+	if _, err := Verify(out); err == nil || !strings.Contains(err.Error(), "build again") {
+		t.Errorf("a build that did not end: %v", err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -22,6 +23,9 @@ import (
 // those certificates, the value of PCR 11, the partition table, both ESPs, root and tree. The raw disk may be missing.
 func Verify(dir string, trusted ...*x509.Certificate) (*Manifest, error) {
 	text, err := os.ReadFile(filepath.Join(dir, ManifestFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s holds no %s: no build has ended there; build again", dir, ManifestFile)
+	}
 	if err != nil {
 		return nil, err
 	}
