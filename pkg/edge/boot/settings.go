@@ -46,7 +46,7 @@ const MaxSettings = 64 << 10
 func ParseSettings(text []byte) (Settings, error) {
 	var s Settings
 	if len(text) > MaxSettings {
-		return s, &api.Error{Code: api.Invalid, Message: fmt.Sprintf("tributary.yaml has %d bytes, more than %d", len(text), MaxSettings)}
+		return s, &api.Error{Code: api.Invalid, Message: fmt.Sprintf("tributary.yaml has more than %d bytes", MaxSettings)}
 	}
 	if _, err := api.DecodeFile(text, "tributary.yaml", &s); err != nil {
 		return Settings{}, err
