@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // Profile is one family of box. Sizes are in MiB, times in seconds, power in watts.
@@ -92,6 +93,8 @@ type CPU struct {
 type HugePages struct {
 	Size  string `json:"size"` // 2M or 1G
 	Count int64  `json:"count"`
+	// Node is the NUMA node where they are; without it the kernel spreads them over all.
+	Node *int `json:"node,omitempty"`
 }
 
 // NIC is the policy for the ports of some drivers.
@@ -196,16 +199,37 @@ func (p Profile) Cmdline() []string {
 			out = append(out, "irqaffinity="+c.Housekeeping)
 		}
 	}
-	for i, h := range p.CPU.HugePages {
-		if i == 0 {
+	seen := map[string]bool{}
+	for _, h := range p.CPU.HugePages {
+		if len(seen) == 0 {
 			out = append(out, "default_hugepagesz="+h.Size)
 		}
-		out = append(out, "hugepagesz="+h.Size, "hugepages="+strconv.FormatInt(h.Count, 10))
+		if seen[h.Size] {
+			continue // of this size all nodes are in one word
+		}
+		seen[h.Size] = true
+		out = append(out, "hugepagesz="+h.Size, "hugepages="+p.CPU.pagesOf(h.Size))
 	}
 	for i := len(p.Consoles) - 1; i >= 0; i-- {
 		out = append(out, p.Consoles[i].arg())
 	}
 	return out
+}
+
+// pagesOf is the number of pages of a size as the kernel reads it: "512", or by node
+// "0:256,1:256".
+func (c CPU) pagesOf(size string) string {
+	var words []string
+	for _, h := range c.HugePages {
+		switch {
+		case h.Size != size:
+		case h.Node == nil:
+			return strconv.FormatInt(h.Count, 10)
+		default:
+			words = append(words, fmt.Sprintf("%d:%d", *h.Node, h.Count))
+		}
+	}
+	return strings.Join(words, ",")
 }
 
 func (c Console) arg() string {

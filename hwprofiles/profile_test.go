@@ -98,7 +98,7 @@ func fields(t reflect.Type) func(func(string) bool) {
 }
 
 func TestCmdline(t *testing.T) {
-	p := Profile{Kernel: Kernel{Args: []string{"panic=10"}}, Watchdog: Watchdog{Timeout: 30}, CPU: CPU{Isolate: "2-N", Housekeeping: "0-1", HugePages: []HugePages{{"1G", 4}, {"2M", 64}}},
+	p := Profile{Kernel: Kernel{Args: []string{"panic=10"}}, Watchdog: Watchdog{Timeout: 30}, CPU: CPU{Isolate: "2-N", Housekeeping: "0-1", HugePages: []HugePages{{Size: "1G", Count: 4}, {Size: "2M", Count: 64}}},
 		Consoles: []Console{{TTY: "ttyS0", Baud: 115200}, {TTY: "tty0"}}}
 	want := "panic=10 tributary.watchdog=30 isolcpus=managed_irq,domain,2-N nohz_full=2-N rcu_nocbs=2-N irqaffinity=0-1 default_hugepagesz=1G hugepagesz=1G hugepages=4 hugepagesz=2M hugepages=64 console=tty0 console=ttyS0,115200n8"
 	if got := strings.Join(p.Cmdline(), " "); got != want {

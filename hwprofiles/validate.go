@@ -224,10 +224,21 @@ func (c *checker) cpu(p CPU) {
 	c.fault(p.Housekeeping == "" || cpusShape().MatchString(p.Housekeeping), "cpu.housekeeping", "write a list such as 0-1", "%s is no list of CPUs", quote(p.Housekeeping))
 	c.fault((p.Isolate == "") == (p.Housekeeping == ""), "cpu", "give both", "isolate and housekeeping belong together")
 	c.fault(!slices.Contains(strings.FieldsFunc(p.Isolate, func(r rune) bool { return r == ',' }), "0") && !strings.HasPrefix(p.Isolate, "0-"), "cpu.isolate", "start from 1 or 2", "CPU 0 can't be isolated: the kernel's own work is there")
-	c.fault(len(p.HugePages) <= 2, "cpu.hugePages", "one entry a size", "there are %d entries", len(p.HugePages))
-	for i, h := range p.HugePages[:min(len(p.HugePages), 2)] {
+	c.fault(len(p.HugePages) <= 16, "cpu.hugePages", "one entry a size, or one a size and node", "there are %d entries", len(p.HugePages))
+	seen := map[string]bool{}
+	for i, h := range p.HugePages[:min(len(p.HugePages), 16)] {
 		at := fmt.Sprintf("cpu.hugePages[%d]", i)
 		c.oneOf(at+".size", h.Size, "2M", "1G")
+		where := h.Size
+		if h.Node != nil {
+			c.between(at+".node", int64(*h.Node), 0, 1023, "")
+			where = fmt.Sprintf("%s on node %d", h.Size, *h.Node)
+			c.fault(!seen[h.Size], at+".node", "give each entry of the size a node, or none", "%s pages are asked for with and without a node", h.Size)
+		} else {
+			c.fault(!slices.ContainsFunc(p.HugePages[:i], func(o HugePages) bool { return o.Size == h.Size && o.Node != nil }), at, "give each entry of the size a node, or none", "%s pages are asked for with and without a node", h.Size)
+		}
+		c.fault(!seen[where], at, "join them to one entry", "%s is there twice", where)
+		seen[where] = true
 		most := int64(65536)
 		if h.Size == "1G" {
 			most = 512

@@ -26,6 +26,7 @@ import (
 	"tributary.dev/tributary/pkg/edge/meter"
 	"tributary.dev/tributary/pkg/edge/network/sriov"
 	"tributary.dev/tributary/pkg/edge/onboard"
+	"tributary.dev/tributary/pkg/edge/realtime"
 	"tributary.dev/tributary/pkg/edge/relay"
 	"tributary.dev/tributary/pkg/edge/state"
 	"tributary.dev/tributary/pkg/edge/update"
@@ -48,21 +49,22 @@ type box struct {
 	errs io.Writer      // where the log goes
 	exit func(code int) // ends the process as it stands
 
-	state   *state.Store
-	clock   *state.Clock
-	member  *onboard.Member
-	spool   *spool.Spool
-	parents *agent.Parents
-	uplink  *mqtt.Uplink
-	https   agent.Counter
-	link    *link.Endpoint
-	cache   *oci.Cache    // relay alone
-	serve   *relay.Server // relay alone
-	splice  *stream.Splice
-	meter   *meter.Meter
-	work    *workload.Manager
-	keeper  *hardware.Keeper
-	claims  *claims.Book
+	state    *state.Store
+	clock    *state.Clock
+	member   *onboard.Member
+	spool    *spool.Spool
+	parents  *agent.Parents
+	uplink   *mqtt.Uplink
+	https    agent.Counter
+	link     *link.Endpoint
+	cache    *oci.Cache    // relay alone
+	serve    *relay.Server // relay alone
+	splice   *stream.Splice
+	meter    *meter.Meter
+	work     *workload.Manager
+	keeper   *hardware.Keeper
+	claims   *claims.Book
+	realtime *realtime.Keeper
 
 	functions *sriov.Manager // of network cards
 	running   atomic.Pointer[workload.Manager]
@@ -134,6 +136,7 @@ func (b *box) live(ctx context.Context) error {
 		{"listeners", b.openListeners},
 		{"time", b.askTime},
 		{"hardware", b.openHardware}, // before "owner", which may run the owner's first apps
+		{"real time", b.openRealtime},
 		{"owner", b.findOwner},
 		{"membership", b.join},
 		{"records", b.openSpool},
@@ -169,7 +172,7 @@ func (b *box) runAll(ctx context.Context) error {
 	}{
 		{"state", b.state.Run}, {"membership", b.member.Run}, {"doubt", b.doubt}, {"link", b.link.Run},
 		{"apps", b.work.Run}, {"agent", b.agent.Load().Run}, {"settings", b.applySettings}, {"memory", b.trim}, {"watchdog", b.watch}, {"consoles", b.tellOfConsole},
-		{"hardware", b.keeper.Run}, {"network cards", b.functions.Run},
+		{"hardware", b.keeper.Run}, {"real time", b.keepRealtime}, {"network cards", b.functions.Run},
 	}
 	if b.serve != nil {
 		loops = append(loops, []struct {
@@ -402,7 +405,7 @@ func (b *box) makeWorkloadFrom(ctx context.Context, from oci.Upstream) error {
 }
 
 func (b *box) makeAgent(context.Context) error {
-	warnings := []func() []api.Warning{b.member.Warnings, b.spool.Warnings, b.functions.Warnings, func() []api.Warning { return boot.Warnings(boot.Dir) }, func() []api.Warning { return trial.Shown(boot.Dir) }}
+	warnings := []func() []api.Warning{b.member.Warnings, b.realtime.Warnings, b.spool.Warnings, b.functions.Warnings, func() []api.Warning { return boot.Warnings(boot.Dir) }, func() []api.Warning { return trial.Shown(boot.Dir) }}
 	if b.updater != nil {
 		warnings = append(warnings, b.updater.Warnings)
 	}

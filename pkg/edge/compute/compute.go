@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/cpulist"
 )
 
 // Pool offers what the inventory shows.
@@ -35,16 +36,16 @@ func List(inv *api.Inventory) []api.Claimable {
 	var out []api.Claimable
 	node := map[int]int{}
 	for _, n := range inv.Nodes {
-		for _, cpu := range Numbers(n.CPUs) {
+		for _, cpu := range cpulist.Parse(n.CPUs) {
 			node[cpu] = n.ID
 		}
 	}
 	if inv.CPU != nil {
 		online := map[int]bool{}
-		for _, cpu := range Numbers(inv.CPU.Online) {
+		for _, cpu := range cpulist.Parse(inv.CPU.Online) {
 			online[cpu] = true
 		}
-		for _, cpu := range Numbers(inv.CPU.Isolated) {
+		for _, cpu := range cpulist.Parse(inv.CPU.Isolated) {
 			d := api.Claimable{Class: api.ClaimCPU, ID: "cpu" + strconv.Itoa(cpu), NUMA: -1, Units: 1, Facts: map[string]string{"isolated": "true"}}
 			if n, ok := node[cpu]; ok {
 				d.NUMA = n
@@ -87,30 +88,6 @@ func (p Pool) Prepare(_ context.Context, id string, units int, _ api.Claim) (api
 
 // Restore has nothing to undo.
 func (p Pool) Restore(context.Context, string) error { return nil }
-
-// maxCPU bounds what a list of processors may name; Linux has at most 8192.
-const maxCPU = 1 << 16
-
-// Numbers reads a list as the kernel writes it (cpuset(7), list format): "0-3,8". What
-// cannot be read is left out.
-func Numbers(list string) []int {
-	var out []int
-	for _, part := range strings.Split(strings.TrimSpace(list), ",") {
-		low, high, ranged := strings.Cut(part, "-")
-		a, err := strconv.Atoi(low)
-		b := a
-		if ranged && err == nil {
-			b, err = strconv.Atoi(high)
-		}
-		if err != nil || a < 0 || b < a || b >= maxCPU {
-			continue
-		}
-		for n := a; n <= b; n++ {
-			out = append(out, n)
-		}
-	}
-	return out
-}
 
 // SizeName is a page size as people write it: 2048 KiB are "2M".
 func SizeName(kib int64) string {

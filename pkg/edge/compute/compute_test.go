@@ -56,15 +56,3 @@ func TestSizes(t *testing.T) {
 		}
 	})
 }
-
-func FuzzNumbers(f *testing.F) {
-	f.Add("0-3,8")
-	f.Add("7-1,-,x,99999999999")
-	f.Fuzz(func(t *testing.T, list string) {
-		for _, n := range Numbers(list) {
-			if n < 0 || n >= maxCPU {
-				t.Fatal(n)
-			}
-		}
-	})
-}
