@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"tributary.dev/tributary/pkg/disk/gpt"
 	"tributary.dev/tributary/pkg/disk/verity"
 	"tributary.dev/tributary/pkg/edge/boot/blk"
+	"tributary.dev/tributary/pkg/edge/boot/install"
 )
 
 const (
@@ -69,12 +71,20 @@ const menu = `
   6  reinstall  start the installer on a USB stick
 `
 
+// headline says what went wrong. Where nothing was to be started, nothing could not be started.
+func headline(cause error) string {
+	if errors.Is(cause, install.ErrNoDisk) {
+		return fmt.Sprintf("Tributary was not installed, and nothing was written: %v", cause)
+	}
+	return fmt.Sprintf("Tributary cannot start its system: %v", cause)
+}
+
 // rescue speaks on every console until its time is over or a person chooses to leave.
 func (r *rise) rescue(cause error) {
 	t := openConsoles()
 	defer t.close()
 	wait := r.cmdline.Seconds("tributary.rescuewait", rescueWait, time.Hour)
-	head := fmt.Sprintf("\n\nTributary cannot start its system: %v\nversion %s, kernel %s, profile %s\n%s", cause, r.cmdline["tributary.version"], release(), r.cmdline["tributary.profile"], menu)
+	head := fmt.Sprintf("\n\n%s\nversion %s, kernel %s, profile %s\n%s", headline(cause), r.cmdline["tributary.version"], release(), r.cmdline["tributary.profile"], menu)
 	t.printf("%s\nPress a key within %v, or the box starts anew.\n", head, wait)
 	last := time.Now().Add(rescueMost)
 	for until := time.Now().Add(wait); time.Now().Before(until) && time.Now().Before(last); {

@@ -2,6 +2,8 @@ package main
 
 import (
 	"crypto/sha256"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -20,6 +22,18 @@ func TestChoose(t *testing.T) {
 	for k := range 256 {
 		if got := choose(byte(k)); got != want[byte(k)] {
 			t.Errorf("%q: %v", byte(k), got)
+		}
+	}
+}
+
+// A box without a disk that is large enough is told so, not that a system does not start.
+func TestHeadline(t *testing.T) {
+	for want, cause := range map[string]error{
+		"Tributary cannot start its system: disk: none":                                            errors.New("disk: none"),
+		"Tributary was not installed, and nothing was written: installer: no disk to install onto": fmt.Errorf("installer: %w", install.ErrNoDisk),
+	} {
+		if got := headline(cause); got != want {
+			t.Errorf("said %q, want %q", got, want)
 		}
 	}
 }

@@ -2,7 +2,8 @@
 //
 // It writes CycloneDX 1.6 (ECMA-424) as JSON: every Debian package of the image with its digest, every program of
 // ours with its digest, and every Go module that each program says it holds. The programs are asked, not the build:
-// the linker writes the list into them. The same image gives the same bytes.
+// the linker writes the list into them. Licences are what packages and modules say of themselves (licences.go). The same
+// image gives the same bytes.
 package sbom
 
 import (
@@ -33,6 +34,10 @@ type Image struct {
 	Packages []deb.Package
 	Programs map[string]string // files by name
 	Drivers  []Driver
+	// Copyright gives a package's own word of its licences, or the package whose word counts for it. Module is the folder
+	// of a Go module's source. Where one is nil the licences are said not to be known.
+	Copyright func(deb.Package) (text []byte, see string, err error)
+	Module    func(path, version string) (dir string, err error)
 }
 
 // Driver is a kernel module that was compiled for the image.
@@ -79,6 +84,7 @@ type component struct {
 	Name       string        `json:"name"`
 	Version    string        `json:"version,omitempty"`
 	Hashes     []hash        `json:"hashes,omitempty"`
+	Licenses   []choice      `json:"licenses,omitempty"`
 	PURL       string        `json:"purl,omitempty"`
 	Properties []property    `json:"properties,omitempty"`
 }
@@ -110,6 +116,10 @@ func Write(w io.Writer, image Image) error {
 	top := dependency{Ref: root, DependsOn: []string{}}
 	for _, p := range image.Packages {
 		c := debian(p, image.Suite)
+		var err error
+		if c.Licenses, err = image.packageLicences(p); err != nil {
+			return err
+		}
 		b.Components = append(b.Components, c)
 		top.DependsOn = append(top.DependsOn, c.Ref)
 	}
@@ -126,6 +136,9 @@ func Write(w io.Writer, image Image) error {
 			needs.DependsOn = append(needs.DependsOn, m.Ref)
 			if !seen[m.Ref] {
 				seen[m.Ref] = true
+				if m.Licenses, err = image.moduleLicences(m.Name, m.Version); err != nil {
+					return err
+				}
 				b.Components = append(b.Components, m)
 			}
 		}

@@ -35,9 +35,9 @@ func build(t *testing.T) map[string]string {
 	return out
 }
 
-// said lists the modules of a program as `go version -m` prints them: path@version, the program's own
+// modulesOf lists the modules of a program as `go version -m` prints them: path@version, the program's own
 // with the version of its image.
-func said(t *testing.T, file, of string) []string {
+func modulesOf(t *testing.T, file, of string) []string {
 	t.Helper()
 	text, err := exec.Command("go", "version", "-m", file).Output()
 	if err != nil {
@@ -70,6 +70,7 @@ func TestWrite(t *testing.T) {
 	programs := build(t)
 	image := Image{Name: "generic-arm64", Version: "1.2", Time: time.Unix(1700000000, 0), Suite: "bookworm", Programs: programs,
 		Packages: []deb.Package{{Name: "libc6", Version: "2:2.36-9+deb12u14", Arch: "arm64", SHA256: strings.Repeat("a", 64), Source: "glibc", Path: "pool/main/g/glibc/libc6.deb"}}}
+	image.Module, image.Copyright = modulesHere(t), func(deb.Package) ([]byte, string, error) { return []byte(machineReadable), "", nil }
 	var first, second bytes.Buffer
 	if err := Write(&first, image); err != nil {
 		t.Fatal(err)
@@ -94,6 +95,18 @@ func TestWrite(t *testing.T) {
 	if _, ok := byRef["pkg:deb/debian/libc6@2%3A2.36-9%2Bdeb12u14?arch=arm64&distro=bookworm"]; !ok {
 		t.Error("libc6 is not in the bill")
 	}
+	for name, want := range map[string]string{"libc6": "BSD-3-Clause GPL-2+ or Artistic GPL-2.0-or-later", "stdlib": "BSD-3-Clause", "tributary.dev/tributary": "Apache-2.0", "github.com/containernetworking/plugins": "Apache-2.0", "golang.org/x/sys": "BSD-3-Clause"} {
+		for _, c := range got.Components {
+			if c.Name == name && said(c.Licenses) != want {
+				t.Errorf("the licences of %s are %q, want %q", name, said(c.Licenses), want)
+			}
+		}
+	}
+	for _, c := range got.Components {
+		if strings.HasPrefix(c.PURL, "pkg:") && len(c.Licenses) == 0 {
+			t.Errorf("nothing is said of the licences of %s", c.Name)
+		}
+	}
 	for name, file := range programs {
 		var listed []string
 		for _, d := range got.Dependencies {
@@ -111,7 +124,7 @@ func TestWrite(t *testing.T) {
 		if got := byRef["program:"+name].Version; got != image.Version && strings.HasPrefix(name, "edged-") {
 			t.Errorf("%s is of version %q", name, got)
 		}
-		if want := said(t, file, image.Version); !slices.Equal(listed, want) {
+		if want := modulesOf(t, file, image.Version); !slices.Equal(listed, want) {
 			t.Errorf("%s\n got %v\nwant %v, as go version -m says", name, listed, want)
 		}
 	}

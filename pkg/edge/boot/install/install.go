@@ -87,6 +87,9 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 	target, err := c.choose(disks)
+	if errors.Is(err, ErrNoDisk) && c.Wish == "" {
+		err = fmt.Errorf("%w: it takes one of %.1f GB or more", err, float64(src.m.ImageSize)/1e9)
+	}
 	if errors.Is(err, ErrInstalled) {
 		return errors.Join(err, c.entries(target.Name))
 	}

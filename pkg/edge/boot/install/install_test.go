@@ -192,7 +192,7 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("no disk: %v", err)
 	}
 	b.disk(t, "vda", 10<<20, false)
-	if err := Run(t.Context(), b.Config); !errors.Is(err, ErrNoDisk) || !strings.Contains(b.person.said.String(), "too small") {
+	if err := Run(t.Context(), b.Config); !errors.Is(err, ErrNoDisk) || !strings.Contains(err.Error(), "no disk to install onto: it takes one of 0.") || !strings.Contains(b.person.said.String(), "too small") {
 		t.Errorf("small disk: %v\n%s", err, b.person.said.String())
 	}
 	path := b.disk(t, "vda", 300<<20, false)
