@@ -175,6 +175,7 @@ is imported in their place.`,
 				return err
 			}
 			var objects []*api.Object
+			from := map[string]string{} // the file of each serial number
 			for _, file := range args {
 				list, err := readVouchers(file)
 				if err != nil {
@@ -185,6 +186,10 @@ is imported in their place.`,
 					if err != nil {
 						return &api.Error{Code: api.Invalid, Message: file + ": " + err.Error()}
 					}
+					if other, twice := from[v.SerialNumber]; twice {
+						return &api.Error{Code: api.Invalid, Message: fmt.Sprintf("%s: a voucher of %s stands in %s too", file, printable(v.SerialNumber), other), Remedy: "leave the one that counts"}
+					}
+					from[v.SerialNumber] = file
 					o, err := e.object(a, api.ExpectedDeviceSpec{Serial: v.SerialNumber, Voucher: base64.StdEncoding.EncodeToString(raw)}, cl.Tenant())
 					if err != nil {
 						return err
