@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -136,13 +135,7 @@ func TestApt(t *testing.T) {
 		t.Errorf("a filled cache asked for the mirror: %v", err)
 	}
 	for range 2 { // the second time from the kept form
-		text := ""
-		err = cache.Walk(list[1], func(e Entry, body io.Reader) error {
-			b, err := io.ReadAll(body)
-			text = e.Path + " " + string(b)
-			return err
-		})
-		if err != nil || text != "usr/bin/tool arm64" {
+		if text, err := read(cache, list[1]); err != nil || text != "usr/bin/tool arm64" {
 			t.Errorf("%q, %v", text, err)
 		}
 	}

@@ -10,9 +10,12 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+
+	"tributary.dev/tributary/pkg/identity/atomicfile"
 )
 
 // maxModule bounds one unpacked kernel module; the largest, GPU drivers, have 25 MB.
@@ -23,10 +26,12 @@ const openForm = ".open1"
 
 // Walk is Walk for a fetched package, with two differences. Kernel modules come unpacked (x.ko.xz as x.ko): so they
 // pack better as a whole, and an update's delta sees their content. And the unpacked content is kept beside the
-// package in a form that reads some twenty times faster (the 106 MB kernel: 20 s the first time, 1 s after).
+// package in a form that reads some twenty times faster (the 106 MB kernel: 20 s the first time, 1 s after). What is
+// kept is believed by a digest that this user noted when it was made from the package, which is held against its own;
+// what does not fit is made anew.
 func (c *Cache) Walk(p Package, each func(e Entry, body io.Reader) error) error {
 	kept := c.Path(p) + openForm
-	if _, err := os.Stat(kept); err != nil {
+	if want, err := notedDigest(kept); err != nil || checkDigest(kept, want) != nil { // check: kept
 		if err := c.open(p, kept); err != nil {
 			return fmt.Errorf("%s: %w", p, err)
 		}
@@ -47,7 +52,28 @@ func (c *Cache) Walk(p Package, each func(e Entry, body io.Reader) error) error 
 	return nil
 }
 
-// open checks the package's digest and writes its kept form.
+// noteForm is added to a kept form's name for the file with its digest.
+const noteForm = ".sha256"
+
+// notedDigest is what this user noted of a kept form. What another could have written is no note: the cache may be shared.
+func notedDigest(kept string) (string, error) {
+	f, err := os.Open(kept + noteForm)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	if of, ok := info.Sys().(*syscall.Stat_t); !ok || int(of.Uid) != os.Geteuid() || info.Mode().Perm()&0o022 != 0 { // check: owner
+		return "", fmt.Errorf("%s is not this user's alone", f.Name())
+	}
+	text, err := io.ReadAll(io.LimitReader(f, 2*sha256.Size))
+	return string(text), err
+}
+
+// open checks the package's digest, writes its kept form, and notes the digest of that.
 func (c *Cache) open(p Package, kept string) (err error) {
 	if err := checkDigest(c.Path(p), p.SHA256); err != nil {
 		return err
@@ -62,7 +88,8 @@ func (c *Cache) open(p Package, kept string) (err error) {
 			os.Remove(tmp.Name())
 		}
 	}()
-	buffered := bufio.NewWriterSize(tmp, 1<<20)
+	sum := sha256.New()
+	buffered := bufio.NewWriterSize(io.MultiWriter(tmp, sum), 1<<20)
 	z, err := zstd.NewWriter(buffered, zstd.WithEncoderLevel(zstd.SpeedFastest))
 	if err != nil {
 		return err
@@ -71,15 +98,15 @@ func (c *Cache) open(p Package, kept string) (err error) {
 	if err := Walk(c.Path(p), func(e Entry, body io.Reader) error { return keep(out, e, body) }); err != nil {
 		return err
 	}
-	for _, end := range []func() error{out.Close, z.Close, buffered.Flush, tmp.Close} {
+	for _, end := range []func() error{out.Close, z.Close, buffered.Flush, tmp.Sync, tmp.Close} {
 		if err := end(); err != nil {
 			return err
 		}
 	}
-	if err := os.Chmod(tmp.Name(), 0o644); err != nil { // another user's build may share the cache
+	if err := os.Rename(tmp.Name(), kept); err != nil {
 		return err
 	}
-	return os.Rename(tmp.Name(), kept)
+	return atomicfile.Write(kept+noteForm, []byte(hex.EncodeToString(sum.Sum(nil))), 0o600)
 }
 
 func keep(out *tar.Writer, e Entry, body io.Reader) error {
