@@ -150,12 +150,14 @@ func (b *booter) readConfig(context.Context) error {
 	}
 	node, _, err := b.disk.ByLabel("config")
 	if err != nil {
+		b.warn(unreadable(err))
 		return err
 	}
 	files, readErr := readVolume(node, "tributary.yaml", birthFile)
 	if readErr != nil {
 		b.say("config: %v; the kernel is asked", readErr)
 		if files, readErr = b.readMounted(node, "tributary.yaml", birthFile); readErr != nil {
+			b.warn(unreadable(readErr))
 			return readErr
 		}
 	}
@@ -170,8 +172,8 @@ func (b *booter) readConfig(context.Context) error {
 	}
 	s, err := ParseSettings(text)
 	if err != nil {
-		b.warn(api.Warning{Name: "config-invalid", Severity: api.Degraded, Message: "tributary.yaml is not used: " + err.Error(), Remedy: "correct the file on the partition CONFIG and start the box anew"})
-		return err
+		b.warn(api.Warning{Name: "config-invalid", Severity: api.Degraded, Message: "tributary.yaml is not used: " + brief(err), Remedy: "correct the file on the partition CONFIG and start the box anew"})
+		return errors.New(brief(err))
 	}
 	b.facts.Settings = s
 	if len(s.Bootstrap) > 0 {
@@ -183,6 +185,23 @@ func (b *booter) readConfig(context.Context) error {
 		return nil
 	}
 	return os.WriteFile(b.facts.TokenFile, []byte(s.Join.Token+"\n"), 0o600)
+}
+
+// unreadable is what a person is told of a CONFIG that cannot be read: its settings may be what
+// the box needs to reach anybody.
+func unreadable(err error) api.Warning {
+	return api.Warning{Name: "config-unreadable", Severity: api.Degraded, Message: "the partition CONFIG cannot be read, so its settings are not in force: " + err.Error(),
+		Remedy: "type the network's settings in (page Network, Change address), or format the partition anew as FAT32 with the label CONFIG and put tributary.yaml on it"}
+}
+
+// brief tells the first faults of many, which stand on a line each: a console has 24.
+func brief(err error) string {
+	const most = 3
+	lines := strings.Split(err.Error(), "\n")
+	if len(lines) <= most+1 {
+		return err.Error()
+	}
+	return fmt.Sprintf("%s\nand %d more", strings.Join(lines[:most], "\n"), len(lines)-most)
 }
 
 // readVolume reads files at the top of a FAT32 volume, of at most a byte more than settings may

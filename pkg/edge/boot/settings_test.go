@@ -1,6 +1,11 @@
 package boot
 
 import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -66,4 +71,32 @@ func FuzzSettings(f *testing.F) {
 			t.Fatal(s.Name)
 		}
 	})
+}
+
+func TestBrief(t *testing.T) {
+	fault := func(n int) error { return fmt.Errorf("fault %d", n) }
+	for want, err := range map[string]error{
+		"fault 1":                               fault(1),
+		"fault 1\nfault 2\nfault 3\nfault 4":    errors.Join(fault(1), fault(2), fault(3), fault(4)),
+		"fault 1\nfault 2\nfault 3\nand 2 more": errors.Join(fault(1), errors.Join(fault(2), fault(3)), fault(4), fault(5)),
+	} {
+		if got := brief(err); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+// A CONFIG that cannot be read is told by a warning with a name.
+func TestConfigUnreadable(t *testing.T) {
+	node := filepath.Join(t.TempDir(), "config")
+	if err := os.WriteFile(node, bytes.Repeat([]byte("noise"), 1<<16), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := readVolume(node, "tributary.yaml")
+	if err == nil {
+		t.Fatal("noise is a volume")
+	}
+	if w := unreadable(err); w.Name != "config-unreadable" || w.Remedy == "" || !strings.Contains(w.Message, err.Error()) {
+		t.Errorf("%+v", w)
+	}
 }

@@ -116,7 +116,7 @@ func networkWarnings(f Facts) (list []api.Warning) {
 
 // depth orders warnings that are equally bad: what others follow from comes first.
 func depth(name string) int {
-	order := []string{"state-locked", "no-data", "disk-full", "agent-not-started", "agent-silent", "config-invalid", "network-unmatched", "no-cable", "wifi-refused", "wifi-absent", "no-address", "network-reverted", "clock-skew", "no-owner", "not-enrolled"}
+	order := []string{"state-locked", "no-data", "disk-full", "agent-not-started", "agent-silent", "config-unreadable", "config-invalid", "network-unmatched", "no-cable", "wifi-refused", "wifi-absent", "no-address", "network-reverted", "clock-skew", "no-owner", "not-enrolled"}
 	if i := slices.Index(order, name); i >= 0 {
 		return i
 	}
