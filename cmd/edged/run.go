@@ -68,6 +68,7 @@ type box struct {
 
 	functions *sriov.Manager // of network cards
 	running   atomic.Pointer[workload.Manager]
+	flows     flows
 
 	updater *update.Manager // appliance alone
 
@@ -144,6 +145,7 @@ func (b *box) live(ctx context.Context) error {
 		{"relay", b.makeRelay},
 		{"apps", b.makeWorkload},
 		{"update", b.openUpdate},
+		{"flow policies", b.openFlows},
 		{"agent", b.makeAgent},
 	} {
 		if err := step.make(ctx); err != nil {
@@ -172,7 +174,7 @@ func (b *box) runAll(ctx context.Context) error {
 	}{
 		{"state", b.state.Run}, {"membership", b.member.Run}, {"doubt", b.doubt}, {"link", b.link.Run},
 		{"apps", b.work.Run}, {"agent", b.agent.Load().Run}, {"settings", b.applySettings}, {"memory", b.trim}, {"watchdog", b.watch}, {"consoles", b.tellOfConsole},
-		{"hardware", b.keeper.Run}, {"real time", b.keepRealtime}, {"network cards", b.functions.Run},
+		{"hardware", b.keeper.Run}, {"real time", b.keepRealtime}, {"network cards", b.functions.Run}, {"flow policies", b.keepFlows},
 	}
 	if b.serve != nil {
 		loops = append(loops, []struct {
@@ -405,7 +407,7 @@ func (b *box) makeWorkloadFrom(ctx context.Context, from oci.Upstream) error {
 }
 
 func (b *box) makeAgent(context.Context) error {
-	warnings := []func() []api.Warning{b.member.Warnings, b.realtime.Warnings, b.spool.Warnings, b.functions.Warnings, func() []api.Warning { return boot.Warnings(boot.Dir) }, func() []api.Warning { return trial.Shown(boot.Dir) }}
+	warnings := []func() []api.Warning{b.member.Warnings, b.realtime.Warnings, b.spool.Warnings, b.functions.Warnings, b.flows.Warnings, func() []api.Warning { return boot.Warnings(boot.Dir) }, func() []api.Warning { return trial.Shown(boot.Dir) }}
 	if b.updater != nil {
 		warnings = append(warnings, b.updater.Warnings)
 	}
@@ -414,8 +416,8 @@ func (b *box) makeAgent(context.Context) error {
 	}
 	a, err := agent.New(agent.Config{
 		Identity: b.member.Live, Link: b.link, Workload: b.work, Meter: b.meter, Records: b.spool, State: b.state, Clock: b.clock,
-		Artifacts: b.artifacts(), Parents: b.parents, Settings: b.offerSettings, Network: b.functions.SetPolicies, RenewTrust: b.member.RenewSoon,
-		Hardware: b.hardware, Inventory: b.keeper.Inventory, NewInventory: b.keeper.Changed(), Uses: b.claims.Uses, NewUses: b.claims.Changed(), Labels: b.labels, Addresses: hardware.Addresses, Relay: b.o.relay, Version: version,
+		Artifacts: b.artifacts(), Parents: b.parents, Settings: b.offerSettings, Network: b.functions.SetPolicies, Flows: b.flows.Set, RenewTrust: b.member.RenewSoon,
+		Hardware: b.hardware, Inventory: b.inventory, NewInventory: b.flows.news, Uses: b.claims.Uses, NewUses: b.claims.Changed(), Labels: b.labels, Addresses: hardware.Addresses, Relay: b.o.relay, Version: version,
 		Expected: b.expected(), Warnings: warnings, Stream: b.parents.Stream, Console: "/run/tributary/console.sock", Boot: bootName(), Attest: b.attest, Hold: b.holdApps, Log: b.log,
 	})
 	b.agent.Store(a)

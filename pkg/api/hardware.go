@@ -19,6 +19,8 @@ type Inventory struct {
 	Sensors   []SensorChip `json:"sensors,omitempty"`
 	// Claims are what services can claim of all this, and who holds it.
 	Claims []DeviceUse `json:"claims,omitempty"`
+	// Flows tell how the rules of flow policies stand; their counters may be some minutes old.
+	Flows []FlowState `json:"flows,omitempty"`
 	// Cut names the lists that were longer than is kept.
 	Cut []string `json:"cut,omitempty"`
 }

@@ -19,6 +19,7 @@ import (
 //	hw/cpu, hw/nodes      all processors; all NUMA nodes
 //	hw/disk/<name>        one disk
 //	hw/chip/<id>          one chip of sensors: states and limits, no values
+//	hw/flow/<policy>      how the rules of one flow policy stand
 //	hw/misc               TPMs, watchdogs, and which lists were cut off
 //
 // A cable that is pulled is one entry of a few bytes; a card that is plugged in one for its
@@ -92,6 +93,13 @@ func SplitInventory(i *api.Inventory) (map[string][]byte, error) {
 	for n := range i.Sensors {
 		put("chip/"+i.Sensors[n].ID, &i.Sensors[n])
 	}
+	policies := map[string][]api.FlowState{}
+	for _, f := range i.Flows {
+		policies[f.Policy] = append(policies[f.Policy], f)
+	}
+	for name, rules := range policies {
+		put("flow/"+name, rules)
+	}
 	put("misc", misc{i.TPMs, i.Watchdogs, i.Cut})
 	return out, failed
 }
@@ -144,6 +152,7 @@ func JoinInventory(entries map[string][]byte) (i *api.Inventory, bad []string) {
 	slices.SortFunc(i.Accelerators, func(a, b api.Accelerator) int { return cmp.Or(cmp.Compare(a.PCI, b.PCI), cmp.Compare(a.ID, b.ID)) })
 	slices.SortFunc(i.Disks, func(a, b api.Disk) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(i.Sensors, func(a, b api.SensorChip) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortStableFunc(i.Flows, func(a, b api.FlowState) int { return cmp.Compare(a.Policy, b.Policy) })
 	slices.Sort(bad)
 	return i, bad
 }
@@ -181,6 +190,14 @@ func take(i *api.Inventory, what, id string, raw []byte) bool {
 		return ok
 	case "nodes":
 		return read(raw, &i.Nodes)
+	case "flow":
+		var rules []api.FlowState
+		ok := read(raw, &rules)
+		for n := range rules {
+			rules[n].Policy = id
+		}
+		i.Flows = append(i.Flows, rules...)
+		return ok
 	case "misc":
 		var m misc
 		ok := read(raw, &m)

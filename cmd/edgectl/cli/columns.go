@@ -52,6 +52,9 @@ func (a *app) tableOf(kind string, o getOptions) *table {
 	case api.KindRelease:
 		t.header = []string{"NAME", "VERSION", "FOR", "COUNTER", "AGE"}
 		t.row = a.releaseRow
+	case api.KindFlowPolicy:
+		t.header = []string{"NAME", "AT", "DIRECTION", "PRIORITY", "RULES", "OFFLOAD", "AGE"}
+		t.row = a.flowRow
 	case api.KindSite:
 		t.header = []string{"NAME", "DISPLAY NAME", "ADDRESS", "AGE"}
 		t.row = func(obj *api.Object) []string {

@@ -27,7 +27,7 @@ func (a *app) describeInventory(ctx context.Context, cl *client.Client, device s
 	for _, line := range computing(&i) {
 		a.fact(line[0], line[1])
 	}
-	for _, t := range []*table{cards(&i), accelerators(&i), disks(&i), claimable(&i)} {
+	for _, t := range []*table{cards(&i), accelerators(&i), disks(&i), claimable(&i), flows(&i)} {
 		if len(t.rows) > 0 {
 			fmt.Fprintln(a.Out)
 			t.write(a.Out, true)
@@ -172,6 +172,15 @@ func accelerators(i *api.Inventory) *table {
 			health = "no driver"
 		}
 		t.rows = append(t.rows, []string{g.ID, strings.TrimSpace(g.Vendor + " " + g.Model), orDash(g.Driver), g.PCI, node, memory, string(g.Sharing.Mode), health})
+	}
+	return t
+}
+
+// flows tells how rules for packets stand, and what they counted.
+func flows(i *api.Inventory) *table {
+	t := &table{header: []string{"FLOW POLICY", "RULE", "AT", "STATE", "PACKETS", "BYTES", "WHY"}}
+	for _, f := range i.Flows {
+		t.rows = append(t.rows, []string{f.Policy, f.Rule, orDash(f.Interface), f.State, fmt.Sprint(f.Packets), bytesText(f.Bytes), orDash(f.Why)})
 	}
 	return t
 }

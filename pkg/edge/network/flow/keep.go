@@ -130,11 +130,13 @@ func (k *Keeper) Run(ctx context.Context) error {
 	k.load()
 	look := time.NewTicker(k.cfg.Look)
 	defer look.Stop()
+	quiet := false // nothing is wanted, and nothing of ours stands
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-k.poke:
+			quiet = false
 		case <-look.C:
 		case <-changes:
 			select { // an interface changes in several words
@@ -150,8 +152,8 @@ func (k *Keeper) Run(ctx context.Context) error {
 		k.mu.Lock()
 		policies := k.policies
 		k.mu.Unlock()
-		if policies != nil {
-			k.once(kernel, policies)
+		if policies != nil && !quiet {
+			quiet = k.once(kernel, policies) && len(policies) == 0
 		}
 	}
 }
@@ -178,8 +180,9 @@ func (k *Keeper) save() error {
 	return k.cfg.Notes.Save(raw)
 }
 
-// once brings the kernel to what the policies want, and looks how that went.
-func (k *Keeper) once(kernel *Kernel, policies map[string]api.FlowPolicySpec) {
+// once brings the kernel to what the policies want, and looks how that went. It reports whether
+// nothing failed.
+func (k *Keeper) once(kernel *Kernel, policies map[string]api.FlowPolicySpec) bool {
 	var faults []error
 	fail := func(err error) {
 		if err != nil {
@@ -189,14 +192,14 @@ func (k *Keeper) once(kernel *Kernel, policies map[string]api.FlowPolicySpec) {
 	links, err := kernel.Links()
 	if err != nil {
 		k.publish(nil, nil, []error{err})
-		return
+		return false
 	}
 	tunnels := Tunnels(policies)
 	fail(kernel.Tunnels(tunnels, links))
 	again, err := kernel.Links()
 	if err != nil {
 		k.publish(nil, nil, append(faults, err))
-		return
+		return false
 	}
 	links = again
 	set := Compile(policies, World{Links: links, Endpoint: k.cfg.Endpoint})
@@ -216,6 +219,7 @@ func (k *Keeper) once(kernel *Kernel, policies map[string]api.FlowPolicySpec) {
 	}
 	fail(kernel.DropTunnels(tunnels, links))
 	k.publish(k.judge(kernel, &set, filters, refused), set.States, faults)
+	return len(faults) == 0
 }
 
 // ask has the cards at which rules stand take these. It reports whether there was one to ask.
