@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"tributary.dev/tributary/pkg/edge/boot/leftover"
 )
 
 // tell leaves what was found out for the first process of the root: /run is carried over.
@@ -73,6 +75,10 @@ func (r *rise) enter() error {
 	if err := os.Chdir(sysroot); err != nil {
 		return err
 	}
+	env := []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=linux"}
+	if mine, err := leftover.Leave("/init"); err == nil { // else it goes with the rest
+		env = append(env, mine)
+	}
 	clear("/")
 	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
 		return fmt.Errorf("moving the root: %w", err)
@@ -83,8 +89,7 @@ func (r *rise) enter() error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
-	env := append([]string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=linux"}, r.dog.leave()...)
-	return fmt.Errorf("%s: %w", system, unix.Exec(system, []string{"edged"}, env))
+	return fmt.Errorf("%s: %w", system, unix.Exec(system, []string{"edged"}, append(env, r.dog.leave()...)))
 }
 
 // clear removes what lies on the initramfs itself, to free its memory, and nothing that is
