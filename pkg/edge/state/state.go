@@ -190,22 +190,31 @@ func putInPlace(temp, path string) error {
 	return atomicfile.SyncDir(filepath.Dir(path))
 }
 
-// noteOrigin remembers a rebuild, so that its warning outlives a restart.
+// noteOrigin remembers a rebuild, so that its warning outlives a restart. A start after which
+// nothing has changed writes nothing: it would wait for the disk.
 func (s *Store) noteOrigin() error {
-	key := []byte("rebuilt")
-	return s.db.Update(func(tx *bbolt.Tx) error {
-		b, err := tx.CreateBucketIfNotExists(ownBucket)
-		if err != nil {
-			return err
+	key, noted := []byte("rebuilt"), false
+	err := s.db.View(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(ownBucket)
+		if b == nil {
+			return nil
 		}
-		if s.origin.Rebuilt() {
-			s.rebuilt = s.cfg.Now()
-			return b.Put(key, binary.BigEndian.AppendUint64(nil, uint64(s.rebuilt.Unix())))
-		}
+		noted = true
 		if v := b.Get(key); len(v) == 8 {
 			s.rebuilt = time.Unix(int64(binary.BigEndian.Uint64(v)), 0)
 		}
 		return nil
+	})
+	if err != nil || noted && !s.origin.Rebuilt() {
+		return err
+	}
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		b, err := tx.CreateBucketIfNotExists(ownBucket)
+		if err != nil || !s.origin.Rebuilt() {
+			return err
+		}
+		s.rebuilt = s.cfg.Now()
+		return b.Put(key, binary.BigEndian.AppendUint64(nil, uint64(s.rebuilt.Unix())))
 	})
 }
 

@@ -239,6 +239,26 @@ func TestFirstOpeningLeavesNoTemporaries(t *testing.T) {
 	}
 }
 
+// A start after which nothing has changed does not wait for the disk to have written it.
+func TestOpeningWritesNothing(t *testing.T) {
+	dir := t.TempDir()
+	var before []byte
+	for i := range 3 {
+		s := open(t, dir)
+		if err := s.db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		after, err := os.ReadFile(s.cfg.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i > 0 && !bytes.Equal(before, after) {
+			t.Errorf("opening number %d wrote", i)
+		}
+		before = after
+	}
+}
+
 func TestWarningOfARebuildLastsADay(t *testing.T) {
 	dir := t.TempDir()
 	open(t, dir).Close()
