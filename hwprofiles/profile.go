@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"tributary.dev/tributary/pkg/api"
 )
 
 // Profile is one family of box. Sizes are in MiB, times in seconds, power in watts.
@@ -134,6 +136,9 @@ type GPU struct {
 	// Drivers are kernel modules that process 1 loads once the image's extensions are
 	// there; empty means that accelerators are left alone.
 	Drivers []string `json:"drivers,omitempty"`
+	// Policies say how cards are divided where the device's settings name none of them;
+	// without either each is given whole.
+	Policies []api.AcceleratorPolicy `json:"policies,omitempty"`
 }
 
 // Watchdog resets a box that hangs.

@@ -256,6 +256,9 @@ func (c *checker) devices(p Profile) {
 		c.between(at+".virtualFunctions", n.VirtualFunctions, 0, 256, "functions")
 	}
 	c.texts("gpu.drivers", p.GPU.Drivers, 8, moduleShape)
+	if err := api.CheckAcceleratorPolicies(p.GPU.Policies); err != nil {
+		c.fault(false, "gpu.policies"+err.Field, err.Remedy, "%s", err.Message)
+	}
 }
 
 func (c *checker) watchdog(w Watchdog) {

@@ -37,6 +37,9 @@ type options struct {
 	memoryLimitMB int
 	findOwner     bool
 	finder        string // program that finds him, with more arguments
+	gpud          string
+	gpudAlways    bool
+	nvidiaRoot    string
 }
 
 func parseOptions(args []string, errs io.Writer) (options, error) {
@@ -68,6 +71,9 @@ func parseOptions(args []string, errs io.Writer) (options, error) {
 	f.StringVar(&o.preload, "preload", "/usr/share/tributary/preload/apps", "folder of OCI image layouts, one for each repository, that are looked into before the parent is asked")
 	f.BoolVar(&o.findOwner, "find-owner", false, "a box without a membership and a join token finds its owner by itself (RFC 8572); --parent may be left out")
 	f.StringVar(&o.finder, "find-owner-with", besideMe("edged-onboard"), "the program that finds him, with what more it is told")
+	f.StringVar(&o.gpud, "gpud", besideMe("gpud"), "the program that speaks with NVIDIA's library; it is started where such a card is on PCI; empty: nowhere")
+	f.BoolVar(&o.gpudAlways, "gpud-always", false, "start gpud also where no card of NVIDIA's is on PCI, as on boards that have it within the processor")
+	f.StringVar(&o.nvidiaRoot, "nvidia-root", "", "folder below which the driver of NVIDIA's is: its libraries, /dev and /proc; empty: the release's extension nvidia where it is mounted, else /")
 	f.BoolVar(&o.verbose, "verbose", false, "log details")
 	f.IntVar(&o.memoryLimitMB, "memory-limit", 0, "memory in MiB that the garbage collector tries to stay under; 0 is 24, or 128 for a relay")
 	if err := f.Parse(args); err != nil {

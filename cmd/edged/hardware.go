@@ -16,7 +16,10 @@ const cdiDir = "/var/run/cdi"
 // openHardware looks at what the box is made of, and opens the book of who holds what of it.
 func (b *box) openHardware(context.Context) (err error) {
 	source := hardware.Host(b.o.data)
-	look := func() api.Inventory { return hardware.Look(source) }
+	look := func() api.Inventory { return b.lookOver(hardware.Look(source)) }
+	if err := b.openGPUs(look); err != nil {
+		return err
+	}
 	b.keeper = hardware.NewKeeper(look, hardware.Hear, b.log)
 	known := func() *api.Inventory {
 		if inv := b.keeper.Inventory(); inv != nil {
@@ -28,6 +31,6 @@ func (b *box) openHardware(context.Context) (err error) {
 	if err := b.openFunctions(); err != nil {
 		return err
 	}
-	b.claims, err = claims.Open(b.state, &claims.Specs{Dir: cdiDir}, b.log, compute.Pool{Inventory: known}, b.functions)
+	b.claims, err = claims.Open(b.state, &claims.Specs{Dir: cdiDir}, b.log, compute.Pool{Inventory: known}, b.functions, b.gpus)
 	return err
 }

@@ -64,6 +64,7 @@ type box struct {
 	work     *workload.Manager
 	keeper   *hardware.Keeper
 	claims   *claims.Book
+	gpus     *gpus
 	realtime *realtime.Keeper
 
 	functions *sriov.Manager // of network cards
@@ -174,7 +175,7 @@ func (b *box) runAll(ctx context.Context) error {
 	}{
 		{"state", b.state.Run}, {"membership", b.member.Run}, {"doubt", b.doubt}, {"link", b.link.Run},
 		{"apps", b.work.Run}, {"agent", b.agent.Load().Run}, {"settings", b.applySettings}, {"memory", b.trim}, {"watchdog", b.watch}, {"consoles", b.tellOfConsole},
-		{"hardware", b.keeper.Run}, {"real time", b.keepRealtime}, {"network cards", b.functions.Run}, {"flow policies", b.keepFlows},
+		{"hardware", b.keeper.Run}, {"real time", b.keepRealtime}, {"network cards", b.functions.Run}, {"accelerators", b.keepGPUs}, {"flow policies", b.keepFlows},
 	}
 	if b.serve != nil {
 		loops = append(loops, []struct {
@@ -374,7 +375,7 @@ func (b *box) makeWorkloadFrom(ctx context.Context, from oci.Upstream) error {
 		return err
 	}
 	kept := b.state.Mirror("meter")
-	conf := meter.Config{Store: kept, Reader: reader, Now: b.clock.Now, Log: b.log, Targets: func() []meter.Target {
+	conf := meter.Config{Store: kept, Reader: reader, Now: b.clock.Now, Log: b.log, Accelerators: b.gpus.Used, Targets: func() []meter.Target {
 		if b.work == nil {
 			return nil
 		}
@@ -393,7 +394,7 @@ func (b *box) makeWorkloadFrom(ctx context.Context, from oci.Upstream) error {
 	b.settleFunctions(ctx)
 	b.work, err = workload.New(ctx, workload.Config{
 		Socket: b.o.containerd, Root: filepath.Join(b.o.data, "apps"), Run: b.o.run, CNIBin: b.o.cniBin, LogHelper: b.o.logHelper,
-		Snapshotter: b.o.snapshotter, Pool: b.o.pool, Upstream: from, Meter: b.meter, Log: b.log, Now: b.clock.Now, Own: b.listensOn(), Claims: b.claims,
+		Snapshotter: b.o.snapshotter, Pool: b.o.pool, Upstream: from, Meter: b.meter, Log: b.log, Now: b.clock.Now, Own: b.listensOn(), Claims: patientClaims{b.claims, b.gpus},
 		Event: func(e api.Event) {
 			if a := b.agent.Load(); a != nil {
 				a.Event(e)
@@ -408,6 +409,7 @@ func (b *box) makeWorkloadFrom(ctx context.Context, from oci.Upstream) error {
 
 func (b *box) makeAgent(context.Context) error {
 	warnings := []func() []api.Warning{b.member.Warnings, b.realtime.Warnings, b.spool.Warnings, b.functions.Warnings, b.flows.Warnings, func() []api.Warning { return boot.Warnings(boot.Dir) }, func() []api.Warning { return trial.Shown(boot.Dir) }}
+	warnings = append(warnings, b.gpus.Warnings)
 	if b.updater != nil {
 		warnings = append(warnings, b.updater.Warnings)
 	}
@@ -445,6 +447,9 @@ func (b *box) applySettings(ctx context.Context) error {
 			}
 			b.setSpoolBytes(s.SpoolBytes)
 			b.linkSettings(s)
+			if err := b.gpus.SetPolicies(s.Accelerators); err != nil {
+				b.log.Warn("the accelerators' policies are not kept; the core tells them again", "err", err)
+			}
 		}
 	}
 }

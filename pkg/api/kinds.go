@@ -71,6 +71,8 @@ type DeviceSettings struct {
 	UpdateHours Hours `json:"updateHours,omitempty"`
 	// UpdateBytesPerSecond bounds the download of a release. Default: no bound; at least 1024.
 	UpdateBytesPerSecond int64 `json:"updateBytesPerSecond,omitempty"`
+	// Accelerators say how cards are divided. Default: each is given whole.
+	Accelerators []AcceleratorPolicy `json:"accelerators,omitempty"`
 }
 
 // FleetSpec gives apps, configs, secrets and settings to the devices it selects.

@@ -77,6 +77,14 @@ type AcceleratorUse struct {
 	EnergyMillijoules uint64 `cbor:"6,keyasint,omitempty" json:"energyMillijoules,omitempty"`
 }
 
+// AddTo adds the counters to others.
+func (u *AcceleratorUse) AddTo(sum *AcceleratorUse) {
+	more := u.Fields()
+	for i, n := range sum.Fields() {
+		*n += *more[i]
+	}
+}
+
 // Fields lists the counters, in their order on the wire.
 func (u *AcceleratorUse) Fields() [6]*uint64 {
 	return [6]*uint64{&u.HeldMillis, &u.SliceMillis, &u.MemoryMiBSeconds, &u.BusyMillis, &u.UnknownMillis, &u.EnergyMillijoules}

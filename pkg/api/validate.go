@@ -184,6 +184,9 @@ func validateSettings(s *DeviceSettings, at string, f *findings) {
 	if v := s.UpdateBytesPerSecond; v != 0 && (v < 1<<10 || v > 1<<40) {
 		f.addf(join(at, "updateBytesPerSecond"), "from 1024 to 1 TiB; leave it out for no bound", "%d bytes a second is out of range", v)
 	}
+	if err := CheckAcceleratorPolicies(s.Accelerators); err != nil {
+		f.add(join(at, "accelerators")+err.Field, err.Message, err.Remedy)
+	}
 }
 
 func validateFleet(s *FleetSpec, f *findings) {

@@ -10,6 +10,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"maps"
+	"reflect"
 	"slices"
 
 	"github.com/fxamacker/cbor/v2"
@@ -151,7 +152,7 @@ func Desire(d *Device, w *World, fleets []string) map[string]Want {
 		}
 	}
 	// The device's own settings come before its fleets'.
-	if settings = overlay(d.Spec.Settings, settings); settings != nil && *settings != (api.DeviceSettings{}) {
+	if settings = overlay(d.Spec.Settings, settings); settings != nil && !reflect.DeepEqual(*settings, api.DeviceSettings{}) {
 		want[manifest.KeyDevice] = Want{Body: encode(settings)}
 	}
 	if p := w.policiesOf(d.Labels); len(p) > 0 {
@@ -178,7 +179,15 @@ func overlay(a, b *api.DeviceSettings) *api.DeviceSettings {
 		CacheBytes:           cmp.Or(a.CacheBytes, b.CacheBytes),
 		UpdateHours:          cmp.Or(a.UpdateHours, b.UpdateHours),
 		UpdateBytesPerSecond: cmp.Or(a.UpdateBytesPerSecond, b.UpdateBytesPerSecond),
+		Accelerators:         either(a.Accelerators, b.Accelerators),
 	}
+}
+
+func either[T any](a, b []T) []T {
+	if len(a) > 0 {
+		return a
+	}
+	return b
 }
 
 // State is a device's newest manifest, as far as the next one depends on it.

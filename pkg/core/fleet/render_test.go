@@ -47,7 +47,7 @@ func TestDesire(t *testing.T) {
 		t.Errorf("device of two fleets: %v, want %v", got, want)
 	}
 	var settings api.DeviceSettings
-	if err := decMode.Unmarshal(Desire(both, w, []string{"a", "b"})[manifest.KeyDevice].Body, &settings); err != nil || settings != (api.DeviceSettings{MeterInterval: 3, SpoolBytes: 1, CacheBytes: 2}) {
+	if err := decMode.Unmarshal(Desire(both, w, []string{"a", "b"})[manifest.KeyDevice].Body, &settings); err != nil || !reflect.DeepEqual(settings, api.DeviceSettings{MeterInterval: 3, SpoolBytes: 1, CacheBytes: 2}) {
 		t.Errorf("settings %+v %v", settings, err)
 	}
 	if got := keys(&Device{}); len(got) != 0 {

@@ -120,7 +120,7 @@ func checkUsage(u *api.Usage) error {
 	}
 	for i := range u.Uses {
 		c := &u.Uses[i]
-		if max(c.RunMillis, c.CPUMicros, c.MemoryByteSeconds, c.RxBytes, c.TxBytes) > math.MaxInt64>>10 {
+		if max(c.RunMillis, c.CPUMicros, c.MemoryByteSeconds, c.RxBytes, c.TxBytes) > math.MaxInt64>>10 || beyond(&c.Accelerator) {
 			return fmt.Errorf("usage of %s/%s is beyond measure", c.App, c.Service)
 		}
 	}
@@ -145,6 +145,9 @@ func (w *ledgerWriter) usage(dev int64, epoch uint64, r *record.Record, u *api.U
 }
 
 func (w *ledgerWriter) row(dev int64, epoch uint64, r *record.Record, u *api.Usage, svc int64, c *api.ContainerUse) error {
+	if err := putAccelerator(w.ctx, w.tx, dev, int64(epoch), int64(r.Seq), svc, &c.Accelerator); err != nil {
+		return err
+	}
 	w.rows = append(w.rows, dev, int64(epoch), int64(r.Seq), svc, int64(r.Last), u.From, u.To,
 		int64(c.RunMillis), int64(c.CPUMicros), int64(c.MemoryByteSeconds), int64(c.RxBytes), int64(c.TxBytes))
 	if len(w.rows) < usageRows*usageColumns {

@@ -190,7 +190,11 @@ func bounds(from, to time.Time) (lo, hi int64) {
 }
 
 func totals(ctx context.Context, tx *sql.Tx, where string, args ...any) (ts []Total, err error) {
-	rows, err := tx.QueryContext(ctx, `SELECT app, service, sum(run_ms), sum(cpu_us), sum(mem_bs), sum(rx_bytes), sum(tx_bytes)
+	cards, err := accelerators(ctx, tx, ` FROM usage WHERE `+where, args...)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := tx.QueryContext(ctx, `SELECT svc, app, service, sum(run_ms), sum(cpu_us), sum(mem_bs), sum(rx_bytes), sum(tx_bytes)
 		FROM usage JOIN services USING (svc) WHERE `+where+` GROUP BY svc ORDER BY app, service`, args...)
 	if err != nil {
 		return nil, err
@@ -198,10 +202,11 @@ func totals(ctx context.Context, tx *sql.Tx, where string, args ...any) (ts []To
 	defer rows.Close()
 	for rows.Next() {
 		var t Total
-		if err := rows.Scan(&t.App, &t.Service, &t.RunMillis, &t.CPUMicros, &t.MemoryByteSeconds, &t.RxBytes, &t.TxBytes); err != nil {
+		var svc int64
+		if err := rows.Scan(&svc, &t.App, &t.Service, &t.RunMillis, &t.CPUMicros, &t.MemoryByteSeconds, &t.RxBytes, &t.TxBytes); err != nil {
 			return nil, err
 		}
-		t.ContainerUse.App, t.ContainerUse.Service = t.App, t.Service
+		t.ContainerUse.App, t.ContainerUse.Service, t.Accelerator = t.App, t.Service, cards[svc]
 		ts = append(ts, t)
 	}
 	return ts, rows.Err()
@@ -290,6 +295,10 @@ func fillEntry(ctx context.Context, tx *sql.Tx, dev int64, e *Entry) error {
 			Scan(&e.Event.Time, &e.Event.Name, &e.Event.Subject, &e.Event.Message, &e.Event.Actor)
 	}
 	e.Usage = &api.Usage{}
+	cards, err := accelerators(ctx, tx, ` FROM usage WHERE dev = ? AND epoch = ? AND seq = ?`, dev, int64(e.Epoch), int64(e.Seq))
+	if err != nil {
+		return err
+	}
 	rows, err := tx.QueryContext(ctx, `SELECT began, ended, usage.svc, coalesce(app, ''), coalesce(service, ''), run_ms, cpu_us, mem_bs, rx_bytes, tx_bytes
 		FROM usage LEFT JOIN services USING (svc) WHERE dev = ? AND epoch = ? AND seq = ? ORDER BY usage.svc`, dev, int64(e.Epoch), int64(e.Seq))
 	if err != nil {
@@ -302,7 +311,7 @@ func fillEntry(ctx context.Context, tx *sql.Tx, dev int64, e *Entry) error {
 		if err := rows.Scan(&e.Usage.From, &e.Usage.To, &svc, &c.App, &c.Service, &c.RunMillis, &c.CPUMicros, &c.MemoryByteSeconds, &c.RxBytes, &c.TxBytes); err != nil {
 			return err
 		}
-		if svc != 0 {
+		if c.Accelerator = cards[svc]; svc != 0 {
 			e.Usage.Uses = append(e.Usage.Uses, c)
 		}
 	}

@@ -186,11 +186,22 @@ func (u *usageDay) sum(ctx context.Context, tx *sql.Tx, dev int64) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
+	cards, err := accelerators(ctx, tx, where, args...)
+	if err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, `DELETE FROM accelerators WHERE (dev, epoch, seq, svc) IN (SELECT dev, epoch, seq, svc`+where+`)`, args...); err != nil {
+		return err
+	}
 	if _, err := tx.ExecContext(ctx, `DELETE`+where, args...); err != nil {
 		return err
 	}
 	for _, v := range sums {
 		if _, err := tx.ExecContext(ctx, usageInsert+usageRow, dev, u.epoch, u.seq, v[0], u.last, u.began, u.ended, v[1], v[2], v[3], v[4], v[5]); err != nil {
+			return err
+		}
+		card := cards[v[0]]
+		if err := putAccelerator(ctx, tx, dev, u.epoch, u.seq, v[0], &card); err != nil {
 			return err
 		}
 	}

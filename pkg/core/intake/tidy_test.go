@@ -31,7 +31,8 @@ func TestTidyKeepsTotals(t *testing.T) {
 			at += rapid.Int64Range(1, dayMillis/2).Draw(rt, "long")
 			u := api.Usage{From: from, To: at}
 			for svc := range rapid.IntRange(0, 3).Draw(rt, "services") {
-				u.Uses = append(u.Uses, api.ContainerUse{App: "shop", Service: fmt.Sprint("s", svc), RunMillis: 7, CPUMicros: rapid.Uint64Range(0, 1<<40).Draw(rt, "cpu")})
+				u.Uses = append(u.Uses, api.ContainerUse{App: "shop", Service: fmt.Sprint("s", svc), RunMillis: 7, CPUMicros: rapid.Uint64Range(0, 1<<40).Draw(rt, "cpu"),
+					Accelerator: api.AcceleratorUse{HeldMillis: rapid.Uint64Range(0, 3).Draw(rt, "held"), EnergyMillijoules: rapid.Uint64Range(0, 1).Draw(rt, "energy")}})
 			}
 			payload, err := record.EncodeUsage(u)
 			if err != nil {

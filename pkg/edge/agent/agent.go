@@ -142,6 +142,7 @@ type Agent struct {
 
 	mu         sync.Mutex
 	settings   api.DeviceSettings
+	settled    bool // settings are of a manifest
 	newCadence chan struct{}
 	outcome    outcome
 	own        map[string]api.Warning // of the agent itself

@@ -37,7 +37,7 @@ func TestTakeReadsEveryKindOfItem(t *testing.T) {
 		"setting/expected": {Gen: 1, Body: []byte("word")},
 	}})
 	if !reflect.DeepEqual(w.apps, []wantedApp{{"shop", ref}}) || w.configs["c"].Env["A"] != "1" || len(w.configs) != 1 ||
-		w.sealed["s"].gen != 7 || *w.settings != settings || !reflect.DeepEqual(w.parents, parents) || w.expected != "word" || string(w.sealing) != "key" {
+		w.sealed["s"].gen != 7 || !reflect.DeepEqual(*w.settings, settings) || !reflect.DeepEqual(w.parents, parents) || w.expected != "word" || string(w.sealing) != "key" {
 		t.Errorf("got %+v", w)
 	}
 	if len(findings) != 3 || findings["app/blank"] == nil || findings["config/broken"] == nil || findings["model/later"] == nil {

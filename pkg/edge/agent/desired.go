@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -241,7 +242,8 @@ func (a *Agent) applySettings(s *api.DeviceSettings) {
 		next = withDefaults(*s)
 	}
 	a.mu.Lock()
-	changed := next != a.settings
+	changed := !reflect.DeepEqual(next, a.settings) || !a.settled // what rooms keep may be of an older manifest
+	a.settled = true
 	a.settings = next
 	a.mu.Unlock()
 	if changed {

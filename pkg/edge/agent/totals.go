@@ -50,6 +50,7 @@ func (t *totalsWire) add(seq uint64, u api.Usage) {
 		s.MemoryByteSeconds += use.MemoryByteSeconds
 		s.RxBytes += use.RxBytes
 		s.TxBytes += use.TxBytes
+		use.Accelerator.AddTo(&s.Accelerator)
 		t.Sums[key] = s
 	}
 }

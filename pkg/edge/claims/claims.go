@@ -418,6 +418,9 @@ type deviceKey struct {
 // Changed is told of after a change of who holds what.
 func (b *Book) Changed() <-chan struct{} { return b.changed }
 
+// Poke tells who listens to Changed that a room's devices are others.
+func (b *Book) Poke() { b.tell() }
+
 func (b *Book) tell() {
 	select {
 	case b.changed <- struct{}{}:

@@ -18,6 +18,9 @@ type Config struct {
 	// Targets lists what runs now, and what ended but is not yet removed. May be nil
 	// when the caller passes targets through Final alone.
 	Targets func() []Target
+	// Accelerators tells what services have used of cards since they were first counted, by
+	// "app/service"; counters that are on the disk, and so never go back. May be nil.
+	Accelerators func() map[string]api.AcceleratorUse
 	// Now is the wall clock; Uptime the time since boot, suspend included; BootID
 	// changes with every boot. Nil means the machine's own.
 	Now    func() time.Time
@@ -168,12 +171,18 @@ func (m *Meter) Retain(ids []string) {
 // newest usage record it holds already ends at u.To, and then only commits.
 func (m *Meter) Collect() (api.Usage, error) {
 	list := m.ask()
+	var cards map[string]api.AcceleratorUse
+	if m.cfg.Accelerators != nil {
+		cards = m.cfg.Accelerators()
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	defer m.answered()
 	if m.state.Pending != nil {
 		return *m.state.Pending, nil
 	}
+	before := m.state.Cards
+	m.state.addCards(cards)
 	if err := m.sample(list); err != nil {
 		m.cfg.Log.Warn("some containers could not be metered", "err", err)
 	}
@@ -183,6 +192,11 @@ func (m *Meter) Collect() (api.Usage, error) {
 	m.state.Pending, m.state.Acc, m.state.Last = &u, map[string]accumulated{}, u.To
 	if err := m.save(); err != nil {
 		m.state.Pending, m.state.Acc, m.state.Last = nil, acc, u.From
+		m.state.Cards = before // and what was added is taken out again
+		for key, a := range acc {
+			a.Use.Accelerator = api.AcceleratorUse{}
+			acc[key] = a
+		}
 		return api.Usage{}, err
 	}
 	m.cut = now
@@ -241,7 +255,7 @@ func uses(acc map[string]accumulated) []api.ContainerUse {
 		// Byte-milliseconds are kept so that short samples do not round to nothing;
 		// the rest below a second goes with the interval.
 		use.MemoryByteSeconds = a.MemoryByteMillis / 1000
-		if use.RunMillis|use.CPUMicros|use.MemoryByteSeconds|use.RxBytes|use.TxBytes != 0 {
+		if use.RunMillis|use.CPUMicros|use.MemoryByteSeconds|use.RxBytes|use.TxBytes != 0 || use.Accelerator != (api.AcceleratorUse{}) {
 			out = append(out, use)
 		}
 	}

@@ -417,3 +417,75 @@ func TestEndBetweenListAndReading(t *testing.T) {
 		}
 	}
 }
+
+// What services used of cards goes into each interval once, over crashes and counters that
+// begin anew.
+func TestAccelerators(t *testing.T) {
+	store := &memory{}
+	cards := map[string]api.AcceleratorUse{"shop/web": {HeldMillis: 1000, EnergyMillijoules: 5}}
+	config := Config{Store: store, Reader: nothing{}, Now: func() time.Time { return time.Unix(1000, 0) }, Uptime: func() time.Duration { return time.Hour }, BootID: "b",
+		Accelerators: func() map[string]api.AcceleratorUse { return cards }}
+	m, err := New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	collect := func() (out api.AcceleratorUse) {
+		t.Helper()
+		u, err := m.Collect()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Commit(u.To); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range u.Uses {
+			if c.App != "shop" || c.Service != "web" {
+				t.Errorf("%+v", c)
+			}
+			out = c.Accelerator
+		}
+		return out
+	}
+	for i, c := range []struct {
+		now  uint64
+		want uint64
+	}{{1000, 1000}, {1000, 0}, {1700, 700}, {300, 300}, {400, 100}} {
+		if i == 2 { // a crash: what is on the disk is all
+			if m, err = New(config); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cards = map[string]api.AcceleratorUse{"shop/web": {HeldMillis: c.now, EnergyMillijoules: 5}}
+		if got := collect(); got.HeldMillis != c.want {
+			t.Errorf("%d: %+v, want %d", i, got, c.want)
+		}
+	}
+	store.fails = true
+	cards = map[string]api.AcceleratorUse{"shop/web": {HeldMillis: 900, EnergyMillijoules: 5}}
+	if _, err := m.Collect(); err == nil {
+		t.Fatal("a full disk takes it")
+	}
+	store.fails = false
+	if got := collect(); got.HeldMillis != 500 {
+		t.Errorf("after a full disk %+v, want 500", got)
+	}
+}
+
+type memory struct {
+	blob  []byte
+	fails bool
+}
+
+func (s *memory) Load() ([]byte, error) { return s.blob, nil }
+
+func (s *memory) Save(b []byte) error {
+	if s.fails {
+		return errors.New("the disk is full")
+	}
+	s.blob = b
+	return nil
+}
+
+type nothing struct{}
+
+func (nothing) Read(Target) (Reading, error) { return Reading{}, nil }

@@ -24,6 +24,8 @@ type state struct {
 	Base    map[string]baseline    `cbor:"3,keyasint"`
 	Acc     map[string]accumulated `cbor:"4,keyasint"`
 	Pending *api.Usage             `cbor:"5,keyasint,omitempty"`
+	// Cards is what of each service's use of accelerators has been counted already.
+	Cards map[string]api.AcceleratorUse `cbor:"6,keyasint,omitempty"`
 }
 
 // baseline is what of a target has been counted already.
@@ -104,6 +106,37 @@ func (s *state) advance(t Target, r Reading, now instant) {
 		CPU: max(base.CPU, r.CPUMicros), Rx: max(base.Rx, r.RxBytes), Tx: max(base.Tx, r.TxBytes),
 		Memory: r.MemoryBytes, Up: max(since, until), Boot: now.boot, Ended: !t.Ended.IsZero(),
 	}
+}
+
+// addCards counts what services used of accelerators since the last time. A counter that
+// went back began anew.
+func (s *state) addCards(now map[string]api.AcceleratorUse) {
+	if len(now) == 0 && len(s.Cards) == 0 {
+		return
+	}
+	next := make(map[string]api.AcceleratorUse, len(now))
+	for who, use := range now {
+		app, service, ok := strings.Cut(who, "/")
+		if !ok {
+			continue
+		}
+		next[who] = use
+		before := s.Cards[who]
+		grown, was := use, before.Fields()
+		for i, n := range grown.Fields() {
+			if *n >= *was[i] {
+				*n -= *was[i]
+			}
+		}
+		if grown == (api.AcceleratorUse{}) {
+			continue
+		}
+		key := app + "\x00" + service
+		a := s.Acc[key]
+		a.Use.App, a.Use.Service, a.Use.Accelerator = app, service, grown
+		s.Acc[key] = a
+	}
+	s.Cards = next
 }
 
 // meanMemory is the height of one step of the integral: the trapezoid between two

@@ -72,6 +72,42 @@ func (m *Manager) claimants() (names []string) {
 	return names
 }
 
+// ServiceClaims are the claims of one service.
+type ServiceClaims struct {
+	App, Service string
+	Claims       []api.Claim
+}
+
+// Claiming lists the services that are wanted with claims, those that wait among them.
+func (m *Manager) Claiming() (out []ServiceClaims) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i := range m.want {
+		for _, s := range m.want[i].Services {
+			if len(s.Claims) > 0 {
+				out = append(out, ServiceClaims{m.want[i].Name, s.Name, s.Claims})
+			}
+		}
+	}
+	return out
+}
+
+// Move has a service that runs started anew, since what it holds fails: it then gets other
+// devices, or waits for them. It may be called again and again.
+func (m *Manager) Move(app, service, reason string) {
+	m.mu.Lock()
+	found := false
+	for _, t := range m.instances {
+		if t.in.Key == (serviceKey{app, service}) && t.in.Phase == phaseRunning && t.in.Moved == "" {
+			t.in.Moved, found = reason, true
+		}
+	}
+	m.mu.Unlock()
+	if found {
+		m.poke()
+	}
+}
+
 // hasLinks tells whether a service claims virtual functions that are interfaces.
 func hasLinks(s *api.Service) bool {
 	return s.NetworkMode != "host" && slices.ContainsFunc(s.Claims, func(c api.Claim) bool { return c.Class == api.ClaimVF && c.Driver != api.DriverVFIO })

@@ -114,6 +114,21 @@ func TestClaimsReachTheContainer(t *testing.T) {
 		t.Errorf("the environment is %q", env)
 	}
 
+	// A device that fails: the service is started anew, with the one that is given then.
+	second := d.service("ran", "du").Container
+	p.change(func() { p.device.ID, p.device.Edits.Env = "three", []string{"CARD=three"} })
+	if got := d.m.Claiming(); len(got) != 1 || got[0].App != "ran" || got[0].Claims[0].Class != api.ClaimGPU {
+		t.Errorf("claiming are %+v", got)
+	}
+	d.m.Move("ran", "du", "moved: the card failed")
+	d.wait("it runs with the third device", func() bool {
+		s := d.service("ran", "du")
+		return s.State == api.Running && s.Container != "" && s.Container != second
+	})
+	if env := d.get("ran", "du", "/env"); !strings.Contains(env, "CARD=three") {
+		t.Errorf("the environment is %q", env)
+	}
+
 	d.m.Set(nil)
 	d.wait("the device is given back", func() bool { return !p.holds("ran/du") })
 }

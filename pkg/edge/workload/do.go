@@ -272,7 +272,7 @@ func (m *Manager) startTask(ctx context.Context, t *tracked, rootfs []mount.Moun
 	m.mu.Lock()
 	t.released = false
 	t.in.Phase, t.in.Started, t.in.Ended, t.in.Found = phaseNone, time.Time{}, time.Time{}, false
-	t.in.Mended = false
+	t.in.Mended, t.in.Moved = false, ""
 	m.mu.Unlock()
 	if _, err := m.client.TaskService().Create(ctx, req); err != nil {
 		return errgrpc.ToNative(err)

@@ -177,7 +177,7 @@ func (m *Manager) relist(ctx context.Context) error {
 		}
 		t.in.Found = true
 		if was := m.instances[c.ID]; was != nil {
-			t.in.Found, t.in.Mended = was.in.Found, was.in.Mended
+			t.in.Found, t.in.Mended, t.in.Moved = was.in.Found, was.in.Mended, was.in.Moved
 			t.in.Failures, t.files, t.probe = was.in.Failures, was.files, was.probe
 			t.in.Health = was.in.Health
 			if len(t.addrs) == 0 {

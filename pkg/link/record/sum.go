@@ -46,5 +46,9 @@ func addUse(to *api.ContainerUse, c api.ContainerUse) bool {
 	add(&to.MemoryByteSeconds, c.MemoryByteSeconds)
 	add(&to.RxBytes, c.RxBytes)
 	add(&to.TxBytes, c.TxBytes)
+	more := c.Accelerator.Fields()
+	for i, n := range to.Accelerator.Fields() {
+		add(n, *more[i])
+	}
 	return ok
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"slices"
 	"unicode/utf8"
 
 	"tributary.dev/tributary/pkg/api"
@@ -45,6 +46,22 @@ func appendUsage(b []byte, u *api.Usage) []byte {
 				b[at]++
 				b = appendHead(append(b, byte(3+k)), 0, v)
 			}
+		}
+		if c.Accelerator != (api.AcceleratorUse{}) {
+			b[at]++
+			b = appendAccelerator(append(b, 8), &c.Accelerator)
+		}
+	}
+	return b
+}
+
+func appendAccelerator(b []byte, u *api.AcceleratorUse) []byte {
+	at := len(b)
+	b = append(b, 0xa0)
+	for k, v := range u.Fields() {
+		if *v != 0 {
+			b[at]++
+			b = appendHead(append(b, byte(1+k)), 0, *v)
 		}
 	}
 	return b
@@ -128,6 +145,10 @@ func columns(rs []Record) (body []byte, ok bool) {
 		}
 		again, err := EncodeUsage(u)
 		if err != nil || !bytes.Equal(again, r.Payload) {
+			return nil, false
+		}
+		// Few boxes have accelerators: their records are packed as others are.
+		if slices.ContainsFunc(u.Uses, func(c api.ContainerUse) bool { return c.Accelerator != (api.AcceleratorUse{}) }) {
 			return nil, false
 		}
 		us[i] = u

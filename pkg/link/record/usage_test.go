@@ -59,6 +59,11 @@ func drawUsage(t *rapid.T) api.Usage {
 			App: rapid.StringN(0, 12, 12).Draw(t, "app"), Service: rapid.StringN(0, 12, 12).Draw(t, "service"),
 			RunMillis: rapid.Uint64().Draw(t, "run"), CPUMicros: rapid.Uint64().Draw(t, "cpu"), MemoryByteSeconds: rapid.Uint64().Draw(t, "mem"),
 			RxBytes: rapid.Uint64().Draw(t, "rx"), TxBytes: rapid.Uint64Range(0, 3).Draw(t, "tx")})
+		if rapid.IntRange(0, 3).Draw(t, "on a card") == 0 {
+			for _, f := range u.Uses[len(u.Uses)-1].Accelerator.Fields() {
+				*f = rapid.Uint64().Draw(t, "counter") >> rapid.IntRange(0, 64).Draw(t, "shift")
+			}
+		}
 	}
 	return u
 }
