@@ -426,7 +426,7 @@ func (b *builder) bill(ctx context.Context) error {
 		return err
 	}
 	err = sbom.Write(f, sbom.Image{Name: b.Profile.Name, Version: b.Version, Time: b.done.Time, Suite: b.tree.Suite, Packages: b.tree.Packages, Programs: b.programs, Drivers: b.tree.Drivers,
-		Copyright: sbom.Cached(debs.Dir, debs.Path), Module: sbom.Modules(mods, goroot, module, b.Root)})
+		Copyright: sbom.Copyright(debs), Module: sbom.Modules(mods, goroot, module, b.Root)})
 	return errors.Join(err, f.Close())
 }
 

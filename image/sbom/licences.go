@@ -99,54 +99,26 @@ const (
 	maxLicences  = 500
 )
 
-// Copyright reads what a .deb says of its package's licences. see names the package whose word it is, where its
-// documentation is that one's.
-func Copyright(file, name string) (text []byte, see string, err error) {
-	found := errors.New("found")
-	err = deb.Walk(file, func(e deb.Entry, body io.Reader) error {
-		switch folder := "usr/share/doc/" + name; {
-		case e.Path == folder && e.Mode.Type() == fs.ModeSymlink:
-			see = path.Base(e.Link)
-			return found
-		case e.Path == folder+"/copyright" && e.Mode.Type() == fs.ModeSymlink:
-			see = path.Base(path.Dir(e.Link))
-			return found
-		case e.Path == folder+"/copyright" && body != nil:
-			text, err = io.ReadAll(io.LimitReader(body, maxCopyright))
-			return errors.Join(err, found)
-		}
-		return nil
-	})
-	if errors.Is(err, found) {
-		err = nil
-	}
-	return text, see, err
-}
-
-// Cached keeps Copyright's answers in a folder, by the packages' digests: to look takes unpacking them.
-func Cached(dir string, file func(deb.Package) string) func(deb.Package) (text []byte, see string, err error) {
+// Copyright reads what packages of a cache say of their licences. see names the package whose word it is, where a
+// package's documentation is that one's.
+func Copyright(cache *deb.Cache) func(deb.Package) (text []byte, see string, err error) {
 	return func(p deb.Package) (text []byte, see string, err error) {
-		kept := filepath.Join(dir, p.SHA256+".copyright")
-		if b, err := os.ReadFile(kept); err == nil {
-			if see, ok := strings.CutPrefix(string(b), "see "); ok {
-				return nil, strings.TrimSpace(see), nil
+		found, folder := errors.New("found"), "usr/share/doc/"+p.Name
+		err = cache.Walk(p, func(e deb.Entry, body io.Reader) (err error) {
+			switch {
+			case e.Path == folder && e.Mode.Type() == fs.ModeSymlink:
+				see = path.Base(e.Link)
+			case e.Path == folder+"/copyright" && e.Mode.Type() == fs.ModeSymlink:
+				see = path.Base(path.Dir(e.Link))
+			case e.Path == folder+"/copyright" && body != nil:
+				text, err = io.ReadAll(io.LimitReader(body, maxCopyright))
+			default:
+				return nil
 			}
-			return b, "", nil
-		}
-		if text, see, err = Copyright(file(p), p.Name); err != nil {
-			return nil, "", err
-		}
-		b := text
-		if see != "" {
-			b = []byte("see " + see + "\n")
-		}
-		tmp, err := os.CreateTemp(dir, "*.part")
-		if err != nil {
-			return nil, "", err
-		}
-		_, err = tmp.Write(b)
-		if err = errors.Join(err, tmp.Close()); err == nil {
-			err = os.Rename(tmp.Name(), kept)
+			return errors.Join(err, found) // the rest need not be unpacked
+		})
+		if errors.Is(err, found) {
+			err = nil
 		}
 		return text, see, err
 	}
