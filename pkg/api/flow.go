@@ -396,8 +396,8 @@ func (r flowRule) tunnel(t *FlowTunnel, at string, match bool) {
 		r.f.add(at, "what came by gtpu is told by the subscriber's address", "leave out id and ends, and give match.source")
 	case !match && t.Destination == "":
 		r.f.add(join(at, "destination"), "the tunnel leads nowhere", "give the address of the other end")
-	case !match && t.Kind == TunnelGTPU && ends[1].IsValid() && !ends[1].Is4():
-		r.f.add(join(at, "destination"), "the kernel's gtpu has ends of IPv4 alone", "give the peer's IPv4 address")
+	case !match && t.Kind != TunnelVXLAN && ends[1].IsValid() && !ends[1].Is4():
+		r.f.add(join(at, "destination"), "gre and gtpu have ends of IPv4 alone here", "give the other end's IPv4 address, or use vxlan")
 	}
 	if gtp := !match && t.Kind == TunnelGTPU; gtp && (t.In < 1 || t.In > top) || !gtp && t.In != 0 {
 		r.f.add(join(at, "in"), "this is the TEID that comes in, of gtpu alone", fmt.Sprintf("give 1 to %d where a gtpu tunnel is entered, and nothing elsewhere", top))

@@ -76,6 +76,7 @@ func TestFlowPolicyRefused(t *testing.T) {
 		{"destination: 10.45.0.2}", "destination: 10.45.0.0/24}", "spec.rules[3].match.destination", "one subscriber"},
 		{"tunnel: {kind: gtpu}", "tunnel: {kind: gtpu, id: 4}", "spec.rules[4].match.tunnel", "subscriber's address"},
 		{"tunnel: {kind: gtpu}", "vlan: 5, tunnel: {kind: gtpu}", "spec.rules[4].match.tunnel", "no Ethernet"},
+		{"192.0.2.7}", "'2001:db8::7'}", "spec.rules[3].encapsulate.destination", "IPv4 alone"},
 		{"drop: true", "drop: true\n      to: {interface: x}", "spec.rules[4]", "one way"},
 	} {
 		if !strings.Contains(flowText, c.old) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -320,7 +321,7 @@ func (k *Kernel) tunnel(t Tunnel) error {
 	case api.TunnelVXLAN:
 		l = &netlink.Vxlan{LinkAttrs: attrs, FlowBased: true, Port: t.Port, Learning: false, UDP6ZeroCSumRx: true}
 	case api.TunnelGRE:
-		l = &netlink.Gretap{LinkAttrs: attrs, FlowBased: true}
+		l = &netlink.Gretap{LinkAttrs: attrs, FlowBased: true, Local: net.IPv4zero} // without, the library makes one of IPv6
 	default:
 		return k.gtp(t.Name)
 	}

@@ -1,0 +1,90 @@
+package machines
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"tributary.dev/tributary/image/initramfs"
+	"tributary.dev/tributary/tests/vm"
+)
+
+// flowModules are what rules for packets take of the kernel, and what makes traffic for them.
+var flowModules = []string{"veth", "bridge", "8021q", "vxlan", "ip_gre", "gtp", "sch_ingress", "cls_flower", "act_mirred", "act_vlan", "act_tunnel_key", "act_police",
+	"act_gact", "act_pedit", "act_csum", "act_nat", "psample", "crc32c_generic"}
+
+// TestFlows has flow policies steer, tag, wrap, limit, copy and drop real traffic between
+// namespaces, in a guest whose kernel has the classifier that the host's may lack.
+func TestFlows(t *testing.T) {
+	if os.Getenv("TRIBUTARY_VMTEST") != "1" {
+		t.Skip("boots a machine: run make vmtest")
+	}
+	t.Parallel()
+	inGuest(t, "flows", "../../pkg/edge/network/flow", flowModules, netdevsim(t), `^(TestSteer|TestMirrorAndPolice|TestVLAN|TestTunnels|TestBreakout|TestGTPU|TestNoGap|TestHardware)$`, 8)
+}
+
+// netdevsim is the kernel's simulated card, built for the kernel of the lock so that it takes rules.
+func netdevsim(t *testing.T) map[string][]byte {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "../netdevsim/build")
+	cmd.Stderr = os.Stderr
+	path, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("building netdevsim: %v", err)
+	}
+	object, err := os.ReadFile(strings.TrimSpace(string(path)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return map[string][]byte{"netdevsim": object}
+}
+
+// inGuest runs a package's tests in a guest with Debian's full kernel and some of its modules, and more
+// of others'. None may be skipped.
+func inGuest(t *testing.T, name, pkg string, names []string, more map[string][]byte, run string, atLeast int) {
+	t.Helper()
+	const arch = "amd64"
+	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
+	defer cancel()
+	dir := t.TempDir()
+	files := []initramfs.File{
+		{Path: "init", Mode: 0o755, Data: compiled(t, "build", "./inside")},
+		{Path: "program.test", Mode: 0o755, Data: compiled(t, "test", "-c", pkg)},
+		{Path: "run.txt", Mode: 0o644, Data: []byte("/program.test\n-test.v\n-test.timeout=20m\n-test.run=" + run + "\n")},
+	}
+	kernel, tree := debian(t, ctx, arch, names)
+	for i := range tree {
+		if tree[i].Path == "modules/order" {
+			for m := range more {
+				tree[i].Data = append(tree[i].Data, m+"\n"...)
+			}
+		}
+	}
+	for m, object := range more {
+		tree = append(tree, initramfs.File{Path: "modules/" + m, Mode: 0o644, Data: object})
+	}
+	image := filepath.Join(dir, "vmlinuz")
+	initrd, err := os.Create(filepath.Join(dir, "initrd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile(image, kernel, 0o644), initramfs.Write(initrd, append(files, tree...)), initrd.Close()); err != nil {
+		t.Fatal(err)
+	}
+	m := power(t, ctx, vm.Spec{Name: name, Arch: arch, MemoryMiB: 1024, Kernel: image, Initrd: initrd.Name(), Cmdline: vm.SerialCmdline(arch) + " quiet", NoReboot: true, Life: 4 * patience})
+	found, err := m.Expect(ctx, `inside: ended (\d+)`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := m.Console.String()
+	keepCapture(t, name+".txt", said)
+	passed := len(regexp.MustCompile(`(?m)^--- PASS: Test`).FindAllString(said, -1))
+	if found[1] != "0" || strings.Contains(said, "--- SKIP") || passed < atLeast {
+		t.Errorf("%d of the guest's %d tests pass:\n%s", passed, atLeast, said)
+	}
+}
