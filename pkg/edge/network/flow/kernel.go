@@ -342,7 +342,7 @@ func (k *Kernel) up(name string) error {
 // Attributes of gtp (linux/if_link.h). The kernel makes the sockets, so that they outlive this
 // program.
 const (
-	attrGTPSockets  = 6
+	attrGTPSockets  = 5
 	attrGTPHashSize = 3
 )
 
