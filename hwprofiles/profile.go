@@ -41,6 +41,7 @@ type Profile struct {
 	Extensions []string   `json:"extensions,omitempty"`
 	Partitions Partitions `json:"partitions"`
 	CPU        CPU        `json:"cpu,omitzero"`
+	PTP        *PTP       `json:"ptp,omitempty"`
 	NICs       []NIC      `json:"nics,omitempty"`
 	GPU        GPU        `json:"gpu,omitzero"`
 	Watchdog   Watchdog   `json:"watchdog"`

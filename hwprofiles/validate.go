@@ -85,6 +85,7 @@ func validate(p Profile, lines map[string]int) error {
 	c.fault(len(p.Microcode) == 0 || p.Arch == "amd64", "microcode", "remove it", "only amd64 loads microcode")
 	c.partitions(p.Partitions)
 	c.cpu(p.CPU)
+	c.ptp(p.PTP)
 	c.devices(p)
 	c.watchdog(p.Watchdog)
 	c.fault(len(p.Consoles) > 0 && len(p.Consoles) <= 8, "consoles", "name 1 to 8", "there are %d consoles", len(p.Consoles))

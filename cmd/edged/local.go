@@ -116,6 +116,7 @@ func (b *box) localMetrics(w http.ResponseWriter, _ *http.Request) {
 	if b.splice != nil {
 		fmt.Fprintf(&out, "# TYPE tributary_streams gauge\ntributary_streams %d\n", b.splice.Active())
 	}
+	b.realtime.metrics(&out)
 	var mem runtime.MemStats
 	runtime.ReadMemStats(&mem)
 	fmt.Fprintf(&out, "# TYPE go_memstats_heap_inuse_bytes gauge\ngo_memstats_heap_inuse_bytes %d\n# TYPE go_memstats_sys_bytes gauge\ngo_memstats_sys_bytes %d\n# TYPE go_goroutines gauge\ngo_goroutines %d\n# EOF\n", mem.HeapInuse, mem.Sys, runtime.NumGoroutine())

@@ -26,7 +26,6 @@ import (
 	"tributary.dev/tributary/pkg/edge/meter"
 	"tributary.dev/tributary/pkg/edge/network/sriov"
 	"tributary.dev/tributary/pkg/edge/onboard"
-	"tributary.dev/tributary/pkg/edge/realtime"
 	"tributary.dev/tributary/pkg/edge/relay"
 	"tributary.dev/tributary/pkg/edge/state"
 	"tributary.dev/tributary/pkg/edge/update"
@@ -65,7 +64,7 @@ type box struct {
 	keeper   *hardware.Keeper
 	claims   *claims.Book
 	gpus     *gpus
-	realtime *realtime.Keeper
+	realtime realTime
 
 	functions *sriov.Manager // of network cards
 	running   atomic.Pointer[workload.Manager]
