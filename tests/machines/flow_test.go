@@ -88,3 +88,13 @@ func inGuest(t *testing.T, name, pkg string, names []string, more map[string][]b
 		t.Errorf("%d of the guest's %d tests pass:\n%s", passed, atLeast, said)
 	}
 }
+
+// TestSwitchdev has a simulated card change the mode of its switch, show representors, and take
+// rates of functions and groups by devlink.
+func TestSwitchdev(t *testing.T) {
+	if os.Getenv("TRIBUTARY_VMTEST") != "1" {
+		t.Skip("boots a machine: run make vmtest")
+	}
+	t.Parallel()
+	inGuest(t, "switchdev", "../../pkg/edge/network/switchdev", []string{"psample"}, netdevsim(t), `^TestCard$`, 1)
+}
