@@ -167,7 +167,9 @@ func Findings(s *State, w Wish) (out []api.Warning) {
 	}
 	var names []string
 	for _, irq := range s.IRQs {
-		if irq.Name != "" && overlap(irq.On, s.Isolated) {
+		// One that may come nowhere else is a queue of its own of such a processor, which the
+		// kernel keeps for it (managed_irq): it comes of what that processor began.
+		if irq.Name != "" && overlap(irq.On, s.Isolated) && len(without(irq.May, s.Isolated)) > 0 {
 			names = append(names, fmt.Sprintf("%d (%s)", irq.Number, irq.Name))
 		}
 	}

@@ -160,7 +160,7 @@ func TestIsolatedProcessorsAreLeftAlone(t *testing.T) {
 				t.Fatalf("interrupt %d may go to %v of %v", irq.Number, irq.May, now.Isolated)
 			}
 			told := slices.ContainsFunc(k.Warnings(), func(w api.Warning) bool { return w.Name == "interrupts-on-isolated-cpus" })
-			if overlap(irq.On, now.Isolated) && !told {
+			if overlap(irq.On, now.Isolated) && len(without(irq.May, now.Isolated)) > 0 && !told {
 				t.Fatalf("interrupt %d is on %v, and nobody says so", irq.Number, irq.On)
 			}
 		}
@@ -238,7 +238,7 @@ func TestWhatWasFoundBeforeARestartIsForgotten(t *testing.T) {
 }
 
 func TestFindings(t *testing.T) {
-	s := &State{Possible: cpulist.Parse("0-7"), Isolated: []int{2, 3}, IRQs: []IRQ{{Number: 24, Name: "nvme0q3", May: []int{3}, On: []int{3}}, {Number: 25, On: []int{3}}},
+	s := &State{Possible: cpulist.Parse("0-7"), Isolated: []int{2, 3}, IRQs: []IRQ{{Number: 24, Name: "eth0", May: []int{0, 3}, On: []int{3}}, {Number: 25, On: []int{3}}, {Number: 26, Name: "nvme0q3", May: []int{3}, On: []int{3}}},
 		Pages: []PagesOn{{2048, 0, 4}, {2048, 1, 2}}}
 	w := Wish{Isolate: "2-N", RealTime: true, Pages: []Pages{{2048, 1, 4}, {2048, -1, 6}, {1 << 20, -1, 1}}}
 	got := map[string]string{}
@@ -249,7 +249,7 @@ func TestFindings(t *testing.T) {
 		got[f.Name] = f.Message
 	}
 	for name, want := range map[string]string{
-		"kernel-not-real-time": "not fully preemptible", "cpus-not-isolated": "4-7", "interrupts-on-isolated-cpus": "1 interrupts go to CPUs that are kept free: 24 (nvme0q3)",
+		"kernel-not-real-time": "not fully preemptible", "cpus-not-isolated": "4-7", "interrupts-on-isolated-cpus": "1 interrupts go to CPUs that are kept free: 24 (eth0)",
 		"huge-pages-missing": "NUMA node 1 has 2 of 4 huge pages of 2048 KiB; the box has 0 of 1 huge pages of 1048576 KiB",
 	} {
 		if !strings.Contains(got[name], want) {
