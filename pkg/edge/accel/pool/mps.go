@@ -134,7 +134,7 @@ func (m *mps) faults() map[string]string {
 }
 
 // startTime bounds how long a daemon may take to answer.
-const startTime = 20 * time.Second
+const startTime = time.Minute
 
 // ensure starts a daemon that does not run, and sets it up.
 func (m *mps) ensure(ctx context.Context, d *daemon) error {
