@@ -105,14 +105,11 @@ var secrets = []struct {
 	{pattern.New(`(?i)([a-z][a-z0-9+.-]*:?//)[^\s@:"'<>]*:[^\s"'<>]*@`), "$1[removed]@"},
 }
 
-// secretName is part of a pattern.
-const secretName = `[a-z0-9_.-]*(?:password|passwd|passphrase|secret|token|psk|pwd|private[_-]?key|api[_-]?key|access[_-]?key|credential)[a-z0-9_.-]*|(?:[a-z0-9_.-]*[_.-])?pass`
-
 var (
 	// named is a name that says what its value is.
-	named = pattern.New(`(?i)^(?:` + secretName + `)$`)
+	named = pattern.New(`(?i)^(?:[a-z0-9_.-]*(?:password|passwd|passphrase|secret|token|psk|pwd|private[_-]?key|api[_-]?key|access[_-]?key|credential)[a-z0-9_.-]*|(?:[a-z0-9_.-]*[_.-])?pass)$`)
 	// assigned is such a name in a text, up to its value.
-	assigned = pattern.New(`(?i)\b(?:` + secretName + `)\\?["']?[ \t]*[=:][ \t]*`)
+	assigned = pattern.New(`(?i)\b(?:[a-z0-9_.-]*(?:password|passwd|passphrase|secret|token|psk|pwd|private[_-]?key|api[_-]?key|access[_-]?key|credential)[a-z0-9_.-]*|(?:[a-z0-9_.-]*[_.-])?pass)\\?["']?[ \t]*[=:][ \t]*`)
 )
 
 // Redact removes what looks like a secret; rather too much than one word of it.
