@@ -35,6 +35,7 @@ var benches = []bench{
 	{name: "heal", run: benchHeal},
 	{name: "change", run: benchChange},
 	{name: "idle", run: benchIdle},
+	{name: "inventory", run: benchInventory},
 	{name: "update", run: benchUpdate, asked: true},
 	{name: "update.image", run: benchWhole, asked: true},
 	{name: "boot", run: benchBoot, asked: true},
