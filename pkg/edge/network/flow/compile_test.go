@@ -22,13 +22,6 @@ var world = World{
 	},
 }
 
-func verbs(r Rule) (out []Verb) {
-	for _, a := range r.Actions {
-		out = append(out, a.Do)
-	}
-	return out
-}
-
 func compileOne(r api.FlowRule) Set {
 	r.Name = "r"
 	return Compile(map[string]api.FlowPolicySpec{"p": {Interface: api.InterfaceSelector{Name: "enp1s0"}, Rules: []api.FlowRule{r}}}, world)

@@ -10,13 +10,13 @@ import (
 	"tributary.dev/tributary/pkg/api"
 )
 
-var words4 = map[Verb]string{Unwrap: "unwrap", Police: "police", Mirror: "mirror", Pop: "pop", Header: "header", Address: "address", Answer: "answer", AnswerPort: "answerport",
+var verbs = map[Verb]string{Unwrap: "unwrap", Police: "police", Mirror: "mirror", Pop: "pop", Header: "header", Address: "address", Answer: "answer", AnswerPort: "answerport",
 	Sum: "sum", Push: "push", Wrap: "wrap", Redirect: "redirect", Drop: "drop", Pass: "pass"}
 
 func describe(r Rule) string {
 	out := []string{fmt.Sprint(r.Hook.Link), fmt.Sprintf("%x", r.Key.protocol())}
 	for _, a := range r.Actions {
-		word := words4[a.Do]
+		word := verbs[a.Do]
 		if a.Do == Mirror || a.Do == Redirect {
 			word = fmt.Sprintf("%s:%d", word, a.Link)
 		}
