@@ -92,7 +92,7 @@ func TestPoliciesOutliveRestarts(t *testing.T) {
 	check := func(when string) {
 		t.Helper()
 		c := mc.state.Cards[0]
-		if len(c.Functions) != 3 || c.MTU != 9000 || c.Functions[2].VLAN != 100 || c.Functions[2].MAC != StableMAC(c.MAC, 2) || c.Functions[2].Driver != "igbvf" || c.Probe {
+		if len(c.Functions) != 3 || c.MTU != 9000 || c.Functions[2].VLAN != 100 || c.Functions[2].MAC != StableMAC(c.MAC, 2) || c.Functions[2].Driver != "igbvf" || !c.Probe {
 			t.Fatalf("%s: %+v", when, c)
 		}
 	}

@@ -90,16 +90,15 @@ func (p *planner) card(c *Card) {
 	if p.count(c, policy, found) {
 		return // all is looked at anew
 	}
+	if c.Probe != found.Probe { // it was cut short
+		p.step(Step{Op: SetProbe, Card: c.PCI, Number: truth(found.Probe)})
+	}
 	p.interfaceOf(c, policy, found)
 	done := true
 	for i := range c.Functions {
 		done = p.function(c, &c.Functions[i], policy, found) && done
 	}
 	if policy == nil && done && len(c.Functions) == len(found.First) && !p.hasSteps(c) {
-		if c.Probe != found.Probe {
-			p.step(Step{Op: SetProbe, Card: c.PCI, Number: truth(found.Probe)})
-			return
-		}
 		p.step(Step{Op: Forget, Card: c.PCI})
 	}
 }
@@ -159,7 +158,8 @@ func (p *planner) count(c *Card, policy *api.FunctionPolicy, found *Found) bool 
 		p.refuse(c, users, "end these apps, or write change: drain", "its %d virtual functions cannot become %d while %s has some of them", len(c.Functions), want, names(users))
 		return false
 	}
-	if want > 0 && c.Probe {
+	probe := want > 0 && c.Probe
+	if probe {
 		// Functions are set before a driver sees them: it asks once for its address.
 		p.step(Step{Op: SetProbe, Card: c.PCI})
 	}
@@ -168,6 +168,9 @@ func (p *planner) count(c *Card, policy *api.FunctionPolicy, found *Found) bool 
 	}
 	if want > 0 {
 		p.step(Step{Op: Count, Card: c.PCI, Number: want})
+	}
+	if probe {
+		p.step(Step{Op: SetProbe, Card: c.PCI, Number: 1}) // without it they get none when they are to, either
 	}
 	return p.hasSteps(c)
 }

@@ -107,6 +107,9 @@ func (m *model) do(s Step) error {
 		if m.busy[f.PCI] {
 			return fmt.Errorf("%s: it is in a container", s)
 		}
+		if s.Driver == api.DriverKernel && !c.Probe {
+			return fmt.Errorf("%s: the kernel gives it none while the card says so (drivers/pci/pci-driver.c: pci_device_can_probe)", s)
+		}
 		f.Driver, f.Name, f.MTU = map[string]string{"": "", api.DriverKernel: "igbvf", api.DriverVFIO: api.DriverVFIO}[s.Driver], "", 0
 		if s.Driver == api.DriverKernel {
 			f.Name, f.MTU = fmt.Sprintf("%sv%d", c.Name, f.Index), 1500
