@@ -683,3 +683,37 @@ func TestNoGap(t *testing.T) {
 		t.Errorf("a stream of %d datagrams shows nothing", sent)
 	}
 }
+
+// Where no policy is, nothing is done and nothing is warned of, on any kernel; interfaces are
+// seen as they are.
+func TestNoPolicies(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: it makes network namespaces")
+	}
+	l := &lab{t: t, box: newSpace(t)}
+	l.box.link(&netlink.Veth{LinkAttrs: attrs("b0"), PeerName: "b1"})
+	l.start()
+	t.Cleanup(func() { l.stop() })
+	l.keeper.Set(map[string]api.FlowPolicySpec{"p": {Interface: api.InterfaceSelector{Name: "eth9"}, Rules: []api.FlowRule{{Name: "r", Drop: true}}}})
+	wait.Seen(t, "a rule that waits for its interface, and no other fault", func() (any, bool) {
+		w := l.keeper.Warnings()
+		return w, len(w) == 1 && w[0].Name == "flow-waiting"
+	})
+	l.keeper.Set(nil)
+	wait.Seen(t, "no warnings", func() (any, bool) {
+		return l.keeper.Warnings(), len(l.keeper.Warnings()) == 0 && len(l.keeper.States()) == 0
+	})
+	l.box.do(func() {
+		k, err := Open()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer k.Close()
+		links, err := k.Links()
+		i := slices.IndexFunc(links, func(l Link) bool { return l.Name == "b0" })
+		if err != nil || i < 0 || links[i].Kind != "veth" || !links[i].Ethernet || links[i].Offload || links[i].MAC == "" {
+			t.Errorf("%+v %v", links, err)
+		}
+	})
+}
