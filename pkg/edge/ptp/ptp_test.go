@@ -178,7 +178,7 @@ func program(t *testing.T, name string) string {
 	}
 	path := filepath.Join("/usr/sbin", name)
 	if _, err := os.Stat(path); err != nil {
-		t.Skip("needs linuxptp's " + name + ": run tests/install-deps.sh")
+		t.Skip("needs linuxptp's " + name + ": run tests/install-deps")
 	}
 	return path
 }
