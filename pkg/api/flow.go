@@ -341,7 +341,7 @@ func (r flowRule) match(m *FlowMatch, at string) {
 	if m.DSCP != nil && (*m.DSCP < 0 || *m.DSCP > 63) {
 		r.f.addf(join(at, "dscp"), "from 0 to 63", "%d is no code point", *m.DSCP)
 	}
-	if m.VLAN < 0 || m.VLAN > 4094 {
+	if m.VLAN < 0 || m.VLAN > 4094 { // check: vlan
 		r.f.addf(join(at, "vlan"), "from 1 to 4094", "%d is no VLAN", m.VLAN)
 	}
 	if p := m.VLANPriority; p != nil && (*p < 0 || *p > 7 || m.VLAN == 0) {
@@ -417,13 +417,13 @@ func (r flowRule) actions() {
 			ends++
 		}
 	}
-	if ends > 1 {
+	if ends > 1 { // check: one way
 		r.f.add(r.at, "a packet goes one way", "keep one of drop, to and encapsulate")
 	}
 	if r.Drop && (r.PopVLAN || r.PushVLAN != nil) {
 		r.bad("drop", "take popVLAN and pushVLAN away", "what is dropped needs no tag")
 	}
-	if r.PopVLAN && r.Match.VLAN == 0 {
+	if r.PopVLAN && r.Match.VLAN == 0 { // check: pop
 		r.bad("popVLAN", "say in match.vlan which tag it has", "a packet without a tag has none to take away")
 	}
 	if v := r.PushVLAN; v != nil && (v.ID < 1 || v.ID > 4094 || v.Priority < 0 || v.Priority > 7) {
@@ -474,7 +474,7 @@ func (r flowRule) target(t *FlowTarget, field string) {
 			given++
 		}
 	}
-	if given != 1 {
+	if given != 1 { // check: one target
 		r.bad(field, "give one of interface, switchPort and app", "%d targets are given", given)
 	}
 	for _, s := range []string{t.Interface, t.SwitchPort} {
@@ -504,14 +504,14 @@ func (r flowRule) breakout() {
 	if r.egress {
 		r.bad("to.app", "take direction: egress away", "what leaves the box does not come to an app")
 	}
-	if !one(m.Destination) || m.family() != "ipv4" {
+	if !one(m.Destination) || m.family() != "ipv4" { // check: one destination
 		r.bad("match.destination", "give the one IPv4 address that users call", "packets to an app get its address, and the answers this one back")
 	}
 	from, to, ok := ParsePorts(m.DestinationPort)
 	if number, _ := ParseProtocol(m.Protocol); number != 6 && number != 17 || !ok || from != to {
 		r.bad("match.destinationPort", "give protocol tcp or udp, and one destinationPort", "an app is reached at one port")
 	}
-	if m.Source == "" {
+	if m.Source == "" { // check: callers
 		r.bad("match.source", "say whose traffic it is: the users' prefix, or 0.0.0.0/0", "answers to these alone get the address back")
 	}
 	if r.PushVLAN != nil {

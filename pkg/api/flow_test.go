@@ -3,6 +3,8 @@ package api
 import (
 	"strings"
 	"testing"
+
+	"tributary.dev/tributary/tests/mutation"
 )
 
 // flowText is a whole policy, which tests of refusals change in one place.
@@ -91,4 +93,12 @@ func TestFlowPolicyRefused(t *testing.T) {
 			t.Errorf("%q in place of %q: %v; wanted %q at %s", c.new, c.old, err, c.say, c.at)
 		}
 	}
+}
+
+// Without a check its refusal is missed.
+func TestFlowPolicyChecks(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the package once more")
+	}
+	mutation.Prove(t, mutation.Marked(t, "^TestFlowPolicyRefused$", "flow.go")...)
 }
