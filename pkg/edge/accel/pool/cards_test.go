@@ -59,7 +59,6 @@ type cards struct {
 	keepMode bool // over a reboot
 	down     bool // no gpud answers
 	left     int  // calls until gpud is killed, after it did what it was asked; negative: it lives
-	wrong    []string
 }
 
 var errDown = &api.Error{Code: api.Unavailable, Message: "gpud does not run"}
