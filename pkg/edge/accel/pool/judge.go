@@ -35,7 +35,9 @@ func (p *Pool) judge(ctx context.Context) {
 		if i < 0 {
 			continue
 		}
+		p.mu.Lock()
 		a := cards[i].told
+		p.mu.Unlock()
 		p.find(cards[i], accel.Judge(&a, accel.Fault{Kind: string(e.Kind), Xid: e.Xid, Instance: e.Instance}, now))
 	}
 	for _, c := range cards {
