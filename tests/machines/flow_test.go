@@ -15,8 +15,8 @@ import (
 )
 
 // flowModules are what rules for packets take of the kernel, and what makes traffic for them.
-var flowModules = []string{"veth", "bridge", "8021q", "vxlan", "ip_gre", "gtp", "sch_ingress", "cls_flower", "act_mirred", "act_vlan", "act_tunnel_key", "act_police",
-	"act_gact", "act_pedit", "act_csum", "act_nat", "psample", "crc32c_generic"}
+var flowModules = []string{"crc32c_generic", "veth", "bridge", "8021q", "vxlan", "ip_gre", "gtp", "sch_ingress", "cls_flower", "act_mirred", "act_vlan", "act_tunnel_key", "act_police",
+	"act_gact", "act_pedit", "act_csum", "act_nat", "psample"}
 
 // TestFlows has flow policies steer, tag, limit, copy and drop real traffic between
 // namespaces, in a guest whose kernel has the classifier that the host's may lack, and put rules into
