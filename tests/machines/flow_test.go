@@ -26,16 +26,7 @@ func TestFlows(t *testing.T) {
 		t.Skip("boots a machine: run make vmtest")
 	}
 	t.Parallel()
-	inGuest(t, "flows", "../../pkg/edge/network/flow", flowModules, netdevsim(t), `^(TestSteer|TestMirrorAndPolice|TestVLAN|TestNoGap|TestHardware)$`, 5)
-}
-
-// TestFlowsUnproven are those of the same that nobody has seen pass yet: tunnels, apps, subscribers,
-// and the switch of a simulated card. What passes moves up.
-func TestFlowsUnproven(t *testing.T) {
-	if os.Getenv("TRIBUTARY_VMTEST") != "1" || os.Getenv("TRIBUTARY_UNPROVEN") != "1" {
-		t.Skip("boots machines for what was not yet seen to pass: set TRIBUTARY_UNPROVEN=1 as well")
-	}
-	inGuest(t, "flows", "../../pkg/edge/network/flow", flowModules, netdevsim(t), `^(TestTunnels|TestBreakout|TestGTPU)$`, 3)
+	inGuest(t, "flows", "../../pkg/edge/network/flow", flowModules, netdevsim(t), `^(TestSteer|TestMirrorAndPolice|TestVLAN|TestTunnels|TestBreakout|TestGTPU|TestNoGap|TestHardware)$`, 8)
 }
 
 // netdevsim is the kernel's simulated card, built for the kernel of the lock so that it takes rules.
@@ -99,11 +90,12 @@ func inGuest(t *testing.T, name, pkg string, names []string, more map[string][]b
 	}
 }
 
-// TestSwitchdevUnproven has a simulated card change the mode of its switch, show representors, and
-// take rates of functions and groups by devlink. It was not yet seen to pass either.
-func TestSwitchdevUnproven(t *testing.T) {
-	if os.Getenv("TRIBUTARY_VMTEST") != "1" || os.Getenv("TRIBUTARY_UNPROVEN") != "1" {
-		t.Skip("boots machines for what was not yet seen to pass: set TRIBUTARY_UNPROVEN=1 as well")
+// TestSwitchdev has a simulated card change the mode of its switch, show representors, and take
+// rates of functions and groups by devlink.
+func TestSwitchdev(t *testing.T) {
+	if os.Getenv("TRIBUTARY_VMTEST") != "1" {
+		t.Skip("boots a machine: run make vmtest")
 	}
+	t.Parallel()
 	inGuest(t, "switchdev", "../../pkg/edge/network/switchdev", []string{"psample"}, netdevsim(t), `^TestCard$`, 1)
 }
