@@ -97,7 +97,13 @@ func mpsBox(t *testing.T) (*box, func() string) {
 		t.Fatal(err)
 	}
 	b.policy(api.Sharing{Mode: api.SharingMPS, Replicas: 4})
-	t.Cleanup(func() { b.mps.wait() })
+	t.Cleanup(func() {
+		b.mps.wait()
+		var n note // of a daemon that the test left behind
+		if raw, err := os.ReadFile(filepath.Join(b.root, "run/mps/GPU-0", noteFile)); err == nil && json.Unmarshal(raw, &n) == nil && n.PID > 1 {
+			_ = syscall.Kill(n.PID, syscall.SIGKILL)
+		}
+	})
 	return b, func() string {
 		raw, _ := os.ReadFile(filepath.Join(b.root, "run/mps/GPU-0/heard"))
 		return string(raw)
