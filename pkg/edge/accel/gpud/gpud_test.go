@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -168,6 +169,20 @@ func TestStartedAgain(t *testing.T) {
 	wait.For(t, "the fourth", up)
 	if _, err := k.Layout(ctx, "GPU-1"); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestDeepest: a card with all that it can tell goes through.
+func TestDeepest(t *testing.T) {
+	at := []api.MIGPlacement{{Start: 1, Size: 2}}
+	card := Card{Accelerator: api.Accelerator{MIG: &api.MIG{Enabled: true, Profiles: []api.MIGProfile{{Name: "1g.5gb", Placements: at}}, Instances: []api.MIGInstance{{Name: "1g.5gb", Placement: at[0]}}}}}
+	var wire bytes.Buffer
+	if err := Write(&wire, Reply{Cards: []Card{card}}); err != nil {
+		t.Fatal(err)
+	}
+	var got Reply
+	if err := Read(&wire, &got); err != nil || !reflect.DeepEqual(got.Cards, []Card{card}) {
+		t.Errorf("%v, %+v", err, got)
 	}
 }
 

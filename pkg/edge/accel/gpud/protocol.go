@@ -147,8 +147,11 @@ func mustEncoder() cbor.EncMode {
 	return m
 }
 
+// maxNested is how deep a message may go: a place of a profile of a card's MIG, in an answer, lies nine deep.
+const maxNested = 12
+
 func mustDecoder() cbor.DecMode {
-	m, err := cbor.DecOptions{MaxNestedLevels: 8, MaxArrayElements: 4096, MaxMapPairs: 4096, DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden, TagsMd: cbor.TagsForbidden}.DecMode()
+	m, err := cbor.DecOptions{MaxNestedLevels: maxNested, MaxArrayElements: 4096, MaxMapPairs: 4096, DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden, TagsMd: cbor.TagsForbidden}.DecMode()
 	if err != nil {
 		panic(err) // the options are constants
 	}
