@@ -224,7 +224,7 @@ func TestUnlock(t *testing.T) {
 		t.Errorf("the console has refused nobody: %q", got)
 	}
 	// What left the shell's session ends with it too.
-	run("setsid $P listen 9051 &")
+	run("setsid $P listen 9051 & true")
 	greets := func(ctx context.Context) error {
 		conn, err := m.DialVSock(ctx, 9051)
 		if err == nil {
