@@ -50,7 +50,7 @@ func (b *box) openGPUs(look func() api.Inventory) error {
 	g.Expected = func() bool {
 		return b.o.gpud != "" && (b.o.gpudAlways || slices.ContainsFunc(seen(), func(a api.Accelerator) bool { return a.Vendor == "nvidia" }))
 	}
-	g.keeper = gpud.Keep(gpud.Config{Start: gpud.CommandEnv(b.errs, []string{"LD_LIBRARY_PATH=" + strings.Join(files.Folders(), ":")}, b.o.gpud), Pause: gpud.Pause, Log: b.log,
+	g.keeper = gpud.Keep(gpud.Config{Start: gpud.Command(b.errs, []string{"LD_LIBRARY_PATH=" + strings.Join(files.Folders(), ":")}, b.o.gpud), Pause: gpud.Pause, Log: b.log,
 		Events: func(e gpud.Event) { g.Tell(e) }, Again: func(h gpud.Hello) { g.Again(h) }})
 	g.Pool, err = pool.New(pool.Config{Driver: g.keeper, Seen: seen, Store: b.state, Files: files, Run: b.o.run, Boot: strings.TrimSpace(string(boot)), Profile: profilePolicies(),
 		NVIDIA: g.Expected, Changed: func() { b.keeper.Poke(); b.claims.Poke() }, Move: b.moveFrom, Holders: b.holders,

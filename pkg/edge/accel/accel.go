@@ -4,5 +4,5 @@
 // (what time-slicing and MPS take), Judge (what a fault asks for), Meter (who used how
 // much). What a card can do, the card tells; no table of cards is here. NVIDIA's library
 // needs C, so it is in a program of its own; package gpud has its protocol and looks after it.
-// Cards of AMD and Intel need no library: Look finds them in /sys.
+// Cards of AMD and Intel need no library: the inventory finds them on the bus.
 package accel

@@ -59,13 +59,6 @@ func RaiseFloor(ctx context.Context, counter uint64) error {
 	return err
 }
 
-// Shut has the TPM give no key any more in this start, and note that a person gets a root shell:
-// the box is not attested until the next one. A box without a TPM has nothing to shut.
-func Shut(ctx context.Context) error {
-	_, err := send(ctx, request{Do: doShut}, keyLimit)
-	return err
-}
-
 // SealedKey is the key of STATE that the TPM keeps, for a core that lost it from its escrow.
 func SealedKey(ctx context.Context) ([]byte, error) {
 	a, err := send(ctx, request{Do: doKey}, keyLimit)

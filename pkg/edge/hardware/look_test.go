@@ -3,6 +3,7 @@ package hardware_test
 import (
 	"encoding/json"
 	"flag"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/fstest"
 
 	"pgregory.net/rapid"
 
@@ -177,6 +179,36 @@ func TestTheVirtioGuest(t *testing.T) {
 	}
 	if len(i.Disks) != 1 || i.Disks[0].Name != "vda" || i.Disks[0].Bus != "virtio" || i.Disks[0].Bytes != 256<<30 {
 		t.Errorf("disks: %+v", i.Disks)
+	}
+}
+
+// TestAccelerators looks at a tree made by hand after what amdgpu, i915 and NVIDIA's driver show.
+func TestAccelerators(t *testing.T) {
+	tree := fstest.MapFS{}
+	put := func(address, render string, files map[string]string) {
+		where := "devices/pci0000:00/" + address
+		tree["sys/bus/pci/devices/"+address] = &fstest.MapFile{Mode: fs.ModeSymlink, Data: []byte("../../../" + where)}
+		tree["sys/class/drm/"+render] = &fstest.MapFile{Mode: fs.ModeSymlink, Data: []byte("../../" + where + "/drm/" + render)}
+		for name, text := range files {
+			tree["sys/"+where+"/"+name] = &fstest.MapFile{Data: []byte(text + "\n")}
+		}
+	}
+	put("0000:c3:00.0", "renderD129", map[string]string{"numa_node": "1", "mem_info_vram_total": "68702699520", "product_name": "AMD Instinct MI210", "uevent": "DRIVER=amdgpu\nPCI_CLASS=38000\nPCI_ID=1002:740F"})
+	put("0000:03:00.0", "renderD128", map[string]string{"numa_node": "-1", "uevent": "DRIVER=i915\nPCI_CLASS=38000\nPCI_ID=8086:56C0"})
+	put("0000:04:00.0", "renderD130", map[string]string{"uevent": "DRIVER=nvidia\nPCI_CLASS=30200\nPCI_ID=10DE:20B0"})
+	put("0000:05:00.0", "renderD131", map[string]string{"uevent": "DRIVER=virtio-pci\nPCI_CLASS=38000\nPCI_ID=1AF4:1050"})
+	got := map[string]api.Accelerator{}
+	for _, a := range hardware.Look(hardware.Source{Root: tree}).Accelerators {
+		got[a.Vendor] = a
+	}
+	if a := got["intel"]; a.Driver != "i915" || a.NUMA != -1 || a.Model != "8086:56c0" || !slices.Equal(a.Nodes, []string{"/dev/dri/renderD128"}) {
+		t.Errorf("%+v", a)
+	}
+	if a := got["amd"]; a.ID != "0000:c3:00.0" || a.NUMA != 1 || a.MemoryMiB != 65520 || a.Model != "AMD Instinct MI210" || !slices.Equal(a.Nodes, []string{"/dev/dri/renderD129"}) {
+		t.Errorf("%+v", a)
+	}
+	if len(got) != 3 || got["nvidia"].Driver != "nvidia" {
+		t.Errorf("%+v", got)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"os/exec"
 	"sync"
 	"syscall"
@@ -196,20 +197,13 @@ func (k *Keeper) Sample(ctx context.Context) ([]Sample, error) {
 	return a.Samples, err
 }
 
-// Command is a Config.Start for a program. What it writes to its standard error goes to log.
-// It ends when its standard input does, so with the agent too, however that ends.
-func Command(log io.Writer, program string, args ...string) func() (Process, error) {
-	return CommandEnv(log, nil, program, args...)
-}
-
-// CommandEnv is Command with further variables of the environment.
-func CommandEnv(log io.Writer, env []string, program string, args ...string) func() (Process, error) {
+// Command is a Config.Start for a program, with further variables of the environment. What it
+// writes to its standard error goes to log. It ends when its standard input does, so with the
+// agent too, however that ends.
+func Command(log io.Writer, env []string, program string) func() (Process, error) {
 	return func() (Process, error) {
-		cmd := exec.Command(program, args...)
-		cmd.Stderr = log
-		if len(env) > 0 {
-			cmd.Env = append(cmd.Environ(), env...)
-		}
+		cmd := exec.Command(program)
+		cmd.Stderr, cmd.Env = log, append(os.Environ(), env...)
 		in, err := cmd.StdinPipe()
 		if err != nil {
 			return nil, err
