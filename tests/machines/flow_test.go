@@ -2,10 +2,8 @@ package machines
 
 import (
 	"context"
-	"errors"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -52,7 +50,6 @@ func inGuest(t *testing.T, name, pkg string, names []string, more map[string][]b
 	const arch = "amd64"
 	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
 	defer cancel()
-	dir := t.TempDir()
 	files := []initramfs.File{
 		{Path: "init", Mode: 0o755, Data: compiled(t, "build", "./inside")},
 		{Path: "program.test", Mode: 0o755, Data: compiled(t, "test", "-c", pkg)},
@@ -69,15 +66,8 @@ func inGuest(t *testing.T, name, pkg string, names []string, more map[string][]b
 	for m, object := range more {
 		tree = append(tree, initramfs.File{Path: "modules/" + m, Mode: 0o644, Data: object})
 	}
-	image := filepath.Join(dir, "vmlinuz")
-	initrd, err := os.Create(filepath.Join(dir, "initrd"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(os.WriteFile(image, kernel, 0o644), initramfs.Write(initrd, append(files, tree...)), initrd.Close()); err != nil {
-		t.Fatal(err)
-	}
-	m := power(t, ctx, vm.Spec{Name: name, Arch: arch, MemoryMiB: 1024, Kernel: image, Initrd: initrd.Name(), Cmdline: vm.SerialCmdline(arch) + " quiet", NoReboot: true, Life: 4 * patience})
+	image, initrd := onDisk(t, kernel, append(files, tree...))
+	m := power(t, ctx, vm.Spec{Name: name, Arch: arch, MemoryMiB: 1024, Kernel: image, Initrd: initrd, Cmdline: vm.SerialCmdline(arch) + " quiet", NoReboot: true, Life: 4 * patience})
 	found, err := m.Expect(ctx, `inside: ended (\d+)`)
 	if err != nil {
 		t.Fatal(err)

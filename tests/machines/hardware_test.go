@@ -6,11 +6,9 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -31,22 +29,14 @@ func TestHardware(t *testing.T) {
 	const arch = "amd64"
 	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
 	defer cancel()
-	dir := t.TempDir()
 	files := []initramfs.File{
 		{Path: "init", Mode: 0o755, Data: compiled(t, "build", "./inside")},
 		{Path: "looks", Mode: 0o755, Data: compiled(t, "build", "./looks")},
 		{Path: "run.txt", Mode: 0o644, Data: []byte("/looks\n")},
 	}
 	kernel, more := debian(t, ctx, arch, []string{"igb", "igbvf", "e1000e", "nvme", "i6300esb"})
-	image := filepath.Join(dir, "vmlinuz")
-	initrd, err := os.Create(filepath.Join(dir, "initrd"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(os.WriteFile(image, kernel, 0o644), initramfs.Write(initrd, append(files, more...)), initrd.Close()); err != nil {
-		t.Fatal(err)
-	}
-	spec := vm.Spec{Name: "hardware", Arch: arch, MemoryMiB: 1024, CPUs: 2, Kernel: image, Initrd: initrd.Name(), NoReboot: true, Watchdog: true, Life: 4 * patience,
+	image, initrd := onDisk(t, kernel, append(files, more...))
+	spec := vm.Spec{Name: "hardware", Arch: arch, MemoryMiB: 1024, CPUs: 2, Kernel: image, Initrd: initrd, NoReboot: true, Watchdog: true, Life: 4 * patience,
 		Cmdline: vm.SerialCmdline(arch) + " quiet intel_iommu=on isolcpus=1 hugepagesz=2M hugepages=16",
 		Extra: []string{"-machine", "kernel-irqchip=split", "-device", "intel-iommu,intremap=on",
 			"-object", "memory-backend-ram,id=m0,size=512M", "-object", "memory-backend-ram,id=m1,size=512M",

@@ -30,22 +30,14 @@ func TestInside(t *testing.T) {
 	const arch = "amd64"
 	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
 	defer cancel()
-	dir := t.TempDir()
 	files := []initramfs.File{
 		{Path: "init", Mode: 0o755, Data: compiled(t, "build", "./inside")},
 		{Path: "uplink.test", Mode: 0o755, Data: compiled(t, "test", "-c", "../../pkg/edge/uplink")},
 		{Path: "run.txt", Mode: 0o644, Data: []byte("/uplink.test\n-test.v\n-test.timeout=15m\n-test.run=^(TestVLAN|TestWayOut|TestWiFi)$\n")},
 	}
 	kernel, more := debian(t, ctx, arch, []string{"8021q", "veth", "bridge", "mac80211_hwsim", "ccm", "gcm", "cmac"})
-	image := filepath.Join(dir, "vmlinuz")
-	initrd, err := os.Create(filepath.Join(dir, "initrd"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(os.WriteFile(image, kernel, 0o644), initramfs.Write(initrd, append(files, more...)), initrd.Close()); err != nil {
-		t.Fatal(err)
-	}
-	m := power(t, ctx, vm.Spec{Name: "inside", Arch: arch, MemoryMiB: 1024, Kernel: image, Initrd: initrd.Name(), Cmdline: vm.SerialCmdline(arch) + " quiet", NoReboot: true, Life: 4 * patience})
+	image, initrd := onDisk(t, kernel, append(files, more...))
+	m := power(t, ctx, vm.Spec{Name: "inside", Arch: arch, MemoryMiB: 1024, Kernel: image, Initrd: initrd, Cmdline: vm.SerialCmdline(arch) + " quiet", NoReboot: true, Life: 4 * patience})
 	found, err := m.Expect(ctx, `inside: ended (\d+)`)
 	if err != nil {
 		t.Fatal(err)
@@ -55,6 +47,21 @@ func TestInside(t *testing.T) {
 	if found[1] != "0" || strings.Contains(said, "--- SKIP") || strings.Count(said, "--- PASS: Test") < 3 {
 		t.Errorf("the guest's tests:\n%s", said)
 	}
+}
+
+// onDisk writes what a guest starts from.
+func onDisk(t *testing.T, kernel []byte, files []initramfs.File) (image, initrd string) {
+	t.Helper()
+	dir := t.TempDir()
+	image, initrd = filepath.Join(dir, "vmlinuz"), filepath.Join(dir, "initrd")
+	f, err := os.Create(initrd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile(image, kernel, 0o644), initramfs.Write(f, files), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return image, initrd
 }
 
 // compiled is a static program for the guest.

@@ -2,9 +2,7 @@ package machines
 
 import (
 	"context"
-	"errors"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -23,22 +21,14 @@ func TestRealtime(t *testing.T) {
 	const arch = "amd64"
 	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
 	defer cancel()
-	dir := t.TempDir()
 	files := []initramfs.File{
 		{Path: "init", Mode: 0o755, Data: compiled(t, "build", "./inside")},
 		{Path: "realtime", Mode: 0o755, Data: compiled(t, "build", "./realtime")},
 		{Path: "run.txt", Mode: 0o644, Data: []byte("/realtime\n")},
 	}
 	kernel, more := debian(t, ctx, arch, []string{"nvme", "e1000e"})
-	image := filepath.Join(dir, "vmlinuz")
-	initrd, err := os.Create(filepath.Join(dir, "initrd"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(os.WriteFile(image, kernel, 0o644), initramfs.Write(initrd, append(files, more...)), initrd.Close()); err != nil {
-		t.Fatal(err)
-	}
-	m := power(t, ctx, vm.Spec{Name: "realtime", Arch: arch, MemoryMiB: 1024, CPUs: 4, Kernel: image, Initrd: initrd.Name(), NoReboot: true, Life: 4 * patience,
+	image, initrd := onDisk(t, kernel, append(files, more...))
+	m := power(t, ctx, vm.Spec{Name: "realtime", Arch: arch, MemoryMiB: 1024, CPUs: 4, Kernel: image, Initrd: initrd, NoReboot: true, Life: 4 * patience,
 		Cmdline: vm.SerialCmdline(arch) + " quiet isolcpus=managed_irq,domain,2-3 nohz_full=2-3 rcu_nocbs=2-3 hugepagesz=2M hugepages=0:8,1:8",
 		Extra: []string{"-object", "memory-backend-ram,id=m0,size=512M", "-object", "memory-backend-ram,id=m1,size=512M",
 			"-numa", "node,nodeid=0,cpus=0-1,memdev=m0", "-numa", "node,nodeid=1,cpus=2-3,memdev=m1", "-numa", "dist,src=0,dst=1,val=21",
