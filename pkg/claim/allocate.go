@@ -94,21 +94,29 @@ func newTable(devices []api.Claimable, held map[Owner][]Grant, owner Owner) *tab
 		t.index[deviceKey{d.Class, d.ID}] = i
 		t.free[i], t.shares[i] = max(d.Units, 1), max(d.Shares, 1)
 	}
+	mine, later := make([]int, len(t.devices)), make([]int, len(t.devices))
 	for other, grants := range held {
-		if other == owner {
-			continue
-		}
 		for _, g := range grants {
 			i, ok := t.index[deviceKey{g.Class, g.ID}]
-			if !ok {
-				continue // it is gone; its owner hears of that
-			}
-			if counted(&t.devices[i]) {
+			switch {
+			case !ok: // it is gone; its owner hears of that
+			case !counted(&t.devices[i]):
+				if other != owner {
+					t.shares[i]--
+				}
+			case other == owner:
+				mine[i] += g.Units
+			case CompareOwners(other, owner) < 0:
 				t.free[i] -= g.Units
-			} else {
-				t.shares[i]--
+			default:
+				later[i] += g.Units
 			}
 		}
+	}
+	for i := range t.free {
+		// Where there is less than is held, as after a start with less memory, those who come
+		// first by name have theirs, and the others wait.
+		t.free[i] -= min(later[i], max(t.free[i]-mine[i], 0))
 	}
 	return t
 }
@@ -120,21 +128,25 @@ func (t *table) available(i int) bool {
 	return t.devices[i].Fault == "" && t.free[i] > 0 && t.shares[i] > 0
 }
 
-// kept are the grants that still answer the claim of their index.
+// kept are the grants that still answer the claim of their index, as far as they are there.
 func (t *table) kept(grants []Grant, wanted []api.Claim) []Grant {
 	var out []Grant
-	seen := map[deviceKey]bool{}
+	used := make([]int, len(t.devices))
 	have := make([]int, len(wanted))
 	for _, g := range grants {
 		i, ok := t.index[deviceKey{g.Class, g.ID}]
-		if !ok || g.Claim < 0 || g.Claim >= len(wanted) || !t.available(i) || seen[deviceKey{g.Class, g.ID}] && !counted(&t.devices[i]) {
+		if !ok || g.Claim < 0 || g.Claim >= len(wanted) || !t.available(i) {
 			continue
 		}
 		c := &wanted[g.Claim]
-		if c.Fits(&t.devices[i]) != "" || c.Count != api.AllOfThem && have[g.Claim]+g.Units > c.Count {
+		g.Units = min(g.Units, t.most(i)-used[i])
+		if c.Count != api.AllOfThem {
+			g.Units = min(g.Units, c.Count-have[g.Claim])
+		}
+		if g.Units < 1 || c.Fits(&t.devices[i]) != "" {
 			continue
 		}
-		seen[deviceKey{g.Class, g.ID}] = true
+		used[i] += g.Units
 		have[g.Claim] += g.Units
 		out = append(out, g)
 	}
@@ -216,9 +228,9 @@ func (f *flow) move(n, i, units int) {
 }
 
 // most is how many units of a device one owner may hold.
-func (f *flow) most(i int) int {
-	if counted(&f.devices[i]) {
-		return f.free[i]
+func (t *table) most(i int) int {
+	if counted(&t.devices[i]) {
+		return t.free[i]
 	}
 	return 1
 }
@@ -278,9 +290,15 @@ func (t *table) fits(c *api.Claim, node int) []int {
 	return out
 }
 
-// power orders devices by what they can do, so that the least that suffices is taken.
+// power orders devices by what they can do, so that the least that suffices is taken: a
+// right that nobody asked for weighs more than any size.
 func power(d *api.Claimable) int {
 	n := 0
+	for i, fact := range []string{"rdma", "trust"} {
+		if d.Facts[fact] == "true" {
+			n += 1 << (60 + i)
+		}
+	}
 	for _, fact := range []string{"memory", "speed"} {
 		v, _ := strconv.Atoi(d.Facts[fact])
 		n += v

@@ -224,6 +224,53 @@ func TestPrefersOneNodeAndTheLeastThatSuffices(t *testing.T) {
 	}
 }
 
+// A function that may see what is not for it, or has RDMA, goes to who asked for that while
+// there are others.
+func TestRightsGoToWhoAsksForThem(t *testing.T) {
+	vf := func(id, trust, rdma, speed string) api.Claimable {
+		return api.Claimable{Class: api.ClaimVF, ID: id, NUMA: -1, Units: 1, Facts: map[string]string{"trust": trust, "rdma": rdma, "speed": speed}}
+	}
+	devices := []api.Claimable{vf("f0", "true", "false", "1000"), vf("f1", "false", "true", "1000"), vf("f2", "false", "false", "100000")}
+	for _, c := range []struct {
+		options map[string]string
+		want    string
+	}{{nil, "f2"}, {map[string]string{"trust": "true"}, "f0"}, {map[string]string{"rdma": "true"}, "f1"}} {
+		got, err := Allocate(devices, nil, owner, []api.Claim{{Class: api.ClaimVF, Count: 1, Options: c.options}})
+		if err != nil || len(got) != 1 || got[0].ID != c.want {
+			t.Errorf("%v got %v, %v; %s is there", c.options, got, err, c.want)
+		}
+	}
+}
+
+// A box that starts with fewer pages than it gave has them in no two hands: who comes first by
+// name keeps its own, the other waits.
+func TestFewerPagesThanAreHeld(t *testing.T) {
+	pages := func(n int) []api.Claimable {
+		return []api.Claimable{{Class: api.ClaimHugePages, ID: "2M@0", NUMA: 0, Units: n, Facts: map[string]string{"size": "2M"}}}
+	}
+	wanted := []api.Claim{{Class: api.ClaimHugePages, Count: 256, Options: map[string]string{"size": "2M"}}}
+	grant := []Grant{{Class: api.ClaimHugePages, ID: "2M@0", Units: 256}}
+	first, second := Owner{"a", "one"}, Owner{"b", "one"}
+	held := map[Owner][]Grant{first: grant, second: grant}
+	for _, c := range []struct {
+		units      int
+		one, other bool
+	}{{512, true, true}, {300, true, false}, {256, true, false}, {200, false, false}} {
+		for o, want := range map[Owner]bool{first: c.one, second: c.other} {
+			got, err := Allocate(pages(c.units), held, o, wanted)
+			if (err == nil) != want || want && !reflect.DeepEqual(got, grant) {
+				t.Errorf("of %d pages %s got %v, %v", c.units, o, got, err)
+			}
+		}
+	}
+	// Fewer are asked for: what is held is kept as far as that.
+	wanted[0].Count = 100
+	got, err := Allocate(pages(300), held, first, wanted)
+	if err != nil || len(got) != 1 || got[0].Units != 100 {
+		t.Errorf("100 of 256 that are held: %v, %v", got, err)
+	}
+}
+
 // What cannot be had is said with numbers and reasons.
 func TestMissingSaysWhatHinders(t *testing.T) {
 	devices := []api.Claimable{
