@@ -16,18 +16,21 @@ func TestReleaseFirst(t *testing.T) {
 		want  *update.Want
 		slots map[update.Slot]update.Release
 		waits bool
+		good  update.Slot
 	}{
-		"as it was flashed":             {&update.Want{Digest: "sha256:1"}, map[update.Slot]update.Release{"a": {}}, true},
-		"written and not started":       {&update.Want{Digest: "sha256:1"}, map[update.Slot]update.Release{"a": {}, "b": {Digest: "sha256:1"}}, true},
-		"it runs":                       {&update.Want{Digest: "sha256:1"}, map[update.Slot]update.Release{"a": {Digest: "sha256:1"}}, false},
-		"the manifest names another":    {&update.Want{Digest: "sha256:2"}, map[update.Slot]update.Release{"a": {}}, true},
-		"which runs":                    {&update.Want{Digest: "sha256:2"}, map[update.Slot]update.Release{"a": {Digest: "sha256:2"}}, false},
-		"no manifest yet":               {nil, map[update.Slot]update.Release{"a": {}}, true},
-		"no manifest yet, and it runs":  {nil, map[update.Slot]update.Release{"a": {Digest: "sha256:1"}}, false},
-		"nothing is known of the slots": {nil, nil, true},
+		"as it was flashed":             {&update.Want{Digest: "sha256:1"}, map[update.Slot]update.Release{"a": {}}, true, "a"},
+		"written and not started":       {&update.Want{Digest: "sha256:1"}, map[update.Slot]update.Release{"a": {}, "b": {Digest: "sha256:1"}}, true, "a"},
+		"it runs":                       {&update.Want{Digest: "sha256:1"}, map[update.Slot]update.Release{"a": {Digest: "sha256:1"}}, false, "a"},
+		"on trial, it may go back":      {nil, map[update.Slot]update.Release{"a": {Digest: "sha256:1"}}, false, "b"},
+		"the manifest names another":    {&update.Want{Digest: "sha256:2"}, map[update.Slot]update.Release{"a": {}}, true, "a"},
+		"which runs":                    {&update.Want{Digest: "sha256:2"}, map[update.Slot]update.Release{"a": {Digest: "sha256:2"}}, false, "a"},
+		"no manifest yet":               {nil, map[update.Slot]update.Release{"a": {}}, true, "a"},
+		"no manifest yet, and it runs":  {nil, map[update.Slot]update.Release{"a": {Digest: "sha256:1"}}, false, "a"},
+		"nothing is known of the slots": {nil, nil, true, "a"},
 	} {
-		if why := waitsFor(first, c.want, update.State{Slots: c.slots}, "a"); (why != "") != c.waits {
-			t.Errorf("%s: %q", name, why)
+		why, over := waitsFor(first, c.want, update.State{Slots: c.slots, Good: c.good}, "a")
+		if (why != "") != c.waits || over != (!c.waits && c.good == "a") {
+			t.Errorf("%s: %q, over %v", name, why, over)
 		}
 	}
 	b := &box{o: options{data: t.TempDir()}}

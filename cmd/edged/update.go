@@ -209,6 +209,7 @@ func (b *box) trialHealth() (h update.Health) {
 	h.Agent = update.Condition{OK: b.agent.Load() != nil, Detail: "its loops do not run"}
 	_, connected := b.link.Parent()
 	h.Parent = update.Condition{OK: connected, Detail: "no session with it came about"}
+	h.Held = b.holdApps() != ""
 	if m := b.link.Manifest(); m != nil {
 		h.Known, h.Wanted = true, m.Manifest.AppNames()
 	}

@@ -45,6 +45,8 @@ type Health struct {
 	// Known: the manifest in force is known. Wanted are its apps, Apps those that run and are healthy now.
 	Known        bool
 	Wanted, Apps []string
+	// Held: the box takes no app until the release runs that is to be tried. There is none to wait for.
+	Held bool
 }
 
 // Facts are what is observed.
@@ -335,7 +337,7 @@ const maxWrites = 2
 
 // settled: this boot has shown which apps run here.
 func settled(f Facts, d Deadlines) bool {
-	return f.Uptime >= d.Apps || f.Health.Known && len(lacking(f.Health.Wanted, f.Health)) == 0
+	return f.Health.Held || f.Uptime >= d.Apps || f.Health.Known && len(lacking(f.Health.Wanted, f.Health)) == 0
 }
 
 // armed is left by a boot: into the other slot, or back into this one.

@@ -63,6 +63,7 @@ type world struct {
 	open     bool
 	want     *Want
 	apps     []string
+	held     bool // until another release runs than the first
 
 	cut     int // effects until the power goes; -1: it stays
 	entered map[string]int
@@ -149,6 +150,9 @@ func (w *world) facts() Facts {
 	f.Health.Kernel = Condition{OK: r.kind != noKernel, Detail: "a must failed"}
 	f.Health.Agent = Condition{OK: r.kind != agentDies && (r.kind != unsteady || minute%2 == 0), Detail: "it crashes"}
 	f.Health.Parent = Condition{OK: w.parentUp && r.kind != silent, Detail: "no answer"}
+	if f.Health.Held = w.held && r.Digest == "sha256:0"; f.Health.Held {
+		return f
+	}
 	if r.kind != breaksApps && w.uptime >= 2*time.Minute {
 		f.Health.Apps = w.apps
 	}
@@ -431,6 +435,22 @@ func TestStories(t *testing.T) {
 				t.Fatalf("tried %d times, and %d times after something changed", tried, again)
 			}
 		})
+	}
+}
+
+// TestHeldApps: a box that takes its apps in another release alone does not wait for them before it tries that.
+func TestHeldApps(t *testing.T) {
+	w := newWorld(t)
+	w.held, w.want = true, &Want{Digest: "sha256:1"}
+	for range 10 { // no time passes
+		w.turn()
+	}
+	if s := w.state(); w.running != "b" || s.Phase != Trial {
+		t.Fatalf("slot %s runs after %s, and the update stands in %s", w.running, w.uptime, s.Phase)
+	}
+	w.settle()
+	if s := w.state(); s.Good != "b" {
+		t.Fatalf("not confirmed: %+v", s)
 	}
 }
 
