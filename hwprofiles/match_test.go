@@ -87,7 +87,14 @@ func TestKindsOfMachines(t *testing.T) {
 			{Arch: "amd64", DMI: DMI{Vendor: "Dell Inc.", Product: "PowerEdge XR12", Family: "PowerEdge", Chassis: "rack"}, CPU: "Intel(R) Xeon(R) Gold 6338N", CPUs: 64, MemoryMiB: 1 << 17},
 			{Arch: "amd64", DMI: DMI{Vendor: "Intel", Product: "Coyote Pass", Chassis: "rack"}, CPU: "Intel(R) Xeon(R) Gold 6338N", CPUs: 64, MemoryMiB: 1 << 17, PCI: []string{"8086:0d5c 1200"}},
 		},
-		"aggregation-arm64": {{Arch: "arm64", DMI: DMI{Vendor: "Ampere", Product: "Mt. Jade", Chassis: "rack"}, CPU: "Ampere(R) Altra(R)", CPUs: 160, MemoryMiB: 1 << 19}},
+		"aggregation-arm64": {
+			{Arch: "arm64", DMI: DMI{Vendor: "Ampere", Product: "Mt. Jade", Chassis: "rack"}, CPU: "Ampere(R) Altra(R)", CPUs: 160, MemoryMiB: 1 << 19},
+			{Arch: "arm64", DMI: DMI{Vendor: "NVIDIA", Product: "P3880", Chassis: "rack"}, CPU: "NVIDIA Grace", CPUs: 72, MemoryMiB: 1 << 18, PCI: []string{"15b3:a2dc 0200", "1a03:2000 0300"}}, // a DPU in its slot
+		},
+		"dpu-arm64": {
+			{Arch: "arm64", DMI: DMI{Vendor: "https://www.mellanox.com", Product: "BlueField-3 SmartNIC Main Card", Family: "BlueField"}, CPUs: 16, MemoryMiB: 1 << 15},
+			{Arch: "arm64", CPU: "ARM Cortex-A78AE", CPUs: 16, MemoryMiB: 1 << 15, PCI: []string{"15b3:a2dc 0200"}},
+		},
 		"aggregation-amd64": {
 			{Arch: "amd64", DMI: DMI{Vendor: "Supermicro", Product: "SYS-6029P-WTRT"}, CPU: "Intel(R) Xeon(R) Gold 6226R CPU @ 2.90GHz", CPUs: 32, MemoryMiB: 1 << 18},
 			{Arch: "amd64", DMI: DMI{Vendor: "GIGABYTE", Product: "R292-4S0", Chassis: "rack"}, CPU: "AMD EPYC 7543", CPUs: 64, MemoryMiB: 1 << 18},
