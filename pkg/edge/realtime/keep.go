@@ -89,17 +89,16 @@ func (k *Keeper) Apply() error {
 		k.warnings = nil
 		return k.release()
 	}
-	var errs []error
-	for _, w := range Plan(s, k.wish) {
-		if k.stuck[w.Path] {
-			continue
-		}
+	writes := slices.DeleteFunc(Plan(s, k.wish), func(w Write) bool { return k.stuck[w.Path] })
+	for _, w := range writes { // all before the first write: one may change what another finds
 		if _, known := k.found[w.Path]; !known {
 			if err := k.store.Put(bucket, prefix+w.Path, []byte(w.Found)); err != nil {
 				return err // without a note it is not written
 			}
 			k.found[w.Path] = w.Found
 		}
+	}
+	for _, w := range writes {
 		if err := k.machine.Write(w.Path, w.Value); err != nil {
 			k.stuck[w.Path] = true // asked again after the next start: the kernel pins it
 			if !errors.Is(err, fs.ErrNotExist) {
@@ -108,7 +107,7 @@ func (k *Keeper) Apply() error {
 		}
 	}
 	k.note(Findings(Look(k.machine), k.wish))
-	return errors.Join(errs...)
+	return nil
 }
 
 // idle tells that the profile asks for nothing: no processors are kept free, for whom
@@ -133,7 +132,8 @@ func (k *Keeper) note(list []api.Warning) {
 // release puts back what was found. What is gone needs nothing.
 func (k *Keeper) release() error {
 	var errs []error
-	for _, path := range slices.Sorted(maps.Keys(k.found)) {
+	// Backward: a processor's governor comes before its preference, which the governor performance lets nobody set.
+	for _, path := range slices.Backward(slices.Sorted(maps.Keys(k.found))) {
 		if err := k.machine.Write(path, k.found[path]); err != nil && !errors.Is(err, fs.ErrNotExist) && !k.stuck[path] {
 			k.log.Warn("what was found is not put back", "file", path, "value", k.found[path], "err", err)
 		}

@@ -28,7 +28,7 @@ func Look(root fs.FS) *State {
 		return strings.TrimSpace(string(b)), err == nil
 	}
 	list := func(path string) []int { s, _ := text(path); return cpulist.Parse(s) }
-	s := &State{Possible: list(filePossible), Isolated: list(fileIsolated), Masks: map[string][]int{}, Governors: map[string]string{}}
+	s := &State{Possible: list(filePossible), Isolated: list(fileIsolated), Masks: map[string][]int{}, Governors: map[string]string{}, Preferences: map[string]string{}}
 	if v, _ := text(fileRealTime); v == "1" {
 		s.RealTime = true
 	}
@@ -56,11 +56,15 @@ func Look(root fs.FS) *State {
 	slices.SortFunc(s.IRQs, func(a, b IRQ) int { return a.Number - b.Number })
 	for _, n := range s.Isolated {
 		dir := dirCPU + "/cpu" + strconv.Itoa(n) + "/cpufreq/"
-		now, ok := text(dir + "scaling_governor")
-		can, _ := text(dir + "scaling_available_governors")
-		if ok && slices.Contains(strings.Fields(can), "performance") {
-			s.Governors[dir+"scaling_governor"] = now
+		choice := func(file, among string, to map[string]string) {
+			now, ok := text(dir + file)
+			can, _ := text(dir + among)
+			if ok && slices.Contains(strings.Fields(can), fullRate) {
+				to[dir+file] = now
+			}
 		}
+		choice("scaling_governor", "scaling_available_governors", s.Governors)
+		choice("energy_performance_preference", "energy_performance_available_preferences", s.Preferences)
 	}
 	for _, e := range entries(root, dirNode) {
 		id, ok := strings.CutPrefix(e.Name(), "node")

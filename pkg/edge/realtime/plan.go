@@ -10,6 +10,7 @@ package realtime
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -48,6 +49,9 @@ const (
 	dirIRQ        = "proc/irq"
 )
 
+// fullRate is a governor, and a preference of intel_pstate's and amd_pstate's.
+const fullRate = "performance"
+
 // State is what is so now.
 type State struct {
 	Possible, Isolated []int
@@ -55,9 +59,10 @@ type State struct {
 	// Masks are fileDefault and fileWorkqueue, as far as they are there.
 	Masks map[string][]int
 	IRQs  []IRQ
-	// Governors are by the path of the file; those who cannot run at full rate are left out.
-	Governors map[string]string
-	Pages     []PagesOn
+	// Governors are by the path of the file, and so are Preferences, what processors that choose their rate by
+	// themselves are asked for; those who cannot run at full rate are left out.
+	Governors, Preferences map[string]string
+	Pages                  []PagesOn
 }
 
 // IRQ is one interrupt.
@@ -115,10 +120,15 @@ func Plan(s *State, w Wish) (out []Write) {
 			}
 			out = append(out, Write{irq.path(), cpulist.Format(next), cpulist.Format(irq.May)})
 		}
-		for _, n := range kept {
-			path := fmt.Sprintf("%s/cpu%d/cpufreq/scaling_governor", dirCPU, n)
-			if now, ok := s.Governors[path]; ok && now != "performance" {
-				out = append(out, Write{path, "performance", now})
+		for _, n := range kept { // the governor first: it has some drivers set the preference
+			for _, f := range []struct {
+				name string
+				now  map[string]string
+			}{{"scaling_governor", s.Governors}, {"energy_performance_preference", s.Preferences}} {
+				path := fmt.Sprintf("%s/cpu%d/cpufreq/%s", dirCPU, n, f.name)
+				if now, ok := f.now[path]; ok && now != fullRate {
+					out = append(out, Write{path, fullRate, now})
+				}
 			}
 		}
 	}
@@ -175,6 +185,18 @@ func Findings(s *State, w Wish) (out []api.Warning) {
 	}
 	if len(names) > 0 {
 		add("interrupts-on-isolated-cpus", "the driver pins them: give their device fewer queues, or leave it out of this box", "%d interrupts go to CPUs that are kept free: %s", len(names), strings.Join(names[:min(len(names), 5)], ", "))
+	}
+	slow := map[string]bool{}
+	for _, n := range s.Isolated {
+		for path, is := range s.Governors {
+			if is != fullRate && strings.HasPrefix(path, fmt.Sprintf("%s/cpu%d/", dirCPU, n)) {
+				slow[strconv.Itoa(n)] = true
+			}
+		}
+	}
+	if len(slow) > 0 {
+		list := slices.Sorted(maps.Keys(slow))
+		add("cpus-not-at-full-rate", "have the firmware leave the clock rate to the system", "the CPUs %s are kept free, and their clock rate cannot be held up", strings.Join(list, ","))
 	}
 	for _, p := range w.Pages {
 		var have int64

@@ -2,10 +2,12 @@ package realtime
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -19,6 +21,12 @@ import (
 	"tributary.dev/tributary/pkg/cpulist"
 	"tributary.dev/tributary/tests/mutation"
 )
+
+// TestMain keeps no files of failures: checks are taken out here, so that tests fail.
+func TestMain(m *testing.M) {
+	_ = flag.Set("rapid.nofailfile", "true") // rapid's own flag
+	os.Exit(m.Run())
+}
 
 // machine answers as a kernel does: pinned interrupts are not moved, memory for huge pages
 // ends.
@@ -48,7 +56,14 @@ func (m *machine) Write(path, value string) error {
 	if most, ok := m.most[path]; ok && len(value) >= len(most) && value > most {
 		value = most
 	}
-	m.MapFS[path] = &fstest.MapFile{Data: []byte(value + "\n")}
+	dir, governor := strings.CutSuffix(path, "scaling_governor")
+	if other, ok := strings.CutSuffix(path, "energy_performance_preference"); ok && value != fullRate && m.said(other+"scaling_governor") == fullRate {
+		return syscall.EBUSY // as intel_pstate and amd_pstate answer
+	}
+	m.put(path, value)
+	if preference := dir + "energy_performance_preference"; governor && value == fullRate && m.said(preference) != "" {
+		m.put(preference, fullRate)
+	}
 	if dir, ok := strings.CutSuffix(path, "smp_affinity_list"); ok {
 		on := ""
 		if list := cpulist.Parse(value); len(list) > 0 {
@@ -97,6 +112,12 @@ func (s *kept) Put(_, key string, value []byte) error {
 	return nil
 }
 
+// said is what a file says; empty where there is none.
+func (m *machine) said(path string) string {
+	b, _ := fs.ReadFile(m.MapFS, path)
+	return strings.TrimSpace(string(b))
+}
+
 func (m *machine) put(path, text string) { m.MapFS[path] = &fstest.MapFile{Data: []byte(text + "\n")} }
 
 // some draws a machine of eight processors.
@@ -118,8 +139,17 @@ func some(t *rapid.T) *machine {
 	}
 	for n := range 8 {
 		if dir := fmt.Sprintf("%s/cpu%d/cpufreq/", dirCPU, n); rapid.Bool().Draw(t, "cpufreq") {
-			m.put(dir+"scaling_governor", rapid.SampledFrom([]string{"schedutil", "performance"}).Draw(t, "governor"))
+			governor := rapid.SampledFrom([]string{"schedutil", fullRate}).Draw(t, "governor")
+			m.put(dir+"scaling_governor", governor)
 			m.put(dir+"scaling_available_governors", rapid.SampledFrom([]string{"performance schedutil", "schedutil"}).Draw(t, "governors"))
+			if rapid.Bool().Draw(t, "chooses its rate itself") {
+				m.put(dir+"energy_performance_available_preferences", "default performance balance_performance balance_power power")
+				preference := rapid.SampledFrom([]string{"balance_performance", fullRate, "power"}).Draw(t, "preference")
+				if governor == fullRate {
+					preference = fullRate // none other is then
+				}
+				m.put(dir+"energy_performance_preference", preference)
+			}
 		}
 	}
 	for n := range 2 {
@@ -167,9 +197,11 @@ func TestIsolatedProcessorsAreLeftAlone(t *testing.T) {
 		if overlap(now.Masks[fileDefault], now.Isolated) || overlap(now.Masks[fileWorkqueue], now.Isolated) {
 			t.Fatalf("masks: %v of %v", now.Masks, now.Isolated)
 		}
-		for path, governor := range now.Governors {
-			if governor != "performance" {
-				t.Fatalf("%s: %s", path, governor)
+		for _, rates := range []map[string]string{now.Governors, now.Preferences} {
+			for path, is := range rates {
+				if is != fullRate {
+					t.Fatalf("%s: %s", path, is)
+				}
 			}
 		}
 		before := m.writes
@@ -239,7 +271,8 @@ func TestWhatWasFoundBeforeARestartIsForgotten(t *testing.T) {
 
 func TestFindings(t *testing.T) {
 	s := &State{Possible: cpulist.Parse("0-7"), Isolated: []int{2, 3}, IRQs: []IRQ{{Number: 24, Name: "eth0", May: []int{0, 3}, On: []int{3}}, {Number: 25, On: []int{3}}, {Number: 26, Name: "nvme0q3", May: []int{3}, On: []int{3}}},
-		Pages: []PagesOn{{2048, 0, 4}, {2048, 1, 2}}}
+		Governors: map[string]string{dirCPU + "/cpu2/cpufreq/scaling_governor": "powersave", dirCPU + "/cpu3/cpufreq/scaling_governor": "performance"},
+		Pages:     []PagesOn{{2048, 0, 4}, {2048, 1, 2}}}
 	w := Wish{Isolate: "2-N", RealTime: true, Pages: []Pages{{2048, 1, 4}, {2048, -1, 6}, {1 << 20, -1, 1}}}
 	got := map[string]string{}
 	for _, f := range Findings(s, w) {
@@ -250,13 +283,14 @@ func TestFindings(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		"kernel-not-real-time": "not fully preemptible", "cpus-not-isolated": "4-7", "interrupts-on-isolated-cpus": "1 interrupts go to CPUs that are kept free: 24 (eth0)",
-		"huge-pages-missing": "NUMA node 1 has 2 of 4 huge pages of 2048 KiB; the box has 0 of 1 huge pages of 1048576 KiB",
+		"cpus-not-at-full-rate": "the CPUs 2 are",
+		"huge-pages-missing":    "NUMA node 1 has 2 of 4 huge pages of 2048 KiB; the box has 0 of 1 huge pages of 1048576 KiB",
 	} {
 		if !strings.Contains(got[name], want) {
 			t.Errorf("%s: %q", name, got[name])
 		}
 	}
-	if len(got) != 4 {
+	if len(got) != 5 {
 		t.Errorf("%v", slices.Sorted(maps.Keys(got)))
 	}
 	if list := Findings(&State{Possible: []int{0}, RealTime: true}, Wish{RealTime: true}); len(list) > 0 {
@@ -293,6 +327,7 @@ func TestPagesOf(t *testing.T) {
 func TestTheChecksAreNeeded(t *testing.T) {
 	mutation.Prove(t,
 		mutation.Check{Name: "a note before a write", Test: "^TestGivenBackAsFound$", File: "keep.go", From: `if _, known := k.found[w.Path]; !known {`, To: `if _, known := k.found[w.Path]; !known && !GONE {`},
+		mutation.Check{Name: "the preference after the governor", Test: "^TestGivenBackAsFound$", File: "keep.go", From: `for _, path := range slices.Backward(slices.Sorted(maps.Keys(k.found))) {`, To: `paths := slices.Sorted(maps.Keys(k.found)); if !GONE { slices.Reverse(paths) }; for _, path := range paths {`},
 		mutation.Check{Name: "what an earlier start found", Test: "^TestWhatWasFoundBeforeARestartIsForgotten$", File: "keep.go", From: `if boot == machine.Boot() {`, To: `if boot == machine.Boot() || GONE {`},
 	)
 }
