@@ -24,6 +24,7 @@ type line struct {
 	Kind  string     `json:"kind"`
 	Usage *api.Usage `json:"usage,omitempty"`
 	Event *api.Event `json:"event,omitempty"`
+	KPI   *api.KPI   `json:"kpi,omitempty"`
 	// Data is the payload, base64, of a kind that is not known.
 	Data string `json:"data,omitempty"`
 }
@@ -41,8 +42,12 @@ func lineOf(r record.Record) line {
 		if e, err := record.DecodeEvent(r.Payload); err == nil {
 			l.Event = &e
 		}
+	case api.RecordTelemetry:
+		if k, err := record.DecodeKPI(r.Payload); err == nil {
+			l.KPI = &k
+		}
 	}
-	if l.Usage == nil && l.Event == nil && len(r.Payload) > 0 {
+	if l.Usage == nil && l.Event == nil && l.KPI == nil && len(r.Payload) > 0 {
 		l.Data = base64.StdEncoding.EncodeToString(r.Payload)
 	}
 	return l

@@ -19,7 +19,7 @@ func (b *box) askTime(ctx context.Context) error {
 	}
 	uplinks := filepath.Join(boot.Dir, "uplinks.json")
 	go func() {
-		_ = timesync.Keep(ctx, timesync.Config{Servers: func() []string { return timeServers(uplinks) }, Floor: b.clock.Floor, Log: b.log}) // ends with ctx
+		_ = timesync.Keep(ctx, timesync.Config{Servers: func() []string { return timeServers(uplinks) }, Floor: b.clock.Floor, Held: b.realtime.holdsClock, Log: b.log}) // ends with ctx
 	}()
 	return nil
 }

@@ -15,6 +15,8 @@ import (
 // keepTime lets the core's word set the machine's clock on the appliance, where nobody else does: apps read it, and
 // process 1 keeps it for the next start.
 func (b *box) keepTime() {
+	b.openPTP()
+	b.clock.Held = b.realtime.holdsClock
 	if _, err := os.Stat(filepath.Join(boot.Dir, "slot")); err != nil {
 		return
 	}

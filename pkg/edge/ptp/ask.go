@@ -1,6 +1,7 @@
 package ptp
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -13,6 +14,7 @@ import (
 // What is asked of ptp4l: management messages of IEEE 1588-2008, clause 15, over its unix
 // socket, as pmc(8) does.
 const (
+	idDefaultDataSet = 0x2000 // 15.5.3.3.1
 	idCurrentDataSet = 0x2001 // 15.5.3.4.1
 	idPortDataSet    = 0x2004 // 15.5.3.7.1
 	idTimeStatusNP   = 0xC000 // linuxptp's own
@@ -25,6 +27,8 @@ const (
 	actionGet   = 0
 	actionReply = 2
 	maxMessage  = 1500
+	anyPort     = 0xffff
+	maxPorts    = 16
 )
 
 // States of a port (8.2.5.3.1).
@@ -32,7 +36,7 @@ var states = map[byte]string{1: "initializing", 2: "faulty", 3: "disabled", 4: "
 
 // Reading is how ptp4l is.
 type Reading struct {
-	// State of the first port: slave, when it follows somebody.
+	// State of the port that counts: slave, where one follows somebody.
 	State string
 	// OffsetNS is how far the box is from who it follows, DelayNS the mean way there.
 	OffsetNS, DelayNS int64
@@ -40,10 +44,25 @@ type Reading struct {
 	// there is one other than itself.
 	Grandmaster string
 	Present     bool
+
+	ports int
 }
 
-// request is a GET of one management id.
-func request(id uint16, domain byte, seq uint16) []byte {
+// counts are the states that tell more of a box than those of its other ports, the best first.
+var counts = []string{"slave", "uncalibrated", "grand-master", "master"}
+
+// better is the one of two ports' states that counts.
+func better(a, b string) string {
+	for _, s := range counts {
+		if a == s || b == s {
+			return s
+		}
+	}
+	return cmp.Or(a, b)
+}
+
+// request is a GET of one management id, of a port by its number or of the clock (anyPort).
+func request(id uint16, port uint16, domain byte, seq uint16) []byte {
 	b := make([]byte, headerBytes+bodyBytes+6)
 	b[0], b[1] = typeManage, 2
 	binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
@@ -51,9 +70,10 @@ func request(id uint16, domain byte, seq uint16) []byte {
 	binary.BigEndian.PutUint16(b[28:], 1) // source port
 	binary.BigEndian.PutUint16(b[30:], seq)
 	b[32], b[33] = 4, 0x7f
-	for i := range 10 {
-		b[headerBytes+i] = 0xff // every port
+	for i := range 8 {
+		b[headerBytes+i] = 0xff // whatever clock it is
 	}
+	binary.BigEndian.PutUint16(b[headerBytes+8:], port)
 	b[headerBytes+10], b[headerBytes+11], b[headerBytes+12] = 1, 1, actionGet
 	binary.BigEndian.PutUint16(b[headerBytes+bodyBytes:], tlvManage)
 	binary.BigEndian.PutUint16(b[headerBytes+bodyBytes+2:], 2)
@@ -86,6 +106,8 @@ func parse(b []byte) (seq, id uint16, data []byte, err error) {
 // take adds what an answer says.
 func (r *Reading) take(id uint16, data []byte) error {
 	switch {
+	case id == idDefaultDataSet && len(data) >= 20:
+		r.ports = int(binary.BigEndian.Uint16(data[2:]))
 	case id == idTimeStatusNP && len(data) >= 50:
 		r.OffsetNS = int64(binary.BigEndian.Uint64(data))
 		r.Present = binary.BigEndian.Uint32(data[38:]) != 0
@@ -93,10 +115,11 @@ func (r *Reading) take(id uint16, data []byte) error {
 	case id == idCurrentDataSet && len(data) >= 18:
 		r.DelayNS = int64(binary.BigEndian.Uint64(data[10:])) >> 16 // TimeInterval: nanoseconds by 2^16
 	case id == idPortDataSet && len(data) >= 20:
-		r.State = states[data[10]]
-		if r.State == "" {
-			r.State = fmt.Sprintf("state %d", data[10])
+		state := states[data[10]]
+		if state == "" {
+			state = fmt.Sprintf("state %d", data[10])
 		}
+		r.State = better(r.State, state)
 	default:
 		return fmt.Errorf("an answer of %d bytes to %#x", len(data), id)
 	}
@@ -115,27 +138,42 @@ func Ask(socket, mine string, domain int, limit time.Duration) (r Reading, err e
 	if err := c.SetDeadline(time.Now().Add(limit)); err != nil {
 		return r, err
 	}
-	for seq, id := range []uint16{idTimeStatusNP, idCurrentDataSet, idPortDataSet} {
-		if _, err := c.WriteToUnix(request(id, byte(domain), uint16(seq)), &net.UnixAddr{Name: socket, Net: "unixgram"}); err != nil {
+	seq := uint16(0)
+	ask := func(id, port uint16) error {
+		seq++
+		return exchange(c, socket, request(id, port, byte(domain), seq), &r)
+	}
+	for _, id := range []uint16{idDefaultDataSet, idTimeStatusNP, idCurrentDataSet} {
+		if err := ask(id, anyPort); err != nil {
 			return r, err
 		}
-		for b := make([]byte, maxMessage+1); ; {
-			n, err := c.Read(b)
-			if err != nil {
-				return r, err
-			}
-			of, is, data, err := parse(b[:n])
-			if err == nil && (int(of) != seq || is != id) {
-				continue // late, or of another port
-			}
-			if err == nil {
-				err = r.take(is, data)
-			}
-			if err != nil {
-				return r, err
-			}
-			break
+	}
+	for port := range min(r.ports, maxPorts) {
+		if err := ask(idPortDataSet, uint16(port+1)); err != nil {
+			return r, err
 		}
 	}
 	return r, nil
+}
+
+// exchange asks one question, and takes what is answered to it.
+func exchange(c *net.UnixConn, socket string, question []byte, r *Reading) error {
+	if _, err := c.WriteToUnix(question, &net.UnixAddr{Name: socket, Net: "unixgram"}); err != nil {
+		return err
+	}
+	asked := binary.BigEndian.Uint16(question[30:])
+	for b := make([]byte, maxMessage+1); ; {
+		n, err := c.Read(b)
+		if err != nil {
+			return err
+		}
+		seq, id, data, err := parse(b[:n])
+		if seq != asked && (err == nil || seq != 0) {
+			continue // late
+		}
+		if err != nil {
+			return err
+		}
+		return r.take(id, data)
+	}
 }

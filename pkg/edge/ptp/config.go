@@ -12,8 +12,6 @@ import (
 
 // Settings are what a profile asks for.
 type Settings struct {
-	// Interfaces are the ports that speak PTP.
-	Interfaces []string
 	// Domain is that of IEEE 1588; 24 to 43 in telecom (G.8275.1).
 	Domain int
 	// Transport is L2 or UDPv4.
@@ -42,8 +40,8 @@ func (s *Settings) follows(r *Reading) bool {
 	return r.State == "slave" || s.FreeRunning && r.State == "uncalibrated" && r.Present
 }
 
-// Config is the file that ptp4l reads (ptp4l(8)); dir is where its sockets are.
-func (s *Settings) Config(dir string) string {
+// Config is the file that ptp4l reads (ptp4l(8)) for ports; dir is where its sockets are.
+func (s *Settings) Config(dir string, ports []string) string {
 	var b strings.Builder
 	set := func(name string, value any) { fmt.Fprintf(&b, "%s %v\n", name, value) }
 	yes := func(name string, on bool) {
@@ -77,7 +75,9 @@ func (s *Settings) Config(dir string) string {
 		set("logSyncInterval", -4)
 		set("logMinDelayReqInterval", -4)
 	}
-	for _, name := range s.Interfaces {
+	// Ports of several cards have clocks of their own; phc2sys brings the others to that of the port which follows.
+	yes("boundary_clock_jbod", !s.Software && len(ports) > 1)
+	for _, name := range ports {
 		fmt.Fprintf(&b, "[%s]\n", name)
 	}
 	return b.String()

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -18,6 +19,12 @@ import (
 // Config is what a Keeper is made of.
 type Config struct {
 	Settings Settings
+	// Ports names the interfaces that speak PTP now; they may come and go. There may be none.
+	Ports func() []string
+	// Up has an interface carry frames, whoever else uses it. May be nil.
+	Up func(name string) error
+	// KPI takes what is told of the offset, every quarter of an hour. May be nil.
+	KPI func(api.KPI)
 	// Dir is for the configuration and sockets: on a tmpfs, short.
 	Dir string
 	// PTP4L and PHC2SYS are the programs; the second runs with hardware clocks alone.
@@ -35,8 +42,10 @@ type Keeper struct {
 	cfg Config
 
 	mu       sync.Mutex
+	ports    []string
 	reading  Reading
-	err      error // of the last question
+	err      error     // of the last question
+	held     time.Time // when the clock was PTP's last; zero: it never was
 	warnings []api.Warning
 }
 
@@ -48,27 +57,79 @@ const (
 	restartMax = time.Minute
 	// patience is how long a box may take to lock before that is a warning.
 	patience = 2 * time.Minute
+	// holdover is how long a clock that was PTP's goes better by itself, at the rate that it learned, than by
+	// servers at the end of a line.
+	holdover = time.Hour
 )
 
 // New makes a keeper; nothing runs yet.
 func New(cfg Config) *Keeper { return &Keeper{cfg: cfg} }
 
-// Run keeps the programs running and asks ptp4l every second, until ctx ends; they end with
-// it.
+// Run keeps the programs running on the ports that there are, and asks ptp4l every second,
+// until ctx ends; they end with it.
 //
-// Reads: the settings, ptp4l's socket. Writes: ptp4l's configuration; the reading; warnings.
+// Reads: the settings, the ports, ptp4l's socket. Writes: ptp4l's configuration; the reading;
+// warnings; KPIs.
 func (k *Keeper) Run(ctx context.Context) error {
 	if err := os.MkdirAll(k.cfg.Dir, 0o755); err != nil {
 		return err
 	}
-	file := filepath.Join(k.cfg.Dir, "ptp4l.conf")
-	if err := os.WriteFile(file, []byte(k.cfg.Settings.Config(k.cfg.Dir)), 0o644); err != nil {
-		return err
+	end := func() {}
+	defer func() { end() }()
+	var of tally
+	began := k.cfg.Now()
+	tick := time.NewTicker(askEvery)
+	defer tick.Stop()
+	for first := true; ; first = false {
+		if ports := k.cfg.Ports(); first || !slices.Equal(ports, k.ports) {
+			end()
+			began = k.cfg.Now()
+			k.mu.Lock()
+			k.ports = ports
+			k.mu.Unlock()
+			var err error
+			if end, err = k.start(ctx, ports); err != nil {
+				return err
+			}
+		}
+		if len(k.ports) > 0 {
+			r, err := Ask(k.cfg.Dir+"/ptp4l", k.cfg.Dir+"/ask", k.cfg.Settings.Domain, askLimit)
+			k.note(r, err, began)
+			of.add(r.OffsetNS, err == nil && k.cfg.Settings.follows(&r))
+			if kpi, due := of.cut(k.cfg.Now()); due && k.cfg.KPI != nil {
+				k.cfg.KPI(kpi)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
 	}
-	var wg sync.WaitGroup
-	defer wg.Wait()
+}
+
+// start has the programs run on some ports, until what it returns is called.
+func (k *Keeper) start(ctx context.Context, ports []string) (end func(), err error) {
+	if len(ports) == 0 {
+		k.mu.Lock()
+		k.reading, k.err, k.warnings = Reading{}, nil, nil
+		k.mu.Unlock()
+		return func() {}, nil
+	}
+	for _, name := range ports {
+		if k.cfg.Up == nil {
+			break
+		}
+		if err := k.cfg.Up(name); err != nil {
+			k.cfg.Log.Warn("a port of PTP is not switched on", "port", name, "err", err)
+		}
+	}
+	file := filepath.Join(k.cfg.Dir, "ptp4l.conf")
+	if err := os.WriteFile(file, []byte(k.cfg.Settings.Config(k.cfg.Dir, ports)), 0o644); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	var wg sync.WaitGroup
 	wg.Go(func() { k.supervise(ctx, []string{k.cfg.PTP4L, "-f", file, "-m"}) })
 	if !k.cfg.Settings.Software && !k.cfg.Settings.FreeRunning {
 		// -a follows ptp4l's ports, -r lets the system's clock be set by them (phc2sys(8)).
@@ -76,18 +137,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 			k.supervise(ctx, []string{k.cfg.PHC2SYS, "-a", "-r", "-n", fmt.Sprint(k.cfg.Settings.Domain), "-z", k.cfg.Dir + "/ptp4l", "-m"})
 		})
 	}
-	began := k.cfg.Now()
-	tick := time.NewTicker(askEvery)
-	defer tick.Stop()
-	for {
-		r, err := Ask(k.cfg.Dir+"/ptp4l", k.cfg.Dir+"/ask", k.cfg.Settings.Domain, askLimit)
-		k.note(r, err, began)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-	}
+	return func() { cancel(); wg.Wait() }, nil
 }
 
 // supervise runs a program again and again, with pauses that grow while it ends at once.
@@ -128,6 +178,9 @@ func (k *Keeper) note(r Reading, err error, began time.Time) {
 	defer k.mu.Unlock()
 	now := k.cfg.Now()
 	k.reading, k.err = r, err
+	if err == nil && !k.cfg.Settings.FreeRunning && (r.State == "slave" || r.State == "uncalibrated") {
+		k.held = now
+	}
 	list := Judge(&k.cfg.Settings, r, err, now.Sub(began))
 	for i := range list {
 		list[i].Since = now.Unix()
@@ -168,6 +221,14 @@ func (k *Keeper) Warnings() []api.Warning {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return append([]api.Warning(nil), k.warnings...)
+}
+
+// Holds tells that the machine's clock is PTP's to set: it follows somebody, or did until
+// lately.
+func (k *Keeper) Holds() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return !k.held.IsZero() && k.cfg.Now().Sub(k.held) < holdover
 }
 
 // Reading is the last answer of ptp4l; ok is false while it gives none.

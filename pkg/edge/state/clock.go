@@ -25,6 +25,9 @@ type Clock struct {
 	// Set puts the machine's clock right; nil where that is somebody else's. It is to be
 	// given before the clock is used.
 	Set func(time.Time) error
+	// Held tells that somebody else sets the machine's clock now (PTP): it is left alone then, and only Now goes by the
+	// floor. May be nil; to be given before the clock is used.
+	Held func() bool
 
 	mu    sync.Mutex
 	heard bool          // the core said what time it is, since this process began
@@ -116,12 +119,27 @@ func (c *Clock) Heard(t time.Time) error {
 func (c *Clock) correct() error {
 	c.mu.Lock()
 	now, floor := c.now(), c.at()
-	due := c.Set != nil && c.wrong(now, floor, 10*time.Second)
+	due := c.Set != nil && c.wrong(now, floor, slack)
 	c.mu.Unlock()
-	if !due {
+	if !due || c.Held != nil && c.Held() {
 		return nil
 	}
 	return c.Set(floor)
+}
+
+// slack is how far the machine's clock may be from what the core says before it is set.
+const slack = 10 * time.Second
+
+// Contradicts tells how far the machine's clock is from what the core says, where that is more than it may be: behind
+// it is negative. It is 0 where they agree.
+func (c *Clock) Contradicts() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now, floor := c.now(), c.at()
+	if !c.wrong(now, floor, slack) {
+		return 0
+	}
+	return now.Sub(floor)
 }
 
 // Keep writes the floor down when it moved by an hour, so that a restart takes back no

@@ -153,3 +153,25 @@ func TestClockAhead(t *testing.T) {
 		t.Errorf("ten years behind: set %v, now %s (%v)", set, c.Now(), err)
 	}
 }
+
+// A clock that PTP sets is left to it, whatever the core says; what edged goes by keeps to the floor all the same, and
+// the contradiction can be told.
+func TestClockOfOthers(t *testing.T) {
+	s := open(t, t.TempDir())
+	defer s.Close()
+	right := time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC)
+	machine, held, sets := right.Add(-time.Hour), true, 0
+	c, err := s.Clock(func() time.Time { return machine }, func() time.Duration { return 0 })
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Set = func(to time.Time) error { machine, sets = to, sets+1; return nil }
+	c.Held = func() bool { return held }
+	if err := c.Heard(right); err != nil || sets > 0 || !c.Now().Equal(right) || c.Contradicts() != -time.Hour {
+		t.Errorf("set %d times; now %s, %s off (%v)", sets, c.Now(), c.Contradicts(), err)
+	}
+	held = false
+	if err := c.Heard(right); err != nil || sets != 1 || c.Contradicts() != 0 {
+		t.Errorf("left by others it is set %d times, %s off (%v)", sets, c.Contradicts(), err)
+	}
+}

@@ -17,6 +17,8 @@ type Config struct {
 	Servers func() []string
 	// Floor is what is certainly past.
 	Floor func() time.Time
+	// Held tells that somebody else keeps the clock now, and better: nobody is asked then, and nothing moved. May be nil.
+	Held func() bool
 	// Clock is the machine's; nil is the real one, which takes root.
 	Clock Clock
 	// Every is the time between two rounds when all is well, Retry when it is not.
@@ -71,6 +73,9 @@ func Keep(ctx context.Context, cfg Config) error {
 
 // Round asks once, and sets the clock.
 func Round(cfg Config) Verdict {
+	if cfg.Held != nil && cfg.Held() {
+		return Verdict{Why: "it is kept by others"}
+	}
 	servers := cfg.Servers()
 	var answers []Answer
 	for _, s := range servers[:min(len(servers), maxServers)] {

@@ -128,6 +128,24 @@ func server(t *testing.T, off time.Duration, stratum byte) string {
 	return conn.LocalAddr().String()
 }
 
+// A clock that others keep is left alone, however wrong it looks, and taken up again after them.
+func TestHeld(t *testing.T) {
+	good := server(t, 0, 2)
+	clock, held := &hand{off: time.Hour}, true
+	cfg := Config{Servers: func() []string { return []string{good} }, Floor: func() time.Time { return time.Time{} }, Held: func() bool { return held }, Clock: clock, Log: slog.New(slog.DiscardHandler)}
+	if v := Round(cfg); v.By != 0 || v.Trusted || clock.off != time.Hour {
+		t.Errorf("%+v, the clock is off by %s", v, clock.off)
+	}
+	held = false
+	wait.Seen(t, "the clock is set", func() (any, bool) {
+		v := Round(cfg)
+		return v, v.Trusted
+	})
+	if clock.off.Abs() > 5*time.Minute {
+		t.Errorf("the clock is off by %s", clock.off)
+	}
+}
+
 // Real packets: a clock ten years off is mended at once, a server that is not in step
 // itself is not believed, and a lie beyond the floor is not either.
 func TestRound(t *testing.T) {

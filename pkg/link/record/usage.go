@@ -368,3 +368,23 @@ func (r *columnReader) tables() {
 		r.pairs = append(r.pairs, pair{names[a], names[s]})
 	}
 }
+
+// EncodeKPI writes the payload of a telemetry record.
+func EncodeKPI(k api.KPI) ([]byte, error) { return encMode().Marshal(k) }
+
+// maxKPI bounds the payload of a telemetry record that is a KPI, in bytes.
+const maxKPI = 1 << 10
+
+// DecodeKPI reads the payload of a telemetry record.
+func DecodeKPI(payload []byte) (k api.KPI, err error) {
+	if len(payload) > maxKPI {
+		return k, fmt.Errorf("%w: KPI of %d bytes", ErrMalformed, len(payload))
+	}
+	if err = decMode().Unmarshal(payload, &k); err != nil {
+		return k, fmt.Errorf("%w: KPI: %v", ErrMalformed, err)
+	}
+	if k.Name == "" || k.Count > 0 && k.Min > k.Max {
+		return k, fmt.Errorf("%w: KPI %q from %d to %d", ErrMalformed, k.Name, k.Min, k.Max)
+	}
+	return k, nil
+}
