@@ -2,7 +2,11 @@ package workload
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/network"
@@ -176,11 +181,14 @@ func (m *Manager) Drain(ctx context.Context, app, service, reason string) error 
 	return nil
 }
 
-// Runs tells whether a service has a container whose process runs. It is not known before
-// containerd was asked.
+// Runs tells whether a service has a container whose process runs, or is at work on one. It is
+// not known before containerd was asked.
 func (m *Manager) Runs(app, service string) (runs, known bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.busy[serviceKey{app, service}] {
+		return true, true // what it was given goes into a container at this moment
+	}
 	for _, t := range m.instances {
 		if t.in.Key == (serviceKey{app, service}) && t.in.Phase == phaseRunning {
 			return true, true
@@ -210,65 +218,147 @@ func (m *Manager) seize(ctx context.Context, key serviceKey) error {
 // Links is where interfaces of hardware go: package network.
 func (m *Manager) Links() *network.Manager { return m.net }
 
-// heldNames is how the devices of a container are written on it: another set of devices
-// needs another container.
-func heldNames(held []api.HeldDevice) string {
-	var names []string
-	for _, h := range held {
-		names = append(names, string(h.Class)+"="+h.ID+"*"+strconv.Itoa(h.Units))
+// madeWith names what the hardware of a container means, and what it has of the box without a
+// claim: all that is written into it when it is made. Another name needs another container:
+// after a reboot a device of the same name may have another number, which then is somebody
+// else's. It is a digest, since what is written on containers is short.
+func madeWith(held []api.HeldDevice, r rest) string {
+	if len(held) == 0 && len(r.CPUs) == 0 {
+		return ""
 	}
-	return strings.Join(names, " ")
-}
-
-// setDevices gives a container what its service holds.
-func setDevices(ctx context.Context, c *containers.Container, spec *specs.Spec, held []api.HeldDevice) error {
-	var cpus, nodes []int
+	type one struct {
+		Class   api.ClaimClass
+		ID      string
+		Units   int
+		Edits   api.DeviceEdits
+		CPU     *int
+		NUMA    int
+		Pages   int64
+		Link    bool
+		Numbers []uint64
+	}
+	var list []one
 	for _, h := range held {
 		e := &h.Edits
-		spec.Process.Env = append(spec.Process.Env, e.Env...)
+		o := one{h.Class, h.ID, h.Units, *e, e.CPU, e.NUMA, e.HugePages, e.Link != nil, nil}
 		for _, n := range e.Nodes {
-			host, access := n.HostPath, n.Permissions
-			if host == "" {
-				host = n.Path
-			}
-			if access == "" {
-				access = "rwm"
-			}
-			if err := oci.WithDevices(host, n.Path, access)(ctx, nil, c, spec); err != nil {
+			var st unix.Stat_t
+			_ = unix.Stat(hostPath(n), &st) // what is not there has no number
+			o.Numbers = append(o.Numbers, st.Rdev)
+		}
+		list = append(list, o)
+	}
+	raw, err := json.Marshal(struct {
+		Held []one
+		CPUs []int
+	}{list, r.CPUs})
+	if err != nil {
+		return "" // unreachable: plain values
+	}
+	sum := sha256.Sum256(raw)
+	return hex.EncodeToString(sum[:])
+}
+
+func hostPath(n api.DeviceNode) string { return firstOf(n.HostPath, n.Path) }
+
+// setDevices gives a container what its service holds, and bounds it to that and the rest.
+func setDevices(ctx context.Context, c *containers.Container, spec *specs.Spec, held []api.HeldDevice, r rest) error {
+	var cpus, nodes []int
+	var env []string
+	for _, h := range held {
+		e := &h.Edits
+		env = append(env, e.Env...)
+		for _, n := range e.Nodes {
+			if err := setNode(ctx, c, spec, n); err != nil {
 				return err
 			}
 		}
 		for _, b := range e.Mounts {
-			options := b.Options
-			if len(options) == 0 {
-				options = []string{"rbind", "rprivate", "nosuid", "nodev", "ro"}
-			}
-			spec.Mounts = append(spec.Mounts, specs.Mount{Destination: b.ContainerPath, Type: "bind", Source: b.HostPath, Options: options})
+			setMount(spec, b)
 		}
 		if e.CPU != nil {
 			cpus = append(cpus, *e.CPU)
-			if e.NUMA >= 0 && !slices.Contains(nodes, e.NUMA) {
-				nodes = append(nodes, e.NUMA)
-			}
 		}
-		if h.Class == api.ClaimVF && e.Link == nil {
+		if (e.CPU != nil || e.HugePages > 0) && e.NUMA >= 0 && !slices.Contains(nodes, e.NUMA) {
+			nodes = append(nodes, e.NUMA)
+		}
+		if h.Class == api.ClaimVF && (e.Link == nil || len(e.Nodes) > 0) {
 			setPinnable(spec)
 		}
 		if e.HugePages > 0 {
 			setHugePages(spec, e.PageSize, e.HugePages)
 		}
 	}
-	if len(cpus) > 0 {
+	spec.Process.Env = withEnv(spec.Process.Env, env)
+	if len(cpus) > 0 || r.Nodes && len(nodes) > 0 {
 		if spec.Linux.Resources.CPU == nil {
 			spec.Linux.Resources.CPU = &specs.LinuxCPU{}
 		}
+		// Pages are of a node: who may not use that node's memory cannot use them, and who may
+		// use another's takes those that somebody else holds.
 		spec.Linux.Resources.CPU.Cpus, spec.Linux.Resources.CPU.Mems = numbers(cpus), numbers(nodes)
+	}
+	r.bound(spec)
+	return nil
+}
+
+// setNode adds a device file, once. It belongs to the container's own user, since what is
+// root's on the box is of no use to who is not.
+func setNode(ctx context.Context, c *containers.Container, spec *specs.Spec, n api.DeviceNode) error {
+	if slices.ContainsFunc(spec.Linux.Devices, func(d specs.LinuxDevice) bool { return d.Path == n.Path }) {
+		return nil // two cards have some in common
+	}
+	before := len(spec.Linux.Devices)
+	if err := oci.WithDevices(hostPath(n), n.Path, firstOf(n.Permissions, "rwm"))(ctx, nil, c, spec); err != nil {
+		return err
+	}
+	if user := spec.Process.User; user.UID != 0 {
+		for i := before; i < len(spec.Linux.Devices); i++ {
+			spec.Linux.Devices[i].UID, spec.Linux.Devices[i].GID = &user.UID, &user.GID
+		}
 	}
 	return nil
 }
 
+// setMount adds a file or folder of the box, once.
+func setMount(spec *specs.Spec, b api.DeviceBind) {
+	if slices.ContainsFunc(spec.Mounts, func(m specs.Mount) bool { return m.Destination == b.ContainerPath && m.Source == b.HostPath }) {
+		return // two cards have the driver's libraries in common
+	}
+	options := b.Options
+	if len(options) == 0 {
+		options = []string{"rbind", "rprivate", "nosuid", "nodev", "ro"}
+	}
+	spec.Mounts = append(spec.Mounts, specs.Mount{Destination: b.ContainerPath, Type: "bind", Source: b.HostPath, Options: options})
+}
+
+// withEnv lays the variables of devices over a container's own. Several devices of one kind
+// give the same variable: their values are a list with commas, as CUDA and DPDK read it.
+func withEnv(own, devices []string) []string {
+	var names []string
+	values := map[string][]string{}
+	for _, kv := range devices {
+		name, value, _ := strings.Cut(kv, "=")
+		if values[name] == nil {
+			names = append(names, name)
+		}
+		if !slices.Contains(values[name], value) {
+			values[name] = append(values[name], value)
+		}
+	}
+	out := slices.DeleteFunc(slices.Clone(own), func(kv string) bool {
+		name, _, _ := strings.Cut(kv, "=")
+		return values[name] != nil
+	})
+	for _, name := range names {
+		out = append(out, name+"="+strings.Join(values[name], ","))
+	}
+	return out
+}
+
 // setPinnable lets a program pin the memory that its device writes to: what vfio maps for
-// a device counts as locked (Linux, Documentation/driver-api/vfio.rst). A service that
+// a device counts as locked (Linux, Documentation/driver-api/vfio.rst), and so does what is
+// registered for RDMA. A service that
 // bounds it itself keeps its bound.
 func setPinnable(spec *specs.Spec) {
 	if !slices.ContainsFunc(spec.Process.Rlimits, func(l specs.POSIXRlimit) bool { return l.Type == "RLIMIT_MEMLOCK" }) {
@@ -293,7 +383,9 @@ func setHugePages(spec *specs.Spec, size string, bytes int64) {
 		target += "-" + size
 	}
 	*limits = append(*limits, specs.LinuxHugepageLimit{Pagesize: size + "B", Limit: uint64(bytes)})
-	spec.Mounts = append(spec.Mounts, specs.Mount{Destination: target, Type: "hugetlbfs", Source: "hugetlbfs", Options: []string{"nosuid", "nodev", "pagesize=" + size, "mode=0770"}})
+	user := spec.Process.User // the folder is its own: it may be nobody the box knows
+	spec.Mounts = append(spec.Mounts, specs.Mount{Destination: target, Type: "hugetlbfs", Source: "hugetlbfs",
+		Options: []string{"nosuid", "nodev", "pagesize=" + size, "mode=0770", fmt.Sprintf("uid=%d", user.UID), fmt.Sprintf("gid=%d", user.GID)}})
 }
 
 // numbers writes a list as cpuset(7) reads it.

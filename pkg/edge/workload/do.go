@@ -75,7 +75,8 @@ func (m *Manager) launch(ctx context.Context, key serviceKey, want *wantService,
 	if err != nil {
 		return errors.Join(err, m.cleanUp(ctx, id, key, &svc))
 	}
-	made.blueprint.Held = held
+	made.blueprint.Held, made.blueprint.Rest = held, m.rest()
+	devices := madeWith(held, made.blueprint.Rest)
 	spec, err := buildSpec(ctx, made.blueprint)
 	if err != nil {
 		return errors.Join(err, m.cleanUp(ctx, id, key, &svc))
@@ -86,11 +87,11 @@ func (m *Manager) launch(ctx context.Context, key serviceKey, want *wantService,
 	if hasNamespace(&svc) {
 		// Addresses and rules outlive a crash of edged; the record by which they are
 		// found again comes first.
-		if err := m.record(ctx, id, key, want, hold, heldNames(held), spec); err != nil {
+		if err := m.record(ctx, id, key, want, hold, devices, spec); err != nil {
 			return errors.Join(err, m.cleanUp(ctx, id, key, &svc))
 		}
 	} else {
-		g.Go(func() error { return m.record(gctx, id, key, want, hold, heldNames(held), spec) })
+		g.Go(func() error { return m.record(gctx, id, key, want, hold, devices, spec) })
 	}
 	g.Go(func() (err error) { addrs, err = m.attach(gctx, id, key.App, &svc, held, hold); return err })
 	g.Go(func() (err error) { rootfs, err = m.prepareSnapshot(gctx, id, info); return err })
@@ -103,7 +104,7 @@ func (m *Manager) launch(ctx context.Context, key serviceKey, want *wantService,
 		}
 		return errors.Join(err, m.cleanUp(ctx, id, key, &svc))
 	}
-	t := &tracked{image: want.Image, svc: svc, addrs: addrs, files: fileSum(app, &svc), devices: heldNames(held)}
+	t := &tracked{image: want.Image, svc: svc, addrs: addrs, files: fileSum(app, &svc), devices: devices}
 	t.in = instance{ID: id, Key: key, Hash: want.Hash, Order: want.Order, Created: m.cfg.Now(), Held: hold}
 	if len(addrs) > 0 {
 		t.in.Address = addrs[0].String()
@@ -319,8 +320,8 @@ func (m *Manager) restart(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if heldNames(held) != t.devices {
-		// Its devices are made into it, and one of them is gone; plan makes another container.
+	if madeWith(held, m.rest()) != t.devices {
+		// Its devices are made into it, and one of them is another now; plan makes another container.
 		return m.remove(ctx, id)
 	}
 	if _, err := m.prepare(ctx, app, id, &t.svc, info); err != nil {

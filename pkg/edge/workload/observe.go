@@ -37,7 +37,7 @@ const (
 	labelStopped = "tributary.dev/stopped"
 	// labelHeld is set while another container is in charge of the service.
 	labelHeld = "tributary.dev/held"
-	// labelDevices lists the hardware that the container was made with.
+	// labelDevices is a digest of the hardware that the container was made with.
 	labelDevices = "tributary.dev/devices"
 	labelGCRoot  = "containerd.io/gc.root"
 	// extService is the extension that keeps the service a container was made of.

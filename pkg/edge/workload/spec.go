@@ -38,6 +38,7 @@ type blueprint struct {
 	Shim    string // path where the answer of the app's shim is kept
 	Mounts  []hostMount
 	Held    []api.HeldDevice
+	Rest    rest
 }
 
 // buildSpec makes the runtime spec (OCI runtime-spec 1.0). Less is given than
@@ -82,7 +83,7 @@ func buildSpec(ctx context.Context, b blueprint) (*specs.Spec, error) {
 	if err := setMounts(spec, b); err != nil {
 		return nil, err
 	}
-	if err := setDevices(ctx, c, spec, b.Held); err != nil {
+	if err := setDevices(ctx, c, spec, b.Held, b.Rest); err != nil {
 		return nil, err
 	}
 	// Last, since the profile depends on the capabilities.

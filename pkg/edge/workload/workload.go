@@ -99,6 +99,7 @@ type Manager struct {
 	kick    chan struct{} // decide again
 	changed chan struct{}
 	wg      sync.WaitGroup
+	bounds  sync.Once // of rest
 
 	mu        sync.Mutex
 	apps      []App // as set
