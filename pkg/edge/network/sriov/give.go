@@ -34,7 +34,7 @@ func List(s State, blocked map[string]bool) (out []api.Claimable) {
 				d.Facts["speed"] = strconv.Itoa(c.Speed)
 			}
 			switch {
-			case blocked[c.PCI]:
+			case blocked[c.PCI]: // check: being changed
 				d.Fault = "its card's functions are being changed"
 			case f.Driver == "":
 				d.Fault = "no driver serves it"
@@ -93,7 +93,7 @@ func (m *Manager) Prepare(_ context.Context, id string, _ int, claim api.Claim) 
 	m.mu.Unlock()
 	edits := api.DeviceEdits{NUMA: f.Node, Env: []string{variable(claim.Options["network"], id) + "=" + id}}
 	if f.Driver == api.DriverVFIO {
-		if why := state.groupFault(f); why != "" {
+		if why := state.groupFault(f); why != "" { // check: group as a whole
 			return edits, fmt.Errorf("%s", why)
 		}
 		var all []string

@@ -249,7 +249,7 @@ func (m *Manager) busy(held map[string][]string) map[string]bool {
 	}
 	m.mu.Lock()
 	for pci, at := range m.prepared {
-		if now := m.cfg.Now(); now.Sub(at) >= 0 && now.Sub(at) < preparing {
+		if now := m.cfg.Now(); now.Sub(at) >= 0 && now.Sub(at) < preparing { // check: made ready
 			busy[pci] = true
 		} else {
 			delete(m.prepared, pci)

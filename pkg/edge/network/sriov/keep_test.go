@@ -185,6 +185,44 @@ func TestUnknownUsersKeepTheirFunctions(t *testing.T) {
 	}
 }
 
+// A function whose interface is in a container, though nobody holds it any more, is in use; so is one that was just made
+// ready for a container that is still being made.
+func TestInUse(t *testing.T) {
+	mc, now, away := &machine{model: newModel(1, 1)}, time.Now(), map[string]string{}
+	m := manager(t, mc, &memory{}, "one", func(c *Config) {
+		c.Now = func() time.Time { return now }
+		c.Away = func() (map[string]string, error) { return away, nil }
+	})
+	settle := func(n int) int {
+		m.SetPolicies([]api.FunctionPolicy{{Match: api.FunctionMatch{Driver: "igb"}, VirtualFunctions: &n}})
+		m.Settle(t.Context())
+		if w := m.Warnings(); (len(w) == 0) != (len(mc.state.Cards[0].Functions) == n) {
+			t.Errorf("%d functions, and it warns of %+v", len(mc.state.Cards[0].Functions), w)
+		}
+		return len(mc.state.Cards[0].Functions)
+	}
+	if n := settle(2); n != 2 {
+		t.Fatalf("%d functions", n)
+	}
+	away["0000:01:10.1"] = "du"
+	if n := settle(3); n != 2 {
+		t.Errorf("with one in a container: %d functions", n)
+	}
+	clear(away)
+	if n := settle(3); n != 3 {
+		t.Errorf("with all at home: %d functions", n)
+	}
+	if _, err := m.Prepare(t.Context(), "0000:01:10.0", 1, api.Claim{Class: api.ClaimVF}); err != nil {
+		t.Fatal(err)
+	}
+	if n := settle(2); n != 3 {
+		t.Errorf("with one made ready: %d functions", n)
+	}
+	if now = now.Add(preparing); settle(2) != 2 {
+		t.Error("what was made ready long ago counts for ever")
+	}
+}
+
 // What a driver cannot do is told once and not tried for ever; the rest of the policy holds.
 func TestRefusedByTheKernel(t *testing.T) {
 	mc := &machine{model: newModel(1, 1), refuses: "link"}

@@ -127,7 +127,7 @@ func (p *planner) count(c *Card, policy *api.FunctionPolicy, found *Found) bool 
 		if want > c.Most && policy.UpTo {
 			want = c.Most
 		}
-		if want > c.Most {
+		if want > c.Most { // check: number
 			p.refuse(c, nil, fmt.Sprintf("give at most %d", c.Most), "it can have %d virtual functions, not %d", c.Most, want)
 			return false
 		}
@@ -140,10 +140,11 @@ func (p *planner) count(c *Card, policy *api.FunctionPolicy, found *Found) bool 
 	var users []string
 	busy := false
 	for _, f := range c.Functions {
-		if p.in.Busy[f.PCI] {
+		if p.in.Busy[f.PCI] { // check: in use
 			busy = true
 			users = append(users, p.in.Held[f.PCI]...)
-		} else if f.Index >= want && found.Change != api.ChangeDrain {
+		}
+		if f.Index >= want && found.Change != api.ChangeDrain { // check: held
 			users = append(users, p.in.Held[f.PCI]...)
 		}
 	}
@@ -217,7 +218,7 @@ func (p *planner) function(c *Card, f *Function, policy *api.FunctionPolicy, fou
 	changed := differs(f.Settings, want)
 	binds, asked := driverOf(f) != driver, driver
 	if driver == api.DriverVFIO && binds {
-		if why := p.groupHinders(f); why != "" {
+		if why := p.groupHinders(f); why != "" { // check: half a group
 			p.refuse(c, nil, "have vfio-pci serve all of the group, or leave this function to the kernel", "function %d (%s) cannot go to vfio-pci: %s", f.Index, f.PCI, why)
 			driver, binds = driverOf(f), false
 			if driver == "" {
@@ -226,12 +227,12 @@ func (p *planner) function(c *Card, f *Function, policy *api.FunctionPolicy, fou
 		}
 	}
 	if driver == api.DriverKernel && binds {
-		if other := p.groupTaken(f); other != "" {
+		if other := p.groupTaken(f); other != "" { // check: the rest of a group
 			p.refuse(c, nil, "have vfio-pci serve all of the group, or nothing of it", "function %d (%s) cannot go to the kernel: in its IOMMU group %d vfio-pci serves %s", f.Index, f.PCI, f.Group, other)
 			return false
 		}
 	}
-	if p.in.Busy[f.PCI] && (binds || slices.Contains(changed, "mac")) {
+	if p.in.Busy[f.PCI] && (binds || slices.Contains(changed, "mac")) { // check: driver in use
 		users := p.in.Held[f.PCI]
 		if found.Change == api.ChangeDrain {
 			p.out.Drain[c.PCI] = slices.Compact(slices.Sorted(slices.Values(append(slices.Clone(p.out.Drain[c.PCI]), users...))))
@@ -258,7 +259,7 @@ func (p *planner) function(c *Card, f *Function, policy *api.FunctionPolicy, fou
 	if mtu != 0 && f.Name != "" && f.MTU != mtu && !binds && !again {
 		p.step(Step{Op: SetMTU, Card: c.PCI, PCI: f.PCI, Index: f.Index, Number: mtu})
 	}
-	if rdma && driver == api.DriverKernel && f.Driver != "" && len(f.RDMA) == 0 {
+	if rdma && driver == api.DriverKernel && f.Driver != "" && len(f.RDMA) == 0 { // check: rdma
 		p.refuse(c, nil, "leave rdma out, or load the card's RDMA driver", "function %d (%s) offers no RDMA: its driver is %s", f.Index, f.PCI, f.Driver)
 	}
 	return driver == asked
@@ -372,7 +373,7 @@ func (p *planner) chooseVFIO() {
 				base = baseOf(f, policy, found)
 			}
 			driver := driverFor(&base, policy, f.Index)
-			if p.in.Busy[f.PCI] {
+			if p.in.Busy[f.PCI] { // check: group in use
 				driver = driverOf(f) // one in a container that runs keeps its own
 			}
 			p.vfio[f.PCI], p.kernel[f.PCI] = driver == api.DriverVFIO, driver == api.DriverKernel
@@ -399,7 +400,7 @@ func driverFor(base *Function, policy *api.FunctionPolicy, index int) string {
 // with a driver of the kernel (Linux, Documentation/driver-api/vfio.rst: a group is the
 // unit of ownership). Bridges do not count, nor what has no driver.
 func (p *planner) groupHinders(f *Function) string {
-	if f.Group < 0 {
+	if f.Group < 0 { // check: no group
 		return "there is no IOMMU (switch it on in the firmware, and by intel_iommu=on or amd_iommu=on)"
 	}
 	var others []string

@@ -10,6 +10,7 @@ import (
 	"pgregory.net/rapid"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/tests/mutation"
 )
 
 // model is what a kernel does, as far as it matters here: functions go and come together,
@@ -294,6 +295,7 @@ func count(n int) *int { return &n }
 // What is refused is refused in these words.
 func TestPlanRefuses(t *testing.T) {
 	igb := api.FunctionMatch{Driver: "igb"}
+	vfio := api.FunctionPolicy{VirtualFunctions: count(2), Default: api.VirtualPolicy{Driver: api.DriverVFIO}}
 	for _, c := range []struct {
 		name   string
 		groups int
@@ -309,8 +311,9 @@ func TestPlanRefuses(t *testing.T) {
 		{"held and stays", 1, api.FunctionPolicy{VirtualFunctions: count(4)}, false, "", nil, nil},
 		{"in use", 1, api.FunctionPolicy{VirtualFunctions: count(4)}, true, "cannot become 4 while ran/du has", []string{"ran/du"}, nil},
 		{"drained", 1, api.FunctionPolicy{VirtualFunctions: count(4), Change: api.ChangeDrain}, true, "", nil, []string{"ran/du"}},
-		{"another driver in use", 1, api.FunctionPolicy{VirtualFunctions: count(2), Default: api.VirtualPolicy{Driver: api.DriverVFIO}}, true, "cannot get another driver or address while ran/du has", []string{"ran/du"}, nil},
-		{"no IOMMU", 0, api.FunctionPolicy{VirtualFunctions: count(2), Default: api.VirtualPolicy{Driver: api.DriverVFIO}}, false, "there is no IOMMU", nil, nil},
+		{"another driver in use", 1, vfio, true, "cannot get another driver or address while ran/du has", []string{"ran/du"}, nil},
+		{"half a group in use", 2, vfio, true, "cannot go to vfio-pci: in its IOMMU group 100 the kernel serves 0000:01:10.1", nil, nil},
+		{"no IOMMU", 0, vfio, false, "there is no IOMMU", nil, nil},
 		{"half a group", 2, api.FunctionPolicy{VirtualFunctions: count(2), Virtual: []api.NumberedFunction{{Index: 0, Set: api.VirtualPolicy{Driver: api.DriverVFIO}}}}, false, "IOMMU group 100 the kernel serves 0000:01:10.1", nil, nil},
 		{"RDMA", 1, api.FunctionPolicy{VirtualFunctions: count(2), Default: api.VirtualPolicy{RDMA: true}}, false, "offers no RDMA", nil, nil},
 	} {
@@ -333,6 +336,39 @@ func TestPlanRefuses(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A function of a group whose other one goes on serving a container by vfio-pci does not go to the kernel, and the user is
+// named.
+func TestPlanKeepsGroupsWhole(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b := &box{model: newModel(1, 2), found: map[string]Found{}, cut: -1}
+		policy := api.FunctionPolicy{Match: api.FunctionMatch{Driver: "igb"}, VirtualFunctions: count(2), Default: api.VirtualPolicy{Driver: api.DriverVFIO}}
+		b.settle(t, []api.FunctionPolicy{policy})
+		b.held, b.model.busy["0000:01:10.1"] = map[string][]string{"0000:01:10.1": {"ran/du"}}, true
+		b.busy = b.model.busy
+		policy.Default.Driver = api.DriverKernel
+		out := b.settle(t, []api.FunctionPolicy{policy})
+		if len(out.Refused) != 2 || !strings.Contains(out.Refused[0].Words, "in its IOMMU group 100 vfio-pci serves 0000:01:10.1") || !slices.Equal(out.Refused[1].Users, []string{"ran/du"}) {
+			t.Fatalf("refused %+v", out.Refused)
+		}
+	})
+}
+
+// In a build without one of the checks its test fails: a function in use is not touched, and what is refused names users.
+func TestRefusalsCount(t *testing.T) {
+	const refuses = "^TestPlanRefuses$"
+	checks := slices.Concat(mutation.Marked(t, "^(TestPlanRefuses|TestPlanKeepsGroupsWhole)$", "plan.go"), mutation.Marked(t, "^(TestDrain|TestInUse|TestGive)$", "keep.go", "give.go"))
+	if len(checks) < 11 {
+		t.Fatalf("%d checks are marked", len(checks))
+	}
+	mutation.Prove(t, append(checks,
+		mutation.Check{Name: "users of a number", Test: refuses, File: "plan.go", From: "	slices.Sort(users)\n", To: "	if GONE {\n		users = nil\n	}\n	slices.Sort(users)\n", Says: "refused"},
+		mutation.Check{Name: "users of a driver", Test: refuses, File: "plan.go", From: "		users := p.in.Held[f.PCI]\n", To: "		users := p.in.Held[f.PCI]\n		if GONE {\n			users = nil\n		}\n", Says: "refused"},
+		mutation.Check{Name: "away", Test: "^TestInUse$", File: "keep.go", From: "for pci := range away {\n			busy[pci] = true", To: "for pci := range away {\n			busy[pci] = !GONE", Says: "with one in a container"},
+		mutation.Check{Name: "runs", Test: "^TestDrain$", File: "keep.go", From: "busy[pci] || runs ||", To: "busy[pci] || runs && !GONE ||"},
+		mutation.Check{Name: "not known", Test: "^TestUnknownUsersKeepTheirFunctions$", File: "keep.go", From: "!known && !m.fresh", To: "!known && !m.fresh && !GONE", Says: "while it is not known"},
+	)...)
 }
 
 func TestStableMAC(t *testing.T) {
