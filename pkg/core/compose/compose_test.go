@@ -150,6 +150,8 @@ func TestRefused(t *testing.T) {
 		{"function's MAC", web("networks:", "  a: {mac_address: \"02:00:00:00:00:01\"}") + "networks:\n  a: {driver: sriov}\n", 5, "services.web.networks.a.mac_address", "NetworkPolicy"},
 		{"ports of a function", web("ports: [\"80:80\"]", "networks: [a]") + "networks:\n  a: {driver: sriov}\n", 4, "services.web.ports", "published"},
 		{"addresses for vfio", web("networks:", "  a: {ipv4_address: 192.0.2.1}") + "networks:\n  a:\n    driver: sriov\n    driver_opts: {driver: vfio-pci}\n    ipam: {config: [{subnet: 192.0.2.0/24}]}\n", 7, "networks.a", "no interface"},
+		{"a gateway in the range", web("networks: [a, b]") + "networks:\n  b: {}\n  a:\n    driver: sriov\n    ipam: {config: [{subnet: 192.0.2.0/24, gateway: 192.0.2.1, ip_range: 192.0.2.0/27}]}\n", 9, "networks.a.ipam.config[0].ip_range", "the gateway 192.0.2.1"},
+		{"a fixed address in the range", "services:\n  web:\n    image: web:1\n    networks: [a]\n  db:\n    image: web:1\n    networks:\n      a: {ipv4_address: 192.0.2.33}\nnetworks:\n  a:\n    driver: sriov\n    ipam: {config: [{subnet: 192.0.2.0/24, ip_range: 192.0.2.32/27}]}\n", 12, "networks.a.ipam.config[0].ip_range", "service db"},
 		{"network driver", web("networks: [a]") + "networks:\n  a: {driver: macvlan}\n", 6, "networks.a.driver", "macvlan"},
 		{"network external", web("networks: [a]") + "networks:\n  a: {external: true}\n", 6, "networks.a.external", "its own"},
 		{"network unknown", web("networks: [a]"), 4, "services.web.networks.a", "no such network"},
@@ -252,7 +254,20 @@ func TestAllAtOnce(t *testing.T) {
 	}
 }
 
-// So are all variables without value.
+// Hardware that services claim is warned of where it is taken past the claims.
+func TestDevicesThatAreClaimed(t *testing.T) {
+	for path, warned := range map[string]bool{"/dev/vfio/12": true, "/dev/nvidia0": true, "/dev/dri/renderD128": true, "/dev/ttyS0": false, "/dev/dri/card0": false} {
+		_, warnings, err := Load(context.Background(), "services:\n  web:\n    image: web:1\n    devices: ['"+path+"']\n", options())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := len(warnings) == 1 && warnings[0].Line == 4 && strings.Contains(warnings[0].Remedy, "reservations.devices"); got != warned || !warned && len(warnings) > 0 {
+			t.Errorf("%s: %v", path, warnings)
+		}
+	}
+}
+
+// All variables without value are told at once.
 func TestAllVariables(t *testing.T) {
 	_, _, err := Load(context.Background(), "services:\n  a:\n    image: a:${TAG}\n    user: $WHO\n", options())
 	if e, _ := err.(*api.Error); e == nil || len(e.Causes) != 2 || e.Causes[1].Line != 4 {

@@ -67,6 +67,29 @@ func (c *compiler) function(at, name string, def types.NetworkConfig, in types.S
 	s.Claims = append(s.Claims, claim)
 }
 
+// apart refuses a range that holds addresses which are somebody's: the box chooses of it
+// without asking anyone.
+func (c *compiler) apart(where, name string, pool *types.IPAMPool) {
+	between, err := netip.ParsePrefix(pool.IPRange)
+	if err != nil {
+		return // the claim's own check says so
+	}
+	in := func(text string) bool {
+		a, err := netip.ParseAddr(text)
+		return err == nil && between.Contains(a)
+	}
+	at := c.written(join(where, "ip_range"), place("networks", name, "ipam"))
+	if c.leads && in(pool.Gateway) {
+		c.once(at, "choose a range without it: the box gives its addresses to services", "the gateway %s is in the range", clip(pool.Gateway))
+	}
+	for _, other := range keys(c.project.Services) {
+		own := c.project.Services[other].Networks[name]
+		if own != nil && (in(own.Ipv4Address) || in(own.Ipv6Address)) {
+			c.once(at, "choose a range without it: the box gives its addresses to other services", "the address of service %s is in the range", other)
+		}
+	}
+}
+
 // addresses are those that the service is given by name, else one of the network's range
 // that the box chooses. The gateway leads where the service is on no network of the app's
 // own, which would lead out too.
@@ -91,6 +114,7 @@ func (c *compiler) addresses(at, name string, def types.NetworkConfig, own *type
 		}
 		if !had && pool.IPRange != "" && claim.Options["range"] == "" {
 			claim.Options["range"], had = pool.IPRange+" of "+subnet.String(), true
+			c.apart(where, name, pool)
 		}
 		if !had {
 			continue

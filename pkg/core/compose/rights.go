@@ -98,10 +98,16 @@ func (c *compiler) device(at string, d types.DeviceMapping) string {
 	case !devicePermissions.MatchString(permissions):
 		c.add(at, "use letters of rwm (read, write, mknod)", "%q are not permissions", clip(permissions))
 	default:
+		if slices.ContainsFunc(claimable, func(prefix string) bool { return strings.HasPrefix(d.Source, prefix) }) {
+			c.warn(at, "claim it under deploy.resources.reservations.devices", "%s is of hardware that services claim: given here, it may be another's too, and have another number after a restart of the box", clip(d.Source))
+		}
 		return d.Source + ":" + target + ":" + permissions
 	}
 	return ""
 }
+
+// claimable are the device files of hardware that is given by claims.
+var claimable = []string{"/dev/nvidia", "/dev/vfio/", "/dev/dri/renderD", "/dev/kfd", "/dev/infiniband/"}
 
 // namespaced sysctls belong to the container (sysctl(8), namespaces(7)); others would
 // change the box.
