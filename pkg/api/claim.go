@@ -72,6 +72,9 @@ type Claimable struct {
 	Shares int `json:"shares,omitempty"`
 	// Fault says why it cannot be given now; empty when it can.
 	Fault string `json:"fault,omitempty"`
+	// Cordoned says that Fault stays until the device was mended or a person says that it is
+	// well: who cannot have another does not keep it. Boxes alone know it.
+	Cordoned bool `json:"-"`
 }
 
 // compare is how an option of a claim is held against a fact of a device.

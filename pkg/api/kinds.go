@@ -73,6 +73,9 @@ type DeviceSettings struct {
 	UpdateBytesPerSecond int64 `json:"updateBytesPerSecond,omitempty"`
 	// Accelerators say how cards are divided. Default: each is given whole.
 	Accelerators []AcceleratorPolicy `json:"accelerators,omitempty"`
+	// Uncordon ends what was found wrong with cards up to a time: a person's word that they
+	// are well (edgectl device uncordon). Of a device alone, not of a fleet.
+	Uncordon []Uncordon `json:"uncordon,omitempty"`
 }
 
 // FleetSpec gives apps, configs, secrets and settings to the devices it selects.

@@ -4,9 +4,12 @@ package api
 type DeviceUse struct {
 	Claimable
 	Holders []DeviceHolder `json:"holders,omitempty"`
-	// Makes says that the box may make further devices out of it when one is claimed, such
-	// as slices of a card: what is not listed may still be had.
+	// Makes was said by older boxes of what further devices may be made out of: what is not
+	// listed may still be had.
 	Makes bool `json:"makes,omitempty"`
+	// Room is how many devices like this the box could still make when they are claimed, such
+	// as slices of a card, as long as it makes no others there. It is no device yet.
+	Room int `json:"room,omitempty"`
 }
 
 // DeviceHolder is a service that holds a device, or Units of it.
@@ -42,6 +45,9 @@ func CapacityOf(uses []DeviceUse) (out []Capacity) {
 	at := map[string]int{}
 	for i := range uses {
 		u := &uses[i]
+		if u.Room > 0 {
+			continue
+		}
 		n, ok := at[u.Name()]
 		if !ok {
 			n = len(out)

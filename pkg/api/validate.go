@@ -187,6 +187,7 @@ func validateSettings(s *DeviceSettings, at string, f *findings) {
 	if err := CheckAcceleratorPolicies(s.Accelerators); err != nil {
 		f.add(join(at, "accelerators")+err.Field, err.Message, err.Remedy)
 	}
+	validateUncordon(s.Uncordon, join(at, "uncordon"), f)
 }
 
 func validateFleet(s *FleetSpec, f *findings) {

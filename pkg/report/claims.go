@@ -36,6 +36,7 @@ type alike struct {
 	Fault  string            `cbor:"6,keyasint,omitempty"`
 	Makes  bool              `cbor:"7,keyasint,omitempty"`
 	IDs    []string          `cbor:"8,keyasint"`
+	Room   int               `cbor:"9,keyasint,omitempty"`
 }
 
 // part is what a service holds of one class.
@@ -102,7 +103,7 @@ func withPart(parts []part, u *api.DeviceUse, units int) []part {
 }
 
 func withAlike(groups []alike, u *api.DeviceUse) []alike {
-	next := alike{Driver: u.Driver, Facts: u.Facts, Units: u.Units, Shares: u.Shares, Fault: u.Fault, Makes: u.Makes, IDs: []string{u.ID}}
+	next := alike{Driver: u.Driver, Facts: u.Facts, Units: u.Units, Shares: u.Shares, Fault: u.Fault, Makes: u.Makes, Room: u.Room, IDs: []string{u.ID}}
 	if u.NUMA >= 0 {
 		next.NUMA = &u.NUMA
 	}
@@ -115,7 +116,7 @@ func withAlike(groups []alike, u *api.DeviceUse) []alike {
 	for i := range groups {
 		g := &groups[i]
 		near := (g.NUMA == nil) == (next.NUMA == nil) && (g.NUMA == nil || *g.NUMA == *next.NUMA)
-		if near && g.Driver == next.Driver && g.Units == next.Units && g.Shares == next.Shares && g.Fault == next.Fault && g.Makes == next.Makes && maps.Equal(g.Facts, next.Facts) && len(g.IDs) < maxAlike {
+		if near && g.Driver == next.Driver && g.Units == next.Units && g.Shares == next.Shares && g.Fault == next.Fault && g.Makes == next.Makes && g.Room == next.Room && maps.Equal(g.Facts, next.Facts) && len(g.IDs) < maxAlike {
 			g.IDs = append(g.IDs, u.ID)
 			return groups
 		}
@@ -153,7 +154,7 @@ func JoinClaims(entries map[string][]byte) (uses []api.DeviceUse, bad []string) 
 		for i := range groups {
 			g := &groups[i]
 			for _, id := range g.IDs {
-				u := api.DeviceUse{Makes: g.Makes, Claimable: api.Claimable{Class: api.ClaimClass(class), ID: id, Driver: g.Driver, Parent: parent, NUMA: -1, Facts: g.Facts, Units: max(g.Units, 1), Shares: g.Shares, Fault: g.Fault}}
+				u := api.DeviceUse{Makes: g.Makes, Room: max(g.Room, 0), Claimable: api.Claimable{Class: api.ClaimClass(class), ID: id, Driver: g.Driver, Parent: parent, NUMA: -1, Facts: g.Facts, Units: max(g.Units, 1), Shares: g.Shares, Fault: g.Fault}}
 				if g.NUMA != nil {
 					u.NUMA = *g.NUMA
 				}

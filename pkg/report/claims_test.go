@@ -22,7 +22,7 @@ func someUses(t *rapid.T) (uses []api.DeviceUse) {
 			Driver: rapid.SampledFrom([]string{"", "igbvf"}).Draw(t, "driver"), Parent: rapid.SampledFrom([]string{"", "enp3s0", "a/b"}).Draw(t, "parent"),
 			Fault:  rapid.SampledFrom([]string{"", "it is offline"}).Draw(t, "fault"),
 			Shares: rapid.SampledFrom([]int{0, 4}).Draw(t, "shares"),
-		}, Makes: rapid.Bool().Draw(t, "makes")}
+		}, Makes: rapid.Bool().Draw(t, "makes"), Room: rapid.IntRange(0, 3).Draw(t, "room")}
 		if u.Class == api.ClaimHugePages {
 			u.Units, u.Facts = rapid.IntRange(1, 2000).Draw(t, "units"), map[string]string{"size": "2M"}
 		}

@@ -103,13 +103,20 @@ type stock struct {
 	told    bool
 	devices []api.Claimable
 	held    map[claim.Owner][]claim.Grant
-	makes   map[api.ClaimClass]bool
+	room    []api.DeviceUse         // what it could still make
+	makes   map[api.ClaimClass]bool // an older box that does not tell what
 }
 
 func stockOf(uses []api.DeviceUse, told bool) *stock {
 	s := &stock{told: told, held: map[claim.Owner][]claim.Grant{}, makes: map[api.ClaimClass]bool{}}
 	for i := range uses {
 		u := &uses[i]
+		if u.Room > 0 { // no device yet: its facts stand in the words of what is missing
+			not := u.Claimable
+			not.Fault = "is not made yet"
+			s.room, s.devices = append(s.room, *u), append(s.devices, not)
+			continue
+		}
 		if u.Fault != api.DeviceGone {
 			s.devices = append(s.devices, u.Claimable)
 		}
@@ -138,7 +145,13 @@ func (s *stock) take(app string, claims map[string][]api.Claim) (lacks string) {
 			lacks = "it has not told what it has"
 			break
 		}
-		grants, err := claim.Allocate(s.devices, s.held, owner, s.certain(wanted))
+		grants, err := claim.Allocate(s.devices, s.held, owner, s.known(wanted))
+		if err != nil { // not by what is there; what can be made may answer some of it
+			room := slices.Clone(s.room)
+			if grants, err = claim.Allocate(s.devices, s.held, owner, s.certain(wanted)); err != nil {
+				s.room = room
+			}
+		}
 		if err != nil {
 			lacks = err.Error()
 			break
@@ -155,12 +168,33 @@ func (s *stock) take(app string, claims map[string][]api.Claim) (lacks string) {
 
 func ownerOf(app, service string) claim.Owner { return claim.Owner{App: app, Service: service} }
 
-// certain are the claims that only devices can answer which are there.
+// known are the claims that are decided here: an older box makes what it does not tell of.
+func (s *stock) known(wanted []api.Claim) []api.Claim {
+	return slices.DeleteFunc(slices.Clone(wanted), func(c api.Claim) bool { return s.makes[c.Class] })
+}
+
+// certain are those of them that only devices can answer which are there. What the box has
+// room for to make is set aside for the others.
 func (s *stock) certain(wanted []api.Claim) (out []api.Claim) {
-	for _, c := range wanted {
-		if !s.makes[c.Class] {
+	for _, c := range s.known(wanted) {
+		if !s.makeable(&c) {
 			out = append(out, c)
 		}
 	}
 	return out
+}
+
+func (s *stock) makeable(c *api.Claim) bool {
+	lack := max(c.Count, 1)
+	after := slices.Clone(s.room)
+	for i := range after {
+		if u := &after[i]; lack > 0 && u.Room > 0 && c.Fits(&u.Claimable) == "" {
+			n := min(lack, u.Room)
+			u.Room, lack = u.Room-n, lack-n
+		}
+	}
+	if lack == 0 {
+		s.room = after
+	}
+	return lack == 0
 }

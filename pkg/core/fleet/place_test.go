@@ -145,6 +145,21 @@ func TestStockOfWhatIsMadeAndUntold(t *testing.T) {
 	if lacks := stockOf(card, true).take("a", slice); !strings.Contains(lacks, "gpu") {
 		t.Errorf("a card that cannot: %q", lacks)
 	}
+	// A card that is not cut yet tells what it has room for, and no other.
+	room := []api.DeviceUse{{Claimable: api.Claimable{Class: api.ClaimGPU, ID: "GPU-1/1g.10gb", Parent: "GPU-1", Units: 1, Facts: map[string]string{"sharing": "mig", "profile": "1g.10gb"}}, Room: 2}}
+	s := stockOf(room, true)
+	for i, app := range []string{"a", "b", "c"} {
+		if lacks := s.take(app, slice); (lacks == "") != (i < 2) {
+			t.Errorf("app %d of a card with room for two slices: %q", i, lacks)
+		}
+	}
+	other := map[string][]api.Claim{"s": {{Class: api.ClaimGPU, Count: 1, Options: map[string]string{"profile": "9g.90gb"}}}}
+	if lacks := stockOf(room, true).take("a", other); lacks != "1 × gpu (profile 9g.90gb) is wanted; 0 free, 0 held by others; of 1 others its profile is 1g.10gb, not 9g.90gb" {
+		t.Errorf("what the card has no room for: %q", lacks)
+	}
+	if c := api.CapacityOf(room); len(c) != 0 {
+		t.Errorf("what is not made yet counts as %+v", c)
+	}
 	if lacks := stockOf(nil, false).take("a", slice); lacks != "it has not told what it has" {
 		t.Errorf("a box that never told: %q", lacks)
 	}

@@ -180,6 +180,7 @@ func overlay(a, b *api.DeviceSettings) *api.DeviceSettings {
 		UpdateHours:          cmp.Or(a.UpdateHours, b.UpdateHours),
 		UpdateBytesPerSecond: cmp.Or(a.UpdateBytesPerSecond, b.UpdateBytesPerSecond),
 		Accelerators:         either(a.Accelerators, b.Accelerators),
+		Uncordon:             either(a.Uncordon, b.Uncordon),
 	}
 }
 

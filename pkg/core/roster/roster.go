@@ -340,6 +340,25 @@ func (r *Roster) Retire(ctx context.Context, key api.Key) (*api.Object, error) {
 	return r.change(ctx, key, func(spec *api.DeviceSpec) error { spec.Retired = true; return nil })
 }
 
+// Uncordon notes a person's word that a card or slice is well, whatever was found of it until
+// then (Unix seconds, as the device told it). It may be repeated.
+func (r *Roster) Uncordon(ctx context.Context, key api.Key, id string, until int64) (*api.Object, error) {
+	o, err := r.change(ctx, key, func(spec *api.DeviceSpec) error {
+		if spec.Settings == nil {
+			spec.Settings = new(api.DeviceSettings)
+		}
+		spec.Settings.Uncordon = api.Said(spec.Settings.Uncordon, api.Uncordon{ID: id, Until: until})
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	device, _ := r.IDOf(key)
+	e := r.event(ctx, device, key.Name, store.EventUncordoned, "what was found of it until "+time.Unix(until, 0).UTC().Format(time.RFC3339)+" is ended")
+	e.Subject = id
+	return o, r.cfg.Store.AppendEvents(ctx, []store.DeviceEvent{e})
+}
+
 func (r *Roster) change(ctx context.Context, key api.Key, f func(*api.DeviceSpec) error) (*api.Object, error) {
 	r.turn.Lock()
 	defer r.turn.Unlock()

@@ -17,6 +17,8 @@ type Devices interface {
 	Approve(ctx context.Context, key api.Key) (*api.Object, error)
 	// Retire revokes a device for good.
 	Retire(ctx context.Context, key api.Key) (*api.Object, error)
+	// Uncordon notes that a card or slice is well, whatever was found of it until then.
+	Uncordon(ctx context.Context, key api.Key, id string, until int64) (*api.Object, error)
 }
 
 // Inventories answers what devices are made of. It only reads.
@@ -74,6 +76,52 @@ func (s *Server) deviceRoutes() {
 			return s.output(ctx, obj), nil
 		})
 	}
+}
+
+type uncordonInput struct {
+	ObjectPath
+	Body struct {
+		ID string `json:"id" doc:"a card, with all of its slices, or a slice, as the inventory names it" maxLength:"64"`
+	}
+}
+
+// uncordonRoute takes a person's word that a card or slice is well: what the device told of it
+// so far is ended, by the device's manifest.
+func (s *Server) uncordonRoute() {
+	if s.cfg.Devices == nil || s.cfg.Inventories == nil {
+		return
+	}
+	op := huma.Operation{OperationID: "uncordon-device", Method: http.MethodPost, Path: "/api/v1/devices/{name}/uncordon", Summary: "Say that a card or slice is well, so that it is given again", Tags: []string{"devices"},
+		Middlewares: huma.Middlewares{s.authorize}, Responses: s.responses(http.StatusOK, &huma.Schema{Ref: "#/components/schemas/" + api.KindDevice})}
+	huma.Register(s.api, op, func(ctx context.Context, in *uncordonInput) (*objectOutput, error) {
+		obj, err := s.uncordon(ctx, api.Key{Tenant: in.Tenant, Kind: api.KindDevice, Name: in.Name}, in.Body.ID)
+		if err != nil {
+			return nil, s.fail(err)
+		}
+		actor, _ := PrincipalOf(ctx)
+		s.cfg.Log.Info("a card or slice is uncordoned", "device", in.Name, "id", in.Body.ID, "actor", actor.Name)
+		return s.output(ctx, obj), nil
+	})
+}
+
+func (s *Server) uncordon(ctx context.Context, key api.Key, id string) (*api.Object, error) {
+	device, err := s.deviceID(ctx, key.Tenant, key.Name)
+	if err != nil {
+		return nil, err
+	}
+	i, err := s.cfg.Inventories.Inventory(ctx, device)
+	if err != nil {
+		return nil, err
+	}
+	var until int64
+	cordoned := false
+	if i != nil {
+		until, cordoned = i.Newest(id)
+	}
+	if !cordoned { // check: it is cordoned
+		return nil, &api.Error{Code: api.NotFound, Field: "id", Message: "the device tells of nothing that is wrong with " + id, Remedy: "name a card or slice as `edgectl device hardware " + key.Name + "` shows it, with the state cordoned"}
+	}
+	return s.cfg.Devices.Uncordon(ctx, key, id, until)
 }
 
 // deviceID finds the id of a device by its name.

@@ -90,6 +90,7 @@ func New(cfg Config) *Server {
 	s.recordRoutes()
 	s.deviceRoutes()
 	s.inventoryRoute()
+	s.uncordonRoute()
 	s.unlockRoute()
 	s.streamRoutes()
 	s.aboutRoutes()

@@ -13,10 +13,12 @@ const (
 	EventEnrolled = "device.enrolled"
 	EventApproved = "device.approved"
 	EventRetired  = "device.retired"
-	EventOnline   = "device.online"
-	EventOffline  = "device.offline"
-	EventAlarm    = "device.alarm"  // its subject is the name of the warning
-	EventUnlock   = "device.unlock" // somebody read the answer to a challenge, which its subject names
+	// EventUncordoned is a person's word that a card or slice of a device is well.
+	EventUncordoned = "device.uncordoned"
+	EventOnline     = "device.online"
+	EventOffline    = "device.offline"
+	EventAlarm      = "device.alarm"  // its subject is the name of the warning
+	EventUnlock     = "device.unlock" // somebody read the answer to a challenge, which its subject names
 )
 
 // DeviceEvent is an event that the core noted, by its own clock.

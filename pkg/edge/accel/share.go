@@ -1,6 +1,7 @@
 package accel
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 	"strconv"
@@ -157,7 +158,7 @@ func Claimables(a *api.Accelerator) []api.Claimable {
 }
 
 func claimable(a *api.Accelerator) api.Claimable {
-	return api.Claimable{Class: api.ClaimGPU, ID: a.ID, Driver: a.Driver, NUMA: a.NUMA, Units: 1, Fault: faultOf(a, ""),
+	return api.Claimable{Class: api.ClaimGPU, ID: a.ID, Driver: a.Driver, NUMA: a.NUMA, Units: 1, Fault: faultOf(a, ""), Cordoned: faultOf(a, "") != "",
 		Facts: map[string]string{"model": a.Model, "memory": strconv.FormatInt(a.MemoryMiB, 10), "sharing": string(a.Sharing.Mode), "render-node": strconv.FormatBool(a.Vendor != "nvidia")}}
 }
 
@@ -168,6 +169,19 @@ func Possible(a *api.Accelerator) (list []api.Claimable) {
 	}
 	for i := range a.MIG.Profiles {
 		list = append(list, ofProfile(a, &a.MIG.Profiles[i]))
+	}
+	return list
+}
+
+// Room are the slices that a card could be cut into now, for who comes.
+func Room(a *api.Accelerator) (list []api.DeviceUse) {
+	if a.Sharing.Mode != api.SharingMIG || a.MIG == nil || faultOf(a, "") != "" {
+		return nil
+	}
+	for _, r := range a.MIG.Room() {
+		u := api.DeviceUse{Claimable: ofProfile(a, r.Profile), Room: r.Count}
+		u.ID += r.Profile.Name
+		list = append(list, u)
 	}
 	return list
 }
@@ -193,13 +207,11 @@ func sliceClaimables(a *api.Accelerator) (list []api.Claimable) {
 		}
 		c := ofProfile(a, &p)
 		c.ID += i.Placement.String() // the same after a reboot, as the UUID is not
-		switch {
-		case i.Cordoned != "":
-			c.Fault = i.Cordoned
+		switch why := cmp.Or(i.Cordoned, faultOf(a, i.UUID)); {
+		case why != "":
+			c.Fault, c.Cordoned = why, true
 		case i.Compute < 0:
 			c.Fault = "half made"
-		default:
-			c.Fault = faultOf(a, i.UUID)
 		}
 		list = append(list, c)
 	}

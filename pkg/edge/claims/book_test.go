@@ -91,6 +91,13 @@ func (r *rack) Restore(_ context.Context, id string) error {
 	return nil
 }
 
+func (r *rack) Room() []api.DeviceUse {
+	if r.slices == 0 {
+		return nil
+	}
+	return []api.DeviceUse{{Claimable: api.Claimable{Class: api.ClaimVF, ID: "made", NUMA: -1, Units: 1}, Room: r.slices}}
+}
+
 func (r *rack) Make(_ context.Context, need api.Need) (bool, error) {
 	r.needs = append(r.needs, need)
 	if r.slices == 0 || !slices.ContainsFunc(need.Claims, func(c api.Claim) bool { return c.Class == api.ClaimVF }) {
@@ -274,4 +281,89 @@ func TestMakersAreToldAll(t *testing.T) {
 	if got := r.needs[len(r.needs)-1]; got.Claims[0].Count != 1 {
 		t.Errorf("of two, one of which is held, it lacks %d", got.Claims[0].Count)
 	}
+}
+
+// A service whose device fails gets another, or holds none while it waits for one; one whose
+// device is only not told of now keeps it.
+func TestCordonedIsGivenBack(t *testing.T) {
+	for _, cordoned := range []bool{true, false} {
+		d := &disk{kept: map[string][]byte{}, left: -1}
+		r := &rack{disk: d, changed: map[string]bool{}, slices: 1, devices: []api.Claimable{{Class: api.ClaimVF, ID: "f0", NUMA: -1, Units: 1}, {Class: api.ClaimVF, ID: "f1", NUMA: -1, Units: 1}}}
+		b, err := Open(d, &Specs{Dir: t.TempDir()}, slog.New(slog.DiscardHandler), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if u := b.Uses(); len(u) != 3 || u[2].Room != 1 {
+			t.Errorf("what there is, and could be made: %+v", u)
+		}
+		r.slices = 0
+		both := []api.Claim{{Class: api.ClaimVF, Count: 2}}
+		if _, err := b.Take(t.Context(), "app", "a", both); err != nil {
+			t.Fatal(err)
+		}
+		r.devices = slices.Clone(r.devices)
+		r.devices[0].Fault, r.devices[0].Cordoned = "it failed", cordoned
+		var missing *Missing
+		if _, err := b.Take(t.Context(), "app", "a", both); !errors.As(err, &missing) {
+			t.Fatalf("got %v", err)
+		}
+		if r.changed["f0"] == cordoned || !r.changed["f1"] {
+			t.Errorf("cordoned %v: ready are %v", cordoned, r.changed)
+		}
+		for _, u := range b.Uses() {
+			if held := len(u.Holders) > 0; held != (u.ID == "f1" || !cordoned) {
+				t.Errorf("cordoned %v: %s is held: %v", cordoned, u.ID, held)
+			}
+		}
+	}
+}
+
+// Another edged keeps what its predecessor wrote for devices that are still held, and takes
+// out the rest; a file that cannot be read is written anew.
+func TestSpecsOutliveEdged(t *testing.T) {
+	dir, d := t.TempDir(), &disk{kept: map[string][]byte{}, left: -1}
+	r := &rack{disk: d, changed: map[string]bool{}, devices: []api.Claimable{{Class: api.ClaimVF, ID: "f0", NUMA: -1, Units: 1}, {Class: api.ClaimVF, ID: "f1", NUMA: -1, Units: 1}}}
+	var b *Book
+	begin := func() {
+		var err error
+		if b, err = Open(d, &Specs{Dir: dir}, slog.New(slog.DiscardHandler), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	take := func(service string) {
+		if _, err := b.Take(t.Context(), "app", service, []api.Claim{{Class: api.ClaimVF, Count: 1}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(dir, "tributary.dev-vf.json")
+	holds := func(want ...string) {
+		t.Helper()
+		var got []string
+		for name := range read(path) {
+			got = append(got, name)
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("the file has %v, want %v", got, want)
+		}
+	}
+	begin()
+	take("a")
+	begin()
+	holds("f0")
+	take("b")
+	holds("f0", "f1")
+	if err := b.Retain(t.Context(), func(_, service string) bool { return service == "a" }); err != nil {
+		t.Fatal(err)
+	}
+	holds("f0")
+	delete(d.kept, "app/a")
+	begin()
+	holds()
+	if err := os.WriteFile(path, []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	begin()
+	take("a")
+	holds("f0")
 }

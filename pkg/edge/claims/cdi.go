@@ -3,6 +3,7 @@ package claims
 import (
 	"encoding/json"
 	"errors"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -59,18 +60,63 @@ func (s *Specs) Remove(class api.ClaimClass, id string) error {
 	return s.change(class, func(devices map[string]api.DeviceEdits) { delete(devices, deviceName(id)) })
 }
 
+func (s *Specs) path(class api.ClaimClass) string {
+	return filepath.Join(s.Dir, vendor+"-"+string(class)+".json")
+}
+
+// Keep takes out what is not held, of what an earlier process of this boot wrote: the
+// containers of that one may still run.
+func (s *Specs) Keep(held map[api.ClaimClass][]string) error {
+	var errs []error
+	for _, class := range api.ClaimClasses() {
+		if _, err := os.Stat(s.path(class)); err != nil {
+			continue
+		}
+		names := map[string]bool{}
+		for _, id := range held[class] {
+			names[deviceName(id)] = true
+		}
+		errs = append(errs, s.change(class, func(devices map[string]api.DeviceEdits) {
+			maps.DeleteFunc(devices, func(name string, _ api.DeviceEdits) bool { return !names[name] })
+		}))
+	}
+	return errors.Join(errs...)
+}
+
+// maxSpec bounds a file of ours: a device of it takes some 4 KiB.
+const maxSpec = 8 << 20
+
+// read takes in what an earlier process wrote. What cannot be read is written anew as services
+// take their devices.
+func read(path string) map[string]api.DeviceEdits {
+	out := map[string]api.DeviceEdits{}
+	var file specFile
+	f, err := os.Open(path)
+	if err != nil {
+		return out
+	}
+	defer f.Close()
+	if raw, err := io.ReadAll(io.LimitReader(f, maxSpec)); err != nil || json.Unmarshal(raw, &file) != nil {
+		return out
+	}
+	for _, d := range file.Devices {
+		out[d.Name] = d.Edits
+	}
+	return out
+}
+
 func (s *Specs) change(class api.ClaimClass, fn func(map[string]api.DeviceEdits)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.files == nil {
 		s.files = map[api.ClaimClass]map[string]api.DeviceEdits{}
 	}
+	path := s.path(class)
 	if s.files[class] == nil {
-		s.files[class] = map[string]api.DeviceEdits{}
+		s.files[class] = read(path)
 	}
 	devices := s.files[class]
 	fn(devices)
-	path := filepath.Join(s.Dir, vendor+"-"+string(class)+".json")
 	// A device that changes nothing in a container (a processor) has no place in a
 	// specification, which wants at least one edit of each.
 	file := specFile{Version: cdiVersion, Kind: vendor + "/" + string(class)}

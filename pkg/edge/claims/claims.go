@@ -51,6 +51,8 @@ type Maker interface {
 	// Make tries to have the devices that the need's claims lack, and leaves those that are
 	// held as they are. True means that Claimables changed.
 	Make(ctx context.Context, need api.Need) (bool, error)
+	// Room lists what it could make now, for people and for who places apps.
+	Room() []api.DeviceUse
 }
 
 // Store keeps values under keys, on disk before Put returns; an empty value removes.
@@ -92,6 +94,15 @@ func Open(store Store, specs *Specs, log *slog.Logger, providers ...Provider) (*
 	})
 	for _, key := range torn {
 		err = errors.Join(err, store.Put(bucket, key, nil))
+	}
+	ids := map[api.ClaimClass][]string{}
+	for _, grants := range b.held {
+		for _, g := range grants {
+			ids[g.Class] = append(ids[g.Class], g.ID)
+		}
+	}
+	if kerr := specs.Keep(ids); kerr != nil {
+		log.Warn("the files for other programs' devices are not as they should be", "err", kerr)
 	}
 	return b, err
 }
@@ -205,11 +216,12 @@ func (b *Book) allocate(ctx context.Context, owner Owner, wanted []api.Claim) ([
 // maxMade bounds how often devices are made for one service at once.
 const maxMade = 64
 
-// stale are the grants of a service that answer none of its claims any more.
+// stale are the grants of a service that answer none of its claims any more, or may be given
+// to no one: what waits for other devices holds none that fails.
 func (b *Book) stale(owner Owner, wanted []api.Claim) (out []Grant) {
 	devices := b.devices()
 	for _, g := range b.held[owner] {
-		if i := find(devices, g); i >= 0 && !slices.ContainsFunc(wanted, func(c api.Claim) bool { return c.Fits(&devices[i]) == "" }) {
+		if i := find(devices, g); i >= 0 && (devices[i].Cordoned || !slices.ContainsFunc(wanted, func(c api.Claim) bool { return c.Fits(&devices[i]) == "" })) {
 			out = append(out, g)
 		}
 	}
@@ -375,10 +387,12 @@ func (b *Book) Uses() []api.DeviceUse {
 	at := map[deviceKey]int{}
 	var out []api.DeviceUse
 	for _, p := range b.providers {
-		_, makes := p.(Maker)
 		for _, d := range p.Claimables() {
 			at[deviceKey{d.Class, d.ID}] = len(out)
-			out = append(out, api.DeviceUse{Claimable: d, Makes: makes})
+			out = append(out, api.DeviceUse{Claimable: d})
+		}
+		if maker, ok := p.(Maker); ok {
+			out = append(out, maker.Room()...)
 		}
 	}
 	for _, owner := range slices.SortedFunc(maps.Keys(b.held), claim.CompareOwners) {

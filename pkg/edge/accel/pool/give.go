@@ -118,6 +118,15 @@ func (p *Pool) sliceable(ctx context.Context, need api.Need) (out []cut, err err
 	return out, nil
 }
 
+// Room lists what cards could still be cut into.
+func (p *Pool) Room() (list []api.DeviceUse) {
+	told := p.snapshot()
+	for i := range told {
+		list = append(list, accel.Room(&told[i])...)
+	}
+	return list
+}
+
 // maxExpected is how many slices to come are thought of: no card has more.
 const maxExpected = 8
 

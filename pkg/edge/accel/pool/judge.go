@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -42,6 +43,7 @@ func (p *Pool) judge(ctx context.Context) {
 	}
 	for _, c := range cards {
 		p.counted(c, now)
+		p.heed(c)
 	}
 	if samples, err := p.cfg.Driver.Sample(ctx); err == nil {
 		for _, s := range samples {
@@ -114,6 +116,43 @@ func (p *Pool) find(c *card, f api.AcceleratorFinding) {
 	if err := p.change(c, func() { c.kept.Findings = append(c.kept.Findings, f) }); err != nil {
 		p.cfg.Log.Warn("what was found wrong with a card is not kept", "card", c.told.ID, "err", err)
 	}
+}
+
+// Uncordon ends what was found wrong with cards and slices until people said that they are
+// well. What is found later counts, as does what a card itself goes on telling.
+func (p *Pool) Uncordon(words []api.Uncordon) {
+	p.mu.Lock()
+	p.words = slices.Clone(words)
+	p.mu.Unlock()
+	p.Poke()
+}
+
+// heed does what people said of a card.
+func (p *Pool) heed(c *card) {
+	p.mu.Lock()
+	a, words := c.shown(), p.words
+	ended := func(f api.AcceleratorFinding) bool {
+		return slices.ContainsFunc(words, func(w api.Uncordon) bool { return f.Warning.Since <= w.Until && a.Names(&f, w.ID) })
+	}
+	var over []api.AcceleratorFinding
+	for _, f := range c.kept.Findings {
+		if ended(f) {
+			over = append(over, f)
+		}
+	}
+	p.mu.Unlock()
+	if len(over) == 0 {
+		return
+	}
+	err := p.change(c, func() {
+		c.kept.Findings = slices.DeleteFunc(c.kept.Findings, ended)
+		c.settled = false // slices that nobody wanted meanwhile may go
+	})
+	p.cfg.Log.Info("what was found of a card is ended by a person's word", "card", a.ID, "findings", len(over), "err", err)
+	for _, f := range over {
+		p.cfg.Event(api.Event{Time: p.cfg.Now().UnixMilli(), Name: "gpu.uncordoned", Subject: cmp.Or(f.Slice, a.ID), Message: "ended: " + f.Warning.Message})
+	}
+	p.Poke()
 }
 
 // move asks that those be started elsewhere who hold what fails. A slice's UUID is that of

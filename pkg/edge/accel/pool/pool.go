@@ -82,8 +82,9 @@ type Pool struct {
 	mu       sync.Mutex
 	cards    map[string]*card // by ID; of NVIDIA's
 	policies []api.AcceleratorPolicy
-	silence  error     // why nothing is told
-	since    time.Time // since when
+	words    []api.Uncordon // of people
+	silence  error          // why nothing is told
+	since    time.Time      // since when
 	events   []gpud.Event
 	meter    ledger
 }
