@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -64,7 +65,7 @@ func (b *box) wake() (err error) {
 	_, noSlots := os.Stat(b.o.slot)
 	b.finder, err = sztp.New(sztp.Config{
 		Updates: noSlots == nil,
-		Key:     b.key, Own: own, IDevID: b.idevid, Makers: b.makers, Pairing: !b.o.noPairing, Sources: b.sources, Clock: b.clock,
+		Key:     b.key, Own: own, IDevID: b.idevid, Makers: b.makers, Pairing: !b.o.noPairing, Sources: b.sources, Dial: b.dial, Clock: b.clock,
 		Waiting: b.tell, Pause: b.o.pause, Log: b.log,
 	})
 	return err
@@ -232,7 +233,7 @@ func (b *box) sources(ctx context.Context) (out []sztp.Source) {
 			b.log.Debug("the site is not asked", "err", err)
 		}
 		add(sztp.Site, found)
-		add(sztp.Site, sztp.ByDNS(ctx, net.DefaultResolver, searchDomains()))
+		add(sztp.Site, b.networks().ByDNS(ctx, searchDomains()))
 	}
 	for _, file := range list(b.o.servers) {
 		text, _ := readSome(file, 64<<10) // most boxes have none
@@ -245,22 +246,63 @@ func (b *box) sources(ctx context.Context) (out []sztp.Source) {
 	return out
 }
 
-// byDHCP are the servers that options 143 and 136 name.
-func (b *box) byDHCP() (out []string) {
+// uplink is what the onboarding asks of one (pkg/edge/uplink writes it).
+type uplink struct {
+	Name   string   `json:"name"`
+	Best   bool     `json:"best"`
+	DNS    []string `json:"dns"`
+	Search []string `json:"search"`
+	SZTP   []byte   `json:"sztp"`
+	SZTP6  []byte   `json:"sztp6"`
+}
+
+// uplinks are those that the box has now.
+func (b *box) uplinks() (list []uplink) {
 	text, err := readSome(b.o.uplinks, 256<<10)
 	if err != nil {
 		return nil
 	}
-	var uplinks []struct {
-		Name  string `json:"name"`
-		SZTP  []byte `json:"sztp"`
-		SZTP6 []byte `json:"sztp6"`
-	}
-	if err := json.Unmarshal([]byte(text), &uplinks); err != nil {
+	if err := json.Unmarshal([]byte(text), &list); err != nil {
 		b.log.Warn("what DHCP gave cannot be read", "file", b.o.uplinks, "err", err)
 		return nil
 	}
-	for _, u := range uplinks {
+	slices.SortStableFunc(list, func(x, y uplink) int {
+		switch {
+		case x.Best == y.Best:
+			return 0
+		case x.Best:
+			return -1
+		}
+		return 1
+	})
+	return list
+}
+
+// networks are where the uplinks lead, the one that the way out goes by first.
+func (b *box) networks() (out sztp.Networks) {
+	for _, u := range b.uplinks() {
+		n := sztp.Network{Interface: u.Name, Search: u.Search}
+		for _, text := range u.DNS {
+			if a, err := netip.ParseAddr(text); err == nil {
+				if a.IsLinkLocalUnicast() && a.Is6() && a.Zone() == "" {
+					a = a.WithZone(u.Name)
+				}
+				n.Servers = append(n.Servers, netip.AddrPortFrom(a, 53))
+			}
+		}
+		out = append(out, n)
+	}
+	return out
+}
+
+// dial reaches bootstrap servers by names that some uplink's name servers know.
+func (b *box) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return b.networks().Dial(ctx, network, address)
+}
+
+// byDHCP are the servers that options 143 and 136 name.
+func (b *box) byDHCP() (out []string) {
+	for _, u := range b.uplinks() {
 		for _, option := range [][]byte{u.SZTP, u.SZTP6} {
 			servers, err := sztp.ParseList(option)
 			if err != nil {

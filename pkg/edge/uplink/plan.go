@@ -15,6 +15,8 @@ import (
 // Link is an interface as the planner sees it.
 type Link struct {
 	Name, MAC, Driver string
+	// Master is the bond or bridge that it is a port of.
+	Master string
 	// Physical: it has a device behind it, so it is not one of the box's own bridges,
 	// tunnels or containers' ends.
 	Physical bool
@@ -133,27 +135,36 @@ func fits(m api.UplinkMatch, l Link) bool {
 	return (m.MAC == "" || strings.EqualFold(m.MAC, l.MAC)) && (m.Driver == "" || m.Driver == l.Driver)
 }
 
-// resolvConf is what resolv.conf(5) reads: the resolvers of all uplinks, the preferred
-// uplink's first, no more than the three that resolvers heed.
+// resolvConf is what resolv.conf(5) reads: no more than the three name servers that are heeded, by turns of the uplinks,
+// so that one with many does not keep another's out; the preferred uplink's first. The domains are all uplinks'.
 func resolvConf(list []resolvers) string {
 	sort.SliceStable(list, func(i, j int) bool { return list[i].metric < list[j].metric })
-	var out strings.Builder
-	seen, n := map[netip.Addr]bool{}, 0
+	var servers []netip.Addr
 	var search []string
-	for _, r := range list {
-		for _, a := range r.servers {
-			if !seen[a] && n < 3 {
-				seen[a] = true
-				n++
-				fmt.Fprintf(&out, "nameserver %s\n", a)
+	for turn, more := 0, true; more; turn++ {
+		more = false
+		for _, r := range list {
+			if turn < len(r.servers) {
+				more = true
+				if a := r.servers[turn]; !slices.Contains(servers, a) {
+					servers = append(servers, a)
+				}
 			}
 		}
-		if len(search) == 0 {
-			search = r.search
+	}
+	for _, r := range list {
+		for _, d := range r.search {
+			if !slices.Contains(search, d) {
+				search = append(search, d)
+			}
 		}
 	}
+	var out strings.Builder
+	for _, a := range servers[:min(len(servers), 3)] {
+		fmt.Fprintf(&out, "nameserver %s\n", a)
+	}
 	if len(search) > 0 {
-		fmt.Fprintf(&out, "search %s\n", strings.Join(search, " "))
+		fmt.Fprintf(&out, "search %s\n", strings.Join(search[:min(len(search), 6)], " "))
 	}
 	return out.String()
 }

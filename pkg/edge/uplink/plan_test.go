@@ -83,4 +83,10 @@ func TestResolvConf(t *testing.T) {
 	if got != "nameserver fd00::1\nnameserver 10.0.0.1\nsearch example\n" {
 		t.Errorf("%q", got)
 	}
+	// Three of the preferred uplink's do not keep out the other's, whose domain counts too.
+	c, d := netip.MustParseAddr("10.0.0.3"), netip.MustParseAddr("10.0.0.4")
+	got = resolvConf([]resolvers{{200, []netip.Addr{d}, []string{"site.example", "example"}}, {100, []netip.Addr{a, b, c}, []string{"example"}}})
+	if got != "nameserver 10.0.0.1\nnameserver 10.0.0.4\nnameserver fd00::1\nsearch example site.example\n" {
+		t.Errorf("%q", got)
+	}
 }

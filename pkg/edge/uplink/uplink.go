@@ -66,6 +66,7 @@ type Status struct {
 	Address string   `json:"address,omitempty"`
 	Gateway string   `json:"gateway,omitempty"`
 	DNS     []string `json:"dns,omitempty"`
+	Search  []string `json:"search,omitempty"`
 	NTP     []string `json:"ntp,omitempty"`
 	Metric  int      `json:"metric,omitempty"`
 	Cost    int64    `json:"cost,omitempty"`
@@ -92,6 +93,8 @@ type runner struct {
 	seen map[string]Status
 	by6  map[string]said6
 	best string
+
+	bonds *bonds
 }
 
 // Run keeps the uplinks until ctx ends. Interfaces that appear later are taken in too.
@@ -116,6 +119,9 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := r.write(); err != nil {
 		return err
 	}
+	r.bonds = newBonds(&r.cfg)
+	defer r.bonds.drop() // once no task cares for them
+	r.bonds.join(r.links)
 	news := make(chan netlink.LinkUpdate, 64)
 	if err := netlink.LinkSubscribeWithOptions(news, ctx.Done(), netlink.LinkSubscribeOptions{ListExisting: true}); err != nil {
 		return err
@@ -184,7 +190,7 @@ func (r *runner) follow(ctx context.Context, tasks map[string]*task, u netlink.L
 		}
 		return
 	}
-	for _, a := range Plan(r.links(), r.cfg.Settings) {
+	for _, a := range Plan(r.bonds.join(r.links), r.cfg.Settings) {
 		if tasks[a.Name()] == nil {
 			tasks[a.Name()] = r.start(ctx, a)
 		}
@@ -234,12 +240,16 @@ func (r *runner) links() (out []Link) {
 		r.cfg.Say("interfaces: %v", err)
 		return nil
 	}
+	names := map[int]string{}
+	for _, l := range list {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
 	for _, l := range list {
 		a := l.Attrs()
 		if len(r.cfg.Only) > 0 && !contains(r.cfg.Only, a.Name) {
 			continue
 		}
-		k := Link{Name: a.Name, MAC: a.HardwareAddr.String(), Physical: len(r.cfg.Only) > 0}
+		k := Link{Name: a.Name, MAC: a.HardwareAddr.String(), Master: names[a.MasterIndex], Physical: len(r.cfg.Only) > 0}
 		dev := filepath.Join(r.cfg.Sys, "class/net", a.Name, "device")
 		if _, err := os.Stat(dev); err == nil && len(a.HardwareAddr) == 6 {
 			k.Physical = true
@@ -570,7 +580,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 }
 
 func status(a Assignment, l Lease) Status {
-	s := Status{Name: a.Name(), Up: true, DHCP: true, Address: l.Address.String(), SZTP: l.SZTP, Metric: a.Metric, Cost: a.Cost}
+	s := Status{Name: a.Name(), Up: true, DHCP: true, Address: l.Address.String(), SZTP: l.SZTP, Search: l.Search, Metric: a.Metric, Cost: a.Cost}
 	for _, rt := range l.Routes {
 		if rt.To.Bits() == 0 {
 			s.Gateway = rt.Via.String()

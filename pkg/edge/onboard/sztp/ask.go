@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"time"
 
@@ -17,14 +18,14 @@ import (
 
 // client speaks with bootstrap servers. It takes any server's certificate and shows the
 // box's own: an answer is believed for its signatures, never for its sender.
-func client(chain []*x509.Certificate, key crypto.Signer) *http.Client {
+func client(chain []*x509.Certificate, key crypto.Signer, dial func(context.Context, string, string) (net.Conn, error)) *http.Client {
 	cert := &tls.Certificate{PrivateKey: key, Leaf: chain[0]}
 	for _, c := range chain {
 		cert.Certificate = append(cert.Certificate, c.Raw)
 	}
 	conf := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }}
-	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: conf, Proxy: nil, TLSHandshakeTimeout: 10 * time.Second},
+	return &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: conf, DialContext: dial, Proxy: nil, TLSHandshakeTimeout: 10 * time.Second},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 }
 

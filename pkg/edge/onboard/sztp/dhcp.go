@@ -1,12 +1,8 @@
 package sztp
 
 import (
-	"context"
 	"errors"
-	"fmt"
-	"net"
 	"net/url"
-	"strings"
 	"unicode/utf8"
 )
 
@@ -55,21 +51,4 @@ func rootOf(text string) (string, bool) {
 		return "", false
 	}
 	return "https://" + u.Host, true
-}
-
-// ByDNS looks bootstrap servers up in the site's own domains (RFC 6763 section 10; the
-// name of the service is registered by RFC 8572 section 10.7).
-func ByDNS(ctx context.Context, r *net.Resolver, domains []string) (out []string) {
-	for _, d := range domains[:min(len(domains), 4)] {
-		_, list, err := r.LookupSRV(ctx, "sztp", "tcp", d)
-		if err != nil {
-			continue // no such service there
-		}
-		for _, s := range list[:min(len(list), maxList)] {
-			if root, ok := rootOf(fmt.Sprintf("https://%s:%d", strings.TrimSuffix(s.Target, "."), s.Port)); ok {
-				out = append(out, root)
-			}
-		}
-	}
-	return out
 }

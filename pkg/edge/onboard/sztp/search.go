@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -35,7 +36,9 @@ type Config struct {
 	Updates bool
 	// Sources names whom to ask; it is asked before each round and may take some seconds.
 	Sources func(context.Context) []Source
-	Clock   func() Clock
+	// Dial connects to a bootstrap server (Networks.Dial); nil is Go's own.
+	Dial  func(ctx context.Context, network, address string) (net.Conn, error)
+	Clock func() Clock
 	// Waiting is told after each round that found nothing.
 	Waiting func(api.Warning)
 	// Pause bounds the time between rounds; zero means 15 s.
@@ -63,7 +66,7 @@ func New(cfg Config) (*Search, error) {
 	if !ok {
 		return nil, errors.New("sztp: the key of the box's birth is of another kind")
 	}
-	s := &Search{cfg: cfg, http: client(cfg.IDevID, cfg.Key)}
+	s := &Search{cfg: cfg, http: client(cfg.IDevID, cfg.Key, cfg.Dial)}
 	s.device = Device{ID: identity.KeyID(pub), Serial: cfg.IDevID[0].Subject.SerialNumber, Makers: cfg.Makers, Updates: cfg.Updates}
 	if cfg.Pairing {
 		own := cfg.Own
