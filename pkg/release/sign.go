@@ -66,6 +66,9 @@ func (t *Trusted) Raw() []byte { return bytes.Clone(t.raw) }
 // Version is the root's.
 func (t *Trusted) Version() int64 { return t.root.Signed.Version }
 
+// Ends is when the root's time is over: what it vouches for is new to nobody then.
+func (t *Trusted) Ends() time.Time { return t.root.Signed.Expires }
+
 // Rotate accepts newer roots in the order of their versions; older ones are passed over. On an error nothing changes.
 func (t *Trusted) Rotate(roots ...[]byte) (*Trusted, error) {
 	if len(roots) > maxRoots {

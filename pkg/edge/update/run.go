@@ -85,6 +85,7 @@ type Manager struct {
 	state State
 	stamp time.Time // of the file, as it was written or read last
 	done  *Done
+	root  *release.Trusted // as it was read last; nil: not yet
 	// waits is what keeps the update from going on, since when, and how often it did in a row.
 	waits struct {
 		doing Do
@@ -141,27 +142,6 @@ func (m *Manager) State() State {
 // Running is the slot that the box runs from.
 func (m *Manager) Running() Slot { return m.cfg.Running }
 
-// Warnings tell people of a refused release and of a trial.
-func (m *Manager) Warnings() (out []api.Warning) {
-	s := m.State()
-	w, _ := m.cfg.Want()
-	if r := s.Refusal(w, m.cfg.RootHash); r != nil {
-		out = append(out, api.Warning{Name: "update-refused", Severity: api.Degraded, Since: r.Time.Unix(), Message: r.Reason,
-			Remedy: "name another release, or raise the release's attempt once the cause is gone"})
-	}
-	m.mu.Lock()
-	waits := m.waits
-	m.mu.Unlock()
-	if waits.times >= waitsTold {
-		out = append(out, api.Warning{Name: "update-waits", Severity: api.Degraded, Since: waits.since.Unix(), Message: fmt.Sprintf("the update does not go on (%s): %v", waits.doing, waits.err),
-			Remedy: "it is tried again by itself; make room on DATA, or see to the parent, where the message says so"})
-	}
-	if s.Phase == Trial || s.Phase == Confirming {
-		out = append(out, api.Warning{Name: "update-on-trial", Severity: api.Info, Since: s.since(m.cfg.Now()).Unix(), Message: fmt.Sprintf("release %s is on trial in slot %s", s.Target.Name(), m.cfg.Running)})
-	}
-	return out
-}
-
 // The loop's pauses.
 const (
 	lookEvery = 5 * time.Second
@@ -173,6 +153,7 @@ const (
 // Run updates until ctx ends.
 func (m *Manager) Run(ctx context.Context) error {
 	pause, last := pauseMin, Nothing
+	m.look()
 	m.cfg.Log.Info("the update stands", "phase", m.State().Phase, "slot", m.cfg.Running)
 	for ctx.Err() == nil {
 		do, err := m.turn(ctx)
@@ -403,6 +384,7 @@ func (m *Manager) check(ctx context.Context, s State, done *Done) error {
 		if err := atomicfile.Write(m.cfg.Kept, next.Raw(), 0o600); err != nil {
 			return err
 		}
+		m.look()
 	}
 	b, err := json.Marshal(p)
 	if err != nil {

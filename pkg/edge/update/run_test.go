@@ -22,6 +22,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/update/guard"
 	"tributary.dev/tributary/pkg/efi"
 	"tributary.dev/tributary/pkg/release"
@@ -199,13 +200,7 @@ func (b *box) pushDelta(d release.Description, content, whole []byte, from relea
 // run is one boot of the box: turns of the loop until it starts anew or nothing is done any more.
 func (b *box) run(d release.Description) (rebooted bool) {
 	b.t.Helper()
-	m := New(Config{State: filepath.Join(b.dir, "update.json"), Work: filepath.Join(b.dir, "work"), Anchor: filepath.Join(b.dir, "anchor.json"), Kept: filepath.Join(b.dir, "kept.json"),
-		Running: b.running, RootHash: d.RootHash, Version: d.Version, Counter: d.Counter, Arch: "amd64", Profile: "vm", BootID: fmt.Sprint(b.boot),
-		Flash: b.flash, Firmware: b.firmware(), Artifacts: b.up, Bless: func(s Slot) error { b.bless(s); return nil },
-		Want: func() (*Want, bool) { return b.want, true }, Health: func() Health { return b.health }, Floor: func() uint64 { return 1 }, Raise: func(uint64) error { return nil },
-		Open: func(time.Time) bool { return b.open() }, Past: b.past, Reboot: func(context.Context, string) error { rebooted = true; return errReboot },
-		Now: func() time.Time { return time.Date(2026, 11, 22, 0, 0, 0, 0, time.UTC) }, Uptime: func() time.Duration { return b.uptime }, Deadlines: Default,
-		Log: slog.New(slog.DiscardHandler)})
+	m := b.manager(d, func() { rebooted = true })
 	for quiet := 0; quiet < 50 && !rebooted; {
 		do, err := m.turn(context.Background())
 		if err != nil && do == Write && b.fails > 0 {
@@ -223,6 +218,16 @@ func (b *box) run(d release.Description) (rebooted bool) {
 		}
 	}
 	return rebooted
+}
+
+func (b *box) manager(d release.Description, reboots func()) *Manager {
+	return New(Config{State: filepath.Join(b.dir, "update.json"), Work: filepath.Join(b.dir, "work"), Anchor: filepath.Join(b.dir, "anchor.json"), Kept: filepath.Join(b.dir, "kept.json"),
+		Running: b.running, RootHash: d.RootHash, Version: d.Version, Counter: d.Counter, Arch: "amd64", Profile: "vm", BootID: fmt.Sprint(b.boot),
+		Flash: b.flash, Firmware: b.firmware(), Artifacts: b.up, Bless: func(s Slot) error { b.bless(s); return nil },
+		Want: func() (*Want, bool) { return b.want, true }, Health: func() Health { return b.health }, Floor: func() uint64 { return 1 }, Raise: func(uint64) error { return nil },
+		Open: func(time.Time) bool { return b.open() }, Past: b.past, Reboot: func(context.Context, string) error { reboots(); return errReboot },
+		Now: func() time.Time { return time.Date(2026, 11, 22, 0, 0, 0, 0, time.UTC) }, Uptime: func() time.Duration { return b.uptime }, Deadlines: Default,
+		Log: slog.New(slog.DiscardHandler)})
 }
 
 // power starts the box anew: BootNext, used up, and then the order.
@@ -452,6 +457,45 @@ func TestEnded(t *testing.T) {
 				t.Fatalf("refusal %+v", r)
 			}
 		})
+	}
+}
+
+// TestRootEnds: people hear of a root's end in time to make the next one, not by a clock that may be ahead, and no more
+// once the next one is here.
+func TestRootEnds(t *testing.T) {
+	b, d, _ := newBox(t) // under a root that ends with 2039
+	at := func(year int, month time.Month, day int) time.Time {
+		return time.Date(year, month, day, 0, 0, 0, 0, time.UTC)
+	}
+	for _, c := range []struct {
+		past time.Time
+		name string
+		how  api.Severity
+	}{{time.Time{}, "", ""}, {at(2039, 10, 2), "", ""}, {at(2039, 10, 4), "release-root-expiring", api.Degraded}, {at(2040, 1, 2), "release-root-expired", api.Critical}} {
+		b.past = func() time.Time { return c.past }
+		m := b.manager(d, nil)
+		m.look()
+		switch got := m.Warnings(); {
+		case c.name == "" && len(got) > 0:
+			t.Errorf("at %s: %+v", c.past, got)
+		case c.name != "" && (len(got) != 1 || got[0].Name != c.name || got[0].Severity != c.how || !strings.Contains(got[0].Message, "root 1") || !strings.Contains(got[0].Message, "2040-01-01") || got[0].Remedy == ""):
+			t.Errorf("at %s: %+v", c.past, got)
+		}
+	}
+	next, err := release.NewRoot(2, at(2050, 1, 1), []crypto.PublicKey{b.key.Public()}, 1, []crypto.PublicKey{b.key.Public()}, 1)
+	if err == nil {
+		next, err = release.AddSignature(next, b.key)
+	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(b.dir, "kept.json"), next, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := b.manager(d, nil)
+	m.look()
+	if got := m.Warnings(); len(got) > 0 {
+		t.Errorf("under the next root: %+v", got)
 	}
 }
 
