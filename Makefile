@@ -40,7 +40,7 @@ quick-images: # what machines of the demo and the tests boot, unless it is there
 
 .PHONY: image
 image: ## build a system for boxes in build/PROFILE (PROFILE=generic-amd64; PRELOAD=dir, OUT=dir, RELEASE=version, COUNTER=n)
-	$(GO) run ./image build --profile $(or $(PROFILE),generic-amd64) $(if $(OUT),--out $(OUT)) $(if $(PRELOAD),--preload $(PRELOAD)) $(if $(RELEASE),--version $(RELEASE)) $(if $(COUNTER),--counter $(COUNTER))
+	$(GO) run ./image build --profile '$(or $(PROFILE),generic-amd64)' $(if $(OUT),--out '$(OUT)') $(if $(PRELOAD),--preload '$(PRELOAD)') $(if $(RELEASE),--version '$(RELEASE)') $(if $(COUNTER),--counter '$(COUNTER)')
 
 .PHONY: test
 test: deps build ## every test, with real containerd, namespaces, and machines that boot the image

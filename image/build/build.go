@@ -152,7 +152,7 @@ func Build(ctx context.Context, c Config) (*Manifest, error) {
 		}
 		at := time.Now()
 		if err := step.do(ctx); err != nil {
-			return nil, fmt.Errorf("%s: %w", step.name, err)
+			return nil, withRoom(fmt.Errorf("%s: %w", step.name, err), b.Config)
 		}
 		if err := ctx.Err(); err != nil {
 			return nil, err

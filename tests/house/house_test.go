@@ -7,6 +7,7 @@ import (
 	"go/token"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -219,5 +220,19 @@ func TestFileLength(t *testing.T) {
 		if n := strings.Count(string(b), "\n"); n > 800 {
 			t.Errorf("%s has %d lines: split it", f.path, n)
 		}
+	}
+}
+
+// TestMakeQuotes: what a person names for an image reaches the builder as it was named, with spaces.
+func TestMakeQuotes(t *testing.T) {
+	if _, err := exec.LookPath("make"); err != nil {
+		t.Skip("needs make")
+	}
+	cmd := exec.Command("make", "--silent", "--no-print-directory", "image", `GO=printf '[%s]'`, "PROFILE=vm", "OUT=a b", "PRELOAD=c d", "RELEASE=e f", "COUNTER=7")
+	cmd.Dir = root
+	out, err := cmd.CombinedOutput()
+	const want = "[run][./image][build][--profile][vm][--out][a b][--preload][c d][--version][e f][--counter][7]"
+	if err != nil || string(out) != want {
+		t.Errorf("make says %q, %v", out, err)
 	}
 }
