@@ -21,7 +21,8 @@ type Kernel struct{}
 
 // Look reads the cards of this machine.
 func (Kernel) Look() State {
-	return Look(os.DirFS("/"), func() []netlink.Link {
+	used := map[int]bool{}
+	s := Look(os.DirFS("/"), func() []netlink.Link {
 		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
 			return nil
@@ -31,8 +32,16 @@ func (Kernel) Look() State {
 		if err != nil {
 			return nil
 		}
+		addrs, _ := h.AddrList(nil, netlink.FAMILY_ALL)
+		for _, a := range addrs {
+			used[a.LinkIndex] = used[a.LinkIndex] || a.IP.IsGlobalUnicast()
+		}
 		return links
 	})
+	for i := range s.Cards {
+		s.Cards[i].Used = s.Cards[i].Used || used[s.Cards[i].Link]
+	}
+	return s
 }
 
 // Do takes one step. It may be repeated.
@@ -141,16 +150,22 @@ func setFunction(h *netlink.Handle, card netlink.Link, s Step) error {
 		"rate":       func() error { return h.LinkSetVfRate(card, s.Index, w.MinRate, w.MaxRate) },
 		"link":       func() error { return h.LinkSetVfState(card, s.Index, uint32(max(0, slices.Index(linkStates, w.Link)))) },
 	}
-	var errs []error
+	var cannot, errs []error
 	for _, name := range s.Changed {
 		if err := set[name](); errors.Is(err, unix.EOPNOTSUPP) {
-			errs = append(errs, fmt.Errorf("%s is nothing that this driver can set", name))
+			cannot = append(cannot, fmt.Errorf("%s %w", name, errCannot))
 		} else if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", name, err))
 		}
 	}
-	return errors.Join(errs...)
+	if len(errs) > 0 && len(cannot) > 0 {
+		return fmt.Errorf("%w; %v", errors.Join(errs...), errors.Join(cannot...)) // worth another try
+	}
+	return errors.Join(append(errs, cannot...)...)
 }
+
+// errCannot is what no other try changes.
+var errCannot = errors.New("is nothing that this driver can set")
 
 // bind has a driver serve a function, in place of whichever does (Linux,
 // Documentation/ABI/testing/sysfs-bus-pci: driver_override).

@@ -61,14 +61,26 @@ type Manager struct {
 	mu       sync.Mutex
 	policies []api.FunctionPolicy
 	found    map[string]Found
-	address  map[string]string // by function
-	failed   map[string]string // words, by step
+	address  map[string]string  // by function
+	failed   map[string]failure // by step
 	refused  []Refusal
-	since    time.Time       // of the refusals or failures
-	blocked  map[string]bool // cards whose functions nobody gets now
+	stuck    map[string]string // words, by service that did not end
+	since    time.Time         // of the refusals or failures
+	blocked  map[string]bool   // cards whose functions nobody gets now
+	clear    map[string]bool   // cards that shall have none for now
 	prepared map[string]time.Time
 	state    State
 	looked   time.Time
+}
+
+// failure is a step that the kernel refused.
+type failure struct {
+	card  string
+	words string
+	// sight is what the card was like; at is when. final says that the driver cannot do it, ever.
+	sight string
+	at    time.Time
+	final bool
 }
 
 const (
@@ -80,7 +92,7 @@ const (
 
 // New reads what was kept. What cannot be read is dropped with a word in the log.
 func New(cfg Config) (*Manager, error) {
-	m := &Manager{cfg: cfg, poke: make(chan struct{}, 1), found: map[string]Found{}, address: map[string]string{}, failed: map[string]string{}, blocked: map[string]bool{}, prepared: map[string]time.Time{}}
+	m := &Manager{cfg: cfg, poke: make(chan struct{}, 1), found: map[string]Found{}, address: map[string]string{}, failed: map[string]failure{}, blocked: map[string]bool{}, stuck: map[string]string{}, clear: map[string]bool{}, prepared: map[string]time.Time{}}
 	err := cfg.Store.Load(bucket, func(k, value []byte) error {
 		key, err := string(k), error(nil)
 		if pci, ok := strings.CutPrefix(key, prefixFound); ok {
@@ -137,7 +149,7 @@ func (m *Manager) Poke() {
 func (m *Manager) idle() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return len(m.policies)+len(m.cfg.Profile)+len(m.found) == 0
+	return len(m.policies)+len(m.cfg.Profile)+len(m.found)+len(m.clear) == 0
 }
 
 // lookAgain is how often cards are looked at while there are policies.
@@ -209,7 +221,9 @@ func (m *Manager) once() (out Output, more bool) {
 	in.Busy = m.busy(in.Held)
 	m.mu.Lock()
 	m.state, m.looked = state, m.cfg.Now()
+	m.forgive()
 	in.Policies, in.Found = slices.Concat(m.policies, m.cfg.Profile), maps.Clone(m.found)
+	in.Clear = maps.Clone(m.clear)
 	for key := range m.failed {
 		in.Failed[key] = true
 	}
@@ -224,12 +238,44 @@ func (m *Manager) once() (out Output, more bool) {
 		m.since = m.cfg.Now()
 	}
 	m.refused = out.Refused
+	maps.DeleteFunc(m.stuck, func(user, _ string) bool { return !slices.Contains(out.Users(), user) })
 	clear(m.blocked)
 	for card := range out.Drain {
 		m.blocked[card] = true
 	}
+	maps.Copy(m.blocked, m.clear)
 	m.mu.Unlock()
 	return out, len(out.Steps) > 0 || len(out.Drain) > 0
+}
+
+// tryAgain is how long a step that failed is left alone while its card is as it was.
+const tryAgain = 5 * time.Minute
+
+// forgive forgets failures that may be none now: a driver begins again, or was busy. m.mu is held.
+func (m *Manager) forgive() {
+	now := m.cfg.Now()
+	for key, f := range m.failed {
+		if age := now.Sub(f.at); f.sight != m.state.sight(f.card, f.final) || !f.final && (age < 0 || age >= tryAgain) {
+			delete(m.failed, key)
+		}
+	}
+}
+
+// sight is what tells whether a card is as it was when a step failed. What its driver cannot do, it cannot whatever serves
+// the functions.
+func (s *State) sight(pci string, final bool) string {
+	for i := range s.Cards {
+		c := &s.Cards[i]
+		if c.PCI != pci {
+			continue
+		}
+		text := fmt.Sprint(c.Driver, c.Name, c.Link)
+		for j := 0; j < len(c.Functions) && !final; j++ {
+			text += fmt.Sprint(" ", c.Functions[j].PCI, c.Functions[j].Driver, c.Functions[j].Group)
+		}
+		return text
+	}
+	return ""
 }
 
 // preparing is how long a function that was made ready counts as in use: its container is
@@ -270,8 +316,8 @@ func (m *Manager) busy(held map[string][]string) map[string]bool {
 	return busy
 }
 
-// take does one step. What the kernel refuses is told, and not tried again until policies
-// or cards are others.
+// take does one step. What the kernel refuses is told, and not tried again before policies or
+// the card are others, or some minutes have gone.
 func (m *Manager) take(s Step) {
 	var err error
 	switch s.Op {
@@ -302,7 +348,8 @@ func (m *Manager) take(s Step) {
 	if len(m.failed) == 0 {
 		m.since = m.cfg.Now()
 	}
-	m.failed[s.Key()] = err.Error()
+	final := errors.Is(err, errCannot)
+	m.failed[s.Key()] = failure{card: s.Card, words: err.Error(), sight: m.state.sight(s.Card, final), at: m.cfg.Now(), final: final}
 	m.mu.Unlock()
 }
 
@@ -317,9 +364,16 @@ func (m *Manager) drain(ctx context.Context, out Output) bool {
 		if err != nil {
 			m.cfg.Log.Warn("a service does not end, and its network card stays as it is", "service", user, "err", err)
 			ok = false
+			m.mu.Lock()
+			if len(m.refused)+len(m.stuck) == 0 {
+				m.since = m.cfg.Now()
+			}
+			m.stuck[user] = fmt.Sprintf("%s does not end, and its network card stays as it is: %v", user, err)
+			m.mu.Unlock()
 			continue
 		}
 		m.mu.Lock()
+		delete(m.stuck, user)
 		clear(m.prepared)
 		m.mu.Unlock()
 	}
@@ -331,15 +385,23 @@ func (m *Manager) Warnings() []api.Warning {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	var out []api.Warning
-	if len(m.refused) > 0 {
-		var words []string
+	if len(m.refused)+len(m.stuck) > 0 {
+		words, remedy := slices.Sorted(maps.Values(m.stuck)), "see in its log why it does not end, or end the app"
 		for _, r := range m.refused {
-			words = append(words, r.Words)
+			words, remedy = append(words, r.Words), m.refused[0].Remedy
 		}
-		out = append(out, api.Warning{Name: "network-policy-refused", Severity: api.Degraded, Since: m.since.Unix(), Message: brief(words), Remedy: m.refused[0].Remedy})
+		out = append(out, api.Warning{Name: "network-policy-refused", Severity: api.Degraded, Since: m.since.Unix(), Message: brief(words), Remedy: remedy})
 	}
 	if len(m.failed) > 0 {
-		out = append(out, api.Warning{Name: "network-policy-failed", Severity: api.Degraded, Since: m.since.Unix(), Message: brief(slices.Sorted(maps.Values(m.failed))), Remedy: "take out of the policy what the card or its driver cannot do"})
+		var words []string
+		remedy := "take out of the policy what the card or its driver cannot do"
+		for _, f := range m.failed {
+			if words = append(words, f.words); !f.final {
+				remedy = "it is tried again when the card changes, and after 5 minutes; if it fails then too, see the kernel's log, or take it out of the policy"
+			}
+		}
+		slices.Sort(words)
+		out = append(out, api.Warning{Name: "network-policy-failed", Severity: api.Degraded, Since: m.since.Unix(), Message: brief(words), Remedy: remedy})
 	}
 	return out
 }

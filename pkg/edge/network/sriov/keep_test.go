@@ -3,6 +3,7 @@ package sriov
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -51,6 +52,7 @@ func (s *memory) Put(_, key string, value []byte) error {
 type machine struct {
 	*model
 	refuses string
+	final   bool // it never can
 	did     []string
 }
 
@@ -62,7 +64,10 @@ func (m *machine) Look() State {
 func (m *machine) Do(s Step) error {
 	m.did = append(m.did, s.String())
 	if m.refuses != "" && slices.Contains(s.Changed, m.refuses) {
-		return errors.New(m.refuses + " is nothing that this driver can set")
+		if m.final {
+			return fmt.Errorf("%s %w", m.refuses, errCannot)
+		}
+		return errors.New("device or resource busy")
 	}
 	return m.do(s)
 }
@@ -154,6 +159,38 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// A service that does not end is named until it did.
+func TestDoesNotEnd(t *testing.T) {
+	mc, ends := &machine{model: newModel(1, 1)}, false
+	m := manager(t, mc, &memory{}, "one", func(c *Config) {
+		c.Holders = func() map[string][]string { return map[string][]string{"0000:01:10.1": {"ran/du"}} }
+		c.Running = func(string) (bool, bool) { return mc.busy["0000:01:10.1"], true }
+		c.Drain = func(context.Context, string, string) error {
+			if !ends {
+				return errors.New("its process waits for a disk")
+			}
+			mc.busy["0000:01:10.1"] = false
+			return nil
+		}
+	})
+	settle := func(n int) []api.Warning {
+		m.SetPolicies([]api.FunctionPolicy{{Match: api.FunctionMatch{Driver: "igb"}, VirtualFunctions: &n, Change: api.ChangeDrain}})
+		m.Settle(t.Context())
+		return m.Warnings()
+	}
+	settle(2)
+	mc.busy["0000:01:10.1"] = true
+	for range 2 {
+		if w := settle(4); len(w) != 1 || w[0].Name != "network-policy-refused" || !strings.Contains(w[0].Message, "ran/du does not end") || w[0].Remedy == "" {
+			t.Fatalf("%+v", w)
+		}
+	}
+	ends = true
+	if w := settle(4); len(w) != 0 || len(mc.state.Cards[0].Functions) != 4 {
+		t.Errorf("%+v, %d functions", w, len(mc.state.Cards[0].Functions))
+	}
+}
+
 // A process that began anew and does not know yet which containers run takes nothing from
 // those that held something before; after a reboot there are none.
 func TestUnknownUsersKeepTheirFunctions(t *testing.T) {
@@ -188,13 +225,13 @@ func TestUnknownUsersKeepTheirFunctions(t *testing.T) {
 // A function whose interface is in a container, though nobody holds it any more, is in use; so is one that was just made
 // ready for a container that is still being made.
 func TestInUse(t *testing.T) {
-	mc, now, away := &machine{model: newModel(1, 1)}, time.Now(), map[string]string{}
+	mc, now, away, change := &machine{model: newModel(1, 1)}, time.Now(), map[string]string{}, ""
 	m := manager(t, mc, &memory{}, "one", func(c *Config) {
 		c.Now = func() time.Time { return now }
 		c.Away = func() (map[string]string, error) { return away, nil }
 	})
 	settle := func(n int) int {
-		m.SetPolicies([]api.FunctionPolicy{{Match: api.FunctionMatch{Driver: "igb"}, VirtualFunctions: &n}})
+		m.SetPolicies([]api.FunctionPolicy{{Match: api.FunctionMatch{Driver: "igb"}, VirtualFunctions: &n, Change: change}})
 		m.Settle(t.Context())
 		if w := m.Warnings(); (len(w) == 0) != (len(mc.state.Cards[0].Functions) == n) {
 			t.Errorf("%d functions, and it warns of %+v", len(mc.state.Cards[0].Functions), w)
@@ -207,6 +244,10 @@ func TestInUse(t *testing.T) {
 	away["0000:01:10.1"] = "du"
 	if n := settle(3); n != 2 {
 		t.Errorf("with one in a container: %d functions", n)
+	}
+	change = api.ChangeDrain // and there is nobody to end
+	if n := settle(3); n != 2 || !strings.Contains(m.Warnings()[0].Message, "while a container that runs has") {
+		t.Errorf("with one in a container, and drain: %d functions, %+v", n, m.Warnings())
 	}
 	clear(away)
 	if n := settle(3); n != 3 {
@@ -225,7 +266,7 @@ func TestInUse(t *testing.T) {
 
 // What a driver cannot do is told once and not tried for ever; the rest of the policy holds.
 func TestRefusedByTheKernel(t *testing.T) {
-	mc := &machine{model: newModel(1, 1), refuses: "link"}
+	mc := &machine{model: newModel(1, 1), refuses: "link", final: true}
 	m := manager(t, mc, &memory{}, "one")
 	m.SetPolicies([]api.FunctionPolicy{{Match: api.FunctionMatch{Driver: "igb"}, VirtualFunctions: count(1), MTU: 9000, Default: api.VirtualPolicy{Link: "on"}}})
 	for range 3 {
@@ -239,6 +280,58 @@ func TestRefusedByTheKernel(t *testing.T) {
 	}
 	if w := m.Warnings(); n != 1 || len(w) != 1 || w[0].Name != "network-policy-failed" || !strings.Contains(w[0].Message, "link is nothing") || mc.state.Cards[0].MTU != 9000 || mc.state.Cards[0].Functions[0].Driver != "igbvf" {
 		t.Errorf("%d times, %+v, %+v", n, w, mc.state.Cards[0])
+	}
+}
+
+// What failed is tried again when the card is another (its driver began anew) and after a while, so that a VLAN is put
+// back that a driver lost.
+func TestFailedIsTriedAgain(t *testing.T) {
+	mc, now, vlan := &machine{model: newModel(1, 1), refuses: "vlan"}, time.Now(), 100
+	m := manager(t, mc, &memory{}, "one", func(c *Config) { c.Now = func() time.Time { return now } })
+	m.SetPolicies([]api.FunctionPolicy{{Match: api.FunctionMatch{Driver: "igb"}, VirtualFunctions: count(1), Default: api.VirtualPolicy{VLAN: &vlan}}})
+	settle := func(when string, want int, change func()) {
+		t.Helper()
+		change()
+		m.Settle(t.Context())
+		if f := mc.state.Cards[0].Functions[0]; f.VLAN != want || (want == 0) != (len(m.Warnings()) == 1) {
+			t.Fatalf("%s: VLAN %d, and it warns of %+v", when, f.VLAN, m.Warnings())
+		}
+	}
+	settle("while it is busy", 0, func() {})
+	settle("at once", 0, func() { mc.refuses = "" })
+	settle("with another interface", 100, func() { mc.state.Cards[0].Link = 7 })
+	settle("busy again", 0, func() { mc.state.Cards[0].Functions[0].VLAN, mc.refuses = 0, "vlan" })
+	settle("soon", 0, func() { mc.refuses, now = "", now.Add(tryAgain-time.Second) })
+	settle("after a while", 100, func() { now = now.Add(time.Second) })
+}
+
+// An interface that others use is theirs: it is not switched off when no function is left, and an MTU that no policy set
+// stays as it was set.
+func TestOthersUseTheCard(t *testing.T) {
+	for _, used := range []bool{false, true} {
+		mc, store := &machine{model: newModel(1, 1)}, &memory{}
+		m := manager(t, mc, store, "one")
+		m.SetPolicies([]api.FunctionPolicy{{Match: api.FunctionMatch{Driver: "igb"}, VirtualFunctions: count(1)}})
+		m.Settle(t.Context())
+		c := &mc.state.Cards[0]
+		if !c.Up {
+			t.Fatal("functions have no card that is on")
+		}
+		c.MTU, c.Used = 9000, used
+		m.SetPolicies(nil)
+		m.Settle(t.Context())
+		if c.Up != used || c.MTU != 9000 || len(store.m) != 0 {
+			t.Errorf("used %t: on %t, MTU %d, kept %v", used, c.Up, c.MTU, slices.Collect(maps.Keys(store.m)))
+		}
+	}
+	mc := &machine{model: newModel(1, 1)}
+	m := manager(t, mc, &memory{}, "one")
+	m.SetPolicies([]api.FunctionPolicy{{Match: api.FunctionMatch{Driver: "igb"}, VirtualFunctions: count(0)}})
+	m.Settle(t.Context())
+	mc.state.Cards[0].Up = true // it became an uplink, before it has an address
+	m.Settle(t.Context())
+	if !mc.state.Cards[0].Up {
+		t.Error("what others switched on was switched off")
 	}
 }
 

@@ -88,7 +88,8 @@ func (l looker) card(pci string, most int, links []netlink.Link) Card {
 	var infos []netlink.VfInfo
 	if link := linkOf(links, pci); link != nil {
 		at := link.Attrs()
-		c.Name, c.MAC, c.MTU, c.Up, c.Carrier, infos = at.Name, at.HardwareAddr.String(), at.MTU, at.Flags&net.FlagUp != 0, at.OperState == netlink.OperUp, at.Vfs
+		c.Name, c.Link, c.MAC, c.MTU, c.Up, c.Carrier, infos = at.Name, at.Index, at.HardwareAddr.String(), at.MTU, at.Flags&net.FlagUp != 0, at.OperState == netlink.OperUp, at.Vfs
+		c.Used = at.MasterIndex != 0
 		if speed := l.number(pci, "net/"+at.Name+"/speed", 0); speed > 0 {
 			c.Speed = speed
 		}

@@ -69,11 +69,14 @@ func (p *planner) found(c *Card) *Found {
 
 func (p *planner) card(c *Card) {
 	policy, found := policyFor(p.in.Policies, c), p.found(c)
+	if policy == nil && found == nil && p.in.Clear[c.PCI] {
+		policy = &api.FunctionPolicy{} // what it has comes again
+	}
 	switch {
 	case policy == nil && found == nil:
 		return
 	case found == nil:
-		p.step(Step{Op: Remember, Card: c.PCI, Found: &Found{Boot: p.in.Boot, MTU: c.MTU, Up: c.Up, Probe: c.Probe, First: c.Functions, Base: c.Functions, Change: policy.Change}})
+		p.step(Step{Op: Remember, Card: c.PCI, Found: &Found{Boot: p.in.Boot, Probe: c.Probe, First: c.Functions, Base: c.Functions, Change: policy.Change}})
 		return // what is written down is a ground for the rest
 	case policy != nil && found.Change != policy.Change:
 		next := *found
@@ -93,12 +96,14 @@ func (p *planner) card(c *Card) {
 	if c.Probe != found.Probe { // it was cut short
 		p.step(Step{Op: SetProbe, Card: c.PCI, Number: truth(found.Probe)})
 	}
-	p.interfaceOf(c, policy, found)
+	if !p.interfaceOf(c, policy, found) {
+		return
+	}
 	done := true
 	for i := range c.Functions {
 		done = p.function(c, &c.Functions[i], policy, found) && done
 	}
-	if policy == nil && done && len(c.Functions) == len(found.First) && !p.hasSteps(c) {
+	if policy == nil && !p.in.Clear[c.PCI] && done && len(c.Functions) == len(found.First) && !p.hasSteps(c) {
 		p.step(Step{Op: Forget, Card: c.PCI})
 	}
 }
@@ -132,6 +137,9 @@ func (p *planner) count(c *Card, policy *api.FunctionPolicy, found *Found) bool 
 			return false
 		}
 	}
+	if p.in.Clear[c.PCI] {
+		want = 0
+	}
 	if want == len(c.Functions) {
 		return false
 	}
@@ -152,11 +160,11 @@ func (p *planner) count(c *Card, policy *api.FunctionPolicy, found *Found) bool 
 	users = slices.Compact(users)
 	switch {
 	case len(users) == 0 && !busy:
-	case found.Change == api.ChangeDrain:
+	case found.Change == api.ChangeDrain && len(users) > 0: // check: nobody to end
 		p.out.Drain[c.PCI] = users
 		return false
 	default:
-		p.refuse(c, users, "end these apps, or write change: drain", "its %d virtual functions cannot become %d while %s has some of them", len(c.Functions), want, names(users))
+		p.refuse(c, users, remedyEnd, "its %d virtual functions cannot become %d while %s has some of them", len(c.Functions), want, names(users))
 		return false
 	}
 	probe := want > 0 && c.Probe
@@ -176,6 +184,8 @@ func (p *planner) count(c *Card, policy *api.FunctionPolicy, found *Found) bool 
 	return p.hasSteps(c)
 }
 
+const remedyEnd = "end these apps, or write change: drain"
+
 func names(users []string) string {
 	if len(users) == 0 {
 		return "a container that runs"
@@ -183,22 +193,41 @@ func names(users []string) string {
 	return strings.Join(users, ", ")
 }
 
-// interfaceOf plans what the card's own interface is like.
-func (p *planner) interfaceOf(c *Card, policy *api.FunctionPolicy, found *Found) {
+// interfaceOf plans what the card's own interface is like; false says that something is to be written down before. What
+// was set here is undone, once, and nothing else: others set it too, and an interface that the box needs stays on.
+func (p *planner) interfaceOf(c *Card, policy *api.FunctionPolicy, found *Found) bool {
 	if c.Name == "" {
-		return
+		return true
 	}
-	mtu := found.MTU
-	if policy != nil && policy.MTU != 0 {
-		mtu = policy.MTU
+	mtu := policy != nil && policy.MTU != 0
+	up := policy != nil && len(c.Functions) > 0 // they carry traffic while it is on
+	next := *found
+	switch {
+	case mtu && !found.SetMTU && c.MTU != policy.MTU:
+		next.SetMTU, next.MTU = true, c.MTU
+	case !mtu && found.SetMTU && c.MTU == found.MTU:
+		next.SetMTU, next.MTU = false, 0
 	}
-	if mtu != 0 && mtu != c.MTU {
-		p.step(Step{Op: SetMTU, Card: c.PCI, Number: mtu})
+	switch {
+	case up && !c.Up:
+		next.SetUp = true
+	case !up && (!c.Up || c.Used):
+		next.SetUp = false
 	}
-	// Functions carry traffic while the card's own interface is on.
-	if up := found.Up || policy != nil && len(c.Functions) > 0; up != c.Up {
+	if next.SetMTU != found.SetMTU || next.SetUp != found.SetUp {
+		p.step(Step{Op: Remember, Card: c.PCI, Found: &next})
+		return false
+	}
+	switch {
+	case mtu && c.MTU != policy.MTU:
+		p.step(Step{Op: SetMTU, Card: c.PCI, Number: policy.MTU})
+	case !mtu && found.SetMTU:
+		p.step(Step{Op: SetMTU, Card: c.PCI, Number: found.MTU})
+	}
+	if up != c.Up && (up || found.SetUp) {
 		p.step(Step{Op: SetUp, Card: c.PCI, Number: truth(up)})
 	}
+	return true
 }
 
 // function plans one virtual function; false says that it is not as it shall be, and cannot
@@ -234,10 +263,10 @@ func (p *planner) function(c *Card, f *Function, policy *api.FunctionPolicy, fou
 	}
 	if p.in.Busy[f.PCI] && (binds || slices.Contains(changed, "mac")) { // check: driver in use
 		users := p.in.Held[f.PCI]
-		if found.Change == api.ChangeDrain {
+		if found.Change == api.ChangeDrain && len(users) > 0 {
 			p.out.Drain[c.PCI] = slices.Compact(slices.Sorted(slices.Values(append(slices.Clone(p.out.Drain[c.PCI]), users...))))
 		} else {
-			p.refuse(c, users, "end these apps, or write change: drain", "function %d (%s) cannot get another driver or address while %s has it", f.Index, f.PCI, names(users))
+			p.refuse(c, users, remedyEnd, "function %d (%s) cannot get another driver or address while %s has it", f.Index, f.PCI, names(users))
 		}
 		changed = slices.DeleteFunc(changed, func(s string) bool { return s == "mac" })
 		if len(changed) > 0 {

@@ -24,9 +24,12 @@ type Card struct {
 	Node int // of NUMA; -1 for none
 	MAC  string
 	MTU  int
-	// Up says that the interface is switched on, Carrier that its cable is connected.
-	Up, Carrier bool
-	Speed       int // Mbit/s; 0 is unknown
+	// Link is its interface's number, another one when that went and came; 0 is none.
+	Link int
+	// Up says that the interface is switched on, Carrier that its cable is connected, Used that the box itself needs it:
+	// it has an address, or is part of a bridge or bond.
+	Up, Carrier, Used bool
+	Speed             int // Mbit/s; 0 is unknown
 	// Most is how many virtual functions it can have.
 	Most int
 	// Probe says that the kernel gives new functions a driver by itself.
@@ -75,9 +78,12 @@ type Found struct {
 	// Boot names the start of the box in which it was found; after another one the kernel
 	// has forgotten all, and so is this.
 	Boot  string `json:"boot"`
-	MTU   int    `json:"mtu"`
-	Up    bool   `json:"up"`
 	Probe bool   `json:"probe"`
+	// SetMTU and SetUp say that the interface's MTU was set here, in the place of MTU, and that it was switched on here.
+	// Others may set them too: nothing else is undone.
+	SetMTU bool `json:"setMTU,omitempty"`
+	MTU    int  `json:"mtu,omitempty"`
+	SetUp  bool `json:"setUp,omitempty"`
 	// First are the functions that were there; Base those that are there now as they were
 	// before they were set.
 	First []Function `json:"first,omitempty"`
@@ -135,6 +141,8 @@ type Input struct {
 	// that run.
 	Held map[string][]string
 	Busy map[string]bool
+	// Clear are cards that shall have no functions for now.
+	Clear map[string]bool
 	// Failed are steps that the kernel refused, which are not tried again now.
 	Failed map[string]bool
 }
