@@ -108,7 +108,7 @@ func boxOf(i *api.Inventory) box {
 	for _, g := range i.Accelerators {
 		gpus.Rows = append(gpus.Rows, []string{g.ID, g.Model, cmp.Or(g.Driver, "none"), g.PCI, fmt.Sprintf("%d MiB", g.MemoryMiB), string(g.Sharing.Mode)})
 	}
-	for _, s := range []sheet{claimSheet(i.Claims), cards, gpus, disks} {
+	for _, s := range []sheet{claimSheet(i.Claims), cards, gpus, partSheet(i), disks} {
 		if len(s.Rows) > 0 {
 			b.Tables = append(b.Tables, s)
 		}
@@ -133,6 +133,20 @@ func claimSheet(uses []api.DeviceUse) sheet {
 			}
 		}
 		s.Rows = append(s.Rows, []string{c.Name, fmt.Sprintf("%d of %d", c.Held, c.Total), fmt.Sprint(c.Free), strings.Join(by, ", ")})
+	}
+	return s
+}
+
+// partSheet shows what services can hold of cards, slice by slice, who does, and what is
+// given to no one.
+func partSheet(i *api.Inventory) sheet {
+	s := sheet{Title: "Cards and slices", Head: []string{"", "Profile", "Memory", "By", "State"}}
+	for _, p := range i.Parts() {
+		memory := ""
+		if p.MemoryMiB > 0 {
+			memory = fmt.Sprintf("%d MiB", p.MemoryMiB)
+		}
+		s.Rows = append(s.Rows, []string{p.ID, p.Profile, memory, strings.Join(p.By, ", "), p.State})
 	}
 	return s
 }

@@ -57,7 +57,7 @@ what the QR code of its label says. The box that shows the code then comes in, a
 		}
 		c.AddCommand(one)
 	}
-	c.AddCommand(a.unlockCommand(), a.unlockStateCommand(), a.expectCommand(), a.importCommand(), a.stickCommand())
+	c.AddCommand(a.unlockCommand(), a.unlockStateCommand(), a.expectCommand(), a.importCommand(), a.stickCommand(), a.hardwareCommand(), a.uncordonCommand())
 	return c
 }
 

@@ -8,15 +8,69 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/spf13/cobra"
+
 	"tributary.dev/tributary/cmd/edgectl/client"
 	"tributary.dev/tributary/pkg/api"
 )
 
-// describeInventory shows what a device is made of: what it computes with, its network
-// cards, accelerators and disks, and the tree of its PCI buses, by NUMA node.
-func (a *app) describeInventory(ctx context.Context, cl *client.Client, device string) error {
+func (a *app) hardwareCommand() *cobra.Command {
+	var output string
+	c := &cobra.Command{
+		Use: "hardware NAME", Short: "Show what a device is made of, and which app holds what of it", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeDevices,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			i, err := inventory(cmd.Context(), cl, strings.TrimPrefix(args[0], "device/"))
+			switch {
+			case err != nil:
+				return err
+			case output == "json" || output == "yaml":
+				return a.printValue(i, output)
+			case output != "table":
+				return badOutput(output, "table, json or yaml")
+			}
+			a.showInventory(i)
+			return nil
+		},
+	}
+	outputFlag(c, &output, "table, json or yaml")
+	return c
+}
+
+func (a *app) uncordonCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "uncordon NAME CARD|SLICE…", Short: "Say that a cordoned card or slice is well, so that apps are given it again", Args: cobra.MinimumNArgs(2), ValidArgsFunction: a.completeDevice,
+		Long: `Say that a card or slice is well that a device gives to no one since it failed (state cordoned in edgectl device
+hardware NAME). What was found of it so far is ended, also when the device is away now; what is found later cordons it
+anew. A card is named with all of its slices. It is noted among the device's events.`,
+		Example: "  edgectl device uncordon site-7 GPU-5d4e…\n  edgectl device uncordon site-7 GPU-5d4e…/4+2",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			name := strings.TrimPrefix(args[0], "device/")
+			for _, id := range args[1:] {
+				if err := cl.Uncordon(cmd.Context(), name, id); err != nil {
+					return err
+				}
+				fmt.Fprintf(a.Out, "device/%s: %s uncordoned\n", name, id)
+			}
+			return nil
+		},
+	}
+}
+
+func inventory(ctx context.Context, cl *client.Client, device string) (*api.Inventory, error) {
 	var i api.Inventory
-	err := cl.Do(ctx, http.MethodGet, "/api/v1/devices/"+device+"/inventory", nil, nil, &i)
+	return &i, cl.Do(ctx, http.MethodGet, "/api/v1/devices/"+device+"/inventory", nil, nil, &i)
+}
+
+func (a *app) describeInventory(ctx context.Context, cl *client.Client, device string) error {
+	i, err := inventory(ctx, cl, device)
 	if api.CodeOf(err) == api.NotFound {
 		return nil // it has not told, or the core is of an older version
 	}
@@ -24,10 +78,17 @@ func (a *app) describeInventory(ctx context.Context, cl *client.Client, device s
 		return err
 	}
 	fmt.Fprintln(a.Out)
-	for _, line := range computing(&i) {
+	a.showInventory(i)
+	return nil
+}
+
+// showInventory shows what a device is made of: what it computes with, its network cards,
+// accelerators and disks, and the tree of its PCI buses, by NUMA node.
+func (a *app) showInventory(i *api.Inventory) {
+	for _, line := range computing(i) {
 		a.fact(line[0], line[1])
 	}
-	for _, t := range []*table{cards(&i), accelerators(&i), disks(&i), claimable(&i), flows(&i)} {
+	for _, t := range []*table{cards(i), accelerators(i), parts(i), disks(i), claimable(i), flows(i)} {
 		if len(t.rows) > 0 {
 			fmt.Fprintln(a.Out)
 			t.write(a.Out, true)
@@ -35,11 +96,10 @@ func (a *app) describeInventory(ctx context.Context, cl *client.Client, device s
 	}
 	if len(i.PCI) > 0 {
 		fmt.Fprintln(a.Out)
-		for _, line := range drawPCI(&i) {
+		for _, line := range drawPCI(i) {
 			fmt.Fprintln(a.Out, printable(line))
 		}
 	}
-	return nil
 }
 
 // computing tells of processors, memory, and what watches over the box.
@@ -156,9 +216,19 @@ func fewOf(offloads []string) string {
 }
 
 func accelerators(i *api.Inventory) *table {
-	t := &table{header: []string{"ACCELERATOR", "MODEL", "DRIVER", "PCI", "NODE", "MEMORY", "SHARING", "HEALTH"}}
+	t := &table{header: []string{"ACCELERATOR", "MODEL", "DRIVER", "PCI", "NODE", "MEMORY", "SHARING", "POWER", "WARMTH", "ECC", "HEALTH"}}
 	for _, g := range i.Accelerators {
 		memory, node, health := "-", "-", "well"
+		power, warmth, ecc := "-", "-", "-"
+		if g.PowerLimitW > 0 {
+			power = fmt.Sprintf("%d W at most", g.PowerLimitW)
+		}
+		if g.TemperatureC > 0 {
+			warmth = fmt.Sprintf("%d °C", g.TemperatureC)
+		}
+		if e := g.ECC; e != nil && e.Enabled {
+			ecc = fmt.Sprintf("%d mended, %d not", e.Corrected, e.Uncorrected)
+		}
 		if g.MemoryMiB > 0 {
 			memory = bytesText(uint64(g.MemoryMiB) << 20)
 		}
@@ -171,7 +241,24 @@ func accelerators(i *api.Inventory) *table {
 		if g.Driver == "" {
 			health = "no driver"
 		}
-		t.rows = append(t.rows, []string{g.ID, strings.TrimSpace(g.Vendor + " " + g.Model), orDash(g.Driver), g.PCI, node, memory, string(g.Sharing.Mode), health})
+		t.rows = append(t.rows, []string{g.ID, strings.TrimSpace(g.Vendor + " " + g.Model), orDash(g.Driver), g.PCI, node, memory, string(g.Sharing.Mode), power, warmth, ecc, health})
+	}
+	return t
+}
+
+// parts tells what services can hold of cards: who has which card or slice, what a card has
+// room for, and what is given to no one.
+func parts(i *api.Inventory) *table {
+	t := &table{header: []string{"CARD OR SLICE", "PROFILE", "MEMORY", "COMPUTE", "BY", "STATE"}}
+	for _, p := range i.Parts() {
+		memory, compute := "-", "-"
+		if p.MemoryMiB > 0 {
+			memory = bytesText(uint64(p.MemoryMiB) << 20)
+		}
+		if p.Compute > 0 {
+			compute = fmt.Sprint(p.Compute)
+		}
+		t.rows = append(t.rows, []string{p.ID, orDash(p.Profile), memory, compute, orDash(strings.Join(p.By, " ")), p.State})
 	}
 	return t
 }

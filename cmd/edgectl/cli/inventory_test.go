@@ -83,3 +83,17 @@ func TestDrawAnyPCI(t *testing.T) {
 		_ = fmt.Sprint(computing(&i), accelerators(&i), disks(&i), claimable(&i))
 	})
 }
+
+func TestCardUse(t *testing.T) {
+	rows := cardUse([]usageTotal{{App: "shop", Service: "web"},
+		{App: "ran", Service: "du", Accelerator: api.AcceleratorUse{HeldMillis: 60_000, SliceMillis: 120_000, MemoryMiBSeconds: 61_440, BusyMillis: 15_000, UnknownMillis: 30_000, EnergyMillijoules: 2_500_000}},
+		{App: "ai", Service: "run", Accelerator: api.AcceleratorUse{HeldMillis: 60_000, UnknownMillis: 60_000}}}).rows
+	var got []string
+	for _, r := range rows {
+		got = append(got, strings.Join(r, "|"))
+	}
+	want := []string{"ran/du|1m0s|2m0s|avg 1.0G|50 %|2.5 kJ", "ai/run|1m0s|0s|avg 0B|unknown|0.0 kJ"}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}

@@ -122,6 +122,8 @@ type usageTotal struct {
 	MemoryByteSeconds uint64 `json:"memoryByteSeconds"`
 	RxBytes           uint64 `json:"rxBytes"`
 	TxBytes           uint64 `json:"txBytes"`
+	// Accelerator is what it used of cards and slices that it held.
+	Accelerator api.AcceleratorUse `json:"accelerator,omitzero"`
 }
 
 func (a *app) usageCommand() *cobra.Command {
@@ -167,7 +169,33 @@ func (a *app) printUsage(u usageReport) {
 			(time.Duration(s.CPUMicros) * time.Microsecond).Round(time.Millisecond).String(), average, bytesText(s.RxBytes), bytesText(s.TxBytes)})
 	}
 	t.write(a.Out, true)
+	if cards := cardUse(u.Totals); len(cards.rows) > 0 {
+		fmt.Fprintln(a.Out)
+		cards.write(a.Out, true)
+		fmt.Fprintln(a.Out)
+	}
 	fmt.Fprintf(a.Out, "counted up to record %d of spool %d\n", u.Acked, u.SpoolEpoch)
+}
+
+// cardUse tells of the services that held cards or slices: for how long, times the compute
+// slices of each, with how much of their memory in use on average, how much of the time
+// something ran where that is told, and their part of what the cards drew.
+func cardUse(totals []usageTotal) *table {
+	t := &table{header: []string{"APP/SERVICE", "HELD", "SLICE TIME", "CARD MEMORY", "BUSY", "ENERGY"}}
+	millis := func(n uint64) time.Duration { return time.Duration(n) * time.Millisecond }
+	for _, s := range totals {
+		u := s.Accelerator
+		if u.HeldMillis == 0 {
+			continue
+		}
+		busy := "unknown"
+		if told := u.HeldMillis - min(u.UnknownMillis, u.HeldMillis); told > 0 {
+			busy = fmt.Sprintf("%.0f %%", 100*float64(u.BusyMillis)/float64(told))
+		}
+		t.rows = append(t.rows, []string{s.App + "/" + s.Service, millis(u.HeldMillis).Round(time.Second).String(), millis(u.SliceMillis).Round(time.Second).String(),
+			"avg " + bytesText(uint64(float64(u.MemoryMiBSeconds)/(float64(u.HeldMillis)/1000)*(1<<20))), busy, fmt.Sprintf("%.1f kJ", float64(u.EnergyMillijoules)/1e6)})
+	}
+	return t
 }
 
 // recordEntry is one record as the core's ledger holds it.

@@ -57,6 +57,15 @@ func (c *Client) Act(ctx context.Context, device, verb string) (*api.Object, err
 	return out, c.Do(ctx, http.MethodPost, objectPath(k, device)+"/"+verb, nil, nil, out)
 }
 
+// Uncordon tells the core that a card or slice of a device is well.
+func (c *Client) Uncordon(ctx context.Context, device, id string) error {
+	k, err := api.LookupKind(api.KindDevice)
+	if err != nil {
+		return err
+	}
+	return c.Do(ctx, http.MethodPost, objectPath(k, device)+"/uncordon", nil, map[string]string{"id": id}, nil)
+}
+
 // Unlock has the core answer the challenge of a device's console.
 func (c *Client) Unlock(ctx context.Context, device, challenge string) (answer UnlockAnswer, err error) {
 	k, err := api.LookupKind(api.KindDevice)
