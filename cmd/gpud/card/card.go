@@ -3,9 +3,11 @@
 package card
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
@@ -19,6 +21,16 @@ import (
 type Cards struct {
 	lib nvml.Interface
 	now func() time.Time
+
+	mu    sync.Mutex // events are told beside what is asked
+	known map[int]known
+}
+
+// known is a card as it told who it is when it last did: one that fell off the bus does not.
+type known struct {
+	device    nvml.Device
+	uuid, pci string
+	model     string
 }
 
 var _ gpud.Handler = (*Cards)(nil)
@@ -28,7 +40,7 @@ func Open(lib nvml.Interface, now func() time.Time) (*Cards, error) {
 	if ret := lib.Init(); ret != nvml.SUCCESS && ret != nvml.ERROR_ALREADY_INITIALIZED {
 		return nil, fault("loading NVIDIA's library", ret)
 	}
-	return &Cards{lib: lib, now: now}, nil
+	return &Cards{lib: lib, now: now, known: map[int]known{}}, nil
 }
 
 // Close lets go of the library.
@@ -43,20 +55,62 @@ func (c *Cards) Hello() gpud.Hello {
 	return h
 }
 
-func (c *Cards) devices() ([]nvml.Device, error) {
+// devices opens the cards; the place of one that cannot be opened is nil, with the reason.
+func (c *Cards) devices() (list []nvml.Device, why []nvml.Return, err error) {
 	n, ret := c.lib.DeviceGetCount()
 	if ret != nvml.SUCCESS {
-		return nil, fault("counting the cards", ret)
+		return nil, nil, fault("counting the cards", ret)
 	}
-	var list []nvml.Device
 	for i := range n {
 		d, ret := c.lib.DeviceGetHandleByIndex(i)
 		if ret != nvml.SUCCESS {
-			return nil, fault(fmt.Sprintf("opening card %d", i), ret)
+			d = nil
 		}
-		list = append(list, d)
+		list, why = append(list, d), append(why, ret)
 	}
-	return list, nil
+	return list, why, nil
+}
+
+// who tells a card's UUID and address, as it told them before if it does not now.
+func (c *Cards) who(index int, d nvml.Device) known {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k := c.known[index]
+	if d == nil {
+		return k
+	}
+	now := known{device: d}
+	uuid, ret := d.GetUUID()
+	if ret != nvml.SUCCESS || uuid == "" {
+		return k
+	}
+	now.uuid = uuid
+	now.model, _ = d.GetName()
+	if pci, ret := d.GetPciInfo(); ret == nvml.SUCCESS {
+		now.pci = pciAddress(pci)
+	} else if k.uuid == uuid {
+		now.pci = k.pci
+	}
+	c.known[index] = now
+	return now
+}
+
+// named is the UUID of a device that an event is about.
+func (c *Cards) named(d nvml.Device) string {
+	if d == nil {
+		return ""
+	}
+	if uuid, ret := d.GetUUID(); ret == nvml.SUCCESS && uuid != "" {
+		return uuid
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, k := range c.known {
+		if k.device == d {
+			return k.uuid
+		}
+	}
+	return ""
 }
 
 func (c *Cards) device(uuid string) (nvml.Device, error) {
@@ -143,27 +197,32 @@ func (c *Cards) SetCompute(uuid, mode string) error {
 // Cards reads the inventory. A card that does not answer is told as a finding of that card,
 // so that one lost card does not hide the others.
 func (c *Cards) Cards() ([]gpud.Card, error) {
-	devices, err := c.devices()
+	devices, why, err := c.devices()
 	if err != nil {
 		return nil, err
 	}
 	driver, _ := c.lib.SystemGetDriverVersion()
 	var list []gpud.Card
 	for i, d := range devices {
-		list = append(list, c.read(i, d, driver))
+		switch k := c.who(i, d); {
+		case d == nil && k.uuid == "": // who it is, only the bus knows
+		case d == nil:
+			list = append(list, lost(i, k, driver, why[i], c.now()))
+		default:
+			list = append(list, c.read(i, k, d, driver))
+		}
 	}
 	return list, nil
 }
 
-func (c *Cards) read(index int, d nvml.Device, driver string) gpud.Card {
-	a := api.Accelerator{Vendor: "nvidia", Driver: "nvidia", DriverVersion: driver, NUMA: -1, Sharing: api.Sharing{Mode: api.SharingExclusive}}
-	a.ID, _ = d.GetUUID()
-	if pci, ret := d.GetPciInfo(); ret == nvml.SUCCESS {
-		a.PCI = pciAddress(pci)
-	}
-	if a.ID == "" {
-		a.ID = a.PCI
-	}
+// lost is a card that cannot be opened any more.
+func lost(index int, k known, driver string, ret nvml.Return, now time.Time) gpud.Card {
+	return gpud.Card{Accelerator: api.Accelerator{ID: k.uuid, PCI: k.pci, Model: k.model, Vendor: "nvidia", Driver: "nvidia", DriverVersion: driver, NUMA: -1, Sharing: api.Sharing{Mode: api.SharingExclusive},
+		Findings: []api.AcceleratorFinding{silent(index, ret, now)}}}
+}
+
+func (c *Cards) read(index int, k known, d nvml.Device, driver string) gpud.Card {
+	a := api.Accelerator{ID: cmp.Or(k.uuid, k.pci), PCI: k.pci, Vendor: "nvidia", Driver: "nvidia", DriverVersion: driver, NUMA: -1, Sharing: api.Sharing{Mode: api.SharingExclusive}}
 	a.Model, _ = d.GetName()
 	a.Serial, _ = d.GetSerial()
 	a.VBIOS, _ = d.GetVbiosVersion()
@@ -239,15 +298,18 @@ func links(d nvml.Device) (list []api.NVLink) {
 
 // Sample reads what cards and slices use now.
 func (c *Cards) Sample() ([]gpud.Sample, error) {
-	devices, err := c.devices()
+	devices, _, err := c.devices()
 	if err != nil {
 		return nil, err
 	}
 	var list []gpud.Sample
 	for _, d := range devices {
+		if d == nil {
+			continue // the inventory says so
+		}
 		uuid, ret := d.GetUUID()
 		if ret != nvml.SUCCESS {
-			continue // the inventory says so
+			continue
 		}
 		list = append(list, c.sample(uuid, "", d))
 		if now, _, ret := d.GetMigMode(); ret != nvml.SUCCESS || now != nvml.DEVICE_MIG_ENABLE {
@@ -301,9 +363,27 @@ var kinds = map[uint64]gpud.EventKind{
 const waitMS = 1000
 
 // Events tells what cards tell by themselves, until ctx ends. It may be called beside the
-// other methods: the library is safe for that.
+// other methods: the library is safe for that. When one card ends it for all, or another
+// comes, it begins anew.
 func (c *Cards) Events(ctx context.Context, tell func(gpud.Event)) error {
-	devices, err := c.devices()
+	for {
+		err := c.listen(ctx, tell)
+		pause := time.NewTimer(listenAgain)
+		select {
+		case <-ctx.Done():
+			pause.Stop()
+			return err
+		case <-pause.C:
+		}
+	}
+}
+
+// listenAgain is how soon events are asked for again.
+const listenAgain = time.Second
+
+// listen tells events until one cannot be waited for, or there are other cards.
+func (c *Cards) listen(ctx context.Context, tell func(gpud.Event)) error {
+	devices, _, err := c.devices()
 	if err != nil {
 		return err
 	}
@@ -312,7 +392,11 @@ func (c *Cards) Events(ctx context.Context, tell func(gpud.Event)) error {
 		return fault("asking for events", ret)
 	}
 	defer set.Free()
-	for _, d := range devices {
+	for i, d := range devices {
+		if d == nil {
+			continue
+		}
+		c.who(i, d)
 		for kind := range kinds {
 			d.RegisterEvents(kind, set) // a card without ECC refuses that one
 		}
@@ -323,6 +407,9 @@ func (c *Cards) Events(ctx context.Context, tell func(gpud.Event)) error {
 		case nvml.SUCCESS:
 			tell(c.event(e))
 		case nvml.ERROR_TIMEOUT:
+			if n, ret := c.lib.DeviceGetCount(); ret == nvml.SUCCESS && n != len(devices) {
+				return nil
+			}
 		default:
 			return fault("waiting for events", ret)
 		}
@@ -334,10 +421,7 @@ func (c *Cards) Events(ctx context.Context, tell func(gpud.Event)) error {
 const noInstance = 0xFFFFFFFF
 
 func (c *Cards) event(e nvml.EventData) gpud.Event {
-	out := gpud.Event{Kind: kinds[e.EventType], Xid: e.EventData, Instance: -1, Time: c.now().UnixMilli()}
-	if e.Device != nil {
-		out.Card, _ = e.Device.GetUUID()
-	}
+	out := gpud.Event{Card: c.named(e.Device), Kind: kinds[e.EventType], Xid: e.EventData, Instance: -1, Time: c.now().UnixMilli()}
 	if out.Kind != gpud.EventXid {
 		out.Xid = 0
 	}

@@ -223,3 +223,45 @@ func TestInventory(t *testing.T) {
 		t.Errorf("%d details of %d", len(cards[1].Details), len(fields))
 	}
 }
+
+// TestLost: a card that fell off the bus cannot even be opened. It is told of as lost, under
+// the name that it had, events of it too, and hides no other.
+func TestLost(t *testing.T) {
+	c, d := open(t, gpus.A100_SXM4_40GB, gpus.A100_SXM4_40GB)
+	before, err := c.Cards()
+	if err != nil {
+		t.Fatal(err)
+	}
+	byIndex := d.DeviceGetHandleByIndexFunc
+	d.DeviceGetHandleByIndexFunc = func(i int) (nvml.Device, nvml.Return) {
+		if i == 0 {
+			return nil, nvml.ERROR_GPU_IS_LOST
+		}
+		return byIndex(i)
+	}
+	lost := d.Devices[0].(*server.Device)
+	lost.GetUUIDFunc = func() (string, nvml.Return) { return "", nvml.ERROR_GPU_IS_LOST }
+	now, err := c.Cards()
+	if err != nil || len(now) != 2 {
+		t.Fatalf("%+v, %v", now, err)
+	}
+	for i, card := range now {
+		a, was := card.Accelerator, before[i].Accelerator
+		if a.ID != was.ID || a.PCI != was.PCI || a.Model != was.Model || (len(a.Findings) > 0) != (i == 0) {
+			t.Errorf("card %d is %+v, and was %+v", i, a, was)
+		}
+	}
+	if f := now[0].Accelerator.Findings[0]; f.Action != "move" || f.Warning.Name != "gpu-lost" {
+		t.Errorf("%+v", f)
+	}
+	samples, err := c.Sample()
+	if err != nil || len(samples) != 1 || samples[0].Card != before[1].Accelerator.ID {
+		t.Errorf("%+v, %v", samples, err)
+	}
+	if e := c.event(nvml.EventData{Device: lost, EventType: nvml.EventTypeXidCriticalError, EventData: 79, GpuInstanceId: noInstance}); e.Card != before[0].Accelerator.ID || e.Xid != 79 {
+		t.Errorf("%+v", e)
+	}
+	if err := fault("", nvml.ERROR_GPU_IS_LOST); err.Code == api.Unavailable {
+		t.Error("one card that is lost reads as if no driver answered")
+	}
+}

@@ -296,7 +296,7 @@ func fault(doing string, ret nvml.Return) *api.Error {
 	case nvml.ERROR_NO_PERMISSION:
 		code, remedy = api.Forbidden, "gpud must run as root"
 	case nvml.ERROR_GPU_IS_LOST, nvml.ERROR_RESET_REQUIRED:
-		code, remedy = api.Unavailable, "the card needs a reset"
+		code, remedy = api.Internal, "the card needs a reset: restart the box" // Unavailable would say that no driver answers
 	case nvml.ERROR_UNINITIALIZED, nvml.ERROR_DRIVER_NOT_LOADED, nvml.ERROR_LIBRARY_NOT_FOUND, nvml.ERROR_LIB_RM_VERSION_MISMATCH:
 		code, remedy = api.Unavailable, "the driver and its libraries must be there, and of one version"
 	}

@@ -27,25 +27,31 @@ type Fault struct {
 
 // xids are NVIDIA's numbers of faults whose remedy is known (Xid Errors, GPU deployment and
 // management documentation): what they mean, and what they ask for. Faults of programs (13,
-// 31, 43, 45) end the program and say nothing of the card.
+// 31, 43, 45 and others that any program can bring about) end the program and say nothing of the card.
 var xids = map[uint64]struct {
 	words  string
 	action Action
 	whole  bool // of the whole card, whatever the driver says of a slice
 }{
+	8:   {"a program's work did not end in time", ActNone, false},
 	13:  {"a program used its memory wrongly", ActNone, false},
 	31:  {"a program touched memory that is not its own", ActNone, false},
+	32:  {"a program's commands could not be read", ActNone, false},
 	43:  {"a program's work was stopped", ActNone, false},
 	45:  {"a program's work was cleaned up", ActNone, false},
 	48:  {"memory failed in two bits", ActMove, false},
 	63:  {"memory was set aside for spare memory at the next reset", ActCordon, false},
 	64:  {"no spare memory is left", ActMove, true},
+	68:  {"a program's video could not be decoded", ActNone, false},
+	69:  {"a program used an engine wrongly", ActNone, false},
 	74:  {"an NVLink failed", ActCordon, true},
 	79:  {"the card fell off the bus", ActMove, true},
 	94:  {"a memory error was kept within one program", ActCordon, false},
 	95:  {"a memory error reached more than one program", ActMove, true},
+	109: {"a program did not give way in time", ActNone, false},
 	119: {"the card's own processor does not answer", ActMove, true},
 	120: {"the card's own processor failed", ActMove, true},
+	137: {"a program touched another card's memory wrongly", ActNone, false},
 	140: {"memory failed and was not mended", ActMove, true},
 }
 

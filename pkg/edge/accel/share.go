@@ -26,8 +26,10 @@ type Daemon struct {
 	Name string // of the unit: mps-GPU-…
 	Args []string
 	Env  []string
-	// Folder is made before it starts, for its pipes; nobody else's files are in it.
-	Folder string
+	// Folder is made before it starts, for its pipes, which containers see; Shared is the
+	// memory that it shares with them, at /dev/shm of both. State is seen by nobody else: what
+	// is noted of it, and its logs.
+	Folder, Shared, State string
 	// ComputeMode is what the card is set to before, and set back from after.
 	ComputeMode string
 }
@@ -74,14 +76,15 @@ func Share(a *api.Accelerator, s api.Sharing, run string) (Shared, error) {
 // first that the client sees, which is this card.
 func mps(a *api.Accelerator, s api.Sharing, edits Edits, run string) Shared {
 	memory, threads := Limits(a, s)
-	folder := path.Join(run, "mps", a.ID)
+	// Containers see the pipes and their own shared memory, and nothing else of the daemon's.
+	folder, state, memories := path.Join(run, "mps", a.ID), path.Join(run, "mps-state", a.ID), path.Join(run, "mps-shm", a.ID)
 	const inside = "/run/tributary/mps"
 	edits.Env = append(edits.Env, "CUDA_MPS_PIPE_DIRECTORY="+inside, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE="+strconv.Itoa(threads), fmt.Sprintf("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0=%dM", memory))
-	// Clients and the daemon meet in shared memory.
-	edits.Mounts = append(edits.Mounts, Mount{folder, inside}, Mount{"/dev/shm", "/dev/shm"})
+	// Clients and the daemon meet in shared memory, which is of this card's alone.
+	edits.Mounts = append(edits.Mounts, Mount{folder, inside}, Mount{memories, "/dev/shm"})
 	return Shared{Shares: s.Replicas, Edits: edits, Caution: "a fault of one service ends the others on the card",
-		Daemon: &Daemon{Name: "mps-" + a.ID, Args: []string{"nvidia-cuda-mps-control", "-f"}, Folder: folder, ComputeMode: "Exclusive_Process",
-			Env: []string{"CUDA_VISIBLE_DEVICES=" + a.ID, "CUDA_MPS_PIPE_DIRECTORY=" + folder, "CUDA_MPS_LOG_DIRECTORY=" + folder}}}
+		Daemon: &Daemon{Name: "mps-" + a.ID, Args: []string{"nvidia-cuda-mps-control", "-f"}, Folder: folder, State: state, Shared: memories, ComputeMode: "Exclusive_Process",
+			Env: []string{"CUDA_VISIBLE_DEVICES=" + a.ID, "CUDA_MPS_PIPE_DIRECTORY=" + folder, "CUDA_MPS_LOG_DIRECTORY=" + state + "/log"}}}
 }
 
 // Limits are what each client may take of a card under mps: as the policy says, or an equal part.

@@ -30,6 +30,11 @@ func TestShare(t *testing.T) {
 	if s.Edits.Mounts[0].Host != "/run/tributary/mps/GPU-1" || s.Daemon.Folder != s.Edits.Mounts[0].Host || !slices.Contains(s.Daemon.Env, "CUDA_VISIBLE_DEVICES=GPU-1") {
 		t.Errorf("%+v", s)
 	}
+	for _, m := range s.Edits.Mounts { // whoever is root in a container writes what is mounted
+		if strings.HasPrefix(s.Daemon.State+"/", m.Host+"/") || m.Host == "/dev/shm" {
+			t.Errorf("containers see %s, the daemon's own is %s", m.Host, s.Daemon.State)
+		}
+	}
 	if s, err := Share(h100(), api.Sharing{Mode: api.SharingMPS, Replicas: 2, MemoryMiB: 1000, ThreadsPercent: 30}, "/run"); err != nil || !slices.Contains(s.Edits.Env, "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0=1000M") {
 		t.Errorf("%+v, %v", s, err)
 	}

@@ -125,6 +125,31 @@ func TestKeeper(t *testing.T) {
 	}
 }
 
+// TestHangs: a driver that hangs holds up who asks for a while, not for ever; its gpud is ended
+// and another started.
+func TestHangs(t *testing.T) {
+	h := &hand{events: make(chan Event), hold: make(chan struct{})}
+	up := make(chan Hello, 10)
+	k := Keep(Config{Start: func() (Process, error) { return start(h) }, Events: func(Event) {}, Again: func(h Hello) { up <- h }, Log: slog.New(slog.DiscardHandler),
+		Answer: 50 * time.Millisecond, Pause: func(int) time.Duration { return 0 }})
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { k.Run(ctx) })
+	defer running.Wait()
+	defer cancel()
+	wait.For(t, "gpud's greeting", up)
+	asked := make(chan error, 1)
+	go func() {
+		_, err := k.Layout(ctx, "GPU-1")
+		asked <- err
+	}()
+	if err := wait.For(t, "an answer or the end of waiting", asked); api.CodeOf(err) != api.Unavailable || !strings.Contains(err.Error(), "did not answer") {
+		t.Errorf("%v", err)
+	}
+	close(h.hold)
+	wait.For(t, "another gpud", up)
+}
+
 // TestStartedAgain: one that cannot start, one that says nonsense and one that ends while a
 // question waits; then one that answers.
 func TestStartedAgain(t *testing.T) {
@@ -233,7 +258,7 @@ func TestRefusals(t *testing.T) {
 }
 
 func TestRefusalsNeedTheirChecks(t *testing.T) {
-	mutation.Prove(t, mutation.Marked(t, "^TestRefusals$", "serve.go", "protocol.go")...)
+	mutation.Prove(t, append(mutation.Marked(t, "^TestRefusals$", "serve.go", "protocol.go"), mutation.Marked(t, "^TestHangs$", "keeper.go")...)...)
 }
 
 // FuzzRead: whatever comes, a reader of frames takes no more than it, does not panic, and

@@ -33,6 +33,8 @@ type Config struct {
 	// be half done.
 	Again func(Hello)
 	Log   *slog.Logger
+	// Answer bounds an answer; 0 is 30 seconds, and 3 minutes where a card is reset for it.
+	Answer time.Duration
 	// Pause is how long is waited before another start, by how many have failed in a row.
 	Pause func(failed int) time.Duration
 }
@@ -46,6 +48,7 @@ type Keeper struct {
 	config Config
 	mu     sync.Mutex
 	now    *client
+	end    func() error // of the process that now speaks to
 }
 
 // Keep makes a keeper; Run starts it.
@@ -90,7 +93,7 @@ func (k *Keeper) once(ctx context.Context) (greeted bool, err error) {
 	defer stop()
 	// Whatever happens, the process is gone and its reader too when this returns.
 	defer func() {
-		k.set(nil)
+		k.set(nil, nil)
 		_ = closeIt()
 		<-ended
 	}()
@@ -98,7 +101,7 @@ func (k *Keeper) once(ctx context.Context) (greeted bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	k.set(c)
+	k.set(c, closeIt)
 	k.config.Log.Info("gpud answers", "driver", hello.Driver, "library", hello.Library)
 	if k.config.Again != nil {
 		k.config.Again(hello)
@@ -126,20 +129,47 @@ func (k *Keeper) greet(ctx context.Context, c *client, closeIt func() error) (He
 	return c.greet(ctx)
 }
 
-func (k *Keeper) set(c *client) {
+func (k *Keeper) set(c *client, end func() error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.now = c
+	k.now, k.end = c, end
 }
+
+// Limits of how long an answer may take: a driver that hangs answers nothing any more, and who
+// waits for it would hold up all who claim anything.
+const (
+	askTime = 30 * time.Second
+	migTime = 3 * time.Minute // the card is reset for it
+)
 
 func (k *Keeper) ask(ctx context.Context, q Request) (Reply, error) {
 	k.mu.Lock()
-	c := k.now
+	c, end := k.now, k.end
 	k.mu.Unlock()
 	if c == nil {
 		return Reply{}, &api.Error{Code: api.Unavailable, Message: "gpud does not run", Remedy: "it is started again by itself; see its lines in the log"}
 	}
-	return c.ask(ctx, q)
+	limit := askTime
+	if q.Op == OpSetMIG {
+		limit = migTime
+	}
+	if k.config.Answer > 0 {
+		limit = k.config.Answer
+	}
+	own, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	// Writing waits too, when nothing reads: the process ends, and with it the wait.
+	stop := context.AfterFunc(own, func() {
+		if ctx.Err() == nil {
+			_ = end()
+		}
+	})
+	defer stop()
+	a, err := c.ask(own, q)
+	if own.Err() != nil && ctx.Err() == nil { // check: in time
+		return Reply{}, &api.Error{Code: api.Unavailable, Message: fmt.Sprintf("gpud did not answer %s within %v: its driver may hang", q.Op, limit), Remedy: "it is started again by itself; if that goes on, restart the box"}
+	}
+	return a, err
 }
 
 // Cards reads the inventory.
@@ -228,11 +258,26 @@ type process struct {
 func (p *process) Read(b []byte) (int, error)  { return p.out.Read(b) }
 func (p *process) Write(b []byte) (int, error) { return p.in.Write(b) }
 
+// goneTime is how long a process that was killed is waited for. One that hangs in the driver
+// cannot end before that lets go of it.
+const goneTime = 10 * time.Second
+
 // Close kills it: gpud has nothing of its own to put away, and a library that hangs in the
 // driver would not hear of its input's end.
 func (p *process) Close() error {
 	_ = p.in.Close()
 	_ = p.cmd.Process.Signal(syscall.SIGKILL)
-	_ = p.cmd.Wait()
+	_ = p.out.Close() // who reads it waits no longer
+	gone := make(chan struct{})
+	go func() {
+		_ = p.cmd.Wait()
+		close(gone)
+	}()
+	limit := time.NewTimer(goneTime)
+	defer limit.Stop()
+	select {
+	case <-gone:
+	case <-limit.C:
+	}
 	return nil
 }

@@ -56,9 +56,11 @@ type cards struct {
 	list     []gpud.Card
 	samples  []gpud.Sample
 	profiles []api.MIGProfile
-	keepMode bool // over a reboot
-	down     bool // no gpud answers
-	left     int  // calls until gpud is killed, after it did what it was asked; negative: it lives
+	keepMode bool  // over a reboot
+	mode     error // of changing the MIG mode
+	pending  bool  // until a reset
+	down     bool  // no gpud answers
+	left     int   // calls until gpud is killed, after it did what it was asked; negative: it lives
 }
 
 var errDown = &api.Error{Code: api.Unavailable, Message: "gpud does not run"}
@@ -196,7 +198,10 @@ func (d *cards) SetMIG(_ context.Context, id string, on bool) (*api.MIG, error) 
 	if len(a.MIG.Instances) > 0 && !on {
 		return nil, done(api.Errorf(api.Conflict, "it has slices"))
 	}
-	a.MIG.Enabled = on
+	if d.mode != nil {
+		return nil, done(d.mode)
+	}
+	a.MIG.Enabled = on && !d.pending
 	m := d.mig(a)
 	if err := done(nil); err != nil {
 		return nil, err

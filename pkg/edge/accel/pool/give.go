@@ -330,6 +330,11 @@ func (p *Pool) Restore(ctx context.Context, id string) error {
 		c.compute = cmp.Or(was, "Default")
 		p.mu.Unlock()
 	}
+	if !there {
+		if err := p.mps.drop(ctx, name); err != nil {
+			return err
+		}
+	}
 	if err := p.change(c, func() { delete(c.kept.Held, id) }); err != nil {
 		return err
 	}

@@ -39,6 +39,9 @@ type mps struct {
 
 // daemon is one that is to run.
 type daemon struct {
+	// starting is held while it is made sure that one runs.
+	starting sync.Mutex
+
 	unit   accel.Daemon
 	setup  []string
 	fault  string
@@ -138,6 +141,8 @@ const startTime = time.Minute
 
 // ensure starts a daemon that does not run, and sets it up.
 func (m *mps) ensure(ctx context.Context, d *daemon) error {
+	d.starting.Lock()
+	defer d.starting.Unlock()
 	if d.running() {
 		return nil
 	}
@@ -145,10 +150,11 @@ func (m *mps) ensure(ctx context.Context, d *daemon) error {
 	if program == "" {
 		return &api.Error{Code: api.Unavailable, Message: "MPS needs " + controlProgram + ", which is not there", Remedy: "install the release with the extension nvidia, or share the card another way"}
 	}
-	if err := os.MkdirAll(d.unit.Folder, 0o755); err != nil {
+	logs := filepath.Join(d.unit.State, "log")
+	if err := errors.Join(os.MkdirAll(d.unit.Folder, 0o755), os.MkdirAll(logs, 0o711), os.Chmod(logs, 0o1777), shareMemory(d.unit.Shared)); err != nil { // its servers log as whom they serve
 		return err
 	}
-	log, err := os.OpenFile(filepath.Join(d.unit.Folder, "output.log"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	log, err := os.OpenFile(filepath.Join(d.unit.State, "output.log"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -156,7 +162,7 @@ func (m *mps) ensure(ctx context.Context, d *daemon) error {
 	cmd := exec.Command(program, d.unit.Args[1:]...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = append(os.Environ(), d.unit.Env...), log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	if err := startWith(cmd, d.unit.Shared); err != nil {
 		return err
 	}
 	go func() { _ = cmd.Wait() }() // tend sees that it is gone
@@ -233,7 +239,18 @@ func (m *mps) stop(ctx context.Context, card string, unit accel.Daemon) error {
 	m.mu.Lock()
 	delete(m.daemons, card)
 	m.mu.Unlock()
-	return os.RemoveAll(d.unit.Folder)
+	return errors.Join(os.RemoveAll(d.unit.Folder), os.RemoveAll(d.unit.State), unshareMemory(d.unit.Shared))
+}
+
+// drop ends the daemon of a card that is gone, if one runs.
+func (m *mps) drop(ctx context.Context, card string) error {
+	m.mu.Lock()
+	d := m.daemons[card]
+	m.mu.Unlock()
+	if d == nil {
+		return nil
+	}
+	return m.stop(ctx, card, d.unit)
 }
 
 // graceTime is how long a daemon that was told to end may take.
@@ -259,7 +276,7 @@ func (d *daemon) end(ctx context.Context) error {
 }
 
 func (d *daemon) read() (n note, err error) {
-	raw, err := os.ReadFile(filepath.Join(d.unit.Folder, noteFile))
+	raw, err := os.ReadFile(filepath.Join(d.unit.State, noteFile))
 	if err != nil {
 		return n, err
 	}
@@ -271,7 +288,7 @@ func (d *daemon) write(n note) error {
 	if err != nil {
 		return err
 	}
-	return atomicfile.Write(filepath.Join(d.unit.Folder, noteFile), raw, 0o600)
+	return atomicfile.Write(filepath.Join(d.unit.State, noteFile), raw, 0o600)
 }
 
 // running tells whether the daemon that was noted is there.

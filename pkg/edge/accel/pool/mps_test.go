@@ -61,6 +61,10 @@ func control(folder string, serve bool) error {
 	if err != nil {
 		return err
 	}
+	// It meets its clients in memory that nobody else shares.
+	if err := os.WriteFile("/dev/shm/daemon", []byte("here"), 0o600); err != nil {
+		return err
+	}
 	fmt.Fprintln(heard, "begins for", os.Getenv("CUDA_VISIBLE_DEVICES"))
 	for {
 		c, err := l.Accept()
@@ -85,6 +89,9 @@ func control(folder string, serve bool) error {
 
 // mpsBox is a box whose driver has the program.
 func mpsBox(t *testing.T) (*box, func() string) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: a card's clients have shared memory of their own")
+	}
 	b := newBox(t, 1)
 	me, err := os.Executable()
 	if err != nil {
@@ -100,12 +107,15 @@ func mpsBox(t *testing.T) (*box, func() string) {
 	t.Cleanup(func() {
 		b.mps.wait()
 		var n note // of a daemon that the test left behind
-		if raw, err := os.ReadFile(filepath.Join(b.root, "run/mps/GPU-0", noteFile)); err == nil && json.Unmarshal(raw, &n) == nil && n.PID > 1 {
+		if raw, err := os.ReadFile(filepath.Join(b.root, "run/mps-state/GPU-0", noteFile)); err == nil && json.Unmarshal(raw, &n) == nil && n.PID > 1 {
 			_ = syscall.Kill(n.PID, syscall.SIGKILL)
+		}
+		if err := unshareMemory(filepath.Join(b.root, "run/mps-shm/GPU-0")); err != nil {
+			t.Error(err)
 		}
 	})
 	return b, func() string {
-		raw, _ := os.ReadFile(filepath.Join(b.root, "run/mps/GPU-0/heard"))
+		raw, _ := os.ReadFile(filepath.Join(b.root, "run/mps-state/GPU-0/log/heard"))
 		return string(raw)
 	}
 }
@@ -139,11 +149,20 @@ func TestMPS(t *testing.T) {
 	if got := heard(); !strings.HasSuffix(got, want) {
 		t.Errorf("the daemon heard\n%s", got)
 	}
+	for _, m := range edits.Mounts { // what the container finds there is what the daemon does
+		met := m.ContainerPath == "/dev/shm" && m.HostPath != "/dev/shm"
+		if _, err := os.Stat(filepath.Join(m.HostPath, "daemon")); met != (err == nil) {
+			t.Errorf("the daemon's memory at %+v: %v", m, err)
+		}
+	}
+	if exists("/dev/shm/daemon") {
+		t.Error("the daemon has the box's own shared memory")
+	}
 	if got := b.cards.list[0].Details["compute_mode"]; got != "Exclusive_Process" {
 		t.Errorf("the compute mode is %s", got)
 	}
 	pid := func() int {
-		raw, _ := os.ReadFile(filepath.Join(b.root, "run/mps/GPU-0", noteFile))
+		raw, _ := os.ReadFile(filepath.Join(b.root, "run/mps-state/GPU-0", noteFile))
 		var n note
 		_ = json.Unmarshal(raw, &n) // none while it is written
 		return n.PID
@@ -170,7 +189,12 @@ func TestMPS(t *testing.T) {
 	if _, err := startOf(last); err == nil {
 		t.Error("the daemon runs on")
 	}
-	if exists(filepath.Join(b.root, "run/mps/GPU-0")) || b.cards.list[0].Details["compute_mode"] != "Default" {
+	for _, dir := range []string{"run/mps/GPU-0", "run/mps-state/GPU-0", "run/mps-shm/GPU-0"} {
+		if exists(filepath.Join(b.root, dir)) {
+			t.Errorf("%s is left", dir)
+		}
+	}
+	if b.cards.list[0].Details["compute_mode"] != "Default" {
 		t.Errorf("the card is not as it was found: %v", b.cards.list[0].Details)
 	}
 }

@@ -20,32 +20,68 @@ func (p *Pool) look(ctx context.Context) error {
 		return err
 	}
 	there := map[string]bool{}
+	seen := p.cfg.Seen() // asks who may be asking us: without our lock
 	for _, told := range list {
 		there[told.Accelerator.ID] = true
-		c := p.take(told)
-		if err := p.tend(ctx, c); err != nil {
-			if api.CodeOf(err) == api.Unavailable || ctx.Err() != nil {
-				return err // what is not done is done at the next look
-			}
+		c := p.take(told, seen)
+		err := p.tend(ctx, c)
+		if api.CodeOf(err) == api.Unavailable && err != nil || ctx.Err() != nil {
+			return err // what is not done is done at the next look
+		}
+		p.mu.Lock()
+		c.fault = ""
+		if err != nil {
+			c.fault = err.Error()
 			p.cfg.Log.Warn("a card is not what it is to be", "card", c.told.ID, "err", err)
 		}
+		p.mu.Unlock()
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for id, c := range p.cards {
-		if !there[id] {
-			c.told, c.settled = api.Accelerator{ID: id}, false // it may come back
-		}
-	}
+	p.miss(there)
 	return nil
 }
 
-// take notes what a card told.
-func (p *Pool) take(told gpud.Card) *card {
+// awayLooks is how often a card may be missing before it counts as lost: one that is reset is
+// away for a moment.
+const awayLooks = 3
+
+// miss notes which cards are not told of, and has those moved who hold one that is lost.
+func (p *Pool) miss(there map[string]bool) {
+	var lost []*card
+	p.mu.Lock()
+	for id, c := range p.cards {
+		if there[id] {
+			c.away = 0
+			continue
+		}
+		c.told, c.settled = api.Accelerator{ID: id}, false // it may come back
+		if c.away++; c.away == awayLooks && len(c.kept.Held) > 0 {
+			lost = append(lost, c)
+		}
+	}
+	p.mu.Unlock()
+	for _, c := range lost {
+		p.find(c, accel.Judge(&c.told, accel.Fault{Kind: "unavailable", Instance: -1}, p.cfg.Now()))
+	}
+}
+
+// take notes what a card told. Which node it is near the bus says: the library tells none on
+// x86, and on boards with memory of the card's own the node of that.
+func (p *Pool) take(told gpud.Card, seen []api.Accelerator) *card {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	id := told.Accelerator.ID
 	c := p.cards[id]
+	if at := slices.IndexFunc(seen, func(a api.Accelerator) bool { return a.PCI == told.Accelerator.PCI }); at >= 0 {
+		told.Accelerator.NUMA = seen[at].NUMA
+	}
+	if c != nil { // the same is told with the time of when it began
+		for i := range told.Accelerator.Findings {
+			f := &told.Accelerator.Findings[i].Warning
+			if at := slices.IndexFunc(c.told.Findings, func(o api.AcceleratorFinding) bool { return o.Warning.Name == f.Name && o.Warning.Message == f.Message }); at >= 0 {
+				f.Since = c.told.Findings[at].Warning.Since
+			}
+		}
+	}
 	if c == nil {
 		c = &card{promised: map[string]time.Time{}, kept: remembered{Boot: p.cfg.Boot, Sharing: api.Sharing{Mode: api.SharingExclusive}, Uncorrected: uncorrected(&told.Accelerator)}}
 		if m := told.Accelerator.MIG; m != nil {
@@ -70,11 +106,14 @@ func uncorrected(a *api.Accelerator) uint64 {
 
 // tend brings one card to what it was before a reboot or a crash, and then under its policy.
 func (p *Pool) tend(ctx context.Context, c *card) error {
-	if c.told.MIG != nil && len(c.told.Findings) == 0 {
+	switch {
+	case len(c.told.Findings) > 0:
+		return nil // it does not answer, or cannot be read: what it was is made again when it does
+	case c.told.MIG != nil:
 		if err := p.again(ctx, c); err != nil {
 			return err
 		}
-	} else if c.kept.Boot != p.cfg.Boot {
+	case c.kept.Boot != p.cfg.Boot:
 		if err := p.change(c, func() { c.kept.Boot, c.kept.Findings = p.cfg.Boot, nil }); err != nil {
 			return err
 		}
@@ -106,13 +145,13 @@ func (p *Pool) again(ctx context.Context, c *card) error {
 	if api.CodeOf(err) == api.Unavailable || ctx.Err() != nil {
 		return err
 	}
-	p.mu.Lock()
-	c.broken = ""
-	if err != nil && rebooted {
-		c.broken = err.Error()
-	}
-	p.mu.Unlock()
 	if rebooted {
+		p.mu.Lock()
+		c.broken = ""
+		if err != nil {
+			c.broken = err.Error()
+		}
+		p.mu.Unlock()
 		if err := p.change(c, func() { c.kept.Boot, c.kept.Findings = p.cfg.Boot, nil }); err != nil {
 			return err
 		}
@@ -187,6 +226,9 @@ func (p *Pool) settle(ctx context.Context, c *card) error {
 	}
 	p.mu.Lock()
 	c.settled = true
+	if m := c.told.MIG; c.kept.Sharing.Mode == api.SharingMIG && m != nil && !m.Enabled && c.waits == "" {
+		c.waits = "MIG turns on at its next reset: restart the box"
+	}
 	p.mu.Unlock()
 	return nil
 }
@@ -207,14 +249,8 @@ func (p *Pool) convert(ctx context.Context, c *card, want api.Sharing) error {
 		}
 	}
 	if want.Mode == api.SharingMIG && !enabled {
-		m, err := p.cfg.Driver.SetMIG(ctx, c.told.ID, true)
-		if err != nil {
+		if _, err := p.cfg.Driver.SetMIG(ctx, c.told.ID, true); err != nil {
 			return err
-		}
-		if !m.Enabled {
-			p.mu.Lock()
-			c.waits = "MIG turns on at its next reset: restart the box"
-			p.mu.Unlock()
 		}
 	}
 	if err := p.change(c, func() { c.kept.Sharing = want }); err != nil {

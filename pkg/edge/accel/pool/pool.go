@@ -98,6 +98,8 @@ type card struct {
 	waits    string               // why its policy is not in force yet
 	refused  string               // why it never will be
 	broken   string               // why it could not be made what it was
+	fault    string               // why it is not what it is to be
+	away     int                  // looks at which it was not told of
 	promised map[string]time.Time // slices made for one who has not come for them yet
 }
 
@@ -321,13 +323,14 @@ func (p *Pool) Fill(list []api.Accelerator) []api.Accelerator {
 // Claimables lists what services can hold. A card of NVIDIA's that gpud does not tell of is
 // there with the reason.
 func (p *Pool) Claimables() (list []api.Claimable) {
+	seen := p.cfg.Seen() // asks who may be asking us: without our lock
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	told := p.nvidia()
 	for i := range told {
 		list = append(list, accel.Claimables(&told[i])...)
 	}
-	for _, a := range p.cfg.Seen() {
+	for _, a := range seen {
 		if slices.ContainsFunc(told, func(t api.Accelerator) bool { return t.PCI == a.PCI }) {
 			continue
 		}
@@ -417,7 +420,7 @@ func (p *Pool) Warnings() (out []api.Warning) {
 			}
 			out = append(out, w)
 		}
-		for name, words := range map[string]string{"gpu-policy-waits": c.waits, "gpu-policy-refused": c.refused, "gpu-not-restored": c.broken} {
+		for name, words := range map[string]string{"gpu-policy-waits": c.waits, "gpu-policy-refused": c.refused, "gpu-not-restored": c.broken, "gpu-not-settled": c.fault} {
 			if words != "" {
 				out = append(out, api.Warning{Name: name, Severity: api.Degraded, Since: p.cfg.Now().Unix(), Message: id + ": " + words, Remedy: remedies[name]})
 			}
@@ -436,5 +439,6 @@ const patience = 30 * time.Second
 var remedies = map[string]string{
 	"gpu-policy-waits":   "it is put in force when nobody holds the card",
 	"gpu-policy-refused": "change the settings' accelerators",
+	"gpu-not-settled":    "it is tried again by itself; stop what uses the card and is no app",
 	"gpu-not-restored":   "restart the box, or reset the card while nothing uses it",
 }
