@@ -13,6 +13,8 @@ import (
 // asked by DHCP.
 type NetworkSettings struct {
 	Uplinks []Uplink `json:"uplinks,omitempty"`
+	// Bonds are made first; their ports are no uplinks of their own.
+	Bonds []Bond `json:"bonds,omitempty"`
 	// Proxy is an HTTP proxy for what leaves the box over HTTPS.
 	Proxy string `json:"proxy,omitempty"`
 }
@@ -83,6 +85,7 @@ func (n *NetworkSettings) Validate(at string) error {
 	if u, err := url.Parse(n.Proxy); n.Proxy != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
 		bad("proxy", "it is no http://host:port, or http://user:password@host:port") // unquoted: it may hold a password
 	}
+	n.faults(bad)
 	if len(n.Uplinks) > 16 {
 		bad("uplinks", "%d of them, more than 16", len(n.Uplinks))
 	}

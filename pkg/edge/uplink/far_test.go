@@ -112,6 +112,8 @@ func TestFar(t *testing.T) {
 	switch role {
 	case "air":
 		accessPoint(t)
+	case api.BondBackup, api.BondLACP:
+		serves = twoCables(t, role)
 	default:
 		number, err := strconv.Atoi(role)
 		if err != nil {
@@ -132,7 +134,7 @@ func TestFar(t *testing.T) {
 	}
 	serve(t, serves)
 	fmt.Println("far: ready")
-	_, _ = io.Copy(io.Discard, stdin) // until the test ends
+	obey(t, stdin) // until the test ends
 }
 
 // serve gives out 10.66.0.77 and echoes.
