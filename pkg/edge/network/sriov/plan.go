@@ -160,7 +160,7 @@ func (p *planner) count(c *Card, policy *api.FunctionPolicy, found *Found) bool 
 	users = slices.Compact(users)
 	switch {
 	case len(users) == 0 && !busy:
-	case found.Change == api.ChangeDrain && len(users) > 0: // check: nobody to end
+	case found.Change == api.ChangeDrain && len(users) > 0: // check: drain
 		p.out.Drain[c.PCI] = users
 		return false
 	default:

@@ -138,8 +138,11 @@ func (b *box) input(policies []api.FunctionPolicy) Input {
 	return Input{State: state, Policies: policies, Boot: "one", Found: b.found, Held: b.held, Busy: b.busy}
 }
 
+// fatal is a test, of rapid or not.
+type fatal interface{ Fatal(...any) }
+
 // settle plans and does until nothing is left to do. It ends early when the power goes.
-func (b *box) settle(t *rapid.T, policies []api.FunctionPolicy) Output {
+func (b *box) settle(t fatal, policies []api.FunctionPolicy) Output {
 	for range 30 {
 		out := Plan(b.input(policies))
 		for _, s := range out.Steps {
@@ -318,22 +321,20 @@ func TestPlanRefuses(t *testing.T) {
 		{"RDMA", 1, api.FunctionPolicy{VirtualFunctions: count(2), Default: api.VirtualPolicy{RDMA: true}}, false, "offers no RDMA", nil, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			rapid.Check(t, func(t *rapid.T) {
-				b := &box{model: newModel(1, c.groups), found: map[string]Found{}, cut: -1}
-				b.settle(t, []api.FunctionPolicy{{Match: igb, VirtualFunctions: count(2)}})
-				b.held = map[string][]string{"0000:01:10.1": {"ran/du"}}
-				if c.busy {
-					b.model.busy["0000:01:10.1"] = true
-				}
-				c.policy.Match = igb
-				out := b.settle(t, []api.FunctionPolicy{c.policy})
-				if c.want == "" && len(out.Refused) > 0 || !slices.Equal(out.Users(), c.drain) {
-					t.Fatalf("refused %+v, drains %v", out.Refused, out.Drain)
-				}
-				if c.want != "" && (len(out.Refused) == 0 || !strings.Contains(out.Refused[0].Words, c.want) || !slices.Equal(out.Refused[0].Users, c.users)) {
-					t.Fatalf("refused %+v", out.Refused)
-				}
-			})
+			b := &box{model: newModel(1, c.groups), found: map[string]Found{}, cut: -1}
+			b.settle(t, []api.FunctionPolicy{{Match: igb, VirtualFunctions: count(2)}})
+			b.held = map[string][]string{"0000:01:10.1": {"ran/du"}}
+			if c.busy {
+				b.model.busy["0000:01:10.1"] = true
+			}
+			c.policy.Match = igb
+			out := b.settle(t, []api.FunctionPolicy{c.policy})
+			if c.want == "" && len(out.Refused) > 0 || !slices.Equal(out.Users(), c.drain) {
+				t.Fatalf("refused %+v, drains %v", out.Refused, out.Drain)
+			}
+			if c.want != "" && (len(out.Refused) == 0 || !strings.Contains(out.Refused[0].Words, c.want) || !slices.Equal(out.Refused[0].Users, c.users)) {
+				t.Fatalf("refused %+v", out.Refused)
+			}
 		})
 	}
 }
@@ -341,18 +342,16 @@ func TestPlanRefuses(t *testing.T) {
 // A function of a group whose other one goes on serving a container by vfio-pci does not go to the kernel, and the user is
 // named.
 func TestPlanKeepsGroupsWhole(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		b := &box{model: newModel(1, 2), found: map[string]Found{}, cut: -1}
-		policy := api.FunctionPolicy{Match: api.FunctionMatch{Driver: "igb"}, VirtualFunctions: count(2), Default: api.VirtualPolicy{Driver: api.DriverVFIO}}
-		b.settle(t, []api.FunctionPolicy{policy})
-		b.held, b.model.busy["0000:01:10.1"] = map[string][]string{"0000:01:10.1": {"ran/du"}}, true
-		b.busy = b.model.busy
-		policy.Default.Driver = api.DriverKernel
-		out := b.settle(t, []api.FunctionPolicy{policy})
-		if len(out.Refused) != 2 || !strings.Contains(out.Refused[0].Words, "in its IOMMU group 100 vfio-pci serves 0000:01:10.1") || !slices.Equal(out.Refused[1].Users, []string{"ran/du"}) {
-			t.Fatalf("refused %+v", out.Refused)
-		}
-	})
+	b := &box{model: newModel(1, 2), found: map[string]Found{}, cut: -1}
+	policy := api.FunctionPolicy{Match: api.FunctionMatch{Driver: "igb"}, VirtualFunctions: count(2), Default: api.VirtualPolicy{Driver: api.DriverVFIO}}
+	b.settle(t, []api.FunctionPolicy{policy})
+	b.held, b.model.busy["0000:01:10.1"] = map[string][]string{"0000:01:10.1": {"ran/du"}}, true
+	b.busy = b.model.busy
+	policy.Default.Driver = api.DriverKernel
+	out := b.settle(t, []api.FunctionPolicy{policy})
+	if len(out.Refused) != 2 || !strings.Contains(out.Refused[0].Words, "in its IOMMU group 100 vfio-pci serves 0000:01:10.1") || !slices.Equal(out.Refused[1].Users, []string{"ran/du"}) {
+		t.Fatalf("refused %+v", out.Refused)
+	}
 }
 
 // In a build without one of the checks its test fails: a function in use is not touched, and what is refused names users.
