@@ -19,6 +19,8 @@ import (
 	"strings"
 	"syscall"
 
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/hardware"
 	"tributary.dev/tributary/pkg/edge/recovery"
 	"tributary.dev/tributary/pkg/edge/uplink/wifi"
 )
@@ -116,6 +118,7 @@ func run(ctx context.Context, args []string, in *os.File, out *os.File, errs io.
 // own.
 func appliance(root, where string) *recovery.Appliance {
 	s := recovery.Usual()
+	s.Look = func() api.Inventory { return hardware.Look(hardware.Host(s.Data)) }
 	s.Root = root
 	a := &recovery.Appliance{Sources: s}
 	at := func(path string) string { return filepath.Join("/", root, path) }

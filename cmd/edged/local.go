@@ -37,6 +37,7 @@ func (b *box) serveLocal(ctx context.Context) error {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", b.localStatus)
+	mux.HandleFunc("GET /hardware", b.localHardware)
 	mux.HandleFunc("GET /usage", b.localUsage)
 	mux.HandleFunc("GET /records", b.localRecords)
 	mux.HandleFunc("GET /metrics", b.localMetrics)
@@ -65,6 +66,17 @@ func (b *box) localStatus(w http.ResponseWriter, _ *http.Request) {
 	s := a.Status()
 	s.Parent, s.Online = b.link.Parent()
 	answer(w, s)
+}
+
+// localHardware tells what the box is made of, and who holds what of it.
+func (b *box) localHardware(w http.ResponseWriter, _ *http.Request) {
+	if b.agent.Load() == nil || b.keeper.Inventory() == nil { // the agent is made after the rooms
+		http.Error(w, "starting", http.StatusServiceUnavailable)
+		return
+	}
+	inventory := *b.keeper.Inventory()
+	inventory.Claims = b.claims.Uses()
+	answer(w, inventory)
 }
 
 func (b *box) localUsage(w http.ResponseWriter, _ *http.Request) {

@@ -30,12 +30,14 @@ type Facts struct {
 	Links     []Link
 	Resolvers []string
 	// WiFi: this system has what joins wireless networks.
-	WiFi     bool
-	Trial    *Trial
-	Parent   string // where it is told to attach
-	Volumes  []Volume
-	Sticks   []Stick
-	Update   *Update
+	WiFi    bool
+	Trial   *Trial
+	Parent  string // where it is told to attach
+	Volumes []Volume
+	Sticks  []Stick
+	Update  *Update
+	// Hardware is what the box is made of; who holds what of it is the agent's to know.
+	Hardware *api.Inventory
 	Warnings []api.Warning
 	// Shell is nil where the console opens none.
 	Shell *Shell

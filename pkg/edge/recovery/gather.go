@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tributary.dev/tributary/pkg/api"
 )
 
 // Sources are where the console looks. Each may be missing, broken or slow.
@@ -32,6 +34,8 @@ type Sources struct {
 	Data    string
 	Volumes map[string]string
 	Now     func() time.Time
+	// Look looks at the hardware where the agent does not tell of it. May be nil.
+	Look func() api.Inventory
 	// Patience is how long all of them together may take to answer.
 	Patience time.Duration
 }
@@ -72,6 +76,18 @@ func (s Sources) Gather(ctx context.Context) Facts {
 			return
 		}
 		f.Agent = a
+	})
+	all.Go(func() {
+		i := new(api.Inventory)
+		err := s.askAgent(ctx, "/hardware", i)
+		if err != nil && s.Look != nil {
+			i, err = s.look(ctx)
+		}
+		if err != nil {
+			miss("hardware", err)
+			return
+		}
+		f.Hardware = i
 	})
 	all.Go(func() {
 		var a struct {
@@ -184,6 +200,21 @@ func (s Sources) get(ctx context.Context, path string) (*http.Response, error) {
 		return nil, fmt.Errorf("the agent answers %s %s", resp.Status, clean(string(text)))
 	}
 	return resp, nil
+}
+
+// look looks by itself; a disk that hangs leaves the rest of the page.
+func (s Sources) look(ctx context.Context) (*api.Inventory, error) {
+	seen := make(chan *api.Inventory, 1)
+	go func() {
+		i := s.Look()
+		seen <- &i
+	}()
+	select {
+	case i := <-seen:
+		return i, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 func (s Sources) askAgent(ctx context.Context, path string, to any) error {

@@ -13,10 +13,12 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/tests/mutation"
 	"tributary.dev/tributary/tests/place"
 	"tributary.dev/tributary/tests/wait"
@@ -59,6 +61,30 @@ func (a *Appliance) listen(t *testing.T, path string) net.Listener {
 	return l
 }
 
+// Without an agent the console looks for itself, and waits for a disk that hangs no longer than for all else.
+func TestGatherLooks(t *testing.T) {
+	a := stand(t)
+	a.Patience = wait.Limit
+	a.Look = func() api.Inventory { return api.Inventory{Disks: []api.Disk{{Name: "sda", Faults: []string{"offline"}}}} }
+	f := a.Gather(t.Context())
+	var said []string
+	for _, l := range hardwarePage(f).Lines {
+		if l.Mark == Bad || l.Mark == Attention {
+			said = append(said, l.Label)
+		}
+	}
+	if !slices.Equal(said, []string{"", "sda"}) {
+		t.Errorf("marked are %q of %+v", said, hardwarePage(f))
+	}
+	hang := make(chan struct{})
+	defer close(hang)
+	a.Patience = time.Millisecond
+	a.Look = func() api.Inventory { <-hang; return api.Inventory{} }
+	if f := a.Gather(t.Context()); f.Hardware != nil || !slices.ContainsFunc(f.Missing, func(m Missing) bool { return m == Missing{"hardware", "does not answer"} }) {
+		t.Errorf("%+v", f.Missing)
+	}
+}
+
 func TestGatherWell(t *testing.T) {
 	a := stand(t)
 	a.Patience = wait.Limit // nothing here is broken
@@ -71,6 +97,9 @@ func TestGatherWell(t *testing.T) {
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprint(w, `{"device":"aebagbafaydqq","name":"field-1","online":true,"apps":[]}`)
 	})
+	mux.HandleFunc("GET /hardware", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"disks":[{"name":"sda"}],"claims":[{"class":"cpu","id":"cpu2","units":1,"numa":0,"holders":[{"app":"ran","service":"du","units":1}]}]}`)
+	})
 	mux.HandleFunc("GET /logs", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "%s\nsecond\n", r.URL.RawQuery) })
 	srv := &http.Server{Handler: mux}
 	l := a.listen(t, "/run/edged/edged.sock") // before anybody asks
@@ -82,6 +111,9 @@ func TestGatherWell(t *testing.T) {
 	f := a.Facts(t.Context())
 	if len(f.Missing) != 0 || f.Agent == nil || f.Agent.Name != "field-1" || f.Boot.Slot != "a" || len(f.Warnings) != 1 || f.System != "Tributary 1.4.0" || f.Uptime != 12500*time.Millisecond || len(f.Children) != 1 || f.Profile != "vm" {
 		t.Errorf("%+v", f)
+	}
+	if f.Hardware == nil || f.Hardware.Disks[0].Name != "sda" || f.Hardware.Claims[0].Holders[0].App != "ran" {
+		t.Errorf("hardware: %+v", f.Hardware)
 	}
 	<-asked
 	var said textBuffer

@@ -12,7 +12,7 @@ import (
 
 // Pages says what the console shows of these facts, and what can be done about them.
 func Pages(f Facts) []Page {
-	return []Page{boxPage(f), healthPage(f), networkPage(f), linkPage(f), slotsPage(f), appsPage(f), diskPage(f), timePage(f), pairingPage(f), supportPage(f), shellPage(f), powerPage(f)}
+	return []Page{boxPage(f), healthPage(f), networkPage(f), linkPage(f), slotsPage(f), appsPage(f), diskPage(f), hardwarePage(f), timePage(f), pairingPage(f), supportPage(f), shellPage(f), powerPage(f)}
 }
 
 // Banner is the line above all pages.

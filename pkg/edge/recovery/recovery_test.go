@@ -57,6 +57,7 @@ func wellBox() Facts {
 		Resolvers: []string{"10.0.0.1"}, Volumes: []Volume{{Name: "data", Amount: Amount{96 << 30, 100 << 30}}, {Name: "system", Amount: Amount{290 << 20, 290 << 20}, ReadOnly: true}},
 		Sticks: []Stick{{Node: "/dev/sdb1", Label: "", Model: "Flash Disk", Bytes: 8 << 30}}, Update: &Update{Phase: "idle", Good: "a"},
 		Warnings: []api.Warning{{Name: "state-key-unsealed", Severity: api.Degraded, Message: "the key of this box's encrypted state lies beside it on the disk: who takes the disk can read it", Remedy: "use a box with a TPM 2.0"}}}
+	f.Hardware = someHardware()
 	f.Update.Slots = map[string]struct {
 		Version string `json:"version"`
 		Counter uint64 `json:"counter"`
@@ -64,6 +65,28 @@ func wellBox() Facts {
 	c := unlock.Challenge{Device: f.Agent.Device, Proven: true, Owner: [4]byte{1, 2, 3, 4}, Fresh: sha256.Sum256(nil)}
 	f.Shell = &Shell{Challenge: c.String(), ID: c.ID(), Code: testCode(c.String()), Left: 14*time.Minute + 30*time.Second, Device: f.Agent.Device.String()}
 	return f
+}
+
+// someHardware has something to tell of every part.
+func someHardware() *api.Inventory {
+	node, used, spare, hot := 0, 93, 100, int64(91000)
+	return &api.Inventory{
+		CPU:   &api.CPU{Threads: 8, Cores: 8, MinMHz: 800, MaxMHz: 3100, Isolated: "2-7", RealTime: true},
+		Nodes: []api.Node{{CPUs: "0-7", MemoryMiB: 32 << 10, HugePages: []api.HugePages{{SizeKiB: 1 << 20, Count: 8}}}},
+		PCI:   []api.PCIFunction{{Address: "0000:03:00.0", Driver: "ice", VirtualFunctions: 8, MaxVirtualFunctions: 64, Node: &node}},
+		NetDevices: []api.NetDevice{{Name: "eth0", Driver: "ice", PCI: "0000:03:00.0", PTP: "ptp0", Link: api.Link{State: api.LinkUp, Speed: 25000}},
+			{Name: "eth1", Driver: "igb", Link: api.Link{State: api.LinkDown}}, {Name: "eth2", Driver: "igb", Link: api.Link{State: api.LinkOff}}},
+		Accelerators: []api.Accelerator{{ID: "GPU-5d4e", Vendor: "nvidia", Model: "A100-PCIE-40GB", PCI: "0000:3b:00.0", MemoryMiB: 40 << 10, Driver: "nvidia", Findings: []api.AcceleratorFinding{{Warning: api.Warning{Message: "XID 79: it fell off the bus"}}}}},
+		Disks:        []api.Disk{{Name: "nvme0n1", Bus: "nvme", Model: "Flash 960", Bytes: 960 << 30, Wear: &used, Spare: &spare}, {Name: "nvme1n1", Bus: "nvme", Bytes: 960 << 30, MediaErrors: 3, Faults: []string{"read only"}}},
+		TPMs:         []api.TPMDevice{{Name: "tpm0", Version: "2.0", Device: "MSFT0101:00"}}, Watchdogs: []api.Watchdog{{Name: "watchdog0", Identity: "iTCO_wdt", Timeout: 30, Active: true, Fired: true}},
+		Sensors: []api.SensorChip{{ID: "coretemp", Sensors: []api.Sensor{{Label: "Package id 0", Kind: "temperature", State: "critical", Value: &hot}, {Label: "Core 0", Kind: "temperature"}}}},
+		Claims: []api.DeviceUse{
+			{Claimable: api.Claimable{Class: api.ClaimCPU, ID: "cpu2", Units: 1}, Holders: []api.DeviceHolder{{App: "ran", Service: "du", Units: 1}}},
+			{Claimable: api.Claimable{Class: api.ClaimCPU, ID: "cpu3", Units: 1}},
+			{Claimable: api.Claimable{Class: api.ClaimHugePages, ID: "1G@0", Units: 8, Facts: map[string]string{"size": "1G"}}, Holders: []api.DeviceHolder{{App: "ran", Service: "du", Units: 4}}},
+			{Claimable: api.Claimable{Class: api.ClaimGPU, ID: "GPU-5d4e", Units: 1, Fault: "XID 79"}},
+		},
+	}
 }
 
 // testCode is the challenge as edged-console makes it.
@@ -153,7 +176,7 @@ func TestCaptures(t *testing.T) {
 	for _, page := range s.pages {
 		view := s.View(80, 24)
 		switch page.Name {
-		case "health", "network", "slots", "shell":
+		case "health", "network", "slots", "hardware", "shell":
 			golden(t, filepath.Join("../../../../docs/recovery", page.Name+".txt"), trimmed(view)+"\n")
 		}
 		s.Key("down")
