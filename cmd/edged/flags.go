@@ -39,6 +39,7 @@ type options struct {
 	finder        string // program that finds him, with more arguments
 	gpud          string
 	gpudAlways    bool
+	cdi           string
 	nvidiaRoot    string
 }
 
@@ -73,6 +74,7 @@ func parseOptions(args []string, errs io.Writer) (options, error) {
 	f.StringVar(&o.finder, "find-owner-with", besideMe("edged-onboard"), "the program that finds him, with what more it is told")
 	f.StringVar(&o.gpud, "gpud", besideMe("gpud"), "the program that speaks with NVIDIA's library; it is started where such a card is on PCI; empty: nowhere")
 	f.BoolVar(&o.gpudAlways, "gpud-always", false, "start gpud also where no card of NVIDIA's is on PCI, as on boards that have it within the processor")
+	f.StringVar(&o.cdi, "cdi", "/var/run/cdi", "folder where other programs on the box look for devices that are made at run time (Container Device Interface)")
 	f.StringVar(&o.nvidiaRoot, "nvidia-root", "", "folder below which the driver of NVIDIA's is: its libraries, /dev and /proc; empty: the release's extension nvidia where it is mounted, else /")
 	f.BoolVar(&o.verbose, "verbose", false, "log details")
 	f.IntVar(&o.memoryLimitMB, "memory-limit", 0, "memory in MiB that the garbage collector tries to stay under; 0 is 24, or 128 for a relay")

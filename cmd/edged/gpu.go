@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"slices"
@@ -47,10 +48,14 @@ func (b *box) openGPUs(look func() api.Inventory) error {
 	if b.o.nvidiaRoot != "" {
 		files = pool.Files{Libraries: b.o.nvidiaRoot, System: b.o.nvidiaRoot}
 	}
+	program := b.o.gpud
+	if _, err := os.Stat(program); err != nil && program != "" {
+		program = cmp.Or(files.Program("gpud"), program) // a release has it beside the driver
+	}
 	g.Expected = func() bool {
 		return b.o.gpud != "" && (b.o.gpudAlways || slices.ContainsFunc(seen(), func(a api.Accelerator) bool { return a.Vendor == "nvidia" }))
 	}
-	g.keeper = gpud.Keep(gpud.Config{Start: gpud.Command(b.errs, []string{"LD_LIBRARY_PATH=" + strings.Join(files.Folders(), ":")}, b.o.gpud), Pause: gpud.Pause, Log: b.log,
+	g.keeper = gpud.Keep(gpud.Config{Start: gpud.Command(b.errs, []string{"LD_LIBRARY_PATH=" + strings.Join(files.Folders(), ":")}, program), Pause: gpud.Pause, Log: b.log,
 		Events: func(e gpud.Event) { g.Tell(e) }, Again: func(h gpud.Hello) { g.Again(h) }})
 	g.Pool, err = pool.New(pool.Config{Driver: g.keeper, Seen: seen, Store: b.state, Files: files, Run: b.o.run, Boot: strings.TrimSpace(string(boot)), Profile: profilePolicies(),
 		NVIDIA: g.Expected, Changed: func() { b.keeper.Poke(); b.claims.Poke() }, Move: b.moveFrom, Holders: b.holders,

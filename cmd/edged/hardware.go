@@ -9,10 +9,6 @@ import (
 	"tributary.dev/tributary/pkg/edge/hardware"
 )
 
-// cdiDir is where programs on the box look for devices that are made at run time (Container
-// Device Interface).
-const cdiDir = "/var/run/cdi"
-
 // openHardware looks at what the box is made of, and opens the book of who holds what of it.
 func (b *box) openHardware(context.Context) (err error) {
 	source := hardware.Host(b.o.data)
@@ -31,6 +27,6 @@ func (b *box) openHardware(context.Context) (err error) {
 	if err := b.openFunctions(); err != nil {
 		return err
 	}
-	b.claims, err = claims.Open(b.state, &claims.Specs{Dir: cdiDir}, b.log, compute.Pool{Inventory: known}, b.functions, b.gpus)
+	b.claims, err = claims.Open(b.state, &claims.Specs{Dir: b.o.cdi}, b.log, compute.Pool{Inventory: known}, b.functions, b.gpus)
 	return err
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 	"github.com/NVIDIA/go-nvml/pkg/nvml/mock"
@@ -22,8 +23,17 @@ type Driver struct {
 	*server.Server
 	mu     sync.Mutex
 	path   string
-	cards  []*kept
 	events chan nvml.EventData
+	state
+}
+
+// state is what a machine's cards keep.
+type state struct {
+	Cards []*kept `json:"cards"`
+	// Done is how many orders were taken.
+	Done int `json:"done,omitempty"`
+	// Since is when the driver was loaded: what cards drew is counted from there.
+	Since time.Time `json:"since"`
 }
 
 // kept is what a card keeps while programs come and go.
@@ -33,6 +43,7 @@ type kept struct {
 	Slices []Slice `json:"slices"`
 	// Compute is the compute mode.
 	Compute nvml.ComputeMode `json:"compute,omitempty"`
+	Celsius uint32           `json:"celsius"`
 }
 
 // Slice is one GPU instance with its compute instances, by the driver's numbers.
@@ -50,11 +61,11 @@ func New(path string, cards ...gpus.Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{Server: s, path: path, events: make(chan nvml.EventData)}
+	d := &Driver{Server: s, path: path, events: make(chan nvml.EventData), state: state{Since: time.Now()}}
 	raw, err := os.ReadFile(path)
 	switch {
 	case err == nil:
-		if err := json.Unmarshal(raw, &d.cards); err != nil {
+		if err := json.Unmarshal(raw, &d.state); err != nil {
 			return nil, err
 		}
 	case !errors.Is(err, fs.ErrNotExist):
@@ -62,11 +73,11 @@ func New(path string, cards ...gpus.Config) (*Driver, error) {
 	}
 	for i, dev := range s.Devices {
 		dev := dev.(*server.Device)
-		if i >= len(d.cards) {
-			d.cards = append(d.cards, &kept{UUID: fmt.Sprintf("GPU-00000000-0000-0000-0000-%012d", i)})
+		if i >= len(d.Cards) {
+			d.Cards = append(d.Cards, &kept{UUID: fmt.Sprintf("GPU-00000000-0000-0000-0000-%012d", i), Celsius: 34})
 		}
-		dev.UUID = d.cards[i].UUID
-		d.wrap(dev, d.cards[i])
+		dev.UUID = d.Cards[i].UUID
+		d.wrap(dev, d.Cards[i])
 	}
 	s.EventSetCreateFunc = func() (nvml.EventSet, nvml.Return) { return d.eventSet(), nvml.SUCCESS }
 	return d, d.save()
@@ -76,7 +87,7 @@ func New(path string, cards ...gpus.Config) (*Driver, error) {
 func (d *Driver) Reboot(keepMode bool) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, k := range d.cards {
+	for _, k := range d.Cards {
 		k.Slices, k.MIG, k.Compute = nil, k.MIG && keepMode, nvml.COMPUTEMODE_DEFAULT
 	}
 	return d.save()
@@ -86,8 +97,8 @@ func (d *Driver) Reboot(keepMode bool) error {
 func (d *Driver) Occupy(card int, slice uint32, running bool) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for i := range d.cards[card].Slices {
-		if s := &d.cards[card].Slices[i]; s.ID == slice {
+	for i := range d.Cards[card].Slices {
+		if s := &d.Cards[card].Slices[i]; s.ID == slice {
 			s.Occupied = running
 		}
 	}
@@ -98,7 +109,7 @@ func (d *Driver) Occupy(card int, slice uint32, running bool) error {
 func (d *Driver) Slices(card int) []Slice {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return slices.Clone(d.cards[card].Slices)
+	return slices.Clone(d.Cards[card].Slices)
 }
 
 // Tell lets a card tell an event to who waits for one.
@@ -107,7 +118,7 @@ func (d *Driver) Tell(card int, kind, data uint64, slice uint32) {
 }
 
 func (d *Driver) save() error {
-	raw, err := json.Marshal(d.cards)
+	raw, err := json.Marshal(d.state)
 	if err != nil {
 		return err
 	}
@@ -118,15 +129,25 @@ func (d *Driver) save() error {
 	return os.Rename(temp, d.path)
 }
 
+// lookEveryMS is how often orders are looked for.
+const lookEveryMS = 50
+
 func (d *Driver) eventSet() nvml.EventSet {
 	return &mock.EventSet{
 		FreeFunc: func() nvml.Return { return nvml.SUCCESS },
 		WaitFunc: func(ms uint32) (nvml.EventData, nvml.Return) {
-			select {
-			case e := <-d.events:
-				return e, nvml.SUCCESS
-			case <-after(ms):
-				return nvml.EventData{}, nvml.ERROR_TIMEOUT
+			end := after(ms)
+			for {
+				if e, ok := d.ordered(); ok {
+					return e, nvml.SUCCESS
+				}
+				select {
+				case e := <-d.events:
+					return e, nvml.SUCCESS
+				case <-end:
+					return nvml.EventData{}, nvml.ERROR_TIMEOUT
+				case <-after(lookEveryMS):
+				}
 			}
 		},
 	}

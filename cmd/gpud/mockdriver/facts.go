@@ -29,8 +29,14 @@ func (d *Driver) wrapFacts(dev *server.Device, k *kept) {
 	}
 	dev.GetEnforcedPowerLimitFunc = func() (uint32, nvml.Return) { return 400_000, nvml.SUCCESS }
 	dev.GetPowerUsageFunc = func() (uint32, nvml.Return) { return 61_250, nvml.SUCCESS }
-	dev.GetTotalEnergyConsumptionFunc = func() (uint64, nvml.Return) { return 1_234_567, nvml.SUCCESS }
-	dev.GetTemperatureFunc = func(nvml.TemperatureSensors) (uint32, nvml.Return) { return 34, nvml.SUCCESS }
+	dev.GetTotalEnergyConsumptionFunc = func() (uint64, nvml.Return) { // what it draws now, all the time
+		return 1_234_567 + uint64(61.25*float64(time.Since(d.Since).Milliseconds())), nvml.SUCCESS
+	}
+	dev.GetTemperatureFunc = func(nvml.TemperatureSensors) (uint32, nvml.Return) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return k.Celsius, nvml.SUCCESS
+	}
 	dev.GetEccModeFunc = func() (nvml.EnableState, nvml.EnableState, nvml.Return) {
 		return nvml.FEATURE_ENABLED, nvml.FEATURE_ENABLED, nvml.SUCCESS
 	}
