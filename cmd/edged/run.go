@@ -449,6 +449,7 @@ func (b *box) applySettings(ctx context.Context) error {
 			if err := b.gpus.SetPolicies(s.Accelerators); err != nil {
 				b.log.Warn("the accelerators' policies are not kept; the core tells them again", "err", err)
 			}
+			b.gpus.Uncordon(s.Uncordon)
 		}
 	}
 }
