@@ -36,6 +36,23 @@ func TestBootImage(t *testing.T) {
 	if e := r.expect("box-1", spec); e != nil {
 		t.Fatal(e)
 	}
+	// Of a box that is expected nobody knows the hardware profile: a Release of several is refused.
+	several := `{"apiVersion":"tributary/v1","kind":"Release","metadata":{"name":"NAME"},"spec":{"systems":[{"profile":"vm","arch":"amd64","artifact":"default/os@sha256:` + digest + `"}MORE]}}`
+	one := strings.NewReplacer("NAME", "one", "MORE", "").Replace(several)
+	two := strings.NewReplacer("NAME", "both", "MORE", `,{"profile":"vm","arch":"arm64","artifact":"default/os@sha256:`+strings.Repeat("1e", 32)+`"}`).Replace(several)
+	for _, text := range []string{one, two} {
+		if e := r.call("POST", "/api/v1/releases", text, nil); e != nil {
+			t.Fatal(e)
+		}
+	}
+	other := api.ExpectedDeviceSpec{Serial: "SN-2", Voucher: m.voucher(t, "SN-2", r.c.ca.Trust().Root), Release: "both"}
+	if e := r.expect("box-2", other); e == nil || e.Field != "spec.release" || !strings.Contains(e.Message, "several profiles") || e.Remedy == "" {
+		t.Errorf("a release of several systems: %v", e)
+	}
+	other.Release = "one"
+	if e := r.expect("box-2", other); e != nil {
+		t.Errorf("a release of one system: %v", e)
+	}
 	got, err := newStranger(t, "SN-1", birth, m.cert).bootstrap(root)
 	if err != nil || got.Onboarding == nil || got.Onboarding.Image == nil {
 		t.Fatalf("%+v, %v", got, err)

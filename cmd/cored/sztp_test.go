@@ -662,6 +662,7 @@ func TestRefusalsAreTested(t *testing.T) {
 		t.Skip("needs openssl")
 	}
 	mutation.Prove(t, []mutation.Check{
+		{Name: "several systems of a release that goes first", Test: "^TestBootImage$", File: "onboard.go", From: "artifact, ok := spec.Only()\n\tif !ok {", To: "artifact, ok := spec.Only()\n\tif !ok && !GONE {"},
 		{Name: "a relay's certificate", Test: "^TestGreetings$", File: "onboard.go", From: `if err != nil || role != identity.RoleDevice || !c.roster.Active(id) {`, To: `if (err != nil || role != identity.RoleDevice || !c.roster.Active(id)) && !GONE {`},
 		{Name: "the same key at renewal", Test: "^TestStockEST$", File: "onboard.go", From: `if !bytes.Equal(csr.RawSubjectPublicKeyInfo, old.RawSubjectPublicKeyInfo) {`, To: `if !bytes.Equal(csr.RawSubjectPublicKeyInfo, old.RawSubjectPublicKeyInfo) && !GONE {`},
 		{Name: "a device's certificate at renewal", Test: "^TestStockEST$", File: "onboard.go", From: `if err != nil && !errors.Is(err, identity.ErrExpired) || role != identity.RoleDevice {`, To: `if (err != nil && !errors.Is(err, identity.ErrExpired) || role != identity.RoleDevice) && !GONE {`},

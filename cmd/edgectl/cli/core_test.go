@@ -135,9 +135,12 @@ func startCore(dir string) (c *testCore, err error) {
 	if err != nil {
 		return nil, err
 	}
-	reg, err := registry.New(registry.Config{Dir: filepath.Join(dir, "registry"), Log: log, Authorize: func(r *http.Request, _ registry.Access) error {
+	reg, err := registry.New(registry.Config{Dir: filepath.Join(dir, "registry"), Log: log, Authorize: func(r *http.Request, a registry.Access) error {
 		token, _ := registry.Token(r)
-		_, err := db.CheckToken(r.Context(), token)
+		if _, err := db.CheckToken(r.Context(), token); err != nil || a.Action != registry.Push || a.Tenant() == api.DefaultTenant {
+			return err
+		}
+		_, err := db.Get(r.Context(), api.Key{Tenant: api.DefaultTenant, Kind: api.KindTenant, Name: a.Tenant()})
 		return err
 	}})
 	if err != nil {
