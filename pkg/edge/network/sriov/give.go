@@ -110,7 +110,11 @@ func (m *Manager) Prepare(_ context.Context, id string, _ int, claim api.Claim) 
 		return edits, fmt.Errorf("no driver serves it")
 	}
 	if claim.Options["rdma"] == "true" {
-		for _, path := range append(slices.Clone(f.RDMA), "/dev/infiniband/rdma_cm") {
+		files := slices.Clone(f.RDMA)
+		if state.RDMAConnections {
+			files = append(files, rdmaConnections)
+		}
+		for _, path := range files {
 			edits.Nodes = append(edits.Nodes, api.DeviceNode{Path: path, Permissions: "rw"})
 		}
 	}

@@ -45,6 +45,8 @@ func Look(root fs.FS, links func() []netlink.Link) State {
 		}
 		s.Cards = append(s.Cards, l.card(pci, most, here))
 	}
+	_, err = fs.Stat(root, rdmaConnections[1:])
+	s.RDMAConnections = err == nil
 	for i := range s.Cards {
 		for _, f := range s.Cards[i].Functions {
 			if _, known := s.Groups[f.Group]; f.Group >= 0 && !known {
@@ -54,6 +56,8 @@ func Look(root fs.FS, links func() []netlink.Link) State {
 	}
 	return s
 }
+
+const rdmaConnections = "/dev/infiniband/rdma_cm"
 
 type looker struct{ root fs.FS }
 

@@ -8,6 +8,8 @@ import (
 	"testing/fstest"
 
 	"github.com/vishvananda/netlink"
+
+	"tributary.dev/tributary/pkg/api"
 )
 
 // tree is a sysfs with a card of two functions, the second in a container, made by hand
@@ -61,7 +63,45 @@ func TestLook(t *testing.T) {
 	if !slices.Equal(s.Groups[8], []Member{{PCI: "0000:01:10.2", Driver: "igbvf"}}) {
 		t.Errorf("%+v", s.Groups)
 	}
+	if s.RDMAConnections || len(one.RDMA) != 0 {
+		t.Errorf("RDMA: %t, %q", s.RDMAConnections, one.RDMA)
+	}
 	if empty := Look(fstest.MapFS{}, nil); len(empty.Cards) != 0 {
 		t.Errorf("%+v", empty)
+	}
+}
+
+// still is a machine that is as it is.
+type still State
+
+func (s still) Look() State   { return State(s) }
+func (s still) Do(Step) error { return nil }
+
+// A function's own RDMA device goes into the container of a service that asks for RDMA, with the file for connections
+// where the box has one. The tree is made by hand after the kernel's words (Documentation/ABI/stable/sysfs-class-infiniband,
+// "infiniband_verbs"); no card with RDMA was there to try.
+func TestRDMA(t *testing.T) {
+	for _, connections := range []bool{false, true} {
+		m := tree()
+		m[pciRoot+"/0000:01:10.2/infiniband_verbs/uverbs3/abi_version"] = &fstest.MapFile{Data: []byte("1\n")}
+		want := []string{"/dev/infiniband/uverbs3"}
+		if connections {
+			m["dev/infiniband/rdma_cm"], want = &fstest.MapFile{}, append(want, "/dev/infiniband/rdma_cm")
+		}
+		room := manager(t, still(Look(m, nil)), &memory{}, "one")
+		list := room.Claimables()
+		if len(list) != 2 || list[0].Facts["rdma"] != "false" || list[1].Facts["rdma"] != "true" {
+			t.Fatalf("%+v", list)
+		}
+		for asked, want := range map[string][]string{"true": want, "": nil} {
+			e, err := room.Prepare(t.Context(), list[1].ID, 1, api.Claim{Class: api.ClaimVF, Options: map[string]string{"rdma": asked}})
+			var got []string
+			for _, n := range e.Nodes {
+				got = append(got, n.Path)
+			}
+			if err != nil || !slices.Equal(got, want) {
+				t.Errorf("asked %q: %q, %v", asked, got, err)
+			}
+		}
 	}
 }

@@ -14,6 +14,9 @@ type State struct {
 	Cards []Card
 	// Groups are those of the IOMMU that a virtual function is in.
 	Groups map[int][]Member
+	// RDMAConnections says that the box has the device file by which programs make connections by
+	// addresses (rdma_ucm).
+	RDMAConnections bool
 }
 
 // Card is one physical function of a network card that can have virtual ones.
