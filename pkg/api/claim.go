@@ -162,6 +162,9 @@ func CheckClaim(c *Claim) *Error {
 	case len(c.IDs) > 0 && c.Count != len(c.IDs) && c.Count != AllOfThem:
 		return &Error{Code: Invalid, Field: "count", Message: "count and device_ids exclude each other", Remedy: "give one of them"}
 	}
+	if ids := slices.Compact(slices.Sorted(slices.Values(c.IDs))); len(ids) != len(c.IDs) {
+		return &Error{Code: Invalid, Field: "device_ids", Message: "a device is named twice", Remedy: "name each once: a service holds it once"}
+	}
 	for _, name := range slices.Sorted(maps.Keys(c.Options)) {
 		o, ok := known[name]
 		if !ok {

@@ -1,7 +1,9 @@
 package api
 
 import (
+	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 )
 
@@ -18,6 +20,12 @@ func checkLink(c *Claim) *Error {
 		case c.Count != 1 && (option == "address" || option == "interface"):
 			return fault(option, "several functions cannot have one "+option, "claim them one by one, each with its own")
 		}
+	}
+	if c.Options["interface"] == "lo" {
+		return fault("interface", "lo is each container's own loopback", "choose another name")
+	}
+	if n, err := strconv.Atoi(c.Options["mtu"]); err == nil && (n < leastMTU || n > mostMTU) {
+		return fault("mtu", fmt.Sprintf("%d is no MTU", n), fmt.Sprintf("give %d to %d bytes, or leave it out", leastMTU, mostMTU))
 	}
 	var nets []netip.Prefix
 	if text := c.Options["address"]; text != "" {

@@ -150,6 +150,7 @@ func TestRefused(t *testing.T) {
 		{"function's MAC", web("networks:", "  a: {mac_address: \"02:00:00:00:00:01\"}") + "networks:\n  a: {driver: sriov}\n", 5, "services.web.networks.a.mac_address", "NetworkPolicy"},
 		{"ports of a function", web("ports: [\"80:80\"]", "networks: [a]") + "networks:\n  a: {driver: sriov}\n", 4, "services.web.ports", "published"},
 		{"addresses for vfio", web("networks:", "  a: {ipv4_address: 192.0.2.1}") + "networks:\n  a:\n    driver: sriov\n    driver_opts: {driver: vfio-pci}\n    ipam: {config: [{subnet: 192.0.2.0/24}]}\n", 7, "networks.a", "no interface"},
+		{"a function named as a bridge's interface", web("networks:", "  a: {interface_name: eth0}", "  b: {}") + "networks:\n  b: {}\n  a: {driver: sriov}\n", 5, "services.web.networks.a.interface_name", "another interface_name"},
 		{"a gateway in the range", web("networks: [a, b]") + "networks:\n  b: {}\n  a:\n    driver: sriov\n    ipam: {config: [{subnet: 192.0.2.0/24, gateway: 192.0.2.1, ip_range: 192.0.2.0/27}]}\n", 9, "networks.a.ipam.config[0].ip_range", "the gateway 192.0.2.1"},
 		{"a fixed address in the range", "services:\n  web:\n    image: web:1\n    networks: [a]\n  db:\n    image: web:1\n    networks:\n      a: {ipv4_address: 192.0.2.33}\nnetworks:\n  a:\n    driver: sriov\n    ipam: {config: [{subnet: 192.0.2.0/24, ip_range: 192.0.2.32/27}]}\n", 12, "networks.a.ipam.config[0].ip_range", "service db"},
 		{"network driver", web("networks: [a]") + "networks:\n  a: {driver: macvlan}\n", 6, "networks.a.driver", "macvlan"},

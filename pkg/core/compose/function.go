@@ -2,6 +2,7 @@ package compose
 
 import (
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -57,6 +58,10 @@ func (c *compiler) function(at, name string, def types.NetworkConfig, in types.S
 	case claim.Driver == "" && claim.Options["interface"] == "" && len(name) <= 15:
 		claim.Options["interface"] = name
 	}
+	if i := claim.Options["interface"]; c.leads && bridged.MatchString(i) {
+		c.add(c.written(join(join(join(at, "networks"), name), "interface_name"), place("networks", name)), "give it another interface_name, or name the network otherwise", "%s is what the service's interfaces to networks of the app's own are called", i)
+		return
+	}
 	c.addresses(join(join(at, "networks"), name), name, def, own, &claim)
 	if e := api.CheckClaim(&claim); e != nil {
 		field := strings.TrimPrefix(e.Field, "options.")
@@ -66,6 +71,9 @@ func (c *compiler) function(at, name string, def types.NetworkConfig, in types.S
 	}
 	s.Claims = append(s.Claims, claim)
 }
+
+// bridged are the names that a container's interfaces to bridges get.
+var bridged = regexp.MustCompile(`^eth[0-9]+$`)
 
 // apart refuses a range that holds addresses which are somebody's: the box chooses of it
 // without asking anyone.
