@@ -53,6 +53,7 @@ func (b *box) tellFlows(ctx context.Context) {
 			return
 		case <-b.keeper.Changed():
 		case <-b.flows.Changed():
+		case <-b.switches.Changed():
 		}
 		select {
 		case b.flows.news <- struct{}{}:
@@ -61,13 +62,14 @@ func (b *box) tellFlows(ctx context.Context) {
 	}
 }
 
-// inventory is what the box is made of, and how the rules for packets stand there.
+// inventory is what the box is made of, how its cards are by their own word, and how the rules for
+// packets stand there.
 func (b *box) inventory() *api.Inventory {
 	i := b.keeper.Inventory()
 	if i == nil {
 		return nil
 	}
 	with := *i
-	with.Flows = b.flows.States()
+	with.Flows, with.Cards = b.flows.States(), b.switches.Health()
 	return &with
 }

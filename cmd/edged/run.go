@@ -25,6 +25,7 @@ import (
 	"tributary.dev/tributary/pkg/edge/hardware"
 	"tributary.dev/tributary/pkg/edge/meter"
 	"tributary.dev/tributary/pkg/edge/network/sriov"
+	"tributary.dev/tributary/pkg/edge/network/switchdev"
 	"tributary.dev/tributary/pkg/edge/onboard"
 	"tributary.dev/tributary/pkg/edge/relay"
 	"tributary.dev/tributary/pkg/edge/state"
@@ -66,7 +67,8 @@ type box struct {
 	gpus     *gpus
 	realtime realTime
 
-	functions *sriov.Manager // of network cards
+	functions *sriov.Manager    // of network cards
+	switches  *switchdev.Keeper // in them
 	running   atomic.Pointer[workload.Manager]
 	flows     flows
 
@@ -174,7 +176,7 @@ func (b *box) runAll(ctx context.Context) error {
 	}{
 		{"state", b.state.Run}, {"membership", b.member.Run}, {"doubt", b.doubt}, {"link", b.link.Run},
 		{"apps", b.work.Run}, {"agent", b.agent.Load().Run}, {"settings", b.applySettings}, {"memory", b.trim}, {"watchdog", b.watch}, {"consoles", b.tellOfConsole},
-		{"hardware", b.keeper.Run}, {"real time", b.keepRealtime}, {"network cards", b.functions.Run}, {"accelerators", b.keepGPUs}, {"flow policies", b.keepFlows},
+		{"hardware", b.keeper.Run}, {"real time", b.keepRealtime}, {"network cards", b.functions.Run}, {"cards' switches", b.switches.Run}, {"accelerators", b.keepGPUs}, {"flow policies", b.keepFlows},
 	}
 	if b.serve != nil {
 		loops = append(loops, []struct {
@@ -407,7 +409,7 @@ func (b *box) makeWorkloadFrom(ctx context.Context, from oci.Upstream) error {
 }
 
 func (b *box) makeAgent(context.Context) error {
-	warnings := []func() []api.Warning{b.member.Warnings, b.realtime.Warnings, b.spool.Warnings, b.functions.Warnings, b.flows.Warnings, func() []api.Warning { return boot.Warnings(boot.Dir) }, func() []api.Warning { return trial.Shown(boot.Dir) }}
+	warnings := []func() []api.Warning{b.member.Warnings, b.realtime.Warnings, b.spool.Warnings, b.functions.Warnings, b.switches.Warnings, b.flows.Warnings, func() []api.Warning { return boot.Warnings(boot.Dir) }, func() []api.Warning { return trial.Shown(boot.Dir) }}
 	warnings = append(warnings, b.gpus.Warnings)
 	if b.updater != nil {
 		warnings = append(warnings, b.updater.Warnings)
@@ -417,7 +419,7 @@ func (b *box) makeAgent(context.Context) error {
 	}
 	a, err := agent.New(agent.Config{
 		Identity: b.member.Live, Link: b.link, Workload: b.work, Meter: b.meter, Records: b.spool, State: b.state, Clock: b.clock,
-		Artifacts: b.artifacts(), Parents: b.parents, Settings: b.offerSettings, Network: b.functions.SetPolicies, Flows: b.flows.Set, RenewTrust: b.member.RenewSoon,
+		Artifacts: b.artifacts(), Parents: b.parents, Settings: b.offerSettings, Network: b.setNetwork, Flows: b.flows.Set, RenewTrust: b.member.RenewSoon,
 		Hardware: b.hardware, Inventory: b.inventory, NewInventory: b.flows.news, Uses: b.claims.Uses, NewUses: b.claims.Changed(), Labels: b.labels, Addresses: hardware.Addresses, Relay: b.o.relay, Version: version,
 		Expected: b.expected(), Warnings: warnings, Stream: b.parents.Stream, Console: "/run/tributary/console.sock", Boot: bootName(), Attest: b.attest, Hold: b.holdApps, Log: b.log,
 	})

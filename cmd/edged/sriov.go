@@ -53,25 +53,18 @@ func (b *box) openFunctions() (err error) {
 			}
 			return nil
 		},
-		Drain: func(ctx context.Context, user, reason string) error {
-			app, service, _ := strings.Cut(user, "/")
-			w := b.running.Load()
-			if w == nil {
-				return api.Errorf(api.Unavailable, "apps are not looked after yet")
-			}
-			ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
-			defer cancel()
-			return w.Drain(ctx, app, service, reason)
-		},
+		Drain: b.drainFrom,
 	})
+	b.openSwitches()
 	return err
 }
 
 // settleFunctions divides the cards as they were last wanted, before apps start that hold
-// functions: after a reboot there are none.
+// functions: after a reboot there are none. A switch's mode comes before the functions.
 func (b *box) settleFunctions(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
+	b.switches.Begin(ctx)
 	b.functions.Settle(ctx)
 }
 
@@ -83,12 +76,18 @@ func profileCards() (out []api.FunctionPolicy) {
 		return nil // no image of ours runs
 	}
 	for _, n := range p.NICs {
-		if n.VirtualFunctions <= 0 {
+		if n.VirtualFunctions <= 0 && !n.Switchdev {
 			continue
 		}
 		for _, driver := range slices.Compact(slices.Sorted(slices.Values(n.Drivers))) {
-			number := int(n.VirtualFunctions)
-			out = append(out, api.FunctionPolicy{Match: api.FunctionMatch{Driver: driver}, VirtualFunctions: &number, UpTo: true, Default: api.VirtualPolicy{MAC: api.MACStable}})
+			p := api.FunctionPolicy{Match: api.FunctionMatch{Driver: driver}, UpTo: true, Default: api.VirtualPolicy{MAC: api.MACStable}}
+			if number := int(n.VirtualFunctions); number > 0 {
+				p.VirtualFunctions = &number
+			}
+			if n.Switchdev {
+				p.Switch = &api.SwitchPolicy{Mode: api.Switchdev}
+			}
+			out = append(out, p)
 		}
 	}
 	return out

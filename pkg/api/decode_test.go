@@ -215,7 +215,8 @@ func drawObject(t *rapid.T) *Object {
 	case KindNetworkPolicy:
 		n := rapid.IntRange(1, 4096).Draw(t, "functions")
 		spec = &NetworkPolicySpec{Selector: Selector{MatchLabels: map[string]string{"a": "b"}}, Functions: []FunctionPolicy{{Match: FunctionMatch{Driver: "ice"}, VirtualFunctions: &n,
-			Virtual: []NumberedFunction{{Index: n - 1, Set: VirtualPolicy{MTU: 9000, VLAN: &n, Driver: DriverVFIO}}}}}}
+			Virtual: []NumberedFunction{{Index: n - 1, Set: VirtualPolicy{MTU: 9000, VLAN: &n, Driver: DriverVFIO}}},
+			Switch:  &SwitchPolicy{Mode: Switchdev, Groups: []RateGroup{{Name: "gold", MaxRate: n}}, Ports: []PortPolicy{{Port: "pf0vf1", MaxRate: &n, Group: "gold"}}}}}}
 		if n > 4094 {
 			spec.(*NetworkPolicySpec).Functions[0].Virtual = nil
 		}

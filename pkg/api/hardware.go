@@ -8,7 +8,9 @@ type Inventory struct {
 	PCI []PCIFunction `json:"pci,omitempty"`
 	// NetDevices are network interfaces of hardware, virtual functions and representors
 	// included, as far as they are in the box's own network namespace.
-	NetDevices   []NetDevice   `json:"netDevices,omitempty"`
+	NetDevices []NetDevice `json:"netDevices,omitempty"`
+	// Cards tell of network cards that watch themselves.
+	Cards        []CardHealth  `json:"cards,omitempty"`
 	Accelerators []Accelerator `json:"accelerators,omitempty"`
 	CPU          *CPU          `json:"cpu,omitempty"`
 	// Nodes are those of NUMA; a machine without has one.
@@ -94,6 +96,27 @@ const (
 	LinkDown = "down"
 	LinkOff  = "off"
 )
+
+// CardHealth is how a card is by its own word (devlink health).
+type CardHealth struct {
+	// Card is as devlink names it: "pci/0000:03:00.0".
+	Card      string           `json:"card" cbor:"-"`
+	Reporters []HealthReporter `json:"reporters,omitempty" cbor:"1,keyasint,omitempty"`
+	// ResetFailed says that its driver began anew and failed: the card does nothing.
+	ResetFailed bool `json:"resetFailed,omitempty" cbor:"2,keyasint,omitempty"`
+}
+
+// HealthReporter is one of a card's watchers, such as its firmware's.
+type HealthReporter struct {
+	Name string `json:"name" cbor:"1,keyasint"`
+	// Interface is the port's that it watches; empty for all of the card.
+	Interface string `json:"interface,omitempty" cbor:"2,keyasint,omitempty"`
+	// Failed says that what it watches has failed and is not mended; Errors and Recoveries are counted since its
+	// driver began.
+	Failed     bool   `json:"failed,omitempty" cbor:"3,keyasint,omitempty"`
+	Errors     uint64 `json:"errors,omitempty" cbor:"4,keyasint,omitempty"`
+	Recoveries uint64 `json:"recoveries,omitempty" cbor:"5,keyasint,omitempty"`
+}
 
 // CPU is all processors together; CPU lists are in the kernel's form: "0-3,8".
 type CPU struct {

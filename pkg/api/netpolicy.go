@@ -35,6 +35,9 @@ type FunctionPolicy struct {
 	// Default holds for all of its virtual functions; Virtual has what some have else.
 	Default VirtualPolicy      `json:"default,omitzero"`
 	Virtual []NumberedFunction `json:"virtual,omitempty"`
+	// Switch is how the switch inside the card shall be. Its mode is not changed while apps
+	// hold functions of the card; Change holds for it too.
+	Switch *SwitchPolicy `json:"switch,omitempty"`
 	// UpTo takes the number as an upper bound: a profile names a family of cards.
 	UpTo bool `json:"-" cbor:"-"`
 }
@@ -197,6 +200,9 @@ func (p *FunctionPolicy) validate(at string, f *findings) {
 		f.addf(join(at, "change"), "write refuse or drain", "%s is not a way to change it", quote(p.Change))
 	}
 	validateMTU(p.MTU, join(at, "mtu"), f)
+	if p.Switch != nil {
+		p.Switch.validate(join(at, "switch"), f)
+	}
 	p.Default.validate(join(at, "default"), f)
 	if m := p.Default.MAC; m != "" && m != MACStable && m != MACFound {
 		f.add(join(join(at, "default"), "mac"), "one address cannot be that of all functions", "write stable, or give each its own in virtual")
@@ -270,17 +276,7 @@ func (v *VirtualPolicy) validate(at string, f *findings) {
 	if v.Protocol != "" && v.Protocol != "802.1Q" && v.Protocol != "802.1ad" {
 		f.addf(join(at, "protocol"), "write 802.1Q or 802.1ad", "%s is not a protocol of VLANs", quote(v.Protocol))
 	}
-	for _, r := range []struct {
-		field string
-		rate  *int
-	}{{"minRate", v.MinRate}, {"maxRate", v.MaxRate}} {
-		if r.rate != nil && (*r.rate < 0 || *r.rate > maxRate) {
-			f.addf(join(at, r.field), fmt.Sprintf("give 0 (no bound) to %d Mbit/s", maxRate), "%d is no rate", *r.rate)
-		}
-	}
-	if v.MinRate != nil && v.MaxRate != nil && *v.MaxRate > 0 && *v.MinRate > *v.MaxRate {
-		f.addf(join(at, "minRate"), "give at most maxRate", "at least %d and at most %d Mbit/s exclude each other", *v.MinRate, *v.MaxRate)
-	}
+	rates(v.MinRate, v.MaxRate, at, f)
 	if v.Link != "" && v.Link != "auto" && v.Link != "on" && v.Link != "off" {
 		f.addf(join(at, "link"), "write auto, on or off", "%s is not a state of a link", quote(v.Link))
 	}

@@ -15,6 +15,7 @@ import (
 //	hw/pci/<domain:bus>   the functions on one PCI bus, and the bridge that leads to it
 //	hw/net/<interface>    one network interface, without its link
 //	hw/link/<interface>   its link
+//	hw/card/<card>        how one network card is by its own word
 //	hw/gpu/<id>           one accelerator
 //	hw/cpu, hw/nodes      all processors; all NUMA nodes
 //	hw/disk/<name>        one disk
@@ -77,6 +78,9 @@ func SplitInventory(i *api.Inventory) (map[string][]byte, error) {
 		d := &i.NetDevices[n]
 		put("net/"+d.Name, d)
 		put("link/"+d.Name, &d.Link)
+	}
+	for n := range i.Cards {
+		put("card/"+i.Cards[n].Card, &i.Cards[n])
 	}
 	for n := range i.Accelerators {
 		put("gpu/"+i.Accelerators[n].ID, &i.Accelerators[n])
@@ -149,6 +153,7 @@ func JoinInventory(entries map[string][]byte) (i *api.Inventory, bad []string) {
 	}
 	slices.SortFunc(i.PCI, func(a, b api.PCIFunction) int { return cmp.Compare(a.Address, b.Address) })
 	slices.SortFunc(i.NetDevices, func(a, b api.NetDevice) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(i.Cards, func(a, b api.CardHealth) int { return cmp.Compare(a.Card, b.Card) })
 	slices.SortFunc(i.Accelerators, func(a, b api.Accelerator) int { return cmp.Or(cmp.Compare(a.PCI, b.PCI), cmp.Compare(a.ID, b.ID)) })
 	slices.SortFunc(i.Disks, func(a, b api.Disk) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(i.Sensors, func(a, b api.SensorChip) int { return cmp.Compare(a.ID, b.ID) })
@@ -175,6 +180,8 @@ func take(i *api.Inventory, what, id string, raw []byte) bool {
 		return true
 	case "net":
 		return one(raw, &i.NetDevices, func(d *api.NetDevice) { d.Name = id })
+	case "card":
+		return one(raw, &i.Cards, func(c *api.CardHealth) { c.Card = id })
 	case "gpu":
 		return one(raw, &i.Accelerators, func(a *api.Accelerator) { a.ID = id })
 	case "disk":

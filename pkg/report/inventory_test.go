@@ -33,6 +33,9 @@ func drawInventory(t *rapid.T) *api.Inventory {
 		i.NetDevices = append(i.NetDevices, api.NetDevice{Name: fmt.Sprint("eth", d), MAC: "02:00:00:00:00:01", Driver: text.Draw(t, "driver"), Node: maybe("node"),
 			Link: api.Link{State: rapid.SampledFrom([]string{api.LinkUp, api.LinkDown, api.LinkOff}).Draw(t, "link"), Speed: n("speed", 400000)}})
 	}
+	for c := range n("watched", 2) {
+		i.Cards = append(i.Cards, api.CardHealth{Card: fmt.Sprintf("pci/0000:0%d:00.0", c), ResetFailed: rapid.Bool().Draw(t, "reset"), Reporters: []api.HealthReporter{{Name: "fw", Failed: rapid.Bool().Draw(t, "failed"), Errors: uint64(n("faults", 9))}}})
+	}
 	for g := range n("cards", 2) {
 		i.Accelerators = append(i.Accelerators, api.Accelerator{ID: fmt.Sprint("GPU-", g), Vendor: "nvidia", PCI: fmt.Sprintf("0000:0%d:00.0", g), NUMA: -1, Sharing: api.Sharing{Mode: api.SharingExclusive}})
 	}

@@ -80,12 +80,13 @@ func inGuest(t *testing.T, name, pkg string, names []string, more map[string][]b
 	}
 }
 
-// TestSwitchdev has a simulated card change the mode of its switch, show representors, and take
-// rates of functions and groups by devlink.
+// TestSwitchdev has a simulated card follow a policy of its switch: mode, functions behind ports, scalable
+// functions, rates and groups, also after a reset of its driver and an unplugging; firmware and drivers that fail
+// are told of.
 func TestSwitchdev(t *testing.T) {
 	if os.Getenv("TRIBUTARY_VMTEST") != "1" {
 		t.Skip("boots a machine: run make vmtest")
 	}
 	t.Parallel()
-	inGuest(t, "switchdev", "../../pkg/edge/network/switchdev", []string{"psample"}, netdevsim(t), `^TestCard$`, 1)
+	inGuest(t, "switchdev", "../../pkg/edge/network/switchdev", []string{"psample"}, netdevsim(t), `^(TestCard|TestFirmware)$`, 2)
 }

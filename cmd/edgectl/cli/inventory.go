@@ -88,7 +88,7 @@ func (a *app) showInventory(i *api.Inventory) {
 	for _, line := range computing(i) {
 		a.fact(line[0], line[1])
 	}
-	for _, t := range []*table{cards(i), accelerators(i), parts(i), disks(i), claimable(i), flows(i)} {
+	for _, t := range []*table{cards(i), watchers(i), accelerators(i), parts(i), disks(i), claimable(i), flows(i)} {
 		if len(t.rows) > 0 {
 			fmt.Fprintln(a.Out)
 			t.write(a.Out, true)
@@ -187,6 +187,27 @@ func cards(i *api.Inventory) *table {
 			functions = "stands for " + d.SwitchPort
 		}
 		t.rows = append(t.rows, []string{d.Name, orDash(link), orDash(d.Driver), orDash(d.PCI), nodeText(d.Node), functions, orDash(d.Eswitch), orDash(d.PTP), fewOf(d.Offloads)})
+	}
+	return t
+}
+
+// watchers are what network cards watch of themselves.
+func watchers(i *api.Inventory) *table {
+	t := &table{header: []string{"CARD", "WATCHES", "STATE", "ERRORS", "MENDED"}}
+	for _, c := range i.Cards {
+		if c.ResetFailed {
+			t.rows = append(t.rows, []string{c.Card, "its driver", "failed to begin anew", "-", "-"})
+		}
+		for _, r := range c.Reporters {
+			what, state := r.Name, "well"
+			if r.Interface != "" {
+				what += " of " + r.Interface
+			}
+			if r.Failed {
+				state = "failed"
+			}
+			t.rows = append(t.rows, []string{c.Card, what, state, fmt.Sprint(r.Errors), fmt.Sprint(r.Recoveries)})
+		}
 	}
 	return t
 }

@@ -34,6 +34,10 @@ func TestDrawPCI(t *testing.T) {
 	if rows[1][5] != "of 0000:01:00.0" {
 		t.Errorf("%v", rows[1])
 	}
+	i.Cards = []api.CardHealth{{Card: "pci/0000:01:00.0", ResetFailed: true, Reporters: []api.HealthReporter{{Name: "fw", Failed: true, Errors: 2, Recoveries: 1}, {Name: "tx", Interface: "eth0"}}}}
+	if got := fmt.Sprint(watchers(i).rows); got != "[[pci/0000:01:00.0 its driver failed to begin anew - -] [pci/0000:01:00.0 fw failed 2 1] [pci/0000:01:00.0 tx of eth0 well 0 0]]" {
+		t.Errorf("%s", got)
+	}
 }
 
 func TestWhoHoldsWhat(t *testing.T) {

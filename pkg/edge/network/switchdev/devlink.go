@@ -1,10 +1,13 @@
 package switchdev
 
 import (
+	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"iter"
 	"net"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -14,10 +17,16 @@ import (
 
 // What vishvananda/netlink 1.3 has no names for: linux/devlink.h of Linux 6.12.
 const (
+	cmdHealthGet                                   = 52
 	cmdRateGet, cmdRateSet, cmdRateNew, cmdRateDel = 74, 75, 76, 77
+	attrReporter, attrReporterName                 = 114, 115
+	attrReporterState, attrErrors, attrRecoveries  = 116, 117, 118
 	attrPortPF, attrPortVF, attrPortSF             = 127, 128, 164
+	attrReloadFailed                               = 136
+	attrPortExternal, attrPortController           = 149, 150
 	attrRateType, attrRateShare, attrRateMax       = 165, 166, 167
 	attrRateNode, attrRateParent                   = 168, 169
+	attrFunctionCan                                = 4 // of a port's function: DEVLINK_PORT_FN_ATTR_CAPS
 )
 
 var flavours = map[uint16]string{0: Physical, 3: PF, 4: VF, 7: SF}
@@ -25,6 +34,8 @@ var flavours = map[uint16]string{0: Physical, 3: PF, 4: VF, 7: SF}
 var (
 	inlines = map[string]uint8{"none": 0, "link": 1, "network": 2, "transport": 3}
 	encaps  = map[string]uint8{"none": 0, "basic": 1}
+	// abilities are bits of DEVLINK_PORT_FN_ATTR_CAPS.
+	abilities = map[string]uint32{"roce": 1, "migratable": 2, "ipsecCrypto": 4, "ipsecPacket": 8}
 )
 
 // Devlink looks at cards and changes them, in the network namespace in which it was opened. Its
@@ -34,6 +45,7 @@ type Devlink struct {
 	socket  *nl.NetlinkSocket
 	sockets map[int]*nl.SocketHandle
 	family  int
+	group   int // of multicast: what changes
 }
 
 // Open opens devlink; the error tells of a kernel without.
@@ -46,6 +58,11 @@ func Open() (*Devlink, error) {
 	family, err := h.GenlFamilyGet(nl.GENL_DEVLINK_NAME)
 	if err == nil {
 		d.family = int(family.ID)
+		for _, g := range family.Groups {
+			if g.Name == "config" {
+				d.group = int(g.ID)
+			}
+		}
 		d.socket, err = nl.Subscribe(unix.NETLINK_GENERIC)
 	}
 	if err != nil {
@@ -61,6 +78,32 @@ func Open() (*Devlink, error) {
 func (d *Devlink) Close() {
 	d.socket.Close()
 	d.h.Close()
+}
+
+// Changes is told of after cards, ports, rates or their health changed, until ctx ends.
+func (d *Devlink) Changes(ctx context.Context) (<-chan struct{}, error) {
+	s, err := nl.Subscribe(unix.NETLINK_GENERIC)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.SetsockoptInt(s.GetFd(), unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, d.group); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("switchdev: %w", err)
+	}
+	context.AfterFunc(ctx, s.Close)
+	out := make(chan struct{}, 1)
+	go func() {
+		for {
+			if _, _, err := s.Receive(); err != nil && (ctx.Err() != nil || !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN)) {
+				return // what is not told is found by looking now and then
+			}
+			select {
+			case out <- struct{}{}:
+			default:
+			}
+		}
+	}()
+	return out, nil
 }
 
 func (d *Devlink) request(command uint8, flags int, device string) *nl.NetlinkRequest {
@@ -86,13 +129,17 @@ func (d *Devlink) Look() ([]Observed, error) {
 		if mode == "unknown" {
 			mode = ""
 		}
+		inline := v.Attrs.Eswitch.InlineMode
+		if _, known := inlines[inline]; !known {
+			inline = ""
+		}
 		encap := map[string]string{"enable": "basic", "disable": "none"}[v.Attrs.Eswitch.EncapMode]
-		out = append(out, Observed{Device: Device{Name: v.BusName + "/" + v.DeviceName, Mode: mode, Inline: v.Attrs.Eswitch.InlineMode, Encap: encap}})
+		out = append(out, Observed{Device: Device{Name: v.BusName + "/" + v.DeviceName, Mode: mode, Inline: inline, Encap: encap}})
 	}
 	for _, part := range []struct {
 		command uint8
 		take    func(*Observed, []byte)
-	}{{nl.DEVLINK_CMD_PORT_GET, (*Observed).takePort}, {cmdRateGet, (*Observed).takeRate}} {
+	}{{nl.DEVLINK_CMD_GET, (*Observed).takeDevice}, {nl.DEVLINK_CMD_PORT_GET, (*Observed).takePort}, {cmdRateGet, (*Observed).takeRate}, {cmdHealthGet, (*Observed).takeReporter}} {
 		messages, err := d.request(part.command, unix.NLM_F_DUMP, "").Execute(unix.NETLINK_GENERIC, 0)
 		if err != nil {
 			return nil, fmt.Errorf("look at cards: %w", err)
@@ -126,6 +173,41 @@ func deviceOf(m []byte) string {
 	return bus + "/" + name
 }
 
+func (o *Observed) takeDevice(m []byte) {
+	for t, v := range attributes(m) {
+		if t == attrReloadFailed {
+			o.Device.Unreloaded = number(v) != 0
+		}
+	}
+}
+
+func (o *Observed) takeReporter(m []byte) {
+	r := Reporter{}
+	for t, v := range attributes(m) {
+		switch t {
+		case nl.DEVLINK_ATTR_PORT_INDEX:
+			index := uint32(number(v))
+			if i := slices.IndexFunc(o.Ports, func(p Port) bool { return p.Index == index }); i >= 0 {
+				r.Interface = o.Ports[i].Interface
+			}
+		case attrReporter:
+			for t, v := range attributes(v) {
+				switch t {
+				case attrReporterName:
+					r.Name = text(v)
+				case attrReporterState:
+					r.Failed = number(v) != 0
+				case attrErrors:
+					r.Errors = number(v)
+				case attrRecoveries:
+					r.Recoveries = number(v)
+				}
+			}
+		}
+	}
+	o.Reporters = append(o.Reporters, r)
+}
+
 func (o *Observed) takePort(m []byte) {
 	p := Port{}
 	for t, v := range attributes(m) {
@@ -140,6 +222,10 @@ func (o *Observed) takePort(m []byte) {
 			p.PF = int(number(v))
 		case attrPortVF, attrPortSF:
 			p.Function = int(number(v))
+		case attrPortExternal:
+			p.External = number(v) != 0
+		case attrPortController:
+			p.Controller = int(number(v))
 		case nl.DEVLINK_ATTR_PORT_FUNCTION:
 			for t, v := range attributes(v) {
 				switch t {
@@ -149,11 +235,27 @@ func (o *Observed) takePort(m []byte) {
 					p.Active = number(v) == nl.DEVLINK_PORT_FN_STATE_ACTIVE
 				case nl.DEVLINK_PORT_FN_ATTR_OPSTATE:
 					p.Attached = number(v) == nl.DEVLINK_PORT_FN_OPSTATE_ATTACHED
+				case attrFunctionCan:
+					p.Can = canOf(v)
 				}
 			}
 		}
 	}
 	o.Ports = append(o.Ports, p)
+}
+
+// canOf reads a struct nla_bitfield32: what is on, of what the card knows.
+func canOf(v []byte) map[string]bool {
+	out := map[string]bool{}
+	if len(v) == 8 {
+		on, known := uint32(number(v[:4])), uint32(number(v[4:]))
+		for name, bit := range abilities {
+			if known&bit != 0 {
+				out[name] = on&bit != 0
+			}
+		}
+	}
+	return out
 }
 
 func (o *Observed) takeRate(m []byte) {
@@ -213,13 +315,24 @@ func (d *Devlink) step(device string, s Step) (*nl.NetlinkRequest, error) {
 	case SetEncap:
 		return request(nl.DEVLINK_CMD_ESWITCH_SET, nl.NewRtAttr(nl.DEVLINK_ATTR_ESWITCH_ENCAP_MODE, []byte{encaps[s.Value]})), nil
 	case AddPort:
-		return request(nl.DEVLINK_CMD_PORT_NEW, nl.NewRtAttr(nl.DEVLINK_ATTR_PORT_FLAVOUR, nl.Uint16Attr(nl.DEVLINK_PORT_FLAVOUR_PCI_SF)),
-			nl.NewRtAttr(attrPortPF, nl.Uint16Attr(uint16(s.Function.PF))), nl.NewRtAttr(attrPortSF, nl.Uint32Attr(uint32(s.Function.Number)))), nil
+		p, err := scalable(s.Name)
+		attrs := []*nl.RtAttr{nl.NewRtAttr(nl.DEVLINK_ATTR_PORT_FLAVOUR, nl.Uint16Attr(nl.DEVLINK_PORT_FLAVOUR_PCI_SF)),
+			nl.NewRtAttr(attrPortPF, nl.Uint16Attr(uint16(p.PF))), nl.NewRtAttr(attrPortSF, nl.Uint32Attr(uint32(p.Function)))}
+		if p.External {
+			attrs = append(attrs, nl.NewRtAttr(attrPortController, nl.Uint32Attr(uint32(p.Controller))))
+		}
+		return request(nl.DEVLINK_CMD_PORT_NEW, attrs...), err
 	case RemovePort:
 		return request(nl.DEVLINK_CMD_PORT_DEL, port), nil
 	case SetMAC:
 		mac, err := net.ParseMAC(s.Value)
 		return function(nl.DEVLINK_PORT_FUNCTION_ATTR_HW_ADDR, mac), err
+	case SetCan:
+		on := uint32(0)
+		if s.On {
+			on = abilities[s.Value]
+		}
+		return function(attrFunctionCan, slices.Concat(nl.Uint32Attr(on), nl.Uint32Attr(abilities[s.Value]))), nil
 	case Activate:
 		return function(nl.DEVLINK_PORT_FN_ATTR_STATE, []byte{nl.DEVLINK_PORT_FN_STATE_ACTIVE}), nil
 	case Deactivate:
@@ -228,6 +341,20 @@ func (d *Devlink) step(device string, s Step) (*nl.NetlinkRequest, error) {
 		return request(map[Verb]uint8{AddGroup: cmdRateNew, SetRate: cmdRateSet, RemoveGroup: cmdRateDel}[s.Do], s.Rate.attributes(s)...), nil
 	}
 	return nil, fmt.Errorf("switchdev: there is no step %q", s.Do)
+}
+
+// scalable reads the name of a scalable function's port.
+func scalable(name string) (p Port, err error) {
+	p.Flavour, p.External = SF, strings.HasPrefix(name, "c")
+	if p.External {
+		_, err = fmt.Sscanf(name, "c%dpf%dsf%d", &p.Controller, &p.PF, &p.Function)
+	} else {
+		_, err = fmt.Sscanf(name, "pf%dsf%d", &p.PF, &p.Function)
+	}
+	if err != nil || p.Name() != name {
+		return p, fmt.Errorf("switchdev: %q is no port of a scalable function", name)
+	}
+	return p, nil
 }
 
 func (r Rate) attributes(s Step) (out []*nl.RtAttr) {

@@ -1,9 +1,11 @@
 // Package switchdev answers: how is the switch inside a network card set up: its mode, its ports,
-// what leaves by them, and the functions that are cut from the card without PCI's help?
+// what leaves by them, and the functions that are cut from the card without PCI's help? And is the
+// card well?
 //
-// Plan compares what devlink shows with what is wanted and says what to do, in order; Devlink
-// looks and does. Nothing here decides about packets: that is the flow policies' (pkg/edge/network/flow),
-// which find the ports by their names (pf0vf1).
+// want.go says what a policy and what was found ask for; Plan compares that with what devlink
+// shows and says what to do, in order; Devlink looks and does; a Keeper runs the loop. Nothing
+// here decides about packets: that is the flow policies' (pkg/edge/network/flow), which find the
+// ports by their names (pf0vf1).
 package switchdev
 
 import (
@@ -12,12 +14,14 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"tributary.dev/tributary/pkg/api"
 )
 
 // Modes of a card's switch.
 const (
-	Legacy    = "legacy"
-	Switchdev = "switchdev"
+	Legacy    = api.SwitchLegacy
+	Switchdev = api.Switchdev
 )
 
 // Flavours of ports, as devlink calls them.
@@ -33,6 +37,8 @@ type Device struct {
 	Name string
 	// Mode, Inline and Encap are the switch's; empty where the card has none.
 	Mode, Inline, Encap string
+	// Unreloaded says that its driver began anew and failed.
+	Unreloaded bool
 }
 
 // Port is one port of a card's switch.
@@ -41,11 +47,32 @@ type Port struct {
 	Flavour string
 	// Interface is the representor, or the uplink of a physical port.
 	Interface string
-	// Function numbers the virtual or scalable function behind it, of the physical function PF.
-	PF, Function int
-	// MAC and Active are the function's; Attached says that its driver has it.
+	// Function numbers the virtual or scalable function behind it, of the physical function PF;
+	// External says that this is another controller's: the host's, as its DPU sees it.
+	PF, Function, Controller int
+	External                 bool
+	// MAC, Active and Can are the function's; Attached says that its driver has it.
 	MAC              string
 	Active, Attached bool
+	Can              map[string]bool
+}
+
+// Name is the port's as the kernel makes it (net/devlink/port.c: __devlink_port_phys_port_name_get).
+// A physical port has none here.
+func (p *Port) Name() string {
+	of := ""
+	if p.External {
+		of = fmt.Sprintf("c%d", p.Controller)
+	}
+	switch p.Flavour {
+	case VF:
+		return fmt.Sprintf("%spf%dvf%d", of, p.PF, p.Function)
+	case SF:
+		return fmt.Sprintf("%spf%dsf%d", of, p.PF, p.Function)
+	case PF:
+		return fmt.Sprintf("%spf%d", of, p.PF)
+	}
+	return ""
 }
 
 // Rate is what one port, or a group of ports, may send: bytes a second, 0 for no bound.
@@ -61,30 +88,45 @@ type Rate struct {
 
 // Observed is one card as it is.
 type Observed struct {
-	Device Device
-	Ports  []Port
-	Rates  []Rate
+	Device    Device
+	Ports     []Port
+	Rates     []Rate
+	Reporters []Reporter
 }
 
-// Function is a virtual or scalable function as it is wanted.
+// Function is the function behind a port as it is wanted.
 type Function struct {
-	Flavour string // VF or SF
-	PF      int
-	Number  int
-	MAC     string // empty: as it is
-	// Min, Max and Group bound what it sends; all zero: as it is.
-	Min, Max uint64
-	Group    string
+	Port string // its name
+	MAC  string // empty: as it is
+	// Active is a scalable function's; nil: as it is.
+	Active *bool
+	// Can holds what it can do and shall, or shall not; what is not in it stays.
+	Can map[string]bool
+	// Rate bounds what it sends; nil: as it is.
+	Rate *FunctionRate
+	// Found says that nobody wants it any more: it is put back, and not made.
+	Found bool
+}
+
+// FunctionRate is what a function may send, in bytes a second. Group is the kernel's name of it.
+type FunctionRate struct {
+	Min   uint64 `json:"min,omitempty"`
+	Max   uint64 `json:"max,omitempty"`
+	Group string `json:"group,omitempty"`
 }
 
 // Wanted is a card as it shall be. What it leaves out stays.
 type Wanted struct {
 	Mode, Inline, Encap string
 	Functions           []Function
+	// Made are scalable functions that we made: those that are not wanted go.
+	Made []string
 	// Groups are those of rates; Port and Parent of each are not looked at.
 	Groups []Rate
-	// InUse lists the functions that are in use: the mode is not changed under them.
-	InUse []string
+	// InUse lists who uses functions, by port: what they use is not changed, nor the mode under them.
+	InUse map[string][]string
+	// Skip tells of steps that were refused before: a function is not halted for them again.
+	Skip func(Step) bool
 }
 
 // Verb is what a step does.
@@ -98,6 +140,7 @@ const (
 	AddPort     Verb = "add port"
 	RemovePort  Verb = "remove port"
 	SetMAC      Verb = "mac"
+	SetCan      Verb = "ability"
 	Activate    Verb = "activate"
 	Deactivate  Verb = "deactivate"
 	AddGroup    Verb = "add group"
@@ -107,11 +150,12 @@ const (
 
 // Step is one change of a card.
 type Step struct {
-	Do       Verb
-	Value    string // mode, inline, encap, MAC; moved
-	Port     uint32
-	Function Function // of AddPort
-	Rate     Rate
+	Do    Verb
+	Value string // mode, inline, encap, MAC, an ability; moved
+	On    bool   // of an ability
+	Port  uint32
+	Name  string // the port's
+	Rate  Rate
 }
 
 // Plan says what to do so that a card is as wanted, and what is missing or in the way. After a step
@@ -119,11 +163,11 @@ type Step struct {
 // then. Groups of ours are told by their names: others' are left alone.
 func Plan(have Observed, want Wanted) (steps []Step, waits []string) {
 	if want.Mode != "" && want.Mode != have.Device.Mode {
-		switch {
-		case have.Device.Mode == "":
+		if have.Device.Mode == "" {
 			return nil, []string{have.Device.Name + " has no switch"}
-		case len(want.InUse) > 0:
-			return nil, []string{fmt.Sprintf("the switch of %s stays %s: in use are %s", have.Device.Name, have.Device.Mode, strings.Join(want.InUse, ", "))}
+		}
+		if users := want.users(); len(users) > 0 { // check: users
+			return nil, []string{fmt.Sprintf("the switch of %s stays %s: in use by %s", have.Device.Name, have.Device.Mode, strings.Join(users, ", "))}
 		}
 		steps = append(steps, unbind(have)...)
 		// Inline and encap are the new mode's, and set before functions are taken by drivers.
@@ -141,6 +185,32 @@ func Plan(have Observed, want Wanted) (steps []Step, waits []string) {
 		return steps, waits
 	}
 	return append(steps, rates(have, want)...), waits
+}
+
+func (w *Wanted) users() []string {
+	var all []string
+	for _, users := range w.InUse {
+		all = append(all, users...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// blocked are the users that a card's change waits for.
+func blocked(have Observed, want Wanted) (users []string) {
+	free := want
+	free.InUse = nil
+	steps, _ := Plan(have, free)
+	for _, s := range steps {
+		switch s.Do {
+		case SetMode:
+			return want.users()
+		case SetMAC, SetCan, Activate, Deactivate, RemovePort:
+			users = append(users, want.InUse[s.Name]...)
+		}
+	}
+	slices.Sort(users)
+	return slices.Compact(users)
 }
 
 // unbind takes rates of ours away before the mode goes, which would take them without a word.
@@ -165,55 +235,80 @@ const moved = "moved"
 // groupPrefix marks groups of rates that are ours.
 const groupPrefix = "tributary-"
 
-// functions plans scalable functions and the addresses of all. added says that ports come.
+// functions plans scalable functions, and how all are. added says that ports come.
 func functions(have Observed, want Wanted) (steps []Step, added bool, waits []string) {
-	wanted := map[int]bool{}
+	wanted := map[string]bool{}
 	for _, f := range want.Functions {
-		port, there := find(have, f)
-		if f.Flavour == SF {
-			wanted[f.Number] = true
-		}
+		wanted[f.Port] = true
+		port := have.port(f.Port)
 		switch {
-		case !there && f.Flavour == SF:
-			steps, added = append(steps, Step{Do: AddPort, Function: f}), true
-			continue
-		case !there:
-			waits = append(waits, fmt.Sprintf("%s has no port for virtual function %d of %d", have.Device.Name, f.Number, f.PF))
-			continue
-		}
-		if f.MAC != "" && !strings.EqualFold(f.MAC, port.MAC) {
-			if port.Active && f.Flavour == SF { // a function that runs keeps its address
-				steps = append(steps, Step{Do: Deactivate, Port: port.Index})
-				port.Active = false
+		case port == nil && f.Found: // it is gone
+		case port == nil && strings.Contains(f.Port, "sf"):
+			steps, added = append(steps, Step{Do: AddPort, Name: f.Port}), true
+		case port == nil:
+			waits = append(waits, fmt.Sprintf("%s has no port %s", have.Device.Name, f.Port))
+		default:
+			more := function(*port, f, want.Skip)
+			if users := want.InUse[f.Port]; len(users) > 0 && len(more) > 0 { // check: user
+				waits = append(waits, fmt.Sprintf("%s of %s stays as it is: in use by %s", f.Port, have.Device.Name, strings.Join(users, ", ")))
+				continue
 			}
-			steps = append(steps, Step{Do: SetMAC, Port: port.Index, Value: f.MAC})
-		}
-		if f.Flavour == SF && !port.Active {
-			steps = append(steps, Step{Do: Activate, Port: port.Index})
+			steps = append(steps, more...)
 		}
 	}
-	for _, p := range have.Ports {
-		if p.Flavour != SF || wanted[p.Function] || want.Functions == nil {
+	for i := range have.Ports {
+		p := &have.Ports[i]
+		if p.Flavour != SF || wanted[p.Name()] || !slices.Contains(want.Made, p.Name()) {
 			continue
 		}
-		if slices.Contains(want.InUse, p.Interface) {
-			waits = append(waits, p.Interface+" is in use")
+		if users := want.InUse[p.Name()]; len(users) > 0 {
+			waits = append(waits, fmt.Sprintf("%s of %s stays: in use by %s", p.Name(), have.Device.Name, strings.Join(users, ", ")))
 			continue
 		}
 		if p.Active {
-			steps = append(steps, Step{Do: Deactivate, Port: p.Index})
+			steps = append(steps, Step{Do: Deactivate, Port: p.Index, Name: p.Name()})
 		}
-		steps = append(steps, Step{Do: RemovePort, Port: p.Index})
+		steps = append(steps, Step{Do: RemovePort, Port: p.Index, Name: p.Name()})
 	}
 	return steps, added, waits
 }
 
-func find(have Observed, f Function) (Port, bool) {
-	i := slices.IndexFunc(have.Ports, func(p Port) bool { return p.Flavour == f.Flavour && p.PF == f.PF && p.Function == f.Number })
-	if i < 0 {
-		return Port{}, false
+// function plans what one function is like. One that runs keeps its address and abilities: it is
+// halted for another.
+func function(p Port, f Function, skip func(Step) bool) (steps []Step) {
+	step := func(do Verb, value string, on bool) {
+		if s := (Step{Do: do, Value: value, On: on, Port: p.Index, Name: f.Port}); skip == nil || !skip(s) {
+			steps = append(steps, s)
+		}
 	}
-	return have.Ports[i], true
+	if f.MAC != "" && !strings.EqualFold(f.MAC, p.MAC) {
+		step(SetMAC, f.MAC, false)
+	}
+	for _, can := range slices.Sorted(maps.Keys(f.Can)) {
+		if p.Can[can] != f.Can[can] {
+			step(SetCan, can, f.Can[can])
+		}
+	}
+	active := p.Active
+	if f.Active != nil {
+		active = *f.Active
+	}
+	if len(steps) > 0 && p.Active {
+		steps = append([]Step{{Do: Deactivate, Port: p.Index, Name: f.Port}}, steps...)
+		p.Active = false
+	}
+	if active != p.Active {
+		step(map[bool]Verb{true: Activate, false: Deactivate}[active], "", false)
+	}
+	return steps
+}
+
+func (o *Observed) port(name string) *Port {
+	i := slices.IndexFunc(o.Ports, func(p Port) bool { return p.Name() == name })
+	if i < 0 || name == "" {
+		return nil
+	}
+	return &o.Ports[i]
 }
 
 // rates plans groups before their members, and members before the removal of groups.
@@ -242,16 +337,20 @@ func rates(have Observed, want Wanted) (steps []Step) {
 		}
 	}
 	for _, f := range want.Functions {
-		port, there := find(have, f)
-		if !there || f.Min == 0 && f.Max == 0 && f.Group == "" && !strings.HasPrefix(leaf[port.Index].Parent, groupPrefix) {
+		port := have.port(f.Port)
+		if port == nil {
 			continue
 		}
-		r := Rate{Port: port.Index, Min: f.Min, Max: f.Max}
-		if f.Group != "" {
-			r.Parent = groupPrefix + f.Group
+		is := leaf[port.Index]
+		is.Port = port.Index // of one that has no rate yet
+		r := Rate{Port: port.Index, Min: is.Min, Max: is.Max, Parent: is.Parent}
+		if f.Rate != nil {
+			r.Min, r.Max, r.Parent = f.Rate.Min, f.Rate.Max, f.Rate.Group
+		} else if strings.HasPrefix(is.Parent, groupPrefix) {
+			r.Parent = "" // it was ours
 		}
-		if is := leaf[port.Index]; is != r {
-			step := Step{Do: SetRate, Rate: r, Port: port.Index}
+		if is != r {
+			step := Step{Do: SetRate, Rate: r, Port: port.Index, Name: f.Port}
 			if is.Parent != r.Parent {
 				step.Value = moved
 			}
@@ -272,16 +371,11 @@ func (o Observed) Representors() map[string]string {
 	out := map[string]string{}
 	physical := 0
 	for _, p := range slices.SortedFunc(slices.Values(o.Ports), func(a, b Port) int { return cmp.Compare(a.Index, b.Index) }) {
-		switch p.Flavour {
-		case Physical:
+		if name := p.Name(); name != "" {
+			out[name] = p.Interface
+		} else if p.Flavour == Physical {
 			out[fmt.Sprintf("p%d", physical)] = p.Interface
 			physical++
-		case VF:
-			out[fmt.Sprintf("pf%dvf%d", p.PF, p.Function)] = p.Interface
-		case SF:
-			out[fmt.Sprintf("pf%dsf%d", p.PF, p.Function)] = p.Interface
-		case PF:
-			out[fmt.Sprintf("pf%d", p.PF)] = p.Interface
 		}
 	}
 	return out
