@@ -33,9 +33,9 @@ func TestInside(t *testing.T) {
 	files := []initramfs.File{
 		{Path: "init", Mode: 0o755, Data: compiled(t, "build", "./inside")},
 		{Path: "uplink.test", Mode: 0o755, Data: compiled(t, "test", "-c", "../../pkg/edge/uplink")},
-		{Path: "run.txt", Mode: 0o644, Data: []byte("/uplink.test\n-test.v\n-test.timeout=15m\n-test.run=^(TestVLAN|TestWayOut|TestWiFi)$\n")},
+		{Path: "run.txt", Mode: 0o644, Data: []byte("/uplink.test\n-test.v\n-test.timeout=15m\n-test.run=^(TestVLAN|TestWayOut|TestBond|TestWiFi)$\n")},
 	}
-	kernel, more := debian(t, ctx, arch, []string{"8021q", "veth", "bridge", "mac80211_hwsim", "ccm", "gcm", "cmac"})
+	kernel, more := debian(t, ctx, arch, []string{"8021q", "veth", "bridge", "bonding", "mac80211_hwsim", "ccm", "gcm", "cmac"})
 	image, initrd := onDisk(t, kernel, append(files, more...))
 	m := power(t, ctx, vm.Spec{Name: "inside", Arch: arch, MemoryMiB: 1024, Kernel: image, Initrd: initrd, Cmdline: vm.SerialCmdline(arch) + " quiet", NoReboot: true, Life: 4 * patience})
 	found, err := m.Expect(ctx, `inside: ended (\d+)`)
@@ -44,7 +44,7 @@ func TestInside(t *testing.T) {
 	}
 	said := m.Console.String()
 	keepCapture(t, "inside.txt", said)
-	if found[1] != "0" || strings.Contains(said, "--- SKIP") || strings.Count(said, "--- PASS: Test") < 3 {
+	if found[1] != "0" || strings.Contains(said, "--- SKIP") || strings.Count(said, "--- PASS: Test") < 4 {
 		t.Errorf("the guest's tests:\n%s", said)
 	}
 }
