@@ -62,6 +62,9 @@ type Rule struct {
 	Offload string
 	// Capable says that the link takes rules into hardware.
 	Capable bool
+	// Soft keeps the rule out of the card since an earlier one is not there, which Behind names.
+	Soft    bool `json:",omitempty"`
+	Behind  string
 	Key     Key
 	Actions []Action
 }

@@ -96,6 +96,22 @@ func TestHardware(t *testing.T) {
 	stand("a full table, of rules that the card alone has", 4, 2, func([]api.FlowState) bool { return warned("the table for rules is full") })
 	set(api.OffloadOff, 6)
 	stand("rules in software", 0, 6, func([]api.FlowState) bool { return len(k.Warnings()) == 0 })
+	// A card acts before the kernel: what comes after a rule in software stays there with it, and
+	// what no packet of that one can match does not.
+	udp := func(name, ports string) []api.FlowRule {
+		return []api.FlowRule{{Name: name, Match: api.FlowMatch{Family: "ipv4", Protocol: "udp", DestinationPort: ports}, Drop: true}}
+	}
+	parameter(t, "flower_limit", 8)
+	at := api.InterfaceSelector{Name: link}
+	later := api.FlowPolicySpec{Interface: at, Rules: append(udp("wide", "1000-2000"), udp("apart", "3000")...)}
+	k.Set(map[string]api.FlowPolicySpec{"later": later})
+	stand("all in hardware", 2, 0, nil)
+	k.Set(map[string]api.FlowPolicySpec{"first": {Interface: at, Priority: 1, Offload: api.OffloadOff, Rules: udp("narrow", "1500")}, "later": later})
+	stand("one behind another", 1, 2, func(s []api.FlowState) bool {
+		return warned("rule first/narrow comes before it") && slices.ContainsFunc(s, func(s api.FlowState) bool { return s.Rule == "apart" && s.State == api.FlowInHardware })
+	})
+	k.Set(map[string]api.FlowPolicySpec{"later": later})
+	stand("all in hardware again", 2, 0, func([]api.FlowState) bool { return len(k.Warnings()) == 0 })
 	set(api.OffloadPreferred, 0)
 	stand("none", 0, 0, nil)
 }

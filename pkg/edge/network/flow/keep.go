@@ -241,24 +241,26 @@ func (k *Keeper) ask(kernel *Kernel, set Set, links []Link) (any bool) {
 // where there is one, the old rules of its interface stay.
 func (k *Keeper) apply(kernel *Kernel, set *Set, links []Link, fail func(error)) map[string]string {
 	refused := map[string]string{}
-	have, _, err := kernel.Filters(links)
-	if err != nil {
-		fail(err)
-		return refused
-	}
-	if now := k.cfg.Now(); now.After(k.retry) {
-		k.retry = now.Add(k.cfg.Retry)
-		k.again(have, set)
-	}
-	steps, err := Plan(have, set.Rules)
-	fail(err)
 	broken := map[int]bool{}
-	for _, s := range steps {
+	first, done := true, 0
+	look := func() ([]Filter, error) {
+		have, _, err := kernel.Filters(links)
+		return have, err
+	}
+	mark := func(have []Filter, rules []Rule) {
+		if now := k.cfg.Now(); first && now.After(k.retry) {
+			k.retry = now.Add(k.cfg.Retry)
+			again(have, rules)
+		}
+		first = false
+	}
+	step := func(s Step) {
+		done++
 		if s.Remove != nil {
 			if !broken[s.Remove.Hook.Link] {
 				fail(kernel.Remove(s.Remove))
 			}
-			continue
+			return
 		}
 		fail(k.hook(kernel, s.Add.Hook.Link, links))
 		why, err := kernel.Add(s.Add, s.Pref)
@@ -273,19 +275,26 @@ func (k *Keeper) apply(kernel *Kernel, set *Set, links []Link, fail func(error))
 		}
 		k.cfg.Log.Debug("a rule is added", "policy", s.Add.Policy, "rule", s.Add.Name, "interface", s.Add.Interface, "preference", s.Pref, "err", err)
 	}
-	if len(steps) > 0 {
-		k.cfg.Log.Info("the rules for packets are changed", "steps", len(steps), "rules", len(set.Rules), "refused", len(refused))
+	inCard := func(r *Rule, pref uint16) bool {
+		in, err := kernel.InHardware(r, pref)
+		return in || err != nil // refused, or gone: nobody overtakes it
+	}
+	rules, err := settle(set.Rules, settler{look, mark, step, inCard})
+	fail(err)
+	set.Rules = rules
+	if done > 0 {
+		k.cfg.Log.Info("the rules for packets are changed", "steps", done, "rules", len(set.Rules), "refused", len(refused))
 	}
 	return refused
 }
 
 // again marks filters that a card refused as others, so that the plan replaces them: the card
 // may have room by now.
-func (k *Keeper) again(have []Filter, set *Set) {
+func again(have []Filter, rules []Rule) {
 	for i := range have {
 		f := &have[i]
-		for _, r := range set.Rules {
-			if r.Capable && r.Offload != api.OffloadOff && !f.InHardware && f.Hook == r.Hook && f.ID == r.ID() {
+		for _, r := range rules {
+			if r.asks() && !f.InHardware && f.Hook == r.Hook && f.ID == r.ID() {
 				f.ID = "asked again"
 			}
 		}
@@ -377,6 +386,9 @@ func (k *Keeper) judge(kernel *Kernel, set *Set, filters []Filter, refused map[s
 func (k *Keeper) reason(kernel *Kernel, r *Rule) string {
 	if r.Offload == api.OffloadOff || !r.Capable && r.Offload == api.OffloadPreferred {
 		return ""
+	}
+	if r.Soft {
+		return "rule " + r.Behind + " comes before it and is in software, which a card would overtake"
 	}
 	if !r.Capable {
 		return "the interface takes no rules into hardware"

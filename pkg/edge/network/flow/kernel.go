@@ -232,10 +232,10 @@ func (k *Kernel) qdisc(proto, flags, link int) error {
 // Add puts a rule at a preference. Where the card was to have it and does not, why says what
 // the card said; the rule then stands in software.
 func (k *Kernel) Add(r *Rule, pref uint16) (why string, err error) {
-	switch r.Offload {
-	case api.OffloadOff:
+	switch {
+	case r.Soft || r.Offload == api.OffloadOff:
 		return "", k.filter(r, pref, flagSkipHW)
-	case api.OffloadRequired:
+	case r.Offload == api.OffloadRequired:
 		refused := k.filter(r, pref, flagSkipSW)
 		if refused == nil {
 			return "", nil
@@ -243,6 +243,23 @@ func (k *Kernel) Add(r *Rule, pref uint16) (why string, err error) {
 		return words(refused), k.filter(r, pref, 0)
 	}
 	return "", k.filter(r, pref, 0)
+}
+
+// InHardware tells whether a rule that was added is in the card.
+func (k *Kernel) InHardware(r *Rule, pref uint16) (bool, error) {
+	q := k.request(unix.RTM_GETTFILTER, 0)
+	q.AddData(&nl.TcMsg{Family: nl.FAMILY_ALL, Ifindex: int32(r.Hook.Link), Handle: 1, Parent: parent(r.Hook), Info: netlink.MakeHandle(pref, nl.Swap16(r.Key.protocol()))})
+	q.AddData(nl.NewRtAttr(nl.TCA_KIND, nl.ZeroTerminated("flower")))
+	messages, err := q.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWTFILTER)
+	if err != nil {
+		return false, err
+	}
+	for _, m := range messages {
+		if f, ok := readFilter(m); ok && f.ID == r.ID() {
+			return f.InHardware, nil
+		}
+	}
+	return false, unix.ENOENT
 }
 
 // Why asks the card alone to take a rule which is in software, to hear what it says. Should the

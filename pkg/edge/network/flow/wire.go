@@ -58,7 +58,7 @@ const (
 // one, whoever wrote them.
 func (r *Rule) ID() string {
 	said := *r
-	said.Capable, said.Interface = false, ""
+	said.Capable, said.Interface, said.Behind = false, "", ""
 	if said.Answers {
 		said.Policy, said.Name = "", ""
 	}
