@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/edge/boot"
+	"tributary.dev/tributary/pkg/edge/boot/nvram"
 	"tributary.dev/tributary/pkg/edge/update/guard"
 )
 
@@ -20,6 +21,7 @@ const trialMost = 24 * time.Hour
 func judge(f boot.Facts) boot.Judge {
 	slot, _ := os.ReadFile(filepath.Join(boot.Dir, "slot")) // a box without one has no slots, and no trial
 	g := &guard.Guard{Path: "/state/update.json", Running: strings.TrimSpace(string(slot)), Counted: func() bool {
+		_ = nvram.Variables() // where that fails there is no sign
 		_, err := os.Stat(loaderCounted)
 		return err == nil
 	}}

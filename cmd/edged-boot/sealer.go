@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/edge/boot"
+	"tributary.dev/tributary/pkg/edge/boot/nvram"
 	"tributary.dev/tributary/pkg/tpm"
 	"tributary.dev/tributary/pkg/tpm/attest"
 )
@@ -42,6 +43,10 @@ func firmwareHasTPM() bool {
 // 2.10, 3.3): four bytes of attributes, then 1. It is for choosing how STATE's key is
 // sealed; the seal itself binds to what the TPM measured.
 func secureBoot() bool {
+	if on, known := stubSays("/sys/kernel/boot_params/data"); known {
+		return on
+	}
+	_ = nvram.Variables() // reading tells
 	b, err := os.ReadFile("/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c")
 	return err == nil && len(b) == 5 && b[4] == 1
 }
@@ -52,6 +57,17 @@ func known(err error) error {
 		return boot.ErrNoTPM
 	}
 	return err
+}
+
+// stubSays reads what the kernel's own EFI stub found out of it (x86, "secure_boot" of the zero
+// page): reading the firmware's variables has the firmware list all of them first.
+func stubSays(zeroPage string) (on, known bool) {
+	const at, off, enforced = 0x1ec, 2, 3
+	b, err := os.ReadFile(zeroPage)
+	if err != nil || len(b) <= at || b[at] != off && b[at] != enforced {
+		return false, false
+	}
+	return b[at] == enforced, true
 }
 
 // Quote implements boot's TPM.

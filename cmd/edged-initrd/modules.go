@@ -40,9 +40,8 @@ func (r *rise) watchdog() error {
 const settle = 5 * time.Second
 
 // needed are what no device asks for: what the root is checked by, with the processor's own
-// instructions if it has them, and read with, what keeps a panic's last words, and the
-// firmware's variables.
-var needed = []string{"sha256_ssse3", "sha2_ce", "dm_verity", "erofs", "efivarfs", "efi_pstore"}
+// instructions if it has them, and read with, and what keeps a panic's last words.
+var needed = []string{"sha256_ssse3", "sha2_ce", "dm_verity", "erofs", "efi_pstore"}
 
 // modules loads what the root takes. Drivers come when the disk is looked for; the installer
 // and an initramfs without tables load all at once.
@@ -52,6 +51,9 @@ func (r *rise) modules() error {
 		return r.loadAll()
 	}
 	r.tree = tree
+	if r.cmdline.Has("tributary.debug") {
+		tree.Took = func(name string, took time.Duration) { say("module %s %.0f ms", name, took.Seconds()*1000) }
+	}
 	for _, name := range needed {
 		if tree.Holds(name) {
 			if err := tree.Load(name); err != nil && !errors.Is(err, unix.ENODEV) {

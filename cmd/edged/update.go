@@ -24,6 +24,7 @@ import (
 	"tributary.dev/tributary/pkg/edge/boot"
 	"tributary.dev/tributary/pkg/edge/boot/blk"
 	"tributary.dev/tributary/pkg/edge/boot/cmdline"
+	"tributary.dev/tributary/pkg/edge/boot/nvram"
 	"tributary.dev/tributary/pkg/edge/update"
 	"tributary.dev/tributary/pkg/efi"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
@@ -53,6 +54,9 @@ func (b *box) makeUpdate() (*update.Manager, error) {
 	slot, err := os.ReadFile(filepath.Join(boot.Dir, "slot"))
 	if err != nil {
 		return nil, nil // edged is a program among others here
+	}
+	if err := errors.Join(nvram.Variables(), nvram.Dumps()); err != nil {
+		b.log.Warn("what the firmware keeps is not shown", "err", err)
 	}
 	line, err := os.ReadFile("/proc/cmdline")
 	if err != nil {

@@ -161,6 +161,7 @@ func (b *booter) list() []step {
 		{"parent", logOn, b.keepParent},
 		{"hostname", logOn, b.hostname},
 		{"agent", logOn, b.startAgent},
+		{"firmware", logOn, b.showFirmware},
 		{"drivers", logOn, b.plugRest},
 		{"zram", logOn, b.zram},
 		{"network", logOn, b.network},

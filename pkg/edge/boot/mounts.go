@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tributary.dev/tributary/pkg/edge/boot/nvram"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
 )
 
@@ -39,10 +40,8 @@ func (b *booter) mounts(context.Context) error {
 		{"mqueue", "/dev/mqueue", "mqueue", tight, "", logOn},
 		{"cgroup2", "/sys/fs/cgroup", "cgroup2", tight, "nsdelegate,memory_recursiveprot", must},
 		{"securityfs", "/sys/kernel/security", "securityfs", tight, "", logOn},
-		{"pstore", "/sys/fs/pstore", "pstore", tight, "", logOn},
-		{"efivarfs", "/sys/firmware/efi/efivars", "efivarfs", tight, "", logOn},
 	} {
-		if mounted(m.target) {
+		if nvram.Mounted(m.target) {
 			continue
 		}
 		_ = os.MkdirAll(m.target, 0o755) // the root is read-only; what should be there is
@@ -59,10 +58,10 @@ func (b *booter) mounts(context.Context) error {
 	return unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, "")
 }
 
-// mounted compares the devices of a folder and its parent.
-func mounted(dir string) bool {
-	var a, b unix.Stat_t
-	return unix.Stat(dir, &a) == nil && unix.Stat(filepath.Dir(dir), &b) == nil && a.Dev != b.Dev
+// showFirmware mounts what the firmware keeps, now that nobody waits for an answer. Who wants
+// it earlier does the same.
+func (b *booter) showFirmware(context.Context) error {
+	return errors.Join(nvram.Variables(), nvram.Dumps())
 }
 
 // kernelSettings are those that differ from the kernel's own choice.
@@ -99,13 +98,27 @@ func (b *booter) cgroups(context.Context) error {
 	var errs []error
 	for _, dir := range []string{cgroupRoot, cgroupRoot + "/system"} {
 		errs = append(errs, os.MkdirAll(dir, 0o755))
-		for _, c := range strings.Fields(string(have)) {
-			if err := os.WriteFile(dir+"/cgroup.subtree_control", []byte("+"+c), 0); err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", c, err))
-			}
-		}
+		errs = append(errs, control(dir, strings.Fields(string(have))))
 	}
 	b.branch = cgroupRoot + "/system"
+	return errors.Join(errs...)
+}
+
+// control turns controllers on below dir: all at once, since the kernel sets all groups anew for
+// each word, and where it does not take one of them each by itself.
+func control(dir string, controllers []string) error {
+	turn := func(names ...string) error {
+		return os.WriteFile(dir+"/cgroup.subtree_control", []byte("+"+strings.Join(names, " +")), 0)
+	}
+	if len(controllers) == 0 || turn(controllers...) == nil {
+		return nil
+	}
+	var errs []error
+	for _, c := range controllers {
+		if err := turn(c); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", c, err))
+		}
+	}
 	return errors.Join(errs...)
 }
 
