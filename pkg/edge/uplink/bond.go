@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/natural"
@@ -112,14 +113,25 @@ func (b *bonds) make(w *api.Bond) error {
 			bond.LacpRate = netlink.BOND_LACP_RATE_FAST
 		}
 	}
+	err := replaceBond(bond)
+	if errors.Is(err, unix.EEXIST) {
+		err = replaceBond(bond) // the kernel's module makes one of this name when it is loaded
+	}
+	if err != nil {
+		return fmt.Errorf("the bond cannot be made: %w", err)
+	}
+	return nil
+}
+
+func replaceBond(bond *netlink.Bond) error {
 	var missing netlink.LinkNotFoundError
-	now, err := netlink.LinkByName(w.Name)
+	now, err := netlink.LinkByName(bond.Name)
 	switch have, is := now.(*netlink.Bond); {
 	case err != nil && !errors.As(err, &missing):
 		return err
 	case err != nil: // none yet
 	case !is:
-		return fmt.Errorf("there is an interface of that name, which is no bond")
+		return errors.New("there is an interface of that name, which is none")
 	case have.Mode == bond.Mode && (bond.Mode != netlink.BOND_MODE_802_3AD || have.XmitHashPolicy == bond.XmitHashPolicy && have.LacpRate == bond.LacpRate && have.MinLinks == bond.MinLinks):
 		return nil
 	default:
@@ -127,10 +139,7 @@ func (b *bonds) make(w *api.Bond) error {
 			return err
 		}
 	}
-	if err := netlink.LinkAdd(bond); err != nil {
-		return fmt.Errorf("the bond cannot be made: %w", err)
-	}
-	return nil
+	return netlink.LinkAdd(bond)
 }
 
 // enslave makes an interface a port of a bond; the kernel wants it off for that, and turns it on.
