@@ -441,13 +441,20 @@ func (k *Keeper) warn(states []api.FlowState, faults []error, now time.Time) (ou
 		if len(list) > 3 {
 			list = append(list[:3:3], fmt.Sprintf("and %d more", len(list)-3))
 		}
-		w := api.Warning{Name: n, Severity: api.Degraded, Message: strings.Join(list, "; "), Since: now.Unix()}
+		w := api.Warning{Name: n, Severity: api.Degraded, Message: strings.Join(list, "; "), Since: now.Unix(), Remedy: remedies[n]}
 		if i := slices.IndexFunc(k.warnings, func(o api.Warning) bool { return o.Name == n }); i >= 0 {
 			w.Since = k.warnings[i].Since
 		}
 		out = append(out, w)
 	}
 	return out
+}
+
+var remedies = map[string]string{
+	"flow-" + api.FlowInSoftware: "have the rule match what the card can, put fewer before it, or write offload: off where software will do",
+	"flow-" + api.FlowWaiting:    "bring the interface or app that is named, or take the policy from this device's fleet",
+	"flow-" + api.FlowRefused:    "change the rule; until then those before it stay",
+	"flow-failed":                "it is tried again; edged's log has what the kernel says",
 }
 
 // name is a rule at an interface, as people know it; place a filter in the kernel.

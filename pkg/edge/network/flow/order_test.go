@@ -2,10 +2,12 @@ package flow
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -152,6 +154,23 @@ func TestOverlap(t *testing.T) {
 	} {
 		if overlap(&c.a, &c.b) != c.want || overlap(&c.b, &c.a) != c.want {
 			t.Errorf("%+v and %+v: %v", c.a, c.b, !c.want)
+		}
+	}
+}
+
+// Every warning says what to do.
+func TestWarningsHaveRemedies(t *testing.T) {
+	var states []api.FlowState
+	for _, state := range []string{api.FlowInSoftware, api.FlowWaiting, api.FlowRefused} {
+		states = append(states, api.FlowState{Policy: "p", Rule: "r", State: state, Why: "a reason"})
+	}
+	list := (&Keeper{}).warn(states, []error{errors.New("a fault")}, time.Now())
+	if len(list) != 4 {
+		t.Errorf("%d warnings: %v", len(list), list)
+	}
+	for _, w := range list {
+		if w.Remedy == "" {
+			t.Errorf("%s says not what to do", w.Name)
 		}
 	}
 }
