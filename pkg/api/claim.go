@@ -185,10 +185,18 @@ func CheckClaims(list []Claim) *Error {
 	if len(list) > maxClaims {
 		return &Error{Code: Invalid, Message: fmt.Sprintf("%d claims of one service", len(list)), Remedy: fmt.Sprintf("join them to at most %d", maxClaims)}
 	}
+	byMPS := 0
 	for i := range list {
-		if e := CheckClaim(&list[i]); e != nil {
+		c := &list[i]
+		if e := CheckClaim(c); e != nil {
 			e.Field = "[" + strconv.Itoa(i) + "]." + e.Field
 			return e
+		}
+		if c.Class == ClaimGPU && c.Sharing() == string(SharingMPS) {
+			byMPS++
+			if c.Count != 1 || byMPS > 1 { // check: one card by mps
+				return &Error{Code: Invalid, Message: "a service can hold one card by mps: it speaks to the daemon of one", Remedy: "claim one card by mps (count: 1), and others another way or by another service"}
+			}
 		}
 	}
 	return nil

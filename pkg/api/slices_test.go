@@ -82,3 +82,19 @@ func TestUncordonRefused(t *testing.T) {
 		}
 	}
 }
+
+// One daemon has a service's ear: of two cards by mps it would see one.
+func TestOneCardByMPS(t *testing.T) {
+	mps := Claim{Class: ClaimGPU, Count: 1, Options: map[string]string{"sharing": "mps"}}
+	turns := Claim{Class: ClaimGPU, Count: 2, Options: map[string]string{"sharing": "time-slicing"}}
+	two, all := mps, mps
+	two.Count, all.Count = 2, AllOfThem
+	if err := CheckClaims([]Claim{turns, mps}); err != nil {
+		t.Errorf("one card by mps beside others: %v", err)
+	}
+	for _, list := range [][]Claim{{two}, {mps, mps}, {turns, all}} {
+		if err := CheckClaims(list); err == nil || !strings.Contains(err.Message, "one card by mps") {
+			t.Errorf("%+v: %v", list, err)
+		}
+	}
+}
