@@ -16,6 +16,7 @@ import (
 	"tributary.dev/tributary/pkg/core/server"
 	"tributary.dev/tributary/pkg/core/store"
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/link/record"
 	"tributary.dev/tributary/pkg/report"
 )
 
@@ -173,6 +174,9 @@ func (l ledger) Records(ctx context.Context, id api.DeviceID, after uint64, limi
 			kind = "lost" // numbers that the device gave up
 		}
 		out[i] = server.RecordEntry{Seq: e.Seq, Last: e.Last, Epoch: e.Epoch, Kind: kind, Usage: e.Usage, Event: e.Event, Data: e.Payload, Poison: e.Poison}
+		if k, err := record.DecodeKPI(e.Payload); e.Kind == api.RecordTelemetry && err == nil {
+			out[i].KPI, out[i].Data = &k, nil
+		}
 		if !e.Taken.IsZero() {
 			out[i].Time = e.Taken.UnixMilli()
 		}

@@ -207,6 +207,7 @@ type recordEntry struct {
 	Time  int64      `json:"time,omitempty"`
 	Usage *api.Usage `json:"usage,omitempty"`
 	Event *api.Event `json:"event,omitempty"`
+	KPI   *api.KPI   `json:"kpi,omitempty"`
 	Data  []byte     `json:"data,omitempty"`
 }
 
@@ -275,6 +276,12 @@ func recordRow(r recordEntry) []string {
 		content = fmt.Sprintf("%s, %d services", (time.Duration(r.Usage.To-r.Usage.From) * time.Millisecond).Round(time.Second), len(r.Usage.Uses))
 	case r.Event != nil:
 		content = clip(r.Event.Name+" "+r.Event.Subject+" "+r.Event.Message, 100)
+	case r.KPI != nil:
+		k := r.KPI
+		content = fmt.Sprintf("%s %d to %d %s, mean %d, rms %d, of %d readings", clip(k.Name, 40), k.Min, k.Max, clip(k.Unit, 10), k.Mean, k.RMS, k.Count)
+		if k.Missing > 0 {
+			content += fmt.Sprintf(", %d missing", k.Missing)
+		}
 	default:
 		content = fmt.Sprintf("%d bytes", len(r.Data))
 	}

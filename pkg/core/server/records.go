@@ -64,6 +64,7 @@ type RecordEntry struct {
 	Time  int64      `json:"time,omitempty" doc:"When the core took it, Unix milliseconds."`
 	Usage *api.Usage `json:"usage,omitempty"`
 	Event *api.Event `json:"event,omitempty"`
+	KPI   *api.KPI   `json:"kpi,omitempty" doc:"Of a telemetry record that sums up readings of one quantity."`
 	Data  []byte     `json:"data,omitempty"`
 	// Poison tells why a record could not be read.
 	Poison string `json:"poison,omitempty"`

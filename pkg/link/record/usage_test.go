@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -166,6 +167,47 @@ func FuzzDecodeEvent(f *testing.F) {
 			if _, err := EncodeEvent(e); err != nil {
 				t.Fatal(err)
 			}
+		}
+	})
+}
+
+func TestKPI(t *testing.T) {
+	k := api.KPI{Name: "ptp.offset", Unit: "ns", From: 1000, To: 901000, Count: 900, Missing: 1, Min: -40, Max: 55, Mean: 2, RMS: 17}
+	b, err := EncodeKPI(k)
+	if err != nil || len(b) > 60 {
+		t.Fatalf("%d bytes, %v", len(b), err)
+	}
+	if got, err := DecodeKPI(b); err != nil || got != k {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for _, bad := range []api.KPI{{}, {Name: "a", Count: 1, Min: 2, Max: 1}, {Name: strings.Repeat("a", maxKPI)}} {
+		b, err := EncodeKPI(bad)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := DecodeKPI(b); err == nil {
+			t.Errorf("%+v", got)
+		}
+	}
+}
+
+func FuzzDecodeKPI(f *testing.F) {
+	b, err := EncodeKPI(api.KPI{Name: "ptp.offset", Unit: "ns", From: 1000, To: 901000, Count: 900, Min: -40, Max: 55})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		k, err := DecodeKPI(b)
+		if err != nil {
+			return
+		}
+		again, err := EncodeKPI(k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := DecodeKPI(again); err != nil || got != k {
+			t.Fatalf("%+v, %v", got, err)
 		}
 	})
 }
