@@ -15,9 +15,10 @@ import (
 // openFunctions makes the room that divides network cards, before the book of claims, which
 // offers their functions.
 func (b *box) openFunctions() (err error) {
+	cards := profileCards()
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	b.functions, err = sriov.New(sriov.Config{
-		Machine: sriov.Kernel{}, Store: b.state, Profile: profileCards(), Boot: strings.TrimSpace(string(boot)), Now: time.Now, Log: b.log,
+		Machine: sriov.Kernel{}, Store: b.state, Profile: cards, Boot: strings.TrimSpace(string(boot)), Now: time.Now, Log: b.log,
 		Holders: func() map[string][]string {
 			out := map[string][]string{}
 			if b.claims == nil {
@@ -55,7 +56,7 @@ func (b *box) openFunctions() (err error) {
 		},
 		Drain: b.drainFrom,
 	})
-	b.openSwitches()
+	b.openSwitches(cards)
 	return err
 }
 

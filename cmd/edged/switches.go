@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,10 +14,13 @@ import (
 
 // openSwitches makes the room that sets up the switches inside network cards, beside the one that
 // divides cards, which gives functions away while a switch changes.
-func (b *box) openSwitches() {
+func (b *box) openSwitches(cards []api.FunctionPolicy) {
 	boot, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if !slices.ContainsFunc(cards, func(p api.FunctionPolicy) bool { return p.Switch != nil }) {
+		cards = nil // the hardware profile says nothing of switches
+	}
 	b.switches = switchdev.NewKeeper(switchdev.Config{
-		Open: func() (switchdev.Machine, error) { return switchdev.Open() }, Notes: b.state.Blob("switches"), Profile: profileSwitches(), Boot: strings.TrimSpace(string(boot)),
+		Open: func() (switchdev.Machine, error) { return switchdev.Open() }, Notes: b.state.Blob("switches"), Profile: cards, Boot: strings.TrimSpace(string(boot)),
 		Now: time.Now, Log: b.log, Drain: b.drainFrom,
 		Users: func(card string) map[string][]string {
 			pci, ok := strings.CutPrefix(card, "pci/")
@@ -34,16 +38,6 @@ func (b *box) openSwitches() {
 			return !ok || b.functions.Clear(pci, away)
 		},
 	})
-}
-
-// profileSwitches are what the image's hardware profile says of them.
-func profileSwitches() (out []api.FunctionPolicy) {
-	for _, p := range profileCards() {
-		if p.Switch != nil {
-			return profileCards()
-		}
-	}
-	return nil
 }
 
 // setNetwork puts policies of network cards in force.
