@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -425,7 +426,9 @@ func (b *builder) bill(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = sbom.Write(f, sbom.Image{Name: b.Profile.Name, Version: b.Version, Time: b.done.Time, Suite: b.tree.Suite, Packages: b.tree.Packages, Programs: b.programs, Drivers: b.tree.Drivers,
+	programs := maps.Clone(b.programs)
+	maps.Copy(programs, b.tree.Programs)
+	err = sbom.Write(f, sbom.Image{Name: b.Profile.Name, Version: b.Version, Time: b.done.Time, Suite: b.tree.Suite, Packages: b.tree.Packages, Programs: programs, Drivers: b.tree.Drivers,
 		Copyright: sbom.Copyright(debs), Module: sbom.Modules(mods, goroot, module, b.Root)})
 	return errors.Join(err, f.Close())
 }

@@ -198,12 +198,17 @@ func (c Config) Put(files map[string][]byte) error {
 
 // unpack lays the packages out as on a machine of their own.
 func (c Config) unpack(dir string) error {
+	return furnish(c.Cache, append(slices.Clone(c.With), c.Source), dir, recipe)
+}
+
+// furnish lays packages out as on a machine of their own, with a recipe and places for more.
+func furnish(cache *deb.Cache, packages []deb.Package, dir, recipe string, more ...string) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	for _, d := range []string{"usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "dev", "tmp", "build"} {
+	for _, d := range append([]string{"usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "dev", "tmp", "build"}, more...) {
 		if err := root.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
@@ -213,11 +218,11 @@ func (c Config) unpack(dir string) error {
 			return err
 		}
 	}
-	for _, p := range append(slices.Clone(c.With), c.Source) {
+	for _, p := range packages {
 		if strings.HasPrefix(p.Name, "linux-image-") {
 			continue // the headers depend on it; nothing of it is needed to compile
 		}
-		if err := c.Cache.Walk(p, func(e deb.Entry, body io.Reader) error { return lay(root, e, body) }); err != nil {
+		if err := cache.Walk(p, func(e deb.Entry, body io.Reader) error { return lay(root, e, body) }); err != nil {
 			return fmt.Errorf("%s: %w", p, err)
 		}
 	}
@@ -261,9 +266,18 @@ func lay(root *os.Root, e deb.Entry, body io.Reader) error {
 	return errors.Join(err, f.Close())
 }
 
-// run compiles in the folder as in a machine of its own: no other file, process or network is there. It takes no rights
-// but those to make such a namespace.
+// run compiles in the folder.
 func (c Config) run(ctx context.Context, dir string) error {
+	return enter(ctx, dir, "NVIDIA's modules", nil, "RELEASE="+c.Release, fmt.Sprintf("JOBS=%d", runtime.GOMAXPROCS(0)))
+}
+
+// enter runs a folder's recipe as on a machine of its own: no other file, process or network is there, but for folders
+// of this machine that are bound into it. It takes no rights but those to make such a namespace.
+func enter(ctx context.Context, dir, what string, binds [][2]string, env ...string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
 	unshare, err := exec.LookPath("unshare")
 	if err != nil {
 		return fmt.Errorf("unshare of the package util-linux is needed: run tests/install-deps: %w", err)
@@ -272,8 +286,18 @@ func (c Config) run(ctx context.Context, dir string) error {
 	if os.Getuid() != 0 {
 		args = append([]string{"--user", "--map-root-user"}, args...)
 	}
-	const enter = `mount --bind /dev/null "$1/dev/null" && cd / && exec chroot "$1" /usr/bin/env -i PATH=/usr/sbin:/usr/bin RELEASE="$2" JOBS="$3" /bin/sh /build/compile.sh`
-	cmd := exec.CommandContext(ctx, unshare, append(args, "sh", "-c", enter, "sh", dir, c.Release, fmt.Sprint(runtime.GOMAXPROCS(0)))...)
+	const enter = `dir=$1 && shift && mount --bind /dev/null "$dir/dev/null" || exit 1
+while [ "$1" != -- ]; do mount --rbind "$1" "$dir$2" && shift 2 || exit 1; done
+shift && cd / && exec chroot "$dir" /usr/bin/env -i PATH=/usr/sbin:/usr/bin "$@" /bin/sh /build/compile.sh`
+	args = append(args, "sh", "-c", enter, "sh", dir)
+	for _, b := range binds {
+		from, err := filepath.Abs(b[0])
+		if err != nil {
+			return err
+		}
+		args = append(args, from, b[1])
+	}
+	cmd := exec.CommandContext(ctx, unshare, append(append(args, "--"), env...)...)
 	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin", "LC_ALL=C")
 	out, err := cmd.CombinedOutput()
 	switch {
@@ -282,7 +306,7 @@ func (c Config) run(ctx context.Context, dir string) error {
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case bytes.HasPrefix(out, []byte("unshare:")):
-		return fmt.Errorf("NVIDIA's modules are compiled in namespaces of their own; allow them (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces) or build as root: %w: %s", err, bytes.TrimSpace(out))
+		return fmt.Errorf("%s are compiled in namespaces of their own; allow them (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces) or build as root: %w: %s", what, err, bytes.TrimSpace(out))
 	}
-	return fmt.Errorf("compiling NVIDIA's modules: %w\n%s", err, out[max(0, len(out)-4000):])
+	return fmt.Errorf("compiling %s: %w\n%s", what, err, out[max(0, len(out)-4000):])
 }

@@ -54,11 +54,12 @@ type Result struct {
 	OSRelease     []byte // the text of etc/os-release
 	Suite         string // Debian's codename
 	Packages      []deb.Package
-	Modules       []string      // in the root, sorted
-	EarlyModules  []string      // in the initramfs, in load order
-	Firmware      []string      // below /lib/firmware, sorted
-	Drivers       []sbom.Driver // what was compiled for extensions
-	RootSize      int64         // bytes of root.erofs
+	Modules       []string          // in the root, sorted
+	EarlyModules  []string          // in the initramfs, in load order
+	Firmware      []string          // below /lib/firmware, sorted
+	Drivers       []sbom.Driver     // what was compiled for extensions
+	Programs      map[string]string // of ours in extensions: files by name
+	RootSize      int64             // bytes of root.erofs
 }
 
 // Sets names the sets of the lock that a profile's image is made of.

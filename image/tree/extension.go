@@ -109,9 +109,12 @@ func (b *builder) extensionTree(ctx context.Context, name string) (*Tree, error)
 		if _, err := t.addPackages(b.cache, packages, files); err != nil {
 			return nil, err
 		}
-		if err := t.checkBeside(b.tree, b.Profile.Arch); err != nil {
-			return nil, err
-		}
+	}
+	if err := b.extensionPrograms(ctx, name, t); err != nil {
+		return nil, err
+	}
+	if err := t.checkBeside(b.tree, b.Profile.Arch); err != nil {
+		return nil, err
 	}
 	// What an extension of another release would say, as systemd's extension-release(5) does.
 	return t, t.Text("usr/lib/extension-release.d/extension-release."+name, fmt.Sprintf("ID=tributary\nVERSION_ID=%q\nKERNEL=%s\n", b.Version, b.kernel.Release), 0o644)
@@ -140,6 +143,46 @@ func (b *builder) extensionModules(name string, k *kernel) ([]*modules.Module, e
 		return nil, fmt.Errorf("the kernel %s has no module %s", k.Release, choice.Unknown[0].Name)
 	}
 	return k.Close(choice)
+}
+
+// extensionPrograms compiles the programs of ours that an extension lists: those that need C.
+func (b *builder) extensionPrograms(ctx context.Context, name string, t *Tree) error {
+	text, err := fs.ReadFile(b.rootfs, "extensions/"+name+"/programs.list")
+	if err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		if line != nvidia.Helper { // check: program of an extension
+			return fmt.Errorf("%w: nobody knows how the program %q is made", ErrTree, line)
+		}
+		with, err := b.lock.Packages(b.Profile.Arch, "compile", "compile-program")
+		if err != nil {
+			return fmt.Errorf("%s cannot be compiled: the lock has no C compiler for it (run go run ./image lock): %w", line, err)
+		}
+		if err := b.cache.Fetch(ctx, with, b.Mirror); err != nil {
+			return err
+		}
+		file, err := nvidia.CompileHelper(ctx, nvidia.HelperConfig{Cache: b.cache, With: with, Root: b.Root, Arch: b.Profile.Arch, Keep: b.Compiled, Log: b.Log})
+		if err != nil {
+			return err
+		}
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		if err := t.Put("usr/bin/"+line, File{Mode: 0o755, Data: data, From: "program " + line}); err != nil {
+			return err
+		}
+		if b.result.Programs == nil {
+			b.result.Programs = map[string]string{}
+		}
+		b.result.Programs[line] = file
+	}
+	return nil
 }
 
 // compile gives the kernel with the modules that the extension has compiled for it, signed.

@@ -136,6 +136,10 @@ func TestCompiledRefusals(t *testing.T) {
 			delete(o.lock.Sets, deb.Key{Arch: "amd64", Set: "compile-full"})
 			o.write("rootfs/packages.lock", string(o.lock.Encode()))
 		}, "cannot be compiled for this kernel"},
+		"a program that nobody knows": {"nvidia/1/gsp_x.bin", func(o *checkout, _ *Config) { o.write("rootfs/extensions/nvidia/programs.list", "other\n") }, "nobody knows how the program"},
+		"a program without a compiler": {"nvidia/1/gsp_x.bin", func(o *checkout, _ *Config) {
+			o.write("rootfs/extensions/nvidia/programs.list", "# of ours\ngpud\n")
+		}, "gpud cannot be compiled: the lock has no C compiler for it"},
 		"a library that needs another": {"nvidia/1/gsp_x.bin", func(o *checkout, _ *Config) {
 			o.pkg("extension-nvidia", "libnvidia-ml1", debtest.Member{Name: "./usr/lib/x86_64-linux-gnu/nvidia/current/libcuda.so.2", Body: "\x7fELF and no more"})
 		}, "libcuda.so.2"},
