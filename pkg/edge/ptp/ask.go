@@ -74,7 +74,7 @@ func request(id uint16, port uint16, domain byte, seq uint16) []byte {
 		b[headerBytes+i] = 0xff // whatever clock it is
 	}
 	binary.BigEndian.PutUint16(b[headerBytes+8:], port)
-	b[headerBytes+10], b[headerBytes+11], b[headerBytes+12] = 1, 1, actionGet
+	b[headerBytes+12] = actionGet // and no hops: it is for this machine alone
 	binary.BigEndian.PutUint16(b[headerBytes+bodyBytes:], tlvManage)
 	binary.BigEndian.PutUint16(b[headerBytes+bodyBytes+2:], 2)
 	binary.BigEndian.PutUint16(b[headerBytes+bodyBytes+4:], id)

@@ -70,6 +70,9 @@ func (s *Settings) Config(dir string, ports []string) string {
 	set("use_syslog", 0)
 	set("logging_level", 5)
 	set("tx_timestamp_timeout", 50)
+	// linuxptp 3.1 never locks again once a clock looked odd to it (a machine that stood still): it starts over at each
+	// look, and finds that odd as well. What it watches for is that others set the clock; nobody does.
+	set("sanity_freq_limit", 0)
 	if s.Domain >= 24 && s.Domain <= 43 { // G.8275.1, table A.5
 		set("logAnnounceInterval", -3)
 		set("logSyncInterval", -4)
