@@ -9,6 +9,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -150,8 +153,28 @@ func TestHardware(t *testing.T) {
 	says(`looks: - hw/disk/nvme1n1, .*`)
 	do("device_del", map[string]any{"id": "late"})
 	says(`looks: - hw/net/\S+, .*`)
+	howSoon(t, m.Console.String())
 	send("off")
 	says(`inside: ended 0`)
+}
+
+// howSoon tells how long after the kernel's word the inventory was another. A look folds what comes within 0.3 s, and
+// is 2 s after the one before at the soonest.
+func howSoon(t *testing.T, said string) {
+	t.Helper()
+	var all []int
+	for _, found := range regexp.MustCompile(`B, (\d+) ms after the kernel's word|hw/\S+, (\d+) ms after`).FindAllStringSubmatch(said, -1) {
+		ms, err := strconv.Atoi(found[1] + found[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, ms)
+	}
+	if len(all) == 0 {
+		t.Fatal("no change was told")
+	}
+	slices.Sort(all)
+	t.Logf("%d changes were told, after a median of %d ms and at most %d ms", len(all), all[len(all)/2], all[len(all)-1])
 }
 
 // seen waits until the inventory that a guest shows is as wanted.
