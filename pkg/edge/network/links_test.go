@@ -3,8 +3,10 @@ package network
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -191,6 +193,44 @@ func TestLinkIsFoundAgain(t *testing.T) {
 			checkHome(t, second)
 		})
 	}
+}
+
+// The process's first thread, which Go cannot end, is in no container's namespace afterwards: it would keep it, with the
+// interfaces in it, as long as the process lives. A program's first goroutine begins on it, so another program tries.
+func TestFirstThreadStaysHome(t *testing.T) {
+	m := bare(t)
+	path := m.Namespace("c9")
+	if _, err := makeNamespace(path); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := removeNamespace(path); err != nil {
+			t.Error(err)
+		}
+	}()
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^$")
+	cmd.Env = append(os.Environ(), "GOMAXPROCS=1", entersFirst+"="+path)
+	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "home" {
+		t.Errorf("%s, %v", out, err)
+	}
+}
+
+// entersFirst names a namespace to a program that enters it on its first goroutine, and says where its first thread is then.
+const entersFirst = "TRIBUTARY_TEST_ENTERS"
+
+func enterFirst(path string) int {
+	first := fmt.Sprintf("/proc/self/task/%d/ns/net", os.Getpid())
+	home, err := os.Readlink(first)
+	if err == nil {
+		err = Enter(path, func() error { return nil })
+	}
+	now, read := os.Readlink(first)
+	if err := errors.Join(err, read); err != nil || now != home {
+		fmt.Printf("%s, and began in %s, %v", now, home, err)
+		return 1
+	}
+	fmt.Print("home")
+	return 0
 }
 
 // What cannot be given leaves nothing behind.

@@ -29,14 +29,26 @@ func makeNamespace(path string) (made bool, err error) {
 		return false, err
 	}
 	f.Close()
+	return true, aside(func() error { return enterNew(path) })
+}
+
+// aside runs f on a thread of its own, which ends with it, and with the thread its view of the
+// network. It is never the first one of the process: that Go cannot end, and parks for good
+// (runtime, mexit), wherever it is. A namespace that it is in lives as long as the process, and
+// the kernel gives no interface in it back.
+func aside(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		// The thread is never unlocked: Go ends it with the goroutine, and with it the
-		// thread's own view of the network.
 		runtime.LockOSThread()
-		done <- enterNew(path)
+		if unix.Gettid() == unix.Getpid() {
+			err := aside(f) // on another one: this goroutine keeps the first
+			runtime.UnlockOSThread()
+			done <- err
+			return
+		}
+		done <- f()
 	}()
-	return true, <-done
+	return <-done
 }
 
 func enterNew(path string) error {
@@ -73,20 +85,16 @@ func removeNamespace(path string) error {
 
 // Enter runs f on a thread inside the namespace at path. What f opens stays there.
 func Enter(path string, f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
+	return aside(func() error {
 		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			done <- err
-			return
+			return err
 		}
 		err = unix.Setns(fd, unix.CLONE_NEWNET)
 		_ = unix.Close(fd)
-		if err == nil {
-			err = f()
+		if err != nil {
+			return err
 		}
-		done <- err
-	}()
-	return <-done
+		return f()
+	})
 }

@@ -23,6 +23,9 @@ import (
 var tools workloadtest.Tools
 
 func TestMain(m *testing.M) {
+	if path := os.Getenv(entersFirst); path != "" {
+		os.Exit(enterFirst(path))
+	}
 	os.Exit(workloadtest.Isolate(func() int {
 		flag.Parse()
 		if workloadtest.Missing() == "" && !testing.Short() {
