@@ -233,6 +233,9 @@ func (p *planner) interfaceOf(c *Card, policy *api.FunctionPolicy, found *Found)
 // function plans one virtual function; false says that it is not as it shall be, and cannot
 // be made so now.
 func (p *planner) function(c *Card, f *Function, policy *api.FunctionPolicy, found *Found) bool {
+	if p.in.Busy[f.PCI] && f.Driver == "" { // check: on its way
+		return false // it comes back from a container, and its driver makes a new interface (package network)
+	}
 	base := baseOf(f, policy, found)
 	want, driver, mtu := base.Settings, driverFor(&base, policy, f.Index), base.MTU
 	rdma := false

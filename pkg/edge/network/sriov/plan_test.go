@@ -354,10 +354,24 @@ func TestPlanKeepsGroupsWhole(t *testing.T) {
 	}
 }
 
+// A function on its way home, whose driver just let go of it, is left alone, and nobody is ended for it.
+func TestPlanLeavesWhatComesHome(t *testing.T) {
+	b := &box{model: newModel(1, 1), found: map[string]Found{}, cut: -1}
+	policy := []api.FunctionPolicy{{Match: api.FunctionMatch{Driver: "igb"}, VirtualFunctions: count(2), Change: api.ChangeDrain}}
+	b.settle(t, policy)
+	f := &b.state.Cards[0].Functions[1]
+	f.Driver, f.Name = "", ""
+	b.held, b.model.busy[f.PCI] = map[string][]string{f.PCI: {"ran/du"}}, true
+	b.busy = b.model.busy
+	if out := b.settle(t, policy); len(out.Refused)+len(out.Drain) > 0 {
+		t.Errorf("refused %+v, drains %v", out.Refused, out.Drain)
+	}
+}
+
 // In a build without one of the checks its test fails: a function in use is not touched, and what is refused names users.
 func TestRefusalsCount(t *testing.T) {
 	const refuses = "^TestPlanRefuses$"
-	checks := slices.Concat(mutation.Marked(t, "^(TestPlanRefuses|TestPlanKeepsGroupsWhole)$", "plan.go"), mutation.Marked(t, "^(TestDrain|TestInUse|TestGive)$", "keep.go", "give.go"))
+	checks := slices.Concat(mutation.Marked(t, "^(TestPlanRefuses|TestPlanKeepsGroupsWhole|TestPlanLeavesWhatComesHome)$", "plan.go"), mutation.Marked(t, "^(TestDrain|TestInUse|TestGive)$", "keep.go", "give.go"))
 	if len(checks) < 11 {
 		t.Fatalf("%d checks are marked", len(checks))
 	}
