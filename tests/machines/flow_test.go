@@ -13,7 +13,7 @@ import (
 )
 
 // flowModules are what rules for packets take of the kernel, and what makes traffic for them.
-var flowModules = []string{"crc32c_generic", "veth", "bridge", "8021q", "vxlan", "ip_gre", "gtp", "sch_ingress", "cls_flower", "act_mirred", "act_vlan", "act_tunnel_key", "act_police",
+var flowModules = []string{"crc32c_generic", "veth", "bridge", "bonding", "8021q", "vxlan", "ip_gre", "gtp", "sch_ingress", "cls_flower", "act_mirred", "act_vlan", "act_tunnel_key", "act_police",
 	"act_gact", "act_pedit", "act_csum", "act_nat", "psample"}
 
 // TestFlows has flow policies steer, tag, limit, copy and drop real traffic between
@@ -24,7 +24,7 @@ func TestFlows(t *testing.T) {
 		t.Skip("boots a machine: run make vmtest")
 	}
 	t.Parallel()
-	inGuest(t, "flows", "../../pkg/edge/network/flow", flowModules, netdevsim(t), `^(TestSteer|TestMirrorAndPolice|TestVLAN|TestTunnels|TestBreakout|TestGTPU|TestNoGap|TestHardware)$`, 8)
+	inGuest(t, "flows", "../../pkg/edge/network/flow", flowModules, netdevsim(t), `^(TestSteer|TestMirrorAndPolice|TestVLAN|TestTunnels|TestBreakout|TestGTPU|TestNoGap|TestOnBond|TestHardware)$`, 9)
 }
 
 // netdevsim is the kernel's simulated card, built for the kernel of the lock so that it takes rules.
