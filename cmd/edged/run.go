@@ -30,6 +30,7 @@ import (
 	"tributary.dev/tributary/pkg/edge/relay"
 	"tributary.dev/tributary/pkg/edge/state"
 	"tributary.dev/tributary/pkg/edge/update"
+	"tributary.dev/tributary/pkg/edge/uplink/bonding"
 	"tributary.dev/tributary/pkg/edge/uplink/trial"
 	"tributary.dev/tributary/pkg/edge/workload"
 	"tributary.dev/tributary/pkg/identity"
@@ -409,7 +410,8 @@ func (b *box) makeWorkloadFrom(ctx context.Context, from oci.Upstream) error {
 }
 
 func (b *box) makeAgent(context.Context) error {
-	warnings := []func() []api.Warning{b.member.Warnings, b.realtime.Warnings, b.spool.Warnings, b.functions.Warnings, b.switches.Warnings, b.flows.Warnings, func() []api.Warning { return boot.Warnings(boot.Dir) }, func() []api.Warning { return trial.Shown(boot.Dir) }}
+	warnings := []func() []api.Warning{b.member.Warnings, b.realtime.Warnings, b.spool.Warnings, b.functions.Warnings, b.switches.Warnings, b.flows.Warnings, func() []api.Warning { return boot.Warnings(boot.Dir) }, func() []api.Warning { return trial.Shown(boot.Dir) },
+		(&bonding.Watch{Root: os.DirFS("/"), Now: b.clock.Now}).Warnings}
 	warnings = append(warnings, b.gpus.Warnings)
 	if b.updater != nil {
 		warnings = append(warnings, b.updater.Warnings)

@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/uplink/bonding"
 	"tributary.dev/tributary/tests/wait"
 )
 
@@ -86,8 +87,8 @@ func obey(t *testing.T, in *bufio.Reader) {
 	}
 }
 
-// bonding is what the kernel says of the bond.
-func bonding() (text, active string, ports []string, up, agreed int) {
+// bondSays is what the kernel says of the bond.
+func bondSays() (text, active string, ports []string, up, agreed int) {
 	b, _ := os.ReadFile("/proc/net/bonding/bond0") // as long as there is one
 	text = string(b)
 	for line := range strings.Lines(text) {
@@ -156,7 +157,7 @@ func overBond(t *testing.T, mode string) {
 		ended <- Run(ctx, Config{Settings: settings, Run: run, Sys: "/sys", Say: t.Logf, Only: []string{"up0", "up1", "bond0"}})
 	}()
 	both := func() (any, bool) {
-		text, _, ports, up, agreed := bonding()
+		text, _, ports, up, agreed := bondSays()
 		return text, slices.Equal(ports, []string{"up0", "up1"}) && up == 3 && (mode != api.BondLACP || agreed == 2)
 	}
 	wait.Seen(t, "a bond of both cards", both)
@@ -174,14 +175,18 @@ func overBond(t *testing.T, mode string) {
 			t.Fatal(err)
 		}
 		wait.Seen(t, "the other card carries", func() (any, bool) {
-			text, active, _, up, agreed := bonding()
+			text, active, _, up, agreed := bondSays()
 			return text, up == 2 && (mode == api.BondLACP && agreed == 1 || mode == api.BondBackup && active != cable && active != "None")
 		})
 		pings(t, c)
+		if words := bonding.Look(os.DirFS("/")); len(words) != 1 || words[0] != "bond0: no connection at "+cable {
+			t.Errorf("%q", words)
+		}
 		if _, err := io.WriteString(f.in, "on "+cable+"x\n"); err != nil {
 			t.Fatal(err)
 		}
 		wait.Seen(t, "both cables are in", both)
+		wait.Seen(t, "nothing is wrong with it", func() (any, bool) { words := bonding.Look(os.DirFS("/")); return words, len(words) == 0 })
 		pings(t, c)
 	}
 	cancel()
