@@ -65,7 +65,9 @@ func (a *Appliance) listen(t *testing.T, path string) net.Listener {
 func TestGatherLooks(t *testing.T) {
 	a := stand(t)
 	a.Patience = wait.Limit
-	a.Look = func() api.Inventory { return api.Inventory{Disks: []api.Disk{{Name: "sda", Faults: []string{"offline"}}}} }
+	a.Look = func() api.Inventory {
+		return api.Inventory{Disks: []api.Disk{{Name: "sda", Faults: []string{"offline"}}}}
+	}
 	f := a.Gather(t.Context())
 	var said []string
 	for _, l := range hardwarePage(f).Lines {
