@@ -35,6 +35,8 @@ type away struct {
 	MAC       string `json:"mac,omitempty"`
 	MTU       int    `json:"mtu,omitempty"`
 	Up        bool   `json:"up,omitempty"`
+	// Renewed says that it came back, and that its driver made another since.
+	Renewed bool `json:"renewed,omitempty"`
 }
 
 // parentOf names the bus's function that an interface is on. Tests, on machines without
@@ -97,9 +99,20 @@ func withHandle(f func(*netlink.Handle) error) error {
 	return f(h)
 }
 
+// Links lists the interfaces of a namespace. A list during which others came or went is cut
+// short by the kernel (NLM_F_DUMP_INTR), and asked for again.
+func Links(h *netlink.Handle) (links []netlink.Link, err error) {
+	for range 20 {
+		if links, err = h.LinkList(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return links, err
+}
+
 // linkOn finds the interface of a function; nil when it is not in this namespace.
 func (m *Manager) linkOn(h *netlink.Handle, pci string) (netlink.Link, error) {
-	links, err := h.LinkList()
+	links, err := Links(h)
 	if err != nil {
 		return nil, err
 	}
@@ -158,11 +171,7 @@ func (m *Manager) moveOver(ctx context.Context, ns, pci string) error {
 		}
 		at := l.Attrs()
 		rec := away{PCI: pci, Namespace: ns, Name: at.Name, MAC: at.HardwareAddr.String(), MTU: at.MTU, Up: at.Flags&net.FlagUp != 0}
-		raw, err := json.Marshal(rec)
-		if err != nil {
-			return err
-		}
-		if err := errors.Join(os.MkdirAll(m.linkDir(), 0o755), atomicfile.Write(m.recordOf(pci), raw, 0o644)); err != nil {
+		if err := m.record(rec); err != nil {
 			return err
 		}
 		return m.cross(h, l, fd)
@@ -241,37 +250,94 @@ func (m *Manager) Recover() error {
 	return err
 }
 
-// restoreLink makes an interface that is here as its record says, and forgets the record.
+// restoreLink makes an interface that is here as its record says, and forgets the record. What
+// a container made of it (promiscuous, with filters, programs and names beside) ends with the
+// interface: its driver makes another. A name or an MTU that cannot be put back is told, and
+// costs nobody the function.
 func (m *Manager) restoreLink(a away) (back bool, err error) {
 	err = withHandle(func(h *netlink.Handle) error {
 		l, err := m.linkOn(h, a.PCI)
 		if err != nil || l == nil {
+			return errors.Join(err, m.drive(a.PCI))
+		}
+		if err := h.LinkSetDown(l); err != nil {
 			return err
 		}
+		if !a.Renewed {
+			if err := m.renew(&a); err != nil {
+				return err
+			}
+			if l, err = m.linkOn(h, a.PCI); err != nil || l == nil {
+				return err // some drivers make it soon after they began
+			}
+		}
 		back = true
-		errs := []error{h.LinkSetDown(l)}
-		if hw, err := net.ParseMAC(a.MAC); err == nil && hw.String() != l.Attrs().HardwareAddr.String() {
-			if err := h.LinkSetHardwareAddr(l, hw); err != nil {
-				m.cfg.Log.Warn("an interface came back with another address, and keeps it", "function", a.PCI, "address", l.Attrs().HardwareAddr.String(), "was", a.MAC, "err", err)
-			}
-		}
-		if a.MTU > 0 && a.MTU != l.Attrs().MTU {
-			errs = append(errs, h.LinkSetMTU(l, a.MTU))
-		}
-		if a.Name != l.Attrs().Name {
-			if err := h.LinkSetName(l, a.Name); err != nil {
-				m.cfg.Log.Warn("an interface came back under another name, and keeps it", "function", a.PCI, "name", l.Attrs().Name, "was", a.Name, "err", err)
-			}
-		}
-		if a.Up {
-			errs = append(errs, h.LinkSetUp(l))
-		}
-		return errors.Join(errs...)
+		m.asBefore(h, l, a)
+		return nil
 	})
 	if err != nil || !back {
 		return back, err
 	}
 	return true, os.Remove(m.recordOf(a.PCI))
+}
+
+// asBefore gives an interface back what it was like.
+func (m *Manager) asBefore(h *netlink.Handle, l netlink.Link, a away) {
+	try := func(what string, was any, is bool, set func() error) {
+		if is {
+			return
+		}
+		if err := set(); err != nil {
+			m.cfg.Log.Warn("an interface that came back from a container is not as it was", "function", a.PCI, "what", what, "was", was, "err", err)
+		}
+	}
+	at := l.Attrs()
+	hw, err := net.ParseMAC(a.MAC)
+	try("address", a.MAC, err != nil || hw.String() == at.HardwareAddr.String(), func() error { return h.LinkSetHardwareAddr(l, hw) })
+	try("MTU", a.MTU, a.MTU <= 0 || a.MTU == at.MTU, func() error { return h.LinkSetMTU(l, a.MTU) })
+	try("name", a.Name, a.Name == at.Name, func() error { return h.LinkSetName(l, a.Name) })
+	try("on", true, !a.Up, func() error { return h.LinkSetUp(l) })
+}
+
+// renew has the driver of a function make another interface, and writes that down: it may
+// take a while until that is here (Linux, Documentation/ABI/testing/sysfs-bus-pci).
+func (m *Manager) renew(a *away) error {
+	driver, err := filepath.EvalSymlinks(filepath.Join(m.pci, "devices", a.PCI, "driver"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // one of software
+	}
+	for _, name := range []string{"unbind", "bind"} {
+		if err == nil {
+			err = os.WriteFile(filepath.Join(driver, name), []byte(a.PCI), 0)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("a new interface for %s: %w", a.PCI, err)
+	}
+	a.Renewed = true
+	return m.record(*a)
+}
+
+// drive gives a function its driver that has none: somebody was killed between two words to
+// its driver.
+func (m *Manager) drive(pci string) error {
+	at := filepath.Join(m.pci, "devices", pci)
+	if _, err := os.Lstat(at); err != nil {
+		return nil // it is gone
+	}
+	if _, err := os.Lstat(filepath.Join(at, "driver")); err == nil {
+		return nil
+	}
+	return os.WriteFile(filepath.Join(m.pci, "drivers_probe"), []byte(pci), 0)
+}
+
+// record writes down what an interface was like.
+func (m *Manager) record(a away) error {
+	raw, err := json.Marshal(a)
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.MkdirAll(m.linkDir(), 0o755), atomicfile.Write(m.recordOf(a.PCI), raw, 0o644))
 }
 
 // moveOut gives all interfaces of hardware in a namespace back.

@@ -21,7 +21,7 @@ import (
 // one of hardware when its namespace ends is tried in a guest (tests/machines).
 func card(t *testing.T, m *Manager, name, pci string) {
 	t.Helper()
-	m.parent = func(l netlink.Link) string { return l.Attrs().Alias }
+	m.parent, m.pci = func(l netlink.Link) string { return l.Attrs().Alias }, t.TempDir()
 	l := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: 1400, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 9}}, PeerName: "cable"}
 	if err := netlink.LinkAdd(l); err != nil {
 		t.Fatal(err)
@@ -169,7 +169,7 @@ func TestLinkIsFoundAgain(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			second.parent = first.parent
+			second.parent, second.pci = first.parent, first.pci
 			if err := second.Recover(); err != nil {
 				t.Fatal(err)
 			}
@@ -192,6 +192,48 @@ func TestLinkIsFoundAgain(t *testing.T) {
 			}
 			checkHome(t, second)
 		})
+	}
+}
+
+// What a container made of an interface goes with it: its driver is told to make another, once, though it may be killed
+// between; and an MTU that the card no longer takes costs nobody the function.
+func TestLinkIsRenewed(t *testing.T) {
+	m := bare(t)
+	card(t, m, "vf0", function)
+	driver, device := filepath.Join(m.pci, "drivers", "igbvf"), filepath.Join(m.pci, "devices", function)
+	if err := errors.Join(os.MkdirAll(driver, 0o755), os.MkdirAll(device, 0o755), os.Symlink(driver, filepath.Join(device, "driver"))); err != nil {
+		t.Fatal(err)
+	}
+	said := func(dir, name string) string {
+		b, _ := os.ReadFile(filepath.Join(dir, name))
+		return string(b)
+	}
+	r := Request{ID: "c1", App: "ran", Links: []api.DeviceLink{{PCI: function, Inside: "fast0"}}}
+	if _, err := m.Attach(context.Background(), r); err != nil {
+		t.Fatal(err)
+	}
+	list, err := m.aways()
+	if err != nil || len(list) != 1 || list[0].Renewed || said(driver, "unbind") != "" {
+		t.Fatalf("away: %+v, %v", list, err)
+	}
+	list[0].MTU = 1 << 20
+	if err := m.record(list[0]); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Detach(context.Background(), r); err != nil {
+		t.Fatal(err)
+	}
+	checkHome(t, m)
+	if said(driver, "unbind") != function || said(driver, "bind") != function || said(m.pci, "drivers_probe") != "" {
+		t.Errorf("the driver heard %q and %q", said(driver, "unbind"), said(driver, "bind"))
+	}
+	// It went, and whoever took its driver away was killed.
+	if err := errors.Join(os.Remove(filepath.Join(device, "driver")), m.record(away{PCI: function, Namespace: m.Namespace("c1"), Name: "vf0"})); err != nil {
+		t.Fatal(err)
+	}
+	m.parent = func(netlink.Link) string { return "" }
+	if err := m.Recover(); err != nil || said(m.pci, "drivers_probe") != function {
+		t.Errorf("%v; probed: %q", err, said(m.pci, "drivers_probe"))
 	}
 }
 

@@ -77,6 +77,7 @@ type Manager struct {
 
 	moving sync.Mutex // interfaces of hardware go one by one
 	parent func(netlink.Link) string
+	pci    string // where the kernel shows that bus
 }
 
 // New prepares folders and reads which subnets are given out.
@@ -93,7 +94,7 @@ func New(cfg Config) (*Manager, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	m := &Manager{parent: parentOf, cfg: cfg, pool: pool.Masked(), cni: libcni.NewCNIConfigWithCacheDir([]string{cfg.Bin}, filepath.Join(cfg.Run, "cni"), nil)}
+	m := &Manager{parent: parentOf, pci: "/sys/bus/pci", cfg: cfg, pool: pool.Masked(), cni: libcni.NewCNIConfigWithCacheDir([]string{cfg.Bin}, filepath.Join(cfg.Run, "cni"), nil)}
 	_, err = exec.LookPath("nft")
 	m.nft = err == nil
 	m.book, err = readBook(filepath.Join(cfg.State, "networks.json"))

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/network"
 )
 
 // Kernel takes steps on the machine that this runs on.
@@ -21,23 +22,21 @@ type Kernel struct{}
 
 // Look reads the cards of this machine.
 func (Kernel) Look() State {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return State{}
+	}
+	defer h.Close()
+	links, err := network.Links(h)
+	if err != nil {
+		return State{} // without its interfaces a card is not what it seems
+	}
+	addrs, _ := h.AddrList(nil, netlink.FAMILY_ALL)
 	used := map[int]bool{}
-	s := Look(os.DirFS("/"), func() []netlink.Link {
-		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-		if err != nil {
-			return nil
-		}
-		defer h.Close()
-		links, err := h.LinkList()
-		if err != nil {
-			return nil
-		}
-		addrs, _ := h.AddrList(nil, netlink.FAMILY_ALL)
-		for _, a := range addrs {
-			used[a.LinkIndex] = used[a.LinkIndex] || a.IP.IsGlobalUnicast()
-		}
-		return links
-	})
+	for _, a := range addrs {
+		used[a.LinkIndex] = used[a.LinkIndex] || a.IP.IsGlobalUnicast()
+	}
+	s := Look(os.DirFS("/"), func() []netlink.Link { return links })
 	for i := range s.Cards {
 		s.Cards[i].Used = s.Cards[i].Used || used[s.Cards[i].Link]
 	}
@@ -110,7 +109,7 @@ func onLink(pci string, do func(*netlink.Handle, netlink.Link) error) error {
 		return err
 	}
 	defer h.Close()
-	links, err := h.LinkList()
+	links, err := network.Links(h)
 	if err != nil {
 		return err
 	}
