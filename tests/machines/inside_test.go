@@ -84,11 +84,17 @@ func compiled(t *testing.T, args ...string) []byte {
 // wireless networks, out of the locked packages.
 func debian(t *testing.T, ctx context.Context, arch string, names []string) (image []byte, files []initramfs.File) {
 	t.Helper()
+	return debianOf(t, ctx, arch, names, "kernel-full", "modules-wifi", "test-wifi")
+}
+
+// debianOf takes a kernel with some modules, and programs, out of sets of the locked packages.
+func debianOf(t *testing.T, ctx context.Context, arch string, names []string, sets ...string) (image []byte, files []initramfs.File) {
+	t.Helper()
 	lock, err := deb.ReadLock(filepath.Join(root, "rootfs/packages.lock"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	list, err := lock.Packages(arch, "kernel-full", "modules-wifi", "test-wifi")
+	list, err := lock.Packages(arch, sets...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +108,7 @@ func debian(t *testing.T, ctx context.Context, arch string, names []string) (ima
 		err := cache.Walk(p, func(e deb.Entry, body io.Reader) error {
 			at := strings.TrimPrefix(path.Clean(e.Path), "/")
 			switch {
-			case strings.HasPrefix(at, "usr/sbin/"), strings.HasPrefix(at, "sbin/"), strings.Contains(at, "/x86_64-linux-gnu/"), strings.HasPrefix(at, "lib64/"):
+			case strings.HasPrefix(at, "usr/sbin/"), at == "usr/bin/cyclictest", strings.HasPrefix(at, "sbin/"), strings.Contains(at, "/x86_64-linux-gnu/"), strings.HasPrefix(at, "lib64/"):
 				if !strings.HasPrefix(at, "usr/") {
 					at = "usr/" + at
 				}

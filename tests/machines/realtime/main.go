@@ -9,33 +9,26 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"os"
-	"os/exec"
 	"reflect"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/cpulist"
-	"tributary.dev/tributary/pkg/edge/claims"
-	"tributary.dev/tributary/pkg/edge/compute"
 	"tributary.dev/tributary/pkg/edge/hardware"
 	"tributary.dev/tributary/pkg/edge/realtime"
+	"tributary.dev/tributary/tests/machines/newroot"
 )
 
 const (
 	pageBytes = 2 << 20
 	pages     = 16
-	group     = "/sys/fs/cgroup/du"
 )
 
 var failed bool
@@ -56,10 +49,15 @@ func must(err error) {
 }
 
 func main() {
-	if len(os.Args) > 1 {
+	if len(os.Args) > 1 && os.Args[1] == "child" {
 		child()
 		return
 	}
+	runs := 1
+	if len(os.Args) > 1 {
+		runs, _ = strconv.Atoi(os.Args[1])
+	}
+	must(newroot.Move("+cpu +memory +pids +cpuset +hugetlb"))
 	root := os.DirFS("/")
 	found := realtime.Look(root)
 	fmt.Printf("realtime: found %d interrupts, isolated %s, pages %v\n", len(found.IRQs), cpulist.Format(found.Isolated), found.Pages)
@@ -68,13 +66,16 @@ func main() {
 	must(keeper.Apply())
 	now := realtime.Look(root)
 	settled(found, now)
-	var names []string
-	for _, w := range keeper.Warnings() {
-		names = append(names, w.Name)
-	}
-	check(slices.Equal(names, []string{"kernel-not-real-time"}), "it warns of %v", names)
+	check(len(keeper.Warnings()) == 0, "it warns of %v", keeper.Warnings())
+	inventory := hardware.Look(hardware.Host("/"))
+	check(inventory.CPU != nil && inventory.CPU.Isolated == "2-3" && inventory.CPU.RealTime, "the inventory says of the processors %+v", *inventory.CPU)
 	quiet(now)
-	claim()
+	ctx := context.Background()
+	b, err := newBox(ctx)
+	must(err)
+	containers(ctx, b)
+	must(latencies(ctx, b, runs))
+	givenBack(b)
 	must(keeper.Release())
 	check(reflect.DeepEqual(masks(found), masks(realtime.Look(root))), "all is given back as it was found")
 	if failed {
@@ -162,74 +163,8 @@ func counts(cpus []int) map[string]int {
 	return out
 }
 
-// claim has a service take processors and pages near one node, and sees what it gets.
-func claim() {
-	inventory := hardware.Look(hardware.Host("/"))
-	check(inventory.CPU != nil && inventory.CPU.Isolated == "2-3" && !inventory.CPU.RealTime, "the inventory says of the processors %+v", *inventory.CPU)
-	book, err := claims.Open(store{}, &claims.Specs{Dir: "/run/cdi"}, slog.Default(), compute.Pool{Inventory: func() *api.Inventory { return &inventory }})
-	must(err)
-	near := map[string]string{"numa": "same"}
-	held, err := book.Take(context.Background(), "ran", "du", []api.Claim{{Class: api.ClaimCPU, Count: 2, Options: near}, {Class: api.ClaimHugePages, Count: pages, Options: near}})
-	must(err)
-	var cpus []int
-	nodes, bytes := map[int]bool{}, int64(0)
-	for _, h := range held {
-		nodes[h.Edits.NUMA] = true
-		bytes += h.Edits.HugePages
-		if h.Edits.CPU != nil {
-			cpus = append(cpus, *h.Edits.CPU)
-		}
-	}
-	check(len(nodes) == 1 && nodes[1] && cpulist.Format(cpus) == "2-3" && bytes == pages*pageBytes, "processors %s and %d bytes of pages, near nodes %v", cpulist.Format(cpus), bytes, slices.Collect(maps.Keys(nodes)))
-	for _, c := range api.CapacityOf(book.Uses()) {
-		fmt.Printf("realtime: %s: %d of %d held, %d free\n", c.Name, c.Held, c.Total, c.Free)
-	}
-	_, err = book.Take(context.Background(), "other", "x", []api.Claim{{Class: api.ClaimCPU, Count: 1}})
-	check(err != nil, "another is told: %v", err)
-
-	// The cgroup is made as a container's is (cgroup v2: cpuset, hugetlb).
-	must(errors.Join(os.MkdirAll("/sys/fs/cgroup", 0o755), unix.Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, ""), os.WriteFile("/sys/fs/cgroup/cgroup.subtree_control", []byte("+cpuset +hugetlb"), 0), os.Mkdir(group, 0o755)))
-	limit := strconv.FormatInt(bytes, 10)
-	for file, value := range map[string]string{"cpuset.cpus": cpulist.Format(cpus), "cpuset.mems": "1", "hugetlb.2MB.max": limit, "hugetlb.2MB.rsvd.max": limit} {
-		must(os.WriteFile(group+"/"+file, []byte(value), 0))
-	}
-	dir, err := os.Open(group)
-	must(err)
-	cmd := exec.Command("/proc/self/exe", "child")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stdout
-	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
-	check(cmd.Run() == nil, "what runs there sees what it was given")
-	must(book.Retain(context.Background(), func(string, string) bool { return false }))
-	check(api.CapacityOf(book.Uses())[0].Held == 0, "all is given back")
-}
-
-// child is what runs with the claimed hardware.
-func child() {
-	status, err := os.ReadFile("/proc/self/status")
-	must(err)
-	for _, want := range []string{"Cpus_allowed_list:\t2-3\n", "Mems_allowed_list:\t1\n"} {
-		check(strings.Contains(string(status), want), "in the cgroup: %q", want)
-	}
-	m, err := unix.Mmap(-1, 0, pages*pageBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_HUGETLB)
-	must(err)
-	for i := 0; i < len(m); i += pageBytes {
-		m[i] = 1
-	}
-	used, _ := os.ReadFile(group + "/hugetlb.2MB.current")
-	check(strings.TrimSpace(string(used)) == strconv.Itoa(pages*pageBytes), "bytes of huge pages in use: %s", strings.TrimSpace(string(used)))
-	maps, _ := os.ReadFile("/proc/self/numa_maps")
-	huge := ""
-	for line := range strings.Lines(string(maps)) {
-		if strings.Contains(line, "huge") {
-			huge = strings.TrimSpace(line)
-		}
-	}
-	check(strings.Contains(huge, "N1="+strconv.Itoa(pages)), "where they are: %s", huge)
-	_, err = unix.Mmap(-1, 0, pageBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_HUGETLB)
-	check(err != nil, "one page more: %v", err)
-	if failed {
-		os.Exit(1)
-	}
+func hugeMemory(n int) ([]byte, error) {
+	return unix.Mmap(-1, 0, n*pageBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_HUGETLB)
 }
 
 func masks(s *realtime.State) map[string]string {
