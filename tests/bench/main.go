@@ -40,6 +40,7 @@ var benches = []bench{
 	{name: "update.image", run: benchWhole, asked: true},
 	{name: "boot", run: benchBoot, asked: true},
 	{name: "boot.containers", run: benchContainers, asked: true},
+	{name: "realtime", run: benchRealtime, asked: true},
 }
 
 // among tells whether the bench is named: by itself, or by the one that it is a part of.
