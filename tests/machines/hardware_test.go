@@ -21,7 +21,7 @@ import (
 )
 
 // TestHardware changes the hardware of a guest while it runs: virtual functions of an igb
-// are made and removed, its cable is pulled, a network card and an NVMe disk are plugged in
+// and of an NVMe disk are made and removed, its cable is pulled, a network card and an NVMe disk are plugged in
 // and out. Its inventory says so, by the kernel's own word. TRIBUTARY_RECORD=FILE keeps what
 // the guest was seen to be, as a recording for pkg/edge/hardware/testdata.
 func TestHardware(t *testing.T) {
@@ -48,7 +48,8 @@ func TestHardware(t *testing.T) {
 			"-device", "pcie-root-port,id=rp4,chassis=4,slot=4",
 			"-netdev", "user,id=cable,ipv6=off,restrict=on", "-device", "igb,id=card,bus=rp1,netdev=cable,mac=02:00:00:00:10:00,romfile=",
 			"-netdev", "user,id=more,ipv6=off,restrict=on",
-			"-blockdev", "driver=null-co,node-name=n0,size=1073741824,read-zeroes=on", "-device", "nvme,id=disk,bus=rp4,drive=n0,serial=first",
+			"-blockdev", "driver=null-co,node-name=n0,size=1073741824,read-zeroes=on", "-device", "nvme-subsys,id=sub",
+			"-device", "nvme,id=disk,bus=rp4,serial=first,subsys=sub,sriov_max_vfs=2,max_ioqpairs=8,msix_qsize=9,sriov_vq_flexible=4,sriov_vi_flexible=2", "-device", "nvme-ns,drive=n0,bus=disk,nsid=1",
 			"-blockdev", "driver=null-co,node-name=n1,size=2147483648,read-zeroes=on"}}
 	m := power(t, ctx, spec)
 	says := func(pattern string) []string {
@@ -140,6 +141,23 @@ func TestHardware(t *testing.T) {
 	says(`looks: ~ hw/link/` + card.Name + ` .*`)
 	send("vfs %s 0", card.PCI)
 	seen(t, show, "no virtual function", func(i *api.Inventory) bool { return count(i, card.PCI) == 0 && len(i.NetDevices) == 1 })
+
+	disk := first.Disks[0].PCI
+	send("vfs %s 2 bare", disk) // a driver would wait in vain: nobody gave them queues
+	i = seen(t, show, "two virtual functions of a disk", func(i *api.Inventory) bool { return count(i, disk) == 2 })
+	for _, f := range i.PCI {
+		if f.Address == disk && (f.VirtualFunctions != 2 || f.MaxVirtualFunctions != 2 || f.Driver != "nvme") {
+			t.Errorf("the disk: %+v", f)
+		}
+		if f.Physical == disk && (f.Driver != "" || f.Class != "010802" || f.IOMMUGroup == nil) {
+			t.Errorf("a virtual function of the disk: %+v", f)
+		}
+	}
+	if len(i.Disks) != 1 {
+		t.Errorf("disks: %+v", i.Disks)
+	}
+	send("vfs %s 0", disk)
+	seen(t, show, "no virtual function of the disk", func(i *api.Inventory) bool { return count(i, disk) == 0 })
 
 	do("device_add", map[string]any{"driver": "e1000e", "id": "late", "bus": "rp2", "netdev": "more", "mac": "02:00:00:00:20:00", "romfile": ""})
 	says(`looks: \+ hw/net/\S+ .*`)

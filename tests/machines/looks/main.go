@@ -4,7 +4,7 @@
 //
 // It runs in a guest of the test's, keeps the inventory as edged does, and says each part
 // that came (+), changed (~) or went (-), and how long after the kernel's word. It obeys
-// lines on the console: `vfs ADDRESS N`, `up INTERFACE`, `show`, `record`, `off`.
+// lines on the console: `vfs ADDRESS N [bare]` (without drivers), `up INTERFACE`, `show`, `record`, `off`.
 package main
 
 import (
@@ -91,8 +91,14 @@ func tell(keeper *hardware.Keeper, heard *atomic.Pointer[time.Time]) {
 
 func obey(words []string, keeper *hardware.Keeper, source hardware.Source) error {
 	switch {
-	case words[0] == "vfs" && len(words) == 3:
-		return os.WriteFile("/sys/bus/pci/devices/"+words[1]+"/sriov_numvfs", []byte(words[2]), 0)
+	case words[0] == "vfs" && len(words) >= 3:
+		at := "/sys/bus/pci/devices/" + words[1] + "/"
+		if len(words) > 3 {
+			if err := os.WriteFile(at+"sriov_drivers_autoprobe", []byte("0"), 0); err != nil {
+				return err
+			}
+		}
+		return os.WriteFile(at+"sriov_numvfs", []byte(words[2]), 0)
 	case words[0] == "up" && len(words) == 2:
 		link, err := netlink.LinkByName(words[1])
 		if err != nil {
