@@ -12,8 +12,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -141,7 +145,11 @@ func (m *Manager) releaseEnded() {
 	}
 	m.mu.Unlock()
 	for _, id := range ids {
-		if err := m.net.Release(id); err != nil {
+		err := m.ended(id)
+		if err == nil {
+			err = m.net.Release(id)
+		}
+		if err != nil {
 			m.cfg.Log.Warn("an interface does not come back from a container that ended, and is looked for again", "container", id, "err", err)
 			m.mu.Lock()
 			if t := m.instances[id]; t != nil {
@@ -150,6 +158,21 @@ func (m *Manager) releaseEnded() {
 			m.mu.Unlock()
 		}
 	}
+}
+
+// ended asks containerd whether a container's process has ended: an answer to its start may have
+// been lost.
+func (m *Manager) ended(id string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	got, err := m.client.TaskService().Get(ctx, &tasks.GetRequest{ContainerID: id})
+	if err = errgrpc.ToNative(err); errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err == nil && got.Process.Status == tasktypes.Status_RUNNING {
+		err = errors.New("its process runs")
+	}
+	return err
 }
 
 // Drain ends the containers of a service, by their signal and grace, and gives their

@@ -275,8 +275,18 @@ func (m *Manager) startTask(ctx context.Context, t *tracked, rootfs []mount.Moun
 	t.in.Phase, t.in.Started, t.in.Ended, t.in.Found = phaseNone, time.Time{}, time.Time{}, false
 	t.in.Mended, t.in.Moved = false, ""
 	m.mu.Unlock()
-	if _, err := m.client.TaskService().Create(ctx, req); err != nil {
-		return errgrpc.ToNative(err)
+	_, err := m.client.TaskService().Create(ctx, req)
+	if err = errgrpc.ToNative(err); errdefs.IsAlreadyExists(err) {
+		// containerd was killed while it made one: it knows of a task that its shim does not. It refuses to clear away
+		// what runs.
+		if _, err := m.client.TaskService().Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: id}); ignoreMissing(err) != nil {
+			return errgrpc.ToNative(err)
+		}
+		_, err = m.client.TaskService().Create(ctx, req)
+		err = errgrpc.ToNative(err)
+	}
+	if err != nil {
+		return err
 	}
 	if _, err := m.client.TaskService().Start(ctx, &tasks.StartRequest{ContainerID: id}); err != nil {
 		_, derr := m.client.TaskService().Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: id})
@@ -388,6 +398,12 @@ func (m *Manager) finish(ctx context.Context, t *tracked) error {
 		return err
 	}
 	if got.Process.Status == tasktypes.Status_RUNNING {
+		m.mu.Lock()
+		t.setProcess(got.Process, moment{m.cfg.Now(), time.Now()}) // it was started, and the answer was lost with containerd
+		if t.released {
+			t.in.Moved = "its interfaces were taken for those of an ended container"
+		}
+		m.mu.Unlock()
 		return fmt.Errorf("workload: %s still runs", id)
 	}
 	m.mu.Lock()
