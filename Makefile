@@ -65,6 +65,10 @@ bench: deps build ## one JSON line a figure; BENCH=name runs one, BENCH=update a
 chaos: deps build ## kill -9 of every party during the story, ROUNDS=50
 	TRIBUTARY_CHAOS=$(or $(ROUNDS),50) $(GO) test -count=1 -timeout 120m -run TestChaos ./tests/scenario -v
 
+.PHONY: functions
+functions: deps ## kill -9 of every party while containers use virtual functions, in two machines, ROUNDS=200
+	TRIBUTARY_VMTEST=1 TRIBUTARY_ROUNDS=$(or $(ROUNDS),200) $(GO) test -count=1 -timeout 4h -run '^TestFunctions$$' ./tests/machines -v
+
 .PHONY: sim
 sim: ## the link's simulation, SCHEDULES=5000
 	$(GO) test -count=1 -timeout 60m ./pkg/link/ -run TestSchedules -schedules $(or $(SCHEDULES),5000)
