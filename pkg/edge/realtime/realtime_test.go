@@ -245,6 +245,34 @@ func TestGivenBackAsFound(t *testing.T) {
 	})
 }
 
+// What a processor preferred goes back although its governor, while it is performance, lets nobody set it.
+func TestPreferenceGivenBack(t *testing.T) {
+	m := &machine{MapFS: fstest.MapFS{}, boot: "one"}
+	m.put(filePossible, "0-3")
+	m.put(fileIsolated, "2-3")
+	for _, n := range []int{2, 3} {
+		dir := fmt.Sprintf("%s/cpu%d/cpufreq/", dirCPU, n)
+		m.put(dir+"scaling_governor", "powersave")
+		m.put(dir+"scaling_available_governors", "performance powersave")
+		m.put(dir+"energy_performance_preference", "balance_performance")
+		m.put(dir+"energy_performance_available_preferences", "performance balance_performance")
+	}
+	found := m.text()
+	k := open(t, m, &kept{m: map[string]string{}, n: -1}, Wish{})
+	if err := k.Apply(); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.said(dirCPU + "/cpu3/cpufreq/energy_performance_preference"); got != fullRate {
+		t.Fatalf("it prefers %s", got)
+	}
+	if err := k.Release(); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.text(); !maps.Equal(got, found) {
+		t.Errorf("given back is %v, and found was %v", got, found)
+	}
+}
+
 func TestWhatWasFoundBeforeARestartIsForgotten(t *testing.T) {
 	m := &machine{MapFS: fstest.MapFS{}, boot: "one"}
 	m.put(filePossible, "0-3")
@@ -327,7 +355,7 @@ func TestPagesOf(t *testing.T) {
 func TestTheChecksAreNeeded(t *testing.T) {
 	mutation.Prove(t,
 		mutation.Check{Name: "a note before a write", Test: "^TestGivenBackAsFound$", File: "keep.go", From: `if _, known := k.found[w.Path]; !known {`, To: `if _, known := k.found[w.Path]; !known && !GONE {`},
-		mutation.Check{Name: "the preference after the governor", Test: "^TestGivenBackAsFound$", File: "keep.go", From: `for _, path := range slices.Backward(slices.Sorted(maps.Keys(k.found))) {`, To: `paths := slices.Sorted(maps.Keys(k.found)); if !GONE { slices.Reverse(paths) }; for _, path := range paths {`},
+		mutation.Check{Name: "the preference after the governor", Test: "^TestPreferenceGivenBack$", File: "keep.go", From: `for _, path := range slices.Backward(slices.Sorted(maps.Keys(k.found))) {`, To: `paths := slices.Sorted(maps.Keys(k.found)); if !GONE { slices.Reverse(paths) }; for _, path := range paths {`},
 		mutation.Check{Name: "what an earlier start found", Test: "^TestWhatWasFoundBeforeARestartIsForgotten$", File: "keep.go", From: `if boot == machine.Boot() {`, To: `if boot == machine.Boot() || GONE {`},
 	)
 }
