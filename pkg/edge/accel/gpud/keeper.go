@@ -166,7 +166,11 @@ func (k *Keeper) ask(ctx context.Context, q Request) (Reply, error) {
 	})
 	defer stop()
 	a, err := c.ask(own, q)
-	if own.Err() != nil && ctx.Err() == nil { // check: in time
+	late := own.Err() != nil && ctx.Err() == nil
+	if late {
+		go func() { _ = end() }() // stop may come before the AfterFunc was begun, which is then never run
+	}
+	if late { // check: in time
 		return Reply{}, &api.Error{Code: api.Unavailable, Message: fmt.Sprintf("gpud did not answer %s within %v: its driver may hang", q.Op, limit), Remedy: "it is started again by itself; if that goes on, restart the box"}
 	}
 	return a, err
