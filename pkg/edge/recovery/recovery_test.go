@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -323,28 +324,71 @@ func TestPlainDeeds(t *testing.T) {
 	}
 }
 
+// person types each of their lines when they were asked, so that what is shown of it stands behind the question.
+type person struct {
+	mu    sync.Mutex
+	asked sync.Cond
+	shown bytes.Buffer
+	lines []string
+}
+
+func newPerson(lines ...string) *person {
+	p := &person{lines: lines}
+	p.asked.L = &p.mu
+	return p
+}
+
+func (p *person) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	defer p.asked.Broadcast()
+	return p.shown.Write(b)
+}
+
+func (p *person) Read(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.lines) == 0 {
+		return 0, io.EOF
+	}
+	for !strings.HasSuffix(p.shown.String(), ": ") {
+		p.asked.Wait()
+	}
+	n := copy(b, p.lines[0])
+	if p.lines[0] = p.lines[0][n:]; p.lines[0] == "" {
+		p.lines = p.lines[1:]
+	}
+	return n, nil
+}
+
+// screen is all that was shown to the person.
+func (p *person) screen() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.shown.String()
+}
+
 func TestPlainEcho(t *testing.T) {
-	var out bytes.Buffer
-	if err := RunPlain(t.Context(), PlainConfig{In: strings.NewReader("12\x7f\r"), Out: &out, Echo: true}, &testBox{facts: wellBox()}); err != nil {
+	p := newPerson("12\x7f\r")
+	if err := RunPlain(t.Context(), PlainConfig{In: p, Out: p, Echo: true}, &testBox{facts: wellBox()}); err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(out.String(), "12\b \b\r\n") || !strings.Contains(out.String(), "-- What this box is --") {
-		t.Errorf("%q", out.String())
+	if got := p.screen(); !strings.Contains(got, "12\b \b\r\n") || !strings.Contains(got, "-- What this box is --") {
+		t.Errorf("%q", got)
 	}
 }
 
 // What is typed is text: an umlaut is one character, noise is none.
 func TestPlainReadsText(t *testing.T) {
 	box := &testBox{facts: wellBox()}
-	var out bytes.Buffer
-	in := "power\r1\rr\xc3\xa9\x7feb\xff\xc3oo\xe2\x80\xa8t\r\rq\rhealth\r"
-	if err := RunPlain(t.Context(), PlainConfig{In: strings.NewReader(in), Out: &out, Echo: true}, box); err != nil {
+	p := newPerson("power\r", "1\r", "r\xc3\xa9\x7feb\xff\xc3oo\xe2\x80\xa8t\r", "\r", "q\rhealth\r")
+	if err := RunPlain(t.Context(), PlainConfig{In: p, Out: p, Echo: true}, box); err != nil {
 		t.Fatal(err)
 	}
-	if len(box.did) != 1 || !strings.Contains(out.String(), "ré\b \beboot\r\n") {
-		t.Errorf("done: %v\n%q", box.did, out.String())
+	if len(box.did) != 1 || !strings.Contains(p.screen(), "ré\b \beboot\r\n") {
+		t.Errorf("done: %v\n%q", box.did, p.screen())
 	}
-	if strings.Contains(out.String(), "-- Health") {
+	if strings.Contains(p.screen(), "-- Health") {
 		t.Error("the line goes on when the person has left")
 	}
 }
