@@ -4,27 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 )
 
 // benchRealtime measures how late a thread of the real-time class wakes up (cyclictest) in a container that claimed
 // isolated processors, against the same as a program of the box on the same processors of the same guest, in turns. The
 // scenario that measures it starts the guest, which runs the real-time kernel.
 func benchRealtime(ctx context.Context) ([]Figure, error) {
-	dir, err := os.MkdirTemp("", "bench-realtime-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	file := filepath.Join(dir, "figures.json")
-	cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "-timeout", "30m", "-run", "^TestRealtime$", "./tests/machines")
-	cmd.Env = append(os.Environ(), "TRIBUTARY_VMTEST=1", "TRIBUTARY_FIGURES="+file)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("%w\n%s", err, out)
-	}
-	text, err := os.ReadFile(file) // a scenario that is skipped writes none
+	text, err := measured(ctx, "TestRealtime")
 	if err != nil {
 		return nil, err
 	}

@@ -4,27 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 )
 
-// benchSRIOV compares a container on a virtual function with one on a bridge and a veth, both over the same emulated igb
+// benchSRIOV compares the network of a container on a virtual function with a namespace on a bridge and a veth, both over the same emulated igb
 // and cable to another guest, in turns: round trips of 64 bytes by TCP, and the throughput of one connection. The scenario
 // that measures it starts the guests.
 func benchSRIOV(ctx context.Context) ([]Figure, error) {
-	dir, err := os.MkdirTemp("", "bench-sriov-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	file := filepath.Join(dir, "figures.json")
-	cmd := exec.CommandContext(ctx, "go", "test", "-count=1", "-timeout", "30m", "-run", "^TestFunctionFigures$", "./tests/machines")
-	cmd.Env = append(os.Environ(), "TRIBUTARY_VMTEST=1", "TRIBUTARY_FIGURES="+file)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("%w\n%s", err, out)
-	}
-	text, err := os.ReadFile(file) // a scenario that is skipped writes none
+	text, err := measured(ctx, "TestFunctionFigures")
 	if err != nil {
 		return nil, err
 	}

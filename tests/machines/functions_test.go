@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -88,7 +87,7 @@ func TestFunctions(t *testing.T) {
 	b.off()
 }
 
-// TestFunctionFigures measures a container on a virtual function against one on a bridge, in the same two guests, in
+// TestFunctionFigures measures a container's network on a virtual function against a namespace on a bridge, in the same two guests, in
 // turns. TRIBUTARY_FIGURES names a file for what it measured: make bench BENCH=sriov.
 func TestFunctionFigures(t *testing.T) {
 	a, b := functionPair(t, 4*patience)
@@ -184,40 +183,6 @@ func functionImage(t *testing.T, ctx context.Context, args ...string) (image, in
 		{Path: "functions", Mode: 0o755, Data: compiled(t, "build", "-ldflags=-s -w", "./functions")},
 		{Path: "run.txt", Mode: 0o644, Data: []byte("/functions\n" + strings.Join(args, "\n") + "\n")},
 	}
-	add := func(path string, from string) {
-		data, err := os.ReadFile(from)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !slices.ContainsFunc(files, func(f initramfs.File) bool { return f.Path == path }) {
-			files = append(files, initramfs.File{Path: path, Mode: 0o755, Data: data})
-		}
-	}
 	kernel, more := debian(t, ctx, "amd64", []string{"igb", "igbvf", "vfio_pci", "vfio_iommu_type1", "veth", "bridge", "overlay"})
-	files = append(files, more...)
-	tools, err := workloadtest.Build(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	entries, err := os.ReadDir(tools.Dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		add("tools/"+e.Name(), filepath.Join(tools.Dir, e.Name()))
-	}
-	for _, name := range []string{"containerd", "runc", "containerd-shim-runc-v2"} {
-		from, err := exec.LookPath(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		add("tools/"+name, from)
-		out, _ := exec.CommandContext(ctx, "ldd", from).Output() // a static one fails
-		for word := range strings.FieldsSeq(string(out)) {
-			if strings.HasPrefix(word, "/") {
-				add(strings.Replace("usr"+word, "usr/usr/", "usr/", 1), word)
-			}
-		}
-	}
-	return onDisk(t, kernel, files)
+	return onDisk(t, kernel, withContainers(t, ctx, append(files, more...)))
 }

@@ -25,6 +25,7 @@ import (
 
 	"tributary.dev/tributary/pkg/edge/network/sriov"
 	"tributary.dev/tributary/pkg/edge/workload/workloadtest"
+	"tributary.dev/tributary/tests/machines/newroot"
 )
 
 const base = "/box"
@@ -55,7 +56,8 @@ type box struct {
 
 // run is the box; with an argument its image holds the third self.
 func run(args []string) error {
-	if err := leaveInitramfs(); err != nil {
+	if err := errors.Join(newroot.Move("+cpu +memory +pids +cpuset +hugetlb"), os.MkdirAll(base, 0o755), os.MkdirAll("/run/box", 0o755),
+		os.Setenv("PATH", "/tools:/usr/sbin:/usr/bin")); err != nil {
 		return fmt.Errorf("root: %w", err)
 	}
 	ctx := context.Background()
