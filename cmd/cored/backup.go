@@ -168,7 +168,7 @@ const maxCopies = 10
 
 // copyStore copies the store, and gives the key that opens the copy's secrets; nil while
 // there is none.
-func copyStore(ctx context.Context, d data, db *store.SQLite, path string) ([]byte, error) {
+func copyStore(ctx context.Context, d data, db *store.SQL, path string) ([]byte, error) {
 	read := func() ([]byte, error) {
 		b, err := os.ReadFile(d.secretKey())
 		if errors.Is(err, fs.ErrNotExist) {
@@ -194,7 +194,7 @@ func copyStore(ctx context.Context, d data, db *store.SQLite, path string) ([]by
 }
 
 func copyLedger(ctx context.Context, d data, path string) (_ intake.Watermark, err error) {
-	in, err := intake.Open(ctx, intake.Config{Path: d.ledger(), Now: time.Now})
+	in, err := intake.Open(ctx, intake.Config{Place: d.ledger(), Now: time.Now})
 	if err != nil {
 		return nil, err
 	}
@@ -236,7 +236,7 @@ func wholeRegistry(d data) (out []backup.Entry, err error) {
 
 // bundlesOnly takes the small part of the registry that only the core can make, and a
 // list of the large part, which people push again.
-func bundlesOnly(ctx context.Context, d data, db *store.SQLite) (out []backup.Entry, err error) {
+func bundlesOnly(ctx context.Context, d data, db *store.SQL) (out []backup.Entry, err error) {
 	reg, err := openRegistryQuietly(d.registry())
 	if err != nil {
 		return nil, err

@@ -54,7 +54,7 @@ func (d data) exists() error {
 	return nil
 }
 
-func (d data) openStore(ctx context.Context) (*store.SQLite, error) {
+func (d data) openStore(ctx context.Context) (*store.SQL, error) {
 	vault, err := store.OpenVault(d.secretKey())
 	if errors.Is(err, fs.ErrNotExist) {
 		vault, err = nil, nil // there are no secrets, or they are in clear: run encrypts them
@@ -62,13 +62,13 @@ func (d data) openStore(ctx context.Context) (*store.SQLite, error) {
 	if err != nil {
 		return nil, err
 	}
-	return store.OpenSQLite(ctx, store.Config{Path: d.store(), Now: time.Now, NewUID: newUID, Vault: vault})
+	return store.Open(ctx, store.Config{Place: d.store(), Now: time.Now, NewUID: newUID, Vault: vault})
 }
 
 // sealStore opens the store of the core that runs: it makes the key of secrets when there
 // is none, and encrypts what an older core left in clear or a rotation did not come to.
 // The caller holds the lock.
-func (d data) sealStore(ctx context.Context, log *slog.Logger) (*store.SQLite, error) {
+func (d data) sealStore(ctx context.Context, log *slog.Logger) (*store.SQL, error) {
 	db, err := d.openStore(ctx)
 	if err != nil {
 		return nil, err

@@ -90,7 +90,7 @@ type core struct {
 	log     *slog.Logger
 	metrics *prometheus.Registry
 
-	store    *store.SQLite
+	store    *store.SQL
 	epoch    uint64
 	ca       *ca.CA
 	live     *identity.Live
@@ -286,7 +286,7 @@ func (c *core) openTree(ctx context.Context) (err error) {
 		return err
 	}
 	restored := c.epoch > 1
-	c.intake, err = intake.Open(ctx, intake.Config{Path: c.o.data.ledger(), Now: time.Now, Log: c.log, KeepUnbacked: c.o.keepUnbacked || backed || restored,
+	c.intake, err = intake.Open(ctx, intake.Config{Place: c.o.data.ledger(), Now: time.Now, Log: c.log, KeepUnbacked: c.o.keepUnbacked || backed || restored,
 		Changed: func(id api.DeviceID) { c.fleet.Reported(id) }})
 	if err != nil {
 		return err

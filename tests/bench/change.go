@@ -83,7 +83,7 @@ func (c *chain) build(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if c.store, err = intake.Open(ctx, intake.Config{Path: filepath.Join(c.dir, "ledger.db"), Now: time.Now, Log: fleetLog()}); err != nil {
+	if c.store, err = intake.Open(ctx, intake.Config{Place: filepath.Join(c.dir, "ledger.db"), Now: time.Now, Log: fleetLog()}); err != nil {
 		return err
 	}
 	config := link.Config{Health: time.Hour, Log: fleetLog()}

@@ -144,7 +144,7 @@ func intakeLoad() (*intakeWork, error) {
 
 // count is the core's way.
 func (w *intakeWork) count(ctx context.Context, path string) (rate float64, err error) {
-	s, err := intake.Open(ctx, intake.Config{Path: path, Now: time.Now})
+	s, err := intake.Open(ctx, intake.Config{Place: path, Now: time.Now})
 	if err != nil {
 		return 0, err
 	}
@@ -184,7 +184,7 @@ func (w *intakeWork) count(ctx context.Context, path string) (rate float64, err 
 
 // insert is the bare way: the same rows, nothing decoded, verified or compared.
 func (w *intakeWork) insert(ctx context.Context, path string) (rate float64, err error) {
-	s, err := intake.Open(ctx, intake.Config{Path: path, Now: time.Now}) // for its schema
+	s, err := intake.Open(ctx, intake.Config{Place: path, Now: time.Now}) // for its schema
 	if err != nil {
 		return 0, err
 	}

@@ -106,7 +106,7 @@ func startCore(dir string) (c *testCore, err error) {
 	}()
 	log := slog.New(slog.DiscardHandler)
 	var uid atomic.Int64
-	db, err := store.OpenSQLite(ctx, store.Config{Now: time.Now, NewUID: func() string { return fmt.Sprint("uid-", uid.Add(1)) }})
+	db, err := store.Open(ctx, store.Config{Now: time.Now, NewUID: func() string { return fmt.Sprint("uid-", uid.Add(1)) }})
 	if err != nil {
 		return nil, err
 	}
@@ -207,7 +207,7 @@ func (d playedDesk) Unlock(ctx context.Context, device api.DeviceID, name, chall
 var deviceIDs = map[string]api.DeviceID{"agg": {1}, "access": {2}, "field-1": {3}, "field-2": {4}}
 
 // seedDevices puts a small tree into the store, as enrolment and reports would.
-func seedDevices(ctx context.Context, db *store.SQLite) error {
+func seedDevices(ctx context.Context, db *store.SQL) error {
 	seen := time.Now()
 	add := func(name, parent string, tier int, approved bool, labels map[string]string, st api.DeviceStatus) error {
 		spec, err := json.Marshal(api.DeviceSpec{Approved: approved, Site: "hill"})

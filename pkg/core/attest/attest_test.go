@@ -56,7 +56,7 @@ func newSite(t *testing.T) *site {
 
 func (s *site) open() {
 	s.t.Helper()
-	db, err := store.OpenSQLite(s.t.Context(), store.Config{Path: s.path, Now: func() time.Time { return s.now }})
+	db, err := store.Open(s.t.Context(), store.Config{Place: s.path, Now: func() time.Time { return s.now }})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -639,7 +639,7 @@ func TestEscrowRefused(t *testing.T) {
 }
 
 func FuzzReport(f *testing.F) {
-	db, err := store.OpenSQLite(context.Background(), store.Config{Now: time.Now})
+	db, err := store.Open(context.Background(), store.Config{Now: time.Now})
 	if err != nil {
 		f.Fatal(err)
 	}

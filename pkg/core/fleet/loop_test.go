@@ -30,7 +30,7 @@ import (
 // maps.
 type core struct {
 	t      testing.TB
-	db     *store.SQLite
+	db     *store.SQL
 	signer *ecdsa.PrivateKey
 	seal   *ecdsa.PrivateKey // every device's
 	epoch  uint64
@@ -46,7 +46,7 @@ type core struct {
 
 func newCore(t testing.TB, path string) *core {
 	t.Helper()
-	db, err := store.OpenSQLite(t.Context(), store.Config{Path: path, Now: time.Now, NewUID: func() string { return "u" }})
+	db, err := store.Open(t.Context(), store.Config{Place: path, Now: time.Now, NewUID: func() string { return "u" }})
 	if err != nil {
 		t.Fatal(err)
 	}

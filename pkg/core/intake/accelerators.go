@@ -2,10 +2,10 @@ package intake
 
 import (
 	"context"
-	"database/sql"
 	"math"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/database"
 )
 
 const (
@@ -24,7 +24,7 @@ func beyond(u *api.AcceleratorUse) bool {
 }
 
 // putAccelerator enters what a row of usage says of cards; most say nothing.
-func putAccelerator(ctx context.Context, tx *sql.Tx, dev, epoch, seq, svc int64, u *api.AcceleratorUse) error {
+func putAccelerator(ctx context.Context, tx *database.Tx, dev, epoch, seq, svc int64, u *api.AcceleratorUse) error {
 	if *u == (api.AcceleratorUse{}) {
 		return nil
 	}
@@ -38,7 +38,7 @@ func putAccelerator(ctx context.Context, tx *sql.Tx, dev, epoch, seq, svc int64,
 
 // accelerators sums up by service what rows of usage say of cards. From is the rest of a
 // query on table usage, from FROM on.
-func accelerators(ctx context.Context, tx *sql.Tx, from string, args ...any) (map[int64]api.AcceleratorUse, error) {
+func accelerators(ctx context.Context, tx *database.Tx, from string, args ...any) (map[int64]api.AcceleratorUse, error) {
 	rows, err := tx.QueryContext(ctx, `SELECT svc, `+acceleratorSums+` FROM accelerators WHERE (dev, epoch, seq, svc) IN (SELECT dev, epoch, seq, svc`+from+`) GROUP BY svc`, args...)
 	if err != nil {
 		return nil, err

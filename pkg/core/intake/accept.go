@@ -4,13 +4,13 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"database/sql"
 	"errors"
 	"fmt"
 	"runtime"
 	"sync"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/database"
 	"tributary.dev/tributary/pkg/link"
 	"tributary.dev/tributary/pkg/link/record"
 )
@@ -52,13 +52,18 @@ func (s *Store) AcceptBatches(in []link.BatchIn) ([]link.BatchResult, error) {
 	ctx := context.Background()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.fresh(ctx); err != nil {
+		return nil, err
+	}
 	now := s.cfg.Now().UnixMilli()
 	written := make(map[service]int64)
 	ex := s.examine(ctx, in)
 	defer ex.wait() // they read what the next call changes
 	touched := make(map[api.DeviceID]*device)
-	err := s.inTx(ctx, func(tx *sql.Tx) error {
-		w := newLedgerWriter(ctx, tx, s, written)
+	err := s.inTx(ctx, func(tx *database.Tx) error {
+		clear(written)
+		clear(touched)
+		w := &ledgerWriter{ctx: ctx, s: s, tx: tx, written: written, rows: make([]any, 0, usageRows*usageColumns)}
 		numbers := make(map[api.DeviceID]*device)
 		for i := range in {
 			<-ex.done[i]
@@ -84,6 +89,9 @@ func (s *Store) AcceptBatches(in []link.BatchIn) ([]link.BatchResult, error) {
 		return nil, err
 	}
 	s.keep(touched)
+	for id := range touched {
+		delete(s.seen, id)
+	}
 	if len(s.services) > 1<<16 {
 		clear(s.services)
 	}
@@ -104,6 +112,9 @@ func (s *Store) AcceptBatches(in []link.BatchIn) ([]link.BatchResult, error) {
 func (s *Store) Position(id api.DeviceID) (link.Position, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.fresh(context.Background()); err != nil {
+		return link.Position{}, err
+	}
 	if d := s.devices[id]; d != nil {
 		return s.positionOf(d), nil
 	}
@@ -200,7 +211,7 @@ func sumOf(raw []byte) (s [16]byte) {
 func (s *Store) boundary(ctx context.Context, d *device, from, to uint64) (boundary, bool) {
 	var last int64
 	var hash []byte
-	err := s.read.QueryRowContext(ctx, boundaryQuery, d.dev, int64(d.epoch), int64(from), int64(to)).Scan(&last, &hash)
+	err := s.db.QueryRowContext(ctx, sqlBoundary, d.dev, int64(d.epoch), int64(from), int64(to)).Scan(&last, &hash)
 	if err != nil {
 		return boundary{}, false
 	}
@@ -208,8 +219,6 @@ func (s *Store) boundary(ctx context.Context, d *device, from, to uint64) (bound
 	copy(b.end[:], hash)
 	return b, true
 }
-
-const boundaryQuery = `SELECT last, hash FROM batches WHERE dev = ? AND epoch = ? AND last >= ? AND last <= ? ORDER BY last LIMIT 1`
 
 // judge decides about one batch, given how far its device is counted. lookup finds a
 // place between two numbers, both included, where the chain value is known.

@@ -2,12 +2,11 @@ package intake
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 
 	"tributary.dev/tributary/pkg/api"
-	"tributary.dev/tributary/pkg/core/sqlite"
+	"tributary.dev/tributary/pkg/core/database"
 )
 
 // Watermark tells up to which record of each device a copy of the ledger counts.
@@ -16,7 +15,7 @@ type Watermark map[api.DeviceID]struct{ Epoch, Acked uint64 }
 // BackupTo writes a consistent copy of the ledger to a new file, while others write,
 // and tells what it counts. When the whole backup is safe, pass that to MarkSafe.
 func (s *Store) BackupTo(ctx context.Context, path string) (Watermark, error) {
-	if _, err := s.read.ExecContext(ctx, "VACUUM INTO ?", path); err != nil {
+	if err := s.db.BackupTo(ctx, path); err != nil {
 		return nil, fmt.Errorf("copy the ledger: %w", err)
 	}
 	return ReadWatermark(ctx, path)
@@ -24,7 +23,7 @@ func (s *Store) BackupTo(ctx context.Context, path string) (Watermark, error) {
 
 // ReadWatermark reads what a copy of the ledger counts.
 func ReadWatermark(ctx context.Context, path string) (_ Watermark, err error) {
-	db, err := sqlite.Open(path, sqlite.Options{Conns: 1, Cache: 16384})
+	db, err := database.Open(ctx, database.Config{Place: path, Schema: Schema})
 	if err != nil {
 		return nil, err
 	}
@@ -58,8 +57,13 @@ func (s *Store) Keep() { s.keeping.Store(true) }
 func (s *Store) MarkSafe(ctx context.Context, w Watermark) (moved []api.DeviceID, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.fresh(ctx); err != nil {
+		return nil, err
+	}
 	touched := make(map[api.DeviceID]*device)
-	err = s.inTx(ctx, func(tx *sql.Tx) error {
+	err = s.inTx(ctx, func(tx *database.Tx) error {
+		clear(touched)
+		moved = nil
 		for id, at := range w {
 			old := s.devices[id]
 			if old == nil || at.Acked > old.acked || at.Acked <= old.safe {

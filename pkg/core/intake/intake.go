@@ -1,14 +1,13 @@
 // Package intake answers: what did devices report and record, counted exactly once?
 //
-// One SQLite file holds each device's reported state, its attachment, and the ledger of
-// its records. Everything is written by one caller, the core's link, which hands over
-// all that came in meanwhile: it shares one transaction, and nothing is acknowledged
-// before its commit is on the disk (WAL, synchronous=FULL).
+// One database holds each device's reported state, its attachment, and the ledger of its
+// records. Everything is written by one caller, the core's link, which hands over all that
+// came in meanwhile: it shares one transaction, and nothing is acknowledged before its
+// commit is on the disk.
 package intake
 
 import (
 	"context"
-	"database/sql"
 	"embed"
 	"errors"
 	"fmt"
@@ -18,19 +17,19 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
-	"tributary.dev/tributary/pkg/core/sqlite"
+	"tributary.dev/tributary/pkg/core/database"
 	"tributary.dev/tributary/pkg/link"
 )
 
-//go:embed migrations/*.sql
+//go:embed migrations/*/*.sql
 var migrations embed.FS
 
 // Config is what a store needs.
 type Config struct {
-	// Path of ledger.db; its folder exists.
-	Path string
-	Now  func() time.Time
-	Log  *slog.Logger
+	// Place is where the ledger is: see database.Config. A file's folder exists.
+	Place string
+	Now   func() time.Time
+	Log   *slog.Logger
 	// KeepUnbacked has devices keep what is counted until MarkSafe says that a backup
 	// holds it. Without it, counted is safe.
 	KeepUnbacked bool
@@ -43,17 +42,19 @@ type Config struct {
 type Store struct {
 	cfg     Config
 	keeping atomic.Bool // KeepUnbacked, or turned on since
-	write   *sql.DB
-	read    *sql.DB
+	db      *database.DB
 
 	mu       sync.Mutex // of writing, and of what follows
-	stmts    *statements
+	stale    bool       // devices may not be what the database says
 	devices  map[api.DeviceID]*device
 	services map[service]int64
 	seen     map[api.DeviceID]time.Time // not yet written
 }
 
 var _ link.CoreStore = (*Store)(nil)
+
+// Schema is where PostgreSQL has the tables of the ledger.
+const Schema = "ledger"
 
 // service names who used something.
 type service struct{ app, name string }
@@ -67,19 +68,16 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	s.keeping.Store(cfg.KeepUnbacked)
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("open the ledger %s: %w", cfg.Path, err), s.Close())
+			err = errors.Join(fmt.Errorf("open the ledger: %w", err), s.Close())
 		}
 	}()
-	if s.write, err = sqlite.Open(cfg.Path, sqlite.Options{Conns: 1, Cache: 16384}); err != nil {
+	if s.db, err = database.Open(ctx, database.Config{Place: cfg.Place, Schema: Schema, Cache: 16384}); err != nil {
 		return nil, err
 	}
-	if err = sqlite.Migrate(ctx, s.write, migrations); err != nil {
+	if err = s.db.Migrate(ctx, migrations, database.VersionTable); err != nil {
 		return nil, err
 	}
-	if s.read, err = sqlite.Open(cfg.Path, sqlite.Options{Conns: 4}); err != nil {
-		return nil, err
-	}
-	if s.stmts, err = prepare(ctx, s.write); err != nil {
+	if err = s.db.Prepare(ctx, hot...); err != nil {
 		return nil, err
 	}
 	return s, s.load(ctx)
@@ -89,17 +87,12 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 func (s *Store) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var errs []error
-	if s.write != nil && s.stmts != nil {
-		errs = append(errs, s.flushSeen(context.Background()))
+	if s.db == nil {
+		return nil
 	}
-	for _, db := range []*sql.DB{s.read, s.write} {
-		if db != nil {
-			errs = append(errs, db.Close())
-		}
-	}
-	s.read, s.write = nil, nil
-	return errors.Join(errs...)
+	err := errors.Join(s.flushSeen(context.Background()), s.db.Close())
+	s.db = nil
+	return err
 }
 
 // device is what the writer keeps in memory of one device.
@@ -116,12 +109,14 @@ type device struct {
 // clone copies the device for a transaction that may fail.
 func (d *device) clone() *device { c := *d; return &c }
 
+// load reads what the writer keeps in memory of devices.
 func (s *Store) load(ctx context.Context) error {
-	rows, err := s.write.QueryContext(ctx, `SELECT dev, device, attachment, state_epoch, state_seq, epoch, acked, hash, safe FROM devices`)
+	rows, err := s.db.QueryContext(ctx, `SELECT dev, device, attachment, state_epoch, state_seq, epoch, acked, hash, safe FROM devices`)
 	if err != nil {
 		return err
 	}
 	defer rows.Close()
+	devices := make(map[api.DeviceID]*device, len(s.devices))
 	for rows.Next() {
 		d := &device{}
 		var id, hash []byte
@@ -134,20 +129,32 @@ func (s *Store) load(ctx context.Context) error {
 		d.epoch, d.acked, d.safe = uint64(epoch), uint64(acked), uint64(safe)
 		d.known = hash != nil
 		copy(d.hash[:], hash)
-		s.devices[d.id] = d
+		devices[d.id] = d
 	}
-	return rows.Err()
-}
-
-// inTx runs fn in one transaction. What fn changed in memory it must change in clones,
-// and hand over after the commit.
-func (s *Store) inTx(ctx context.Context, fn func(*sql.Tx) error) error {
-	tx, err := s.write.BeginTx(ctx, nil)
-	if err != nil {
+	if err := rows.Err(); err != nil {
 		return err
 	}
-	if err := fn(tx); err != nil {
-		return errors.Join(err, tx.Rollback())
+	s.devices, s.stale = devices, false
+	return nil
+}
+
+// fresh makes memory what the database says again, after a transaction of which nobody knows
+// how it ended: a server may have committed what it could not tell of.
+func (s *Store) fresh(ctx context.Context) error {
+	if !s.stale {
+		return nil
 	}
-	return tx.Commit()
+	clear(s.services)
+	if err := s.load(ctx); err != nil {
+		return fmt.Errorf("read the ledger's devices again: %w", err)
+	}
+	return nil
+}
+
+// inTx runs fn in one transaction. What fn changes in memory it must change in clones, and
+// hand over after the commit; it may run again.
+func (s *Store) inTx(ctx context.Context, fn func(*database.Tx) error) error {
+	err := s.db.Write(ctx, fn)
+	s.stale = s.stale || err != nil
+	return err
 }

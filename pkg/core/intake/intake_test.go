@@ -35,7 +35,7 @@ func newKey(t testing_) *ecdsa.PrivateKey {
 
 func config(path string) Config {
 	clock := time.Unix(1764000000, 0)
-	return Config{Path: path, Now: func() time.Time { clock = clock.Add(time.Second); return clock }}
+	return Config{Place: path, Now: func() time.Time { clock = clock.Add(time.Second); return clock }}
 }
 
 func open(t testing_, cfg Config) *Store {
@@ -409,7 +409,7 @@ func TestBackupAndRestore(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	cfg.Path = copyPath
+	cfg.Place = copyPath
 	s = open(t, cfg)
 	defer s.Close()
 	if p, _ := s.Position(b.id); p.Acked != 8 || p.Hash != b.chain[8] {

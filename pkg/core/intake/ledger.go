@@ -8,6 +8,7 @@ import (
 	"math"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/database"
 	"tributary.dev/tributary/pkg/link"
 	"tributary.dev/tributary/pkg/link/record"
 )
@@ -18,19 +19,11 @@ type ledgerWriter struct {
 	s       *Store
 	written map[service]int64 // services named for the first time
 
-	putUsages, putUsage, putBatch, putEvent, putOther *sql.Stmt
-	tx                                                *sql.Tx
-	rows                                              []any // of usage, not yet inserted
+	tx   *database.Tx
+	rows []any // of usage, not yet inserted
 }
 
 const usageColumns = 12
-
-func newLedgerWriter(ctx context.Context, tx *sql.Tx, s *Store, written map[service]int64) *ledgerWriter {
-	q := s.stmts
-	return &ledgerWriter{ctx: ctx, s: s, tx: tx, written: written, rows: make([]any, 0, usageRows*usageColumns),
-		putUsages: tx.StmtContext(ctx, q.putUsages), putUsage: tx.StmtContext(ctx, q.putUsage), putBatch: tx.StmtContext(ctx, q.putBatch),
-		putEvent: tx.StmtContext(ctx, q.putEvent), putOther: tx.StmtContext(ctx, q.putOther)}
-}
 
 // decoded is a record as the ledger enters it: one of the three.
 type decoded struct {
@@ -63,6 +56,9 @@ func decodeRecord(r *record.Record) decoded {
 		return decoded{usage: &u}
 	case api.RecordEvent, api.RecordAudit:
 		e, err := record.DecodeEvent(r.Payload)
+		if err == nil && !(database.Text(e.Name) && database.Text(e.Subject) && database.Text(e.Message) && database.Text(e.Actor)) {
+			err = errors.New("an event with a byte 0 or what is not UTF-8 in its text")
+		}
 		if err != nil {
 			return decoded{poison: err}
 		}
@@ -90,7 +86,7 @@ func (w *ledgerWriter) write(dev int64, f *finding, now int64) error {
 	if f.Verdict != link.Accepted {
 		return nil
 	}
-	_, err := w.putBatch.ExecContext(w.ctx, dev, int64(f.epoch), int64(f.last), int64(f.first), f.end[:], now)
+	_, err := w.tx.ExecContext(w.ctx, sqlPutBatch, dev, int64(f.epoch), int64(f.last), int64(f.first), f.end[:], now)
 	return err
 }
 
@@ -101,31 +97,44 @@ func (w *ledgerWriter) record(dev int64, epoch uint64, r *record.Record, as *dec
 		return w.usage(dev, epoch, r, as.usage)
 	}
 	if e := as.event; e != nil {
-		_, err := w.putEvent.ExecContext(w.ctx, dev, int64(epoch), int64(r.Seq), int64(r.Last), r.Kind == api.RecordAudit, e.Time, e.Name, e.Subject, e.Message, e.Actor)
+		audit := 0
+		if r.Kind == api.RecordAudit {
+			audit = 1
+		}
+		_, err := w.tx.ExecContext(w.ctx, sqlPutEvent, dev, int64(epoch), int64(r.Seq), int64(r.Last), audit, e.Time, e.Name, e.Subject, e.Message, e.Actor)
 		return err
 	}
 	var why any
 	if as.poison != nil {
-		why = as.poison.Error()
+		why = database.Legible(as.poison.Error())
 		w.s.cfg.Log.Warn("record set aside", "dev", dev, "seq", r.Seq, "err", as.poison)
 	}
-	_, err := w.putOther.ExecContext(w.ctx, dev, int64(epoch), int64(r.Seq), int64(r.Last), int64(r.Kind), why, r.Payload)
+	_, err := w.tx.ExecContext(w.ctx, sqlPutOther, dev, int64(epoch), int64(r.Seq), int64(r.Last), int64(r.Kind), why, r.Payload)
 	return err
 }
 
-// checkUsage refuses what the ledger cannot sum: SQLite's integers are signed.
+// checkUsage refuses what the ledger cannot sum, for its integers are signed, or cannot name.
 func checkUsage(u *api.Usage) error {
 	if u.To < u.From {
 		return errors.New("usage ends before it begins")
 	}
 	for i := range u.Uses {
 		c := &u.Uses[i]
+		if !nameable(c.App) || !nameable(c.Service) {
+			return errors.New("usage of a service whose name the ledger cannot hold")
+		}
 		if max(c.RunMillis, c.CPUMicros, c.MemoryByteSeconds, c.RxBytes, c.TxBytes) > math.MaxInt64>>10 || beyond(&c.Accelerator) {
 			return fmt.Errorf("usage of %s/%s is beyond measure", c.App, c.Service)
 		}
 	}
 	return nil
 }
+
+// maxName bounds names in bytes: the indexes of PostgreSQL hold keys of 2,704 bytes.
+const maxName = 1024
+
+// nameable tells whether the ledger can hold something by a name that a device chose.
+func nameable(s string) bool { return len(s) <= maxName && database.Text(s) }
 
 func (w *ledgerWriter) usage(dev int64, epoch uint64, r *record.Record, u *api.Usage) error {
 	if len(u.Uses) == 0 {
@@ -153,7 +162,7 @@ func (w *ledgerWriter) row(dev int64, epoch uint64, r *record.Record, u *api.Usa
 	if len(w.rows) < usageRows*usageColumns {
 		return nil
 	}
-	_, err := w.putUsages.ExecContext(w.ctx, w.rows...)
+	_, err := w.tx.ExecContext(w.ctx, sqlPutUsages, w.rows...)
 	w.rows = w.rows[:0]
 	return err
 }
@@ -168,9 +177,9 @@ func (w *ledgerWriter) service(app, name string) (int64, error) {
 		return id, nil
 	}
 	var id int64
-	err := w.tx.StmtContext(w.ctx, w.s.stmts.findService).QueryRowContext(w.ctx, app, name).Scan(&id)
+	err := w.tx.QueryRowContext(w.ctx, sqlFindService, app, name).Scan(&id)
 	if errors.Is(err, sql.ErrNoRows) {
-		err = w.tx.StmtContext(w.ctx, w.s.stmts.newService).QueryRowContext(w.ctx, app, name).Scan(&id)
+		err = w.tx.QueryRowContext(w.ctx, sqlNewService, app, name).Scan(&id)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("name service %s/%s: %w", app, name, err)
@@ -182,20 +191,18 @@ func (w *ledgerWriter) service(app, name string) (int64, error) {
 // finish inserts the rows left over and the devices' new positions.
 func (w *ledgerWriter) finish(touched map[api.DeviceID]*device, now int64) error {
 	for i := 0; i < len(w.rows); i += usageColumns {
-		if _, err := w.putUsage.ExecContext(w.ctx, w.rows[i:i+usageColumns]...); err != nil {
+		if _, err := w.tx.ExecContext(w.ctx, sqlPutUsage, w.rows[i:i+usageColumns]...); err != nil {
 			return err
 		}
 	}
-	put := w.tx.StmtContext(w.ctx, w.s.stmts.putPosition)
 	for _, d := range touched {
 		var hash []byte
 		if d.known {
 			hash = d.hash[:]
 		}
-		if _, err := put.ExecContext(w.ctx, d.dev, int64(d.epoch), int64(d.acked), hash, now); err != nil {
+		if _, err := w.tx.ExecContext(w.ctx, sqlPutPosition, d.dev, int64(d.epoch), int64(d.acked), now, hash); err != nil {
 			return err
 		}
-		delete(w.s.seen, d.id)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/database"
 	"tributary.dev/tributary/pkg/link/record"
 )
 
@@ -38,7 +39,7 @@ func (s *Store) Report(ctx context.Context, id api.DeviceID) (*Reported, error) 
 // status is made. See Parts.
 func (s *Store) Reports(ctx context.Context, ids []api.DeviceID) (map[api.DeviceID]*Reported, error) {
 	out := make(map[api.DeviceID]*Reported, len(ids))
-	err := s.view(ctx, func(tx *sql.Tx) error {
+	err := s.view(ctx, func(tx *database.Tx) error {
 		device, err := tx.PrepareContext(ctx, `SELECT dev, parent, seen FROM devices WHERE device = ?`)
 		if err != nil {
 			return err
@@ -72,7 +73,7 @@ func (s *Store) Reports(ctx context.Context, ids []api.DeviceID) (map[api.Device
 // Parts gives those of a device's entries whose keys begin with prefix, which is of ASCII.
 func (s *Store) Parts(ctx context.Context, id api.DeviceID, prefix string) (map[string][]byte, error) {
 	out := map[string][]byte{}
-	err := s.view(ctx, func(tx *sql.Tx) error {
+	err := s.view(ctx, func(tx *database.Tx) error {
 		rows, err := tx.QueryContext(ctx, `SELECT e.key, e.value FROM entries e JOIN devices d ON d.dev = e.dev WHERE d.device = ? AND e.key >= ? AND e.key < ?`, id[:], prefix, prefix+"\x7f")
 		if err != nil {
 			return err
@@ -142,7 +143,7 @@ type Usage struct {
 // of one moment.
 func (s *Store) Usage(ctx context.Context, id api.DeviceID, from, to time.Time) (*Usage, error) {
 	u := &Usage{}
-	err := s.view(ctx, func(tx *sql.Tx) error {
+	err := s.view(ctx, func(tx *database.Tx) error {
 		var dev, epoch, acked, safe int64
 		err := tx.QueryRowContext(ctx, `SELECT dev, epoch, acked, safe FROM devices WHERE device = ?`, id[:]).Scan(&dev, &epoch, &acked, &safe)
 		if errors.Is(err, sql.ErrNoRows) {
@@ -156,7 +157,7 @@ func (s *Store) Usage(ctx context.Context, id api.DeviceID, from, to time.Time) 
 			u.Safe = uint64(min(safe, acked))
 		}
 		lo, hi := bounds(from, to)
-		if err := tx.QueryRowContext(ctx, `SELECT count(*) FROM (SELECT DISTINCT epoch, seq FROM usage WHERE dev = ? AND ended > ? AND ended <= ?)`, dev, lo, hi).Scan(&u.Intervals); err != nil {
+		if err := tx.QueryRowContext(ctx, `SELECT count(*) FROM (SELECT DISTINCT epoch, seq FROM usage WHERE dev = ? AND ended > ? AND ended <= ?) AS intervals`, dev, lo, hi).Scan(&u.Intervals); err != nil {
 			return err
 		}
 		if err := tx.QueryRowContext(ctx, `SELECT coalesce(sum(last - seq + 1), 0) FROM others WHERE dev = ? AND kind = ?`, dev, int64(record.Lost)).Scan(&u.Lost); err != nil {
@@ -171,7 +172,7 @@ func (s *Store) Usage(ctx context.Context, id api.DeviceID, from, to time.Time) 
 // UsageByApp sums up all devices' usage in a time range.
 func (s *Store) UsageByApp(ctx context.Context, from, to time.Time) (ts []Total, err error) {
 	lo, hi := bounds(from, to)
-	err = s.view(ctx, func(tx *sql.Tx) error {
+	err = s.view(ctx, func(tx *database.Tx) error {
 		ts, err = totals(ctx, tx, `ended > ? AND ended <= ?`, lo, hi)
 		return err
 	})
@@ -189,13 +190,13 @@ func bounds(from, to time.Time) (lo, hi int64) {
 	return lo, hi
 }
 
-func totals(ctx context.Context, tx *sql.Tx, where string, args ...any) (ts []Total, err error) {
+func totals(ctx context.Context, tx *database.Tx, where string, args ...any) (ts []Total, err error) {
 	cards, err := accelerators(ctx, tx, ` FROM usage WHERE `+where, args...)
 	if err != nil {
 		return nil, err
 	}
 	rows, err := tx.QueryContext(ctx, `SELECT svc, app, service, sum(run_ms), sum(cpu_us), sum(mem_bs), sum(rx_bytes), sum(tx_bytes)
-		FROM usage JOIN services USING (svc) WHERE `+where+` GROUP BY svc ORDER BY app, service`, args...)
+		FROM usage JOIN services USING (svc) WHERE `+where+` GROUP BY svc, app, service ORDER BY app, service`, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -233,7 +234,7 @@ func (s *Store) Records(ctx context.Context, id api.DeviceID, after uint64, limi
 	if limit <= 0 {
 		limit = 500
 	}
-	err = s.view(ctx, func(tx *sql.Tx) error {
+	err = s.view(ctx, func(tx *database.Tx) error {
 		var dev int64
 		err := tx.QueryRowContext(ctx, `SELECT dev FROM devices WHERE device = ?`, id[:]).Scan(&dev)
 		if errors.Is(err, sql.ErrNoRows) {
@@ -246,7 +247,7 @@ func (s *Store) Records(ctx context.Context, id api.DeviceID, after uint64, limi
 		rows, err := tx.QueryContext(ctx, `SELECT epoch, seq, last, kind FROM (
 			SELECT DISTINCT epoch, seq, last, 1 AS kind FROM usage WHERE dev = ?1 AND seq > ?2
 			UNION ALL SELECT epoch, seq, last, 2 + audit FROM events WHERE dev = ?1 AND seq > ?2
-			UNION ALL SELECT epoch, seq, last, kind FROM others WHERE dev = ?1 AND seq > ?2)
+			UNION ALL SELECT epoch, seq, last, kind FROM others WHERE dev = ?1 AND seq > ?2) AS numbers
 			ORDER BY epoch, seq LIMIT ?3`, dev, int64(after), limit)
 		if err != nil {
 			return err
@@ -272,7 +273,7 @@ func (s *Store) Records(ctx context.Context, id api.DeviceID, after uint64, limi
 	return out, err
 }
 
-func fillEntry(ctx context.Context, tx *sql.Tx, dev int64, e *Entry) error {
+func fillEntry(ctx context.Context, tx *database.Tx, dev int64, e *Entry) error {
 	var first, taken int64
 	err := tx.QueryRowContext(ctx, `SELECT first, taken FROM batches WHERE dev = ? AND epoch = ? AND last >= ? ORDER BY last LIMIT 1`, dev, int64(e.Epoch), int64(e.Seq)).Scan(&first, &taken)
 	if err == nil && uint64(first) <= e.Seq { // else its batch is forgotten
@@ -325,13 +326,13 @@ const manyDevices = 64
 // some devices, or of all for nil. A limit of 0 means 100.
 //
 // The events of a few devices are found by the index; those of many by going back from
-// the newest, which soon meets enough of theirs (the + keeps SQLite from the index).
+// the newest, which soon meets enough of theirs.
 func (s *Store) Events(ctx context.Context, of []api.DeviceID, limit int) (out []Entry, err error) {
 	if limit <= 0 {
 		limit = 100
 	}
-	err = s.view(ctx, func(tx *sql.Tx) error {
-		where, args := `1`, []any{}
+	err = s.view(ctx, func(tx *database.Tx) error {
+		where, args := `1 = 1`, []any{}
 		if of != nil {
 			hexes := make([]string, len(of))
 			for i, id := range of {
@@ -341,10 +342,11 @@ func (s *Store) Events(ctx context.Context, of []api.DeviceID, limit int) (out [
 			if err != nil {
 				return err
 			}
-			where, args = `dev IN (SELECT dev FROM devices WHERE device IN (SELECT unhex(value) FROM json_each(?)))`, []any{string(list)}
+			column := "events.dev"
 			if len(of) > manyDevices {
-				where = "+" + where
+				column = tx.Dialect().Unindexed(column)
 			}
+			where, args = column+` IN (SELECT dev FROM devices WHERE device IN `+tx.Dialect().Blobs()+`)`, []any{string(list)}
 		}
 		rows, err := tx.QueryContext(ctx, `SELECT device, events.epoch, seq, last, audit, time, name, subject, message, actor
 			FROM events JOIN devices USING (dev) WHERE `+where+` ORDER BY id DESC LIMIT ?`, append(args, limit)...)
@@ -383,7 +385,7 @@ func (s *Store) Quarantine(ctx context.Context, limit int) (out []Aside, err err
 	if limit <= 0 {
 		limit = 100
 	}
-	err = s.view(ctx, func(tx *sql.Tx) error {
+	err = s.view(ctx, func(tx *database.Tx) error {
 		rows, err := tx.QueryContext(ctx, `SELECT device, at, what, detail, raw FROM quarantine JOIN devices USING (dev) ORDER BY id DESC LIMIT ?`, limit)
 		if err != nil {
 			return err
@@ -406,10 +408,6 @@ func (s *Store) Quarantine(ctx context.Context, limit int) (out []Aside, err err
 }
 
 // view runs fn on one consistent state.
-func (s *Store) view(ctx context.Context, fn func(*sql.Tx) error) error {
-	tx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
-	if err != nil {
-		return err
-	}
-	return errors.Join(fn(tx), tx.Rollback())
+func (s *Store) view(ctx context.Context, fn func(*database.Tx) error) error {
+	return s.db.Read(ctx, fn)
 }

@@ -173,10 +173,10 @@ func (w *world) restore() {
 		w.t.Fatal(err)
 	}
 	w.coreEpoch++
-	w.cfg.Path = filepath.Join(w.dir, fmt.Sprintf("restored%d.db", w.coreEpoch))
+	w.cfg.Place = filepath.Join(w.dir, fmt.Sprintf("restored%d.db", w.coreEpoch))
 	if w.backup != "" {
 		from := open(w.t, config(w.backup))
-		if _, err := from.BackupTo(context.Background(), w.cfg.Path); err != nil {
+		if _, err := from.BackupTo(context.Background(), w.cfg.Place); err != nil {
 			w.t.Fatal(err)
 		}
 		if err := from.Close(); err != nil {

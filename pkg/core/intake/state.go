@@ -2,17 +2,21 @@ package intake
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/database"
 	"tributary.dev/tributary/pkg/link"
 )
 
 // Devices implements link.CoreStore.
 func (s *Store) Devices(fn func(link.DeviceRow) error) error {
 	s.mu.Lock()
+	if err := s.fresh(context.Background()); err != nil {
+		s.mu.Unlock()
+		return err
+	}
 	live, err := s.liveKeys(context.Background())
 	rows := make([]link.DeviceRow, 0, len(s.devices))
 	for id, d := range s.devices {
@@ -32,7 +36,7 @@ func (s *Store) Devices(fn func(link.DeviceRow) error) error {
 
 // liveKeys lists what every device reports, by its number in the file.
 func (s *Store) liveKeys(ctx context.Context) (map[int64][]link.LiveKey, error) {
-	rows, err := s.write.QueryContext(ctx, `SELECT dev, key, seq FROM entries ORDER BY dev`)
+	rows, err := s.db.QueryContext(ctx, `SELECT dev, key, seq FROM entries ORDER BY dev`)
 	if err != nil {
 		return nil, err
 	}
@@ -60,9 +64,13 @@ func (s *Store) ApplyState(changes []link.StateChange) error {
 	ctx := context.Background()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.fresh(ctx); err != nil {
+		return err
+	}
 	touched := make(map[api.DeviceID]*device)
 	now := s.cfg.Now()
-	err := s.inTx(ctx, func(tx *sql.Tx) error {
+	err := s.inTx(ctx, func(tx *database.Tx) error {
+		clear(touched)
 		for i := range changes {
 			c := &changes[i]
 			d, err := s.touch(ctx, tx, touched, c.Device)
@@ -79,32 +87,38 @@ func (s *Store) ApplyState(changes []link.StateChange) error {
 		return err
 	}
 	s.keep(touched)
-	if s.cfg.Changed != nil {
-		for id := range touched {
+	for id := range touched {
+		delete(s.seen, id)
+		if s.cfg.Changed != nil {
 			s.cfg.Changed(id)
 		}
 	}
 	return nil
 }
 
-func (s *Store) applyOne(ctx context.Context, tx *sql.Tx, d *device, c *link.StateChange, now time.Time) error {
-	q := s.stmts
+func (s *Store) applyOne(ctx context.Context, tx *database.Tx, d *device, c *link.StateChange, now time.Time) error {
 	switch {
 	case c.Epoch < d.stateEpoch:
 		return nil // overtaken
 	case c.Full || c.Epoch > d.stateEpoch:
-		if _, err := tx.StmtContext(ctx, q.clearEntries).ExecContext(ctx, d.dev); err != nil {
+		if _, err := tx.ExecContext(ctx, sqlClearEntries, d.dev); err != nil {
 			return err
 		}
 		d.stateEpoch, d.stateSeq = c.Epoch, 0
 	}
 	for i := range c.Entries {
 		e := &c.Entries[i]
+		if !nameable(e.Key) {
+			if err := s.setAside(ctx, tx, d.dev, "state", fmt.Sprintf("the ledger cannot hold the key %.100q", e.Key), e.Value); err != nil {
+				return err
+			}
+			continue
+		}
 		var err error
 		if e.Deleted {
-			_, err = tx.StmtContext(ctx, q.dropEntry).ExecContext(ctx, d.dev, e.Key, int64(e.Seq))
+			_, err = tx.ExecContext(ctx, sqlDropEntry, d.dev, e.Key, int64(e.Seq))
 		} else {
-			_, err = tx.StmtContext(ctx, q.putEntry).ExecContext(ctx, d.dev, e.Key, blob(e.Value), int64(e.Seq), e.MAC[:], e.Extra)
+			_, err = tx.ExecContext(ctx, sqlPutEntry, d.dev, e.Key, blob(e.Value), int64(e.Seq), e.MAC[:], e.Extra)
 		}
 		if err != nil {
 			return err
@@ -118,12 +132,11 @@ func (s *Store) applyOne(ctx context.Context, tx *sql.Tx, d *device, c *link.Sta
 	d.stateSeq = max(d.stateSeq, c.Seq)
 	if c.Attachment != nil {
 		d.attachment = append([]byte(nil), c.Attachment...)
-		if _, err := tx.StmtContext(ctx, q.putAttachment).ExecContext(ctx, d.dev, d.attachment, c.Parent[:]); err != nil {
+		if _, err := tx.ExecContext(ctx, sqlPutAttachment, d.dev, d.attachment, c.Parent[:]); err != nil {
 			return err
 		}
 	}
-	delete(s.seen, d.id)
-	_, err := tx.StmtContext(ctx, q.putVector).ExecContext(ctx, d.dev, int64(d.stateEpoch), int64(d.stateSeq), now.UnixMilli())
+	_, err := tx.ExecContext(ctx, sqlPutVector, d.dev, int64(d.stateEpoch), int64(d.stateSeq), now.UnixMilli())
 	return err
 }
 
@@ -137,7 +150,7 @@ func blob(b []byte) []byte {
 
 // touch gives the copy of a device that this transaction changes, and writes its row
 // if it has none.
-func (s *Store) touch(ctx context.Context, tx *sql.Tx, touched map[api.DeviceID]*device, id api.DeviceID) (*device, error) {
+func (s *Store) touch(ctx context.Context, tx *database.Tx, touched map[api.DeviceID]*device, id api.DeviceID) (*device, error) {
 	if d, ok := touched[id]; ok && d.dev != 0 {
 		return d, nil
 	}
@@ -151,7 +164,7 @@ func (s *Store) touch(ctx context.Context, tx *sql.Tx, touched map[api.DeviceID]
 		touched[id] = d
 	}
 	if d.dev == 0 {
-		if err := tx.StmtContext(ctx, s.stmts.newDevice).QueryRowContext(ctx, id[:]).Scan(&d.dev); err != nil {
+		if err := tx.QueryRowContext(ctx, sqlNewDevice, id[:]).Scan(&d.dev); err != nil {
 			return nil, fmt.Errorf("enter device %s: %w", id, err)
 		}
 	}
@@ -166,12 +179,12 @@ func (s *Store) keep(touched map[api.DeviceID]*device) {
 }
 
 // setAside keeps something for operators, the newest hundred of a device and cause.
-func (s *Store) setAside(ctx context.Context, tx *sql.Tx, dev int64, what, detail string, raw []byte) error {
+func (s *Store) setAside(ctx context.Context, tx *database.Tx, dev int64, what, detail string, raw []byte) error {
 	s.cfg.Log.Warn("set aside", "dev", dev, "what", what, "detail", detail, "bytes", len(raw))
-	if _, err := tx.StmtContext(ctx, s.stmts.setAside).ExecContext(ctx, dev, s.cfg.Now().UnixMilli(), what, detail, raw); err != nil {
+	if _, err := tx.ExecContext(ctx, sqlSetAside, dev, s.cfg.Now().UnixMilli(), what, database.Legible(detail), raw); err != nil {
 		return err
 	}
-	_, err := tx.StmtContext(ctx, s.stmts.pruneAside).ExecContext(ctx, dev, what)
+	_, err := tx.ExecContext(ctx, sqlPruneAside, dev, what)
 	return err
 }
 
@@ -189,13 +202,13 @@ func (s *Store) flushSeen(ctx context.Context) error {
 	if len(s.seen) == 0 {
 		return nil
 	}
-	err := s.inTx(ctx, func(tx *sql.Tx) error {
+	err := s.inTx(ctx, func(tx *database.Tx) error {
 		for id, at := range s.seen {
 			d, ok := s.devices[id]
 			if !ok {
 				continue
 			}
-			if _, err := tx.StmtContext(ctx, s.stmts.putSeen).ExecContext(ctx, d.dev, at.UnixMilli()); err != nil {
+			if _, err := tx.ExecContext(ctx, sqlPutSeen, d.dev, at.UnixMilli()); err != nil {
 				return err
 			}
 		}

@@ -2,11 +2,11 @@ package intake
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/database"
 )
 
 // Retention is how long the ledger keeps detail. Zero is for ever. Totals stay exact
@@ -34,15 +34,10 @@ func (s *Store) Tidy(ctx context.Context, r Retention) error {
 		ids = append(ids, id)
 	}
 	s.mu.Unlock()
-	untidy, err := s.read.PrepareContext(ctx, untidyQuery)
-	if err != nil {
-		return err
-	}
-	defer untidy.Close()
 	for _, id := range ids {
 		// Most devices have nothing to tidy: they must not cost a transaction each, for
 		// which others wait.
-		more, err := s.untidy(ctx, untidy, r, id)
+		more, err := s.untidy(ctx, r, id)
 		if err != nil {
 			return fmt.Errorf("look through the ledger of device %s: %w", id, err)
 		}
@@ -68,7 +63,7 @@ const untidyQuery = `SELECT EXISTS (SELECT 1 FROM events WHERE dev = ?1 AND audi
 
 // untidy tells whether there is anything to do for a device, without a transaction that
 // writes.
-func (s *Store) untidy(ctx context.Context, query *sql.Stmt, r Retention, id api.DeviceID) (is bool, err error) {
+func (s *Store) untidy(ctx context.Context, r Retention, id api.DeviceID) (is bool, err error) {
 	s.mu.Lock()
 	var dev int64
 	if d := s.devices[id]; d != nil {
@@ -86,7 +81,7 @@ func (s *Store) untidy(ctx context.Context, query *sql.Stmt, r Retention, id api
 	if r.Intervals > 0 {
 		intervals = now.Add(-r.Intervals).UnixMilli()
 	}
-	err = query.QueryRowContext(ctx, dev, events, intervals, int64(api.RecordTelemetry), dayMillis, intervals-intervals%dayMillis).Scan(&is)
+	err = s.db.QueryRowContext(ctx, untidyQuery, dev, events, intervals, int64(api.RecordTelemetry), dayMillis, intervals-intervals%dayMillis).Scan(&is)
 	return is, err
 }
 
@@ -94,11 +89,14 @@ func (s *Store) untidy(ctx context.Context, query *sql.Stmt, r Retention, id api
 func (s *Store) tidyDevice(ctx context.Context, r Retention, id api.DeviceID) (more bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.fresh(ctx); err != nil {
+		return false, err
+	}
 	d, now := s.devices[id], s.cfg.Now()
 	if d == nil || d.dev == 0 {
 		return false, nil
 	}
-	err = s.inTx(ctx, func(tx *sql.Tx) error {
+	err = s.inTx(ctx, func(tx *database.Tx) error {
 		if r.Events > 0 {
 			if _, err := tx.ExecContext(ctx, `DELETE FROM events WHERE dev = ? AND audit = 0 AND time < ?`, d.dev, now.Add(-r.Events).UnixMilli()); err != nil {
 				return err
@@ -128,7 +126,7 @@ func (s *Store) tidyDevice(ctx context.Context, r Retention, id api.DeviceID) (m
 
 // dropBatches forgets telemetry and chain values of old batches, but for the last one. An
 // old batch that comes again is then a repeat without a second look.
-func dropBatches(ctx context.Context, tx *sql.Tx, d *device, before int64) error {
+func dropBatches(ctx context.Context, tx *database.Tx, d *device, before int64) error {
 	// Telemetry has no time of its own here: it goes with the batch that brought it.
 	if _, err := tx.ExecContext(ctx, `DELETE FROM others WHERE dev = ?1 AND kind = ?2 AND poison IS NULL AND EXISTS (
 		SELECT 1 FROM batches b WHERE b.dev = ?1 AND b.epoch = others.epoch AND b.first <= others.seq AND b.last >= others.last AND b.taken < ?3)`,
@@ -145,7 +143,7 @@ type usageDay struct {
 	seq, last, began, ended int64
 }
 
-func daysToSum(ctx context.Context, tx *sql.Tx, dev, before int64) (days []usageDay, err error) {
+func daysToSum(ctx context.Context, tx *database.Tx, dev, before int64) (days []usageDay, err error) {
 	rows, err := tx.QueryContext(ctx, `SELECT epoch, ended / ?2 AS day, min(seq), max(last), min(began), max(ended) FROM usage
 		WHERE dev = ?1 AND ended < ?3 GROUP BY epoch, day HAVING min(seq) < max(seq) ORDER BY epoch, day LIMIT ?4`, dev, dayMillis, before, tidyDays)
 	if err != nil {
@@ -164,7 +162,7 @@ func daysToSum(ctx context.Context, tx *sql.Tx, dev, before int64) (days []usage
 
 // sum puts one record in the place of a day's, as a device does that runs out of room: its
 // numbers go from the first to the last.
-func (u *usageDay) sum(ctx context.Context, tx *sql.Tx, dev int64) error {
+func (u *usageDay) sum(ctx context.Context, tx *database.Tx, dev int64) error {
 	const where = ` FROM usage WHERE dev = ? AND epoch = ? AND ended / ? = ? AND seq BETWEEN ? AND ?`
 	args := []any{dev, u.epoch, dayMillis, u.day, u.seq, u.last}
 	rows, err := tx.QueryContext(ctx, `SELECT svc, sum(run_ms), sum(cpu_us), sum(mem_bs), sum(rx_bytes), sum(tx_bytes)`+where+` GROUP BY svc ORDER BY svc DESC`, args...)
@@ -197,7 +195,7 @@ func (u *usageDay) sum(ctx context.Context, tx *sql.Tx, dev int64) error {
 		return err
 	}
 	for _, v := range sums {
-		if _, err := tx.ExecContext(ctx, usageInsert+usageRow, dev, u.epoch, u.seq, v[0], u.last, u.began, u.ended, v[1], v[2], v[3], v[4], v[5]); err != nil {
+		if _, err := tx.ExecContext(ctx, sqlPutUsage, dev, u.epoch, u.seq, v[0], u.last, u.began, u.ended, v[1], v[2], v[3], v[4], v[5]); err != nil {
 			return err
 		}
 		card := cards[v[0]]

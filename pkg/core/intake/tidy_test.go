@@ -2,6 +2,7 @@ package intake
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"path/filepath"
 	"reflect"
@@ -22,7 +23,7 @@ func TestTidyKeepsTotals(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		dir := t.TempDir()
 		now := time.UnixMilli(100 * dayMillis).Add(5 * time.Hour)
-		s := open(rt, Config{Path: filepath.Join(dir, "ledger.db"), Now: func() time.Time { return now }})
+		s := open(rt, Config{Place: filepath.Join(dir, "ledger.db"), Now: func() time.Time { return now }})
 		defer s.Close()
 		b := newBox(rt, 1, key)
 		at := int64(90 * dayMillis)
@@ -81,14 +82,20 @@ func TestTidyKeepsTotals(t *testing.T) {
 // What has nothing to tidy is looked at, and nothing more: records come in meanwhile.
 func TestTidyLeavesTheTidyAlone(t *testing.T) {
 	now := time.UnixMilli(100 * dayMillis)
-	s := open(t, Config{Path: filepath.Join(t.TempDir(), "ledger.db"), Now: func() time.Time { return now }})
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	s := open(t, Config{Place: path, Now: func() time.Time { return now }})
 	defer s.Close()
+	others, err := sql.Open("sqlite", "file:"+path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer others.Close()
 	b := newBox(t, 1, newKey(t))
 	b.use(t, 1)
 	want(t, s, link.Accepted, 1, b.cut(t, 1, 1, false))
 	keep := Retention{Intervals: 24 * time.Hour, Events: 24 * time.Hour}
 	writes := func() bool {
-		conn, err := s.read.Conn(t.Context())
+		conn, err := others.Conn(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -111,7 +118,7 @@ func TestTidyLeavesTheTidyAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Somebody else's lock on the file stands for a commit that takes its time.
-	other, err := s.read.Conn(t.Context())
+	other, err := others.Conn(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +159,7 @@ func days(t testing_, s *Store, id api.DeviceID) map[int][]Total {
 // Old events and telemetry go, audits and what a device lost stay.
 func TestTidyDropsDetail(t *testing.T) {
 	now := time.UnixMilli(100 * dayMillis)
-	s := open(t, Config{Path: filepath.Join(t.TempDir(), "ledger.db"), Now: func() time.Time { return now }})
+	s := open(t, Config{Place: filepath.Join(t.TempDir(), "ledger.db"), Now: func() time.Time { return now }})
 	defer s.Close()
 	b := newBox(t, 1, newKey(t))
 	event, err := record.EncodeEvent(api.Event{Time: now.UnixMilli(), Name: "restarted"})

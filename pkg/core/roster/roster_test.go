@@ -25,7 +25,7 @@ import (
 
 type hall struct {
 	t     *testing.T
-	db    *store.SQLite
+	db    *store.SQL
 	r     *Roster
 	clock *storetest.Clock
 }
@@ -34,7 +34,7 @@ func start(t *testing.T) *hall {
 	t.Helper()
 	clock := storetest.NewClock()
 	var uid atomic.Int64
-	db, err := store.OpenSQLite(t.Context(), store.Config{Now: clock.Now, NewUID: func() string { return fmt.Sprint("uid", uid.Add(1)) }})
+	db, err := store.Open(t.Context(), store.Config{Now: clock.Now, NewUID: func() string { return fmt.Sprint("uid", uid.Add(1)) }})
 	if err != nil {
 		t.Fatal(err)
 	}

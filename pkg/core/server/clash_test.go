@@ -16,7 +16,7 @@ import (
 // same request counts as it will be.
 func TestMeetings(t *testing.T) {
 	ctx := t.Context()
-	db, err := store.OpenSQLite(ctx, store.Config{Now: time.Now, NewUID: func() string { return fmt.Sprint(time.Now().UnixNano()) }})
+	db, err := store.Open(ctx, store.Config{Now: time.Now, NewUID: func() string { return fmt.Sprint(time.Now().UnixNano()) }})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,7 +27,7 @@ import (
 type core struct {
 	t             *testing.T
 	url           string
-	store         *store.SQLite
+	store         *store.SQL
 	server        *server.Server
 	admin, viewer string
 }
@@ -35,7 +35,7 @@ type core struct {
 func start(t *testing.T, change func(*server.Config)) *core {
 	t.Helper()
 	var uid atomic.Int64
-	db, err := store.OpenSQLite(t.Context(), store.Config{Now: time.Now, NewUID: func() string { return fmt.Sprint("uid-", uid.Add(1)) }})
+	db, err := store.Open(t.Context(), store.Config{Now: time.Now, NewUID: func() string { return fmt.Sprint("uid-", uid.Add(1)) }})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,14 +13,14 @@ type Attestations interface {
 }
 
 // PutAttestation implements Attestations. It is durable when it returns.
-func (s *SQLite) PutAttestation(ctx context.Context, device api.DeviceID, record []byte) error {
-	_, err := s.write.ExecContext(ctx, "INSERT INTO attestations (device, record) VALUES (?, ?) ON CONFLICT (device) DO UPDATE SET record = excluded.record", device[:], record)
+func (s *SQL) PutAttestation(ctx context.Context, device api.DeviceID, record []byte) error {
+	_, err := s.db.ExecContext(ctx, "INSERT INTO attestations (device, record) VALUES (?, ?) ON CONFLICT (device) DO UPDATE SET record = excluded.record", device[:], record)
 	return err
 }
 
 // EachAttestation implements Attestations.
-func (s *SQLite) EachAttestation(ctx context.Context, f func(device api.DeviceID, record []byte) error) error {
-	rows, err := s.read.QueryContext(ctx, "SELECT device, record FROM attestations")
+func (s *SQL) EachAttestation(ctx context.Context, f func(device api.DeviceID, record []byte) error) error {
+	rows, err := s.db.QueryContext(ctx, "SELECT device, record FROM attestations")
 	if err != nil {
 		return err
 	}

@@ -43,7 +43,7 @@ type Boxes interface {
 }
 
 // Enrol implements Boxes.
-func (s *SQLite) Enrol(ctx context.Context, e Enrolment) error {
+func (s *SQL) Enrol(ctx context.Context, e Enrolment) error {
 	return s.tx(ctx, func(w *writer) error {
 		if e.Token != nil {
 			now, err := s.get(ctx, w, e.Token.Key())
@@ -88,8 +88,8 @@ func (s *SQLite) Enrol(ctx context.Context, e Enrolment) error {
 }
 
 // EachBox implements Boxes.
-func (s *SQLite) EachBox(ctx context.Context, f func(Box) error) error {
-	rows, err := s.read.QueryContext(ctx, "SELECT device, tenant, name, public_key, seal_key, token FROM boxes")
+func (s *SQL) EachBox(ctx context.Context, f func(Box) error) error {
+	rows, err := s.db.QueryContext(ctx, "SELECT device, tenant, name, public_key, seal_key, token FROM boxes")
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func (s *SQLite) EachBox(ctx context.Context, f func(Box) error) error {
 }
 
 // DeleteBox implements Boxes.
-func (s *SQLite) DeleteBox(ctx context.Context, device api.DeviceID) error {
+func (s *SQL) DeleteBox(ctx context.Context, device api.DeviceID) error {
 	return s.tx(ctx, func(w *writer) error {
 		if _, err := w.ExecContext(ctx, "DELETE FROM attestations WHERE device = ?", device[:]); err != nil {
 			return err

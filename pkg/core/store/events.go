@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/database"
 )
 
 // The names of the events that the core notes of a device.
@@ -43,7 +44,7 @@ type Events interface {
 }
 
 // AppendEvents implements Events.
-func (s *SQLite) AppendEvents(ctx context.Context, list []DeviceEvent) error {
+func (s *SQL) AppendEvents(ctx context.Context, list []DeviceEvent) error {
 	if len(list) == 0 {
 		return nil
 	}
@@ -57,7 +58,7 @@ func appendEvents(ctx context.Context, w *writer, list []DeviceEvent) error {
 	}
 	defer stmt.Close()
 	for _, e := range list {
-		if _, err := stmt.ExecContext(ctx, e.Device[:], e.Label, e.Time, e.Name, e.Subject, e.Message, e.Actor); err != nil {
+		if _, err := stmt.ExecContext(ctx, e.Device[:], database.Legible(e.Label), e.Time, database.Legible(e.Name), database.Legible(e.Subject), database.Legible(e.Message), database.Legible(e.Actor)); err != nil {
 			return err
 		}
 	}
@@ -69,15 +70,16 @@ func appendEvents(ctx context.Context, w *writer, list []DeviceEvent) error {
 const manyDevices = 64
 
 // Events implements Events.
-func (s *SQLite) Events(ctx context.Context, of []api.DeviceID, limit int) ([]DeviceEvent, error) {
-	where, args := "1", []any{}
+func (s *SQL) Events(ctx context.Context, of []api.DeviceID, limit int) ([]DeviceEvent, error) {
+	where, args := "1 = 1", []any{}
 	if of != nil {
-		where, args = "device IN (SELECT unhex(value) FROM json_each(?))", []any{hexList(of)}
+		column := "device"
 		if len(of) > manyDevices {
-			where = "+" + where
+			column = s.db.Dialect().Unindexed(column)
 		}
+		where, args = column+" IN "+s.db.Dialect().Blobs(), []any{hexList(of)}
 	}
-	rows, err := s.read.QueryContext(ctx, "SELECT id, device, label, time, name, subject, message, actor FROM events WHERE "+where+" ORDER BY id DESC LIMIT ?", append(args, limit)...)
+	rows, err := s.db.QueryContext(ctx, "SELECT id, device, label, time, name, subject, message, actor FROM events WHERE "+where+" ORDER BY id DESC LIMIT ?", append(args, limit)...)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +97,7 @@ func (s *SQLite) Events(ctx context.Context, of []api.DeviceID, limit int) ([]De
 	return out, rows.Err()
 }
 
-// hexList is ids as SQLite's json_each takes them.
+// hexList is ids as Dialect.Blobs takes them.
 func hexList(ids []api.DeviceID) string {
 	b := []byte{'['}
 	for i, id := range ids {
@@ -107,10 +109,10 @@ func hexList(ids []api.DeviceID) string {
 	return string(append(b, ']'))
 }
 
-// LastPresence implements Events. Of an aggregate with max SQLite takes the other columns
-// from the row that has it (lang_select.html, section 2.5).
-func (s *SQLite) LastPresence(ctx context.Context) (map[api.DeviceID]bool, error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT device, name, max(id) FROM events WHERE name IN (?, ?) GROUP BY device", EventOnline, EventOffline)
+// LastPresence implements Events.
+func (s *SQL) LastPresence(ctx context.Context) (map[api.DeviceID]bool, error) {
+	rows, err := s.db.QueryContext(ctx, `SELECT e.device, e.name FROM events e
+		JOIN (SELECT max(id) AS id FROM events WHERE name IN (?, ?) GROUP BY device) newest ON newest.id = e.id`, EventOnline, EventOffline)
 	if err != nil {
 		return nil, err
 	}
@@ -119,8 +121,7 @@ func (s *SQLite) LastPresence(ctx context.Context) (map[api.DeviceID]bool, error
 	for rows.Next() {
 		var id []byte
 		var name string
-		var newest int64
-		if err := rows.Scan(&id, &name, &newest); err != nil {
+		if err := rows.Scan(&id, &name); err != nil {
 			return nil, err
 		}
 		online[api.DeviceID(id)] = name == EventOnline
@@ -129,7 +130,7 @@ func (s *SQLite) LastPresence(ctx context.Context) (map[api.DeviceID]bool, error
 }
 
 // DropEvents implements Events.
-func (s *SQLite) DropEvents(ctx context.Context, before time.Time) error {
+func (s *SQL) DropEvents(ctx context.Context, before time.Time) error {
 	return s.tx(ctx, func(w *writer) error {
 		_, err := w.ExecContext(ctx, "DELETE FROM events WHERE time < ?", before.UnixMilli())
 		return err

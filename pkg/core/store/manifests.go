@@ -34,9 +34,10 @@ type Manifests interface {
 }
 
 // SaveManifests implements Manifests.
-func (s *SQLite) SaveManifests(ctx context.Context, records []*ManifestRecord) error {
+func (s *SQL) SaveManifests(ctx context.Context, records []*ManifestRecord) error {
 	return s.tx(ctx, func(w *writer) error {
-		stmt, err := w.PrepareContext(ctx, "INSERT OR REPLACE INTO manifests (device, epoch, generation, raw, tombstones, seals) VALUES (?,?,?,?,?,?)")
+		stmt, err := w.PrepareContext(ctx, "INSERT INTO manifests (device, epoch, generation, raw, tombstones, seals) VALUES (?,?,?,?,?,?)"+
+			" ON CONFLICT (device) DO UPDATE SET epoch = excluded.epoch, generation = excluded.generation, raw = excluded.raw, tombstones = excluded.tombstones, seals = excluded.seals")
 		if err != nil {
 			return err
 		}
@@ -59,8 +60,8 @@ func (s *SQLite) SaveManifests(ctx context.Context, records []*ManifestRecord) e
 }
 
 // EachManifest implements Manifests.
-func (s *SQLite) EachManifest(ctx context.Context, f func(*ManifestRecord) error) error {
-	rows, err := s.read.QueryContext(ctx, "SELECT device, epoch, generation, raw, tombstones, seals FROM manifests")
+func (s *SQL) EachManifest(ctx context.Context, f func(*ManifestRecord) error) error {
+	rows, err := s.db.QueryContext(ctx, "SELECT device, epoch, generation, raw, tombstones, seals FROM manifests")
 	if err != nil {
 		return err
 	}
@@ -91,7 +92,7 @@ func (s *SQLite) EachManifest(ctx context.Context, f func(*ManifestRecord) error
 }
 
 // DeleteManifest implements Manifests.
-func (s *SQLite) DeleteManifest(ctx context.Context, device api.DeviceID) error {
-	_, err := s.write.ExecContext(ctx, "DELETE FROM manifests WHERE device = ?", device[:])
+func (s *SQL) DeleteManifest(ctx context.Context, device api.DeviceID) error {
+	_, err := s.db.ExecContext(ctx, "DELETE FROM manifests WHERE device = ?", device[:])
 	return err
 }

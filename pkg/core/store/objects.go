@@ -12,16 +12,20 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/database"
 )
 
 const columns = "kind, tenant, name, uid, labels, annotations, spec, status, revision, generation, created, updated"
 
 // Get implements Store.
-func (s *SQLite) Get(ctx context.Context, key api.Key) (*api.Object, error) {
-	return s.get(ctx, s.read, key)
+func (s *SQL) Get(ctx context.Context, key api.Key) (*api.Object, error) {
+	return s.get(ctx, s.db, key)
 }
 
-func (s *SQLite) get(ctx context.Context, q querier, key api.Key) (*api.Object, error) {
+func (s *SQL) get(ctx context.Context, q database.Querier, key api.Key) (*api.Object, error) {
+	if !storable(key) {
+		return nil, notFound(key)
+	}
 	row := q.QueryRowContext(ctx, sqlGet, key.Kind, key.Tenant, key.Name)
 	obj, err := s.scan(row.Scan)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -30,7 +34,12 @@ func (s *SQLite) get(ctx context.Context, q querier, key api.Key) (*api.Object, 
 	return obj, err
 }
 
-func (s *SQLite) scan(row func(...any) error) (*api.Object, error) {
+// storable tells whether there may be an object of a key at all: people ask for any.
+func storable(k api.Key) bool {
+	return database.Text(k.Tenant) && database.Text(k.Kind) && database.Text(k.Name)
+}
+
+func (s *SQL) scan(row func(...any) error) (*api.Object, error) {
 	o := &api.Object{APIVersion: api.Version}
 	var labels, annotations string
 	var spec, status []byte
@@ -74,54 +83,62 @@ func encodeMap(m map[string]string) string {
 
 // List implements Store. The cursor is "tenant/name" of the last object of a page; a
 // tenant is a DNS label, so the first slash divides the two.
-func (s *SQLite) List(ctx context.Context, q Query) (items []*api.Object, next string, revision int64, err error) {
+func (s *SQL) List(ctx context.Context, q Query) (items []*api.Object, next string, revision int64, err error) {
 	selector, err := api.ParseSelector(q.Selector)
 	if err != nil {
 		return nil, "", 0, err
 	}
-	tx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
-	if err != nil {
-		return nil, "", 0, err
-	}
-	defer tx.Rollback() //nolint:errcheck // it only read
-	if revision, err = s.counter(ctx, tx, "revision"); err != nil {
-		return nil, "", 0, err
-	}
 	text, args := "SELECT "+columns+" FROM objects WHERE kind = ?", []any{q.Kind}
+	if !database.Text(q.Tenant) || !database.Text(q.Kind) {
+		return nil, "", 0, api.Errorf(api.Invalid, "there is no kind %q of tenant %q", q.Kind, q.Tenant)
+	}
 	if q.Tenant != "" {
 		text, args = text+" AND tenant = ?", append(args, q.Tenant)
 	}
 	if q.After != "" {
 		tenant, name, ok := strings.Cut(q.After, "/")
-		if !ok {
+		if !ok || !database.Text(q.After) {
 			return nil, "", 0, &api.Error{Code: api.Invalid, Field: "after", Message: "not a cursor of this list", Remedy: "pass what the page before gave as next"}
 		}
 		text, args = text+" AND (tenant, name) > (?, ?)", append(args, tenant, name)
 	}
-	rows, err := tx.QueryContext(ctx, text+" ORDER BY tenant, name", args...)
+	err = s.db.Read(ctx, func(tx *database.Tx) error {
+		if revision, err = s.counter(ctx, tx, "revision"); err != nil {
+			return err
+		}
+		rows, err := tx.QueryContext(ctx, text+" ORDER BY tenant, name", args...)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			obj, err := s.scan(rows.Scan)
+			if err != nil {
+				return err
+			}
+			if q.Selector != "" && !selector.Matches(obj.Metadata.Labels) {
+				continue
+			}
+			if q.Limit > 0 && len(items) == q.Limit {
+				last := items[len(items)-1].Metadata
+				next = last.Tenant + "/" + last.Name
+				return nil
+			}
+			items = append(items, obj)
+		}
+		return rows.Err()
+	})
 	if err != nil {
 		return nil, "", 0, err
 	}
-	defer rows.Close()
-	for rows.Next() {
-		obj, err := s.scan(rows.Scan)
-		if err != nil {
-			return nil, "", 0, err
-		}
-		if q.Selector != "" && !selector.Matches(obj.Metadata.Labels) {
-			continue
-		}
-		if q.Limit > 0 && len(items) == q.Limit {
-			last := items[len(items)-1].Metadata
-			return items, last.Tenant + "/" + last.Name, revision, nil
-		}
-		items = append(items, obj)
-	}
-	return items, "", revision, rows.Err()
+	return items, next, revision, nil
 }
 
 // Put implements Store.
-func (s *SQLite) Put(ctx context.Context, obj *api.Object, opts PutOptions) (out *api.Object, err error) {
+func (s *SQL) Put(ctx context.Context, obj *api.Object, opts PutOptions) (out *api.Object, err error) {
+	if key := obj.Key(); !storable(key) {
+		return nil, api.Errorf(api.Invalid, "no database can hold the name %q of tenant %q", key.Name, key.Tenant)
+	}
 	var status json.RawMessage
 	if opts.Status != nil {
 		if status, err = json.Marshal(opts.Status); err != nil {
@@ -195,7 +212,7 @@ func compact(raw json.RawMessage) json.RawMessage {
 }
 
 // stamp sets what the store alone decides.
-func (s *SQLite) stamp(out, old *api.Object) {
+func (s *SQL) stamp(out, old *api.Object) {
 	now := s.cfg.Now().UTC().Truncate(time.Millisecond)
 	out.Metadata.Updated = &now
 	if old == nil {
@@ -205,7 +222,7 @@ func (s *SQLite) stamp(out, old *api.Object) {
 	}
 }
 
-func (s *SQLite) writeRow(ctx context.Context, tx *writer, o *api.Object) error {
+func (s *SQL) writeRow(ctx context.Context, tx *writer, o *api.Object) error {
 	m := o.Metadata
 	_, err := tx.ExecContext(ctx, sqlWrite, o.Kind, m.Tenant, m.Name, m.UID,
 		encodeMap(m.Labels), encodeMap(m.Annotations), s.sealedSpec(o), []byte(o.Status), m.Revision, m.Generation, m.Created.UnixMilli(), m.Updated.UnixMilli())
@@ -213,7 +230,7 @@ func (s *SQLite) writeRow(ctx context.Context, tx *writer, o *api.Object) error 
 }
 
 // PutStatus implements Store.
-func (s *SQLite) PutStatus(ctx context.Context, key api.Key, status any) error {
+func (s *SQL) PutStatus(ctx context.Context, key api.Key, status any) error {
 	return s.tx(ctx, func(w *writer) error {
 		found, err := putStatus(ctx, w, key, status, true)
 		if err == nil && !found {
@@ -224,7 +241,7 @@ func (s *SQLite) PutStatus(ctx context.Context, key api.Key, status any) error {
 }
 
 // PutStatuses implements Store.
-func (s *SQLite) PutStatuses(ctx context.Context, statuses map[api.Key]any) error {
+func (s *SQL) PutStatuses(ctx context.Context, statuses map[api.Key]any) error {
 	return s.tx(ctx, func(w *writer) error {
 		for key, status := range statuses {
 			if _, err := putStatus(ctx, w, key, status, true); err != nil {
@@ -254,7 +271,7 @@ func putStatus(ctx context.Context, w *writer, key api.Key, status any, statusOn
 }
 
 // Delete implements Store.
-func (s *SQLite) Delete(ctx context.Context, key api.Key, revision int64) error {
+func (s *SQL) Delete(ctx context.Context, key api.Key, revision int64) error {
 	return s.tx(ctx, func(w *writer) error {
 		old, err := s.get(ctx, w, key)
 		if err != nil {

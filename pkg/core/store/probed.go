@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/database"
 )
 
 // Probed is what is known of an object from below.
@@ -22,33 +23,29 @@ type Probed struct {
 }
 
 // GetMany implements Store.
-func (s *SQLite) GetMany(ctx context.Context, keys []api.Key) (map[api.Key]*api.Object, error) {
-	tx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
-	if err != nil {
-		return nil, err
-	}
-	defer tx.Rollback() //nolint:errcheck // it only read
-	stmt, err := tx.PrepareContext(ctx, sqlGet)
-	if err != nil {
-		return nil, err
-	}
-	defer stmt.Close()
+func (s *SQL) GetMany(ctx context.Context, keys []api.Key) (map[api.Key]*api.Object, error) {
 	out := make(map[api.Key]*api.Object, len(keys))
-	for _, k := range keys {
-		o, err := s.scan(stmt.QueryRowContext(ctx, k.Kind, k.Tenant, k.Name).Scan)
-		if errors.Is(err, sql.ErrNoRows) {
-			continue
+	err := s.db.Read(ctx, func(tx *database.Tx) error {
+		for _, k := range keys {
+			o, err := s.get(ctx, tx, k)
+			if err != nil && api.CodeOf(err) == api.NotFound {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			out[k] = o
 		}
-		if err != nil {
-			return nil, err
-		}
-		out[k] = o
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return out, nil
 }
 
 // PutProbed implements Store.
-func (s *SQLite) PutProbed(ctx context.Context, list []Probed) error {
+func (s *SQL) PutProbed(ctx context.Context, list []Probed) error {
 	return s.tx(ctx, func(w *writer) error {
 		look, err := w.PrepareContext(ctx, "SELECT labels, status FROM objects WHERE kind = ? AND tenant = ? AND name = ?")
 		if err != nil {

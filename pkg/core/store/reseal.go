@@ -10,7 +10,7 @@ import (
 )
 
 // sealedSpec is what goes into the column of a spec.
-func (s *SQLite) sealedSpec(o *api.Object) []byte {
+func (s *SQL) sealedSpec(o *api.Object) []byte {
 	if o.Kind != api.KindSecret || s.cfg.Vault == nil {
 		return o.Spec
 	}
@@ -18,7 +18,7 @@ func (s *SQLite) sealedSpec(o *api.Object) []byte {
 }
 
 // sealedSeals is what goes into the column of a manifest's seals.
-func (s *SQLite) sealedSeals(r *ManifestRecord, raw []byte) []byte {
+func (s *SQL) sealedSeals(r *ManifestRecord, raw []byte) []byte {
 	if len(r.Seals) == 0 || s.cfg.Vault == nil {
 		return raw
 	}
@@ -26,16 +26,16 @@ func (s *SQLite) sealedSeals(r *ManifestRecord, raw []byte) []byte {
 }
 
 // HasSealed reports whether anything in the database needs a key.
-func (s *SQLite) HasSealed(ctx context.Context) (sealed bool, err error) {
-	err = s.read.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM objects WHERE kind = ? AND substr(spec, 1, 1) = x'01')
-		OR EXISTS (SELECT 1 FROM manifests WHERE substr(seals, 1, 1) = x'01')`, api.KindSecret).Scan(&sealed)
+func (s *SQL) HasSealed(ctx context.Context) (sealed bool, err error) {
+	err = s.db.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM objects WHERE kind = ?1 AND substr(spec, 1, 1) = ?2)
+		OR EXISTS (SELECT 1 FROM manifests WHERE substr(seals, 1, 1) = ?2)`, api.KindSecret, []byte{sealedMark}).Scan(&sealed)
 	return sealed, err
 }
 
 // Reseal encrypts by the newest key whatever is in clear or under an older one, then
 // forgets the older keys. It may be stopped and repeated at any time. What was in clear
 // stands in free pages until Wipe.
-func (s *SQLite) Reseal(ctx context.Context) error {
+func (s *SQL) Reseal(ctx context.Context) error {
 	if s.cfg.Vault == nil {
 		return nil
 	}
@@ -58,7 +58,7 @@ func (s *SQLite) Reseal(ctx context.Context) error {
 }
 
 // Rotate makes a new key and encrypts everything by it; the old key is forgotten.
-func (s *SQLite) Rotate(ctx context.Context, random io.Reader) error {
+func (s *SQL) Rotate(ctx context.Context, random io.Reader) error {
 	if s.cfg.Vault == nil {
 		return api.Errorf(api.Internal, "the store has no keys")
 	}
@@ -71,7 +71,7 @@ func (s *SQLite) Rotate(ctx context.Context, random io.Reader) error {
 }
 
 // resealSpecs does the secrets, and reports whether any was in clear.
-func (s *SQLite) resealSpecs(ctx context.Context, w *writer) (clear bool, err error) {
+func (s *SQL) resealSpecs(ctx context.Context, w *writer) (clear bool, err error) {
 	rows, err := w.QueryContext(ctx, "SELECT kind, tenant, name, uid, generation, spec FROM objects WHERE kind = ?", api.KindSecret)
 	if err != nil {
 		return false, err
@@ -107,7 +107,7 @@ func (s *SQLite) resealSpecs(ctx context.Context, w *writer) (clear bool, err er
 var emptyMap = map[string]bool{"\xa0": true, "\xf6": true, "": true}
 
 // resealSeals does what manifests tell of secrets, and reports whether any was in clear.
-func (s *SQLite) resealSeals(ctx context.Context, w *writer) (clear bool, err error) {
+func (s *SQL) resealSeals(ctx context.Context, w *writer) (clear bool, err error) {
 	rows, err := w.QueryContext(ctx, "SELECT device, seals FROM manifests")
 	if err != nil {
 		return false, err
@@ -149,23 +149,16 @@ func each(rows *sql.Rows, f func() error) error {
 	return rows.Err()
 }
 
-// Wipe takes out of the file and its log what was in clear before: SQLite leaves the pages
-// of old values as they are until they are used again. What is left to do is noted in the
-// database, so that a core that ends on the way does it at its next start.
-func (s *SQLite) Wipe(ctx context.Context) error {
-	due, err := s.counter(ctx, s.read, "wipe")
-	if err != nil || due == 0 || s.cfg.Path == "" {
+// Wipe takes out of the database's files what was in clear before, which else stays there
+// until its room is used again. What is left to do is noted in the database, so that a core
+// that ends on the way does it at its next start.
+func (s *SQL) Wipe(ctx context.Context) error {
+	due, err := s.counter(ctx, s.db, "wipe")
+	if err != nil || due == 0 {
 		return err
 	}
-	if _, err := s.write.ExecContext(ctx, "VACUUM"); err != nil {
-		return fmt.Errorf("wipe old values from the database: %w", err)
-	}
-	var busy, log, done int
-	if err := s.write.QueryRowContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, &log, &done); err != nil {
-		return fmt.Errorf("wipe old values from the database's log: %w", err)
-	}
-	if busy != 0 {
-		return api.Errorf(api.Unavailable, "old values stand in the database's log until nobody reads it")
+	if err := s.db.Wipe(ctx); err != nil {
+		return err
 	}
 	return s.tx(ctx, func(w *writer) error { return setCounter(ctx, w, "wipe", 0) })
 }

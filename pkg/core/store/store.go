@@ -3,7 +3,7 @@
 //
 // It keeps the objects of pkg/api (spec by people, status by the core), the manifests
 // signed for each device, the tokens of people, and the core's own counters, in
-// SQLite. Every implementation passes the suite in storetest.
+// SQLite or PostgreSQL, which pass the same suite, storetest.
 package store
 
 import (

@@ -6,11 +6,12 @@ import (
 	"strings"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/database"
 )
 
 // tenantThere refuses a tenant that does not exist. It is asked in the transaction that
 // writes, so that no tenant goes in between.
-func (s *SQLite) tenantThere(ctx context.Context, q querier, name string) error {
+func (s *SQL) tenantThere(ctx context.Context, q database.Querier, name string) error {
 	if name == api.DefaultTenant {
 		return nil
 	}
@@ -27,7 +28,7 @@ func NoTenant(name string) error {
 }
 
 // tenantEmpty refuses to take away a tenant that owns anything.
-func tenantEmpty(ctx context.Context, q querier, name string) error {
+func tenantEmpty(ctx context.Context, q database.Querier, name string) error {
 	const shown = 10
 	var total int
 	if err := q.QueryRowContext(ctx, "SELECT count(*) FROM objects WHERE tenant = ?", name).Scan(&total); err != nil || total == 0 {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/database"
 )
 
 // Role is what the bearer of a token may do.
@@ -55,7 +56,7 @@ type TokenInfo struct {
 const tokenPrefix = "tp1"
 
 // CreateToken implements Tokens.
-func (s *SQLite) CreateToken(ctx context.Context, name string, role Role, expires time.Time, rand io.Reader) (string, error) {
+func (s *SQL) CreateToken(ctx context.Context, name string, role Role, expires time.Time, rand io.Reader) (string, error) {
 	if role != Admin && role != Viewer && role != Rescuer {
 		return "", &api.Error{Code: api.Invalid, Field: "role", Message: fmt.Sprintf("there is no role %q", role), Remedy: "the roles are admin, viewer and rescuer"}
 	}
@@ -69,22 +70,22 @@ func (s *SQLite) CreateToken(ctx context.Context, name string, role Role, expire
 	if !expires.IsZero() {
 		until = expires.Unix()
 	}
-	_, err := s.write.ExecContext(ctx, "INSERT INTO tokens (id, hash, name, role, created, expires) VALUES (?,?,?,?,?,?)", id, hash[:], name, string(role), s.cfg.Now().Unix(), until)
+	_, err := s.db.ExecContext(ctx, "INSERT INTO tokens (id, hash, name, role, created, expires) VALUES (?,?,?,?,?,?)", id, hash[:], database.Legible(name), string(role), s.cfg.Now().Unix(), until)
 	return tokenPrefix + "." + id + "." + secret, err
 }
 
 // CheckToken implements Tokens. The secret has 192 random bits, so one SHA-256 is
 // enough: there is nothing to guess that a slow hash would protect.
-func (s *SQLite) CheckToken(ctx context.Context, token string) (Principal, error) {
+func (s *SQL) CheckToken(ctx context.Context, token string) (Principal, error) {
 	refused := &api.Error{Code: api.Unauthorized, Message: "the token is not known, or has expired", Remedy: "make one with `cored token create`"}
 	parts := strings.Split(token, ".")
-	if len(token) > 200 || len(parts) != 3 || parts[0] != tokenPrefix {
+	if len(token) > 200 || len(parts) != 3 || parts[0] != tokenPrefix || !database.Text(parts[1]) {
 		return Principal{}, refused
 	}
 	p := Principal{TokenID: parts[1]}
 	var hash []byte
 	var expires int64
-	err := s.read.QueryRowContext(ctx, sqlToken, p.TokenID).Scan(&hash, &p.Name, &p.Role, &expires)
+	err := s.db.QueryRowContext(ctx, sqlToken, p.TokenID).Scan(&hash, &p.Name, &p.Role, &expires)
 	if errors.Is(err, sql.ErrNoRows) {
 		return Principal{}, refused
 	} else if err != nil {
@@ -98,8 +99,8 @@ func (s *SQLite) CheckToken(ctx context.Context, token string) (Principal, error
 }
 
 // ListTokens implements Tokens.
-func (s *SQLite) ListTokens(ctx context.Context) ([]TokenInfo, error) {
-	rows, err := s.read.QueryContext(ctx, "SELECT id, name, role, created, expires FROM tokens ORDER BY created, id")
+func (s *SQL) ListTokens(ctx context.Context) ([]TokenInfo, error) {
+	rows, err := s.db.QueryContext(ctx, "SELECT id, name, role, created, expires FROM tokens ORDER BY created, id")
 	if err != nil {
 		return nil, err
 	}
@@ -120,8 +121,11 @@ func (s *SQLite) ListTokens(ctx context.Context) ([]TokenInfo, error) {
 }
 
 // RevokeToken implements Tokens.
-func (s *SQLite) RevokeToken(ctx context.Context, id string) error {
-	res, err := s.write.ExecContext(ctx, "DELETE FROM tokens WHERE id = ?", id)
+func (s *SQL) RevokeToken(ctx context.Context, id string) error {
+	if !database.Text(id) {
+		return api.Errorf(api.NotFound, "there is no token %q", id)
+	}
+	res, err := s.db.ExecContext(ctx, "DELETE FROM tokens WHERE id = ?", id)
 	if err != nil {
 		return err
 	}

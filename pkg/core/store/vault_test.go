@@ -33,9 +33,9 @@ func newSafe(t *testing.T) *safe {
 	return &safe{t: t, db: filepath.Join(dir, "core.db"), keys: filepath.Join(dir, "secret.key")}
 }
 
-func (s *safe) open(vault *store.Vault) *store.SQLite {
+func (s *safe) open(vault *store.Vault) *store.SQL {
 	s.t.Helper()
-	db, err := store.OpenSQLite(context.Background(), store.Config{Path: s.db, Now: time.Now, NewUID: func() string { return fmt.Sprint("uid-", s.uid.Add(1)) }, Vault: vault})
+	db, err := store.Open(context.Background(), store.Config{Place: s.db, Now: time.Now, NewUID: func() string { return fmt.Sprint("uid-", s.uid.Add(1)) }, Vault: vault})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -55,7 +55,7 @@ func (s *safe) vault() *store.Vault {
 	return v
 }
 
-func (s *safe) put(db *store.SQLite, name, value string) {
+func (s *safe) put(db *store.SQL, name, value string) {
 	s.t.Helper()
 	o := &api.Object{Kind: api.KindSecret, Metadata: api.Meta{Tenant: "default", Name: name}, Spec: []byte(`{"data":{"value":"` + value + `"}}`)}
 	if _, err := db.Put(s.t.Context(), o, store.PutOptions{}); err != nil {
@@ -63,7 +63,7 @@ func (s *safe) put(db *store.SQLite, name, value string) {
 	}
 }
 
-func (s *safe) get(db *store.SQLite, name string) (string, error) {
+func (s *safe) get(db *store.SQL, name string) (string, error) {
 	o, err := db.Get(s.t.Context(), secretKey(name))
 	if err != nil {
 		return "", err
@@ -109,7 +109,7 @@ func (s *safe) raw(statement string, args ...any) {
 
 var seals = map[string][32]byte{"secret/door": [32]byte([]byte("hash-of-a-short-secret-0123456789"))}
 
-func saveSeals(t *testing.T, db *store.SQLite) {
+func saveSeals(t *testing.T, db *store.SQL) {
 	t.Helper()
 	if err := db.SaveManifests(t.Context(), []*store.ManifestRecord{{Device: api.DeviceID{1}, Raw: []byte("raw"), Seals: seals}}); err != nil {
 		t.Fatal(err)
@@ -215,7 +215,7 @@ func TestRotateSecrets(t *testing.T) {
 	if err := db.Rotate(t.Context(), rand.Reader); err != nil {
 		t.Fatal(err)
 	}
-	for name, one := range map[string]*store.SQLite{"the one that rotated": db, "another": reader, "a new one": s.open(s.vault())} {
+	for name, one := range map[string]*store.SQL{"the one that rotated": db, "another": reader, "a new one": s.open(s.vault())} {
 		if got, err := s.get(one, "door"); err != nil || !strings.Contains(got, canary) {
 			t.Errorf("%s: %q %v", name, got, err)
 		}

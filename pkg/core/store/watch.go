@@ -116,13 +116,13 @@ func (h *history) position() int64 {
 }
 
 // Reaches implements Store.
-func (s *SQLite) Reaches(from int64) error {
+func (s *SQL) Reaches(from int64) error {
 	_, _, _, err := s.history.since(from, WatchQuery{Kinds: []string{""}})
 	return err
 }
 
 // Watch implements Store.
-func (s *SQLite) Watch(ctx context.Context, w WatchQuery) <-chan Event {
+func (s *SQL) Watch(ctx context.Context, w WatchQuery) <-chan Event {
 	switch w.From {
 	case 0:
 		w.From = s.history.position()
@@ -171,7 +171,7 @@ func (s *SQLite) Watch(ctx context.Context, w WatchQuery) <-chan Event {
 }
 
 // event reads the object of a change; one that is gone since counts as deleted.
-func (s *SQLite) event(ctx context.Context, c change) (Event, error) {
+func (s *SQL) event(ctx context.Context, c change) (Event, error) {
 	gone := Event{Type: Deleted, Revision: c.revision, Object: &api.Object{APIVersion: api.Version, Kind: c.key.Kind,
 		Metadata: api.Meta{Tenant: c.key.Tenant, Name: c.key.Name, Revision: c.revision}}}
 	if c.deleted {

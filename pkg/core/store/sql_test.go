@@ -16,11 +16,11 @@ import (
 
 const historyLimit = 32
 
-func open(t *testing.T, path string) (*store.SQLite, *storetest.Clock) {
+func open(t *testing.T, path string) (*store.SQL, *storetest.Clock) {
 	t.Helper()
 	clock := storetest.NewClock()
 	var uid atomic.Int64
-	s, err := store.OpenSQLite(context.Background(), store.Config{Path: path, Now: clock.Now, History: historyLimit,
+	s, err := store.Open(context.Background(), store.Config{Place: path, Now: clock.Now, History: historyLimit,
 		NewUID: func() string { return fmt.Sprintf("uid-%d", uid.Add(1)) }})
 	if err != nil {
 		t.Fatal(err)
@@ -29,7 +29,7 @@ func open(t *testing.T, path string) (*store.SQLite, *storetest.Clock) {
 	return s, clock
 }
 
-func TestSQLite(t *testing.T) {
+func TestSQL(t *testing.T) {
 	for name, path := range map[string]func(t *testing.T) string{
 		"file":   func(t *testing.T) string { return filepath.Join(t.TempDir(), "a folder with ? and %20.db") },
 		"memory": func(*testing.T) string { return "" },
@@ -84,7 +84,7 @@ func TestReopenAndBackup(t *testing.T) {
 }
 
 func BenchmarkPutStatuses(b *testing.B) {
-	s, err := store.OpenSQLite(b.Context(), store.Config{Path: filepath.Join(b.TempDir(), "core.db"), Now: storetest.NewClock().Now, NewUID: func() string { return "" }})
+	s, err := store.Open(b.Context(), store.Config{Place: filepath.Join(b.TempDir(), "core.db"), Now: storetest.NewClock().Now, NewUID: func() string { return "" }})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -112,7 +112,7 @@ func BenchmarkPutStatuses(b *testing.B) {
 
 // A tenant and what is made in it meet in the store: one of the two is refused.
 func TestTenantsAndTheirs(t *testing.T) {
-	s, err := store.OpenSQLite(t.Context(), store.Config{Now: time.Now, NewUID: func() string { return "u" }})
+	s, err := store.Open(t.Context(), store.Config{Now: time.Now, NewUID: func() string { return "u" }})
 	if err != nil {
 		t.Fatal(err)
 	}
