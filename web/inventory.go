@@ -108,7 +108,7 @@ func boxOf(i *api.Inventory) box {
 	for _, g := range i.Accelerators {
 		gpus.Rows = append(gpus.Rows, []string{g.ID, g.Model, cmp.Or(g.Driver, "none"), g.PCI, fmt.Sprintf("%d MiB", g.MemoryMiB), string(g.Sharing.Mode)})
 	}
-	for _, s := range []sheet{claimSheet(i.Claims), cards, gpus, partSheet(i), disks} {
+	for _, s := range []sheet{claimSheet(i.Claims), cards, watchSheet(i.Cards), gpus, partSheet(i), disks} {
 		if len(s.Rows) > 0 {
 			b.Tables = append(b.Tables, s)
 		}
@@ -133,6 +133,27 @@ func claimSheet(uses []api.DeviceUse) sheet {
 			}
 		}
 		s.Rows = append(s.Rows, []string{c.Name, fmt.Sprintf("%d of %d", c.Held, c.Total), fmt.Sprint(c.Free), strings.Join(by, ", ")})
+	}
+	return s
+}
+
+// watchSheet shows what network cards watch of themselves.
+func watchSheet(cards []api.CardHealth) sheet {
+	s := sheet{Title: "Watched by network cards", Head: []string{"", "Watches", "State", "Errors", "Mended"}}
+	for _, c := range cards {
+		if c.ResetFailed {
+			s.Rows = append(s.Rows, []string{c.Card, "its driver", "failed to begin anew", "", ""})
+		}
+		for _, r := range c.Reporters {
+			what, state := r.Name, "well"
+			if r.Interface != "" {
+				what += " of " + r.Interface
+			}
+			if r.Failed {
+				state = "failed"
+			}
+			s.Rows = append(s.Rows, []string{c.Card, what, state, fmt.Sprint(r.Errors), fmt.Sprint(r.Recoveries)})
+		}
 	}
 	return s
 }

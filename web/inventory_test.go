@@ -23,6 +23,7 @@ func TestThePageOfADevice(t *testing.T) {
 			return &api.Inventory{Claims: []api.DeviceUse{{Claimable: api.Claimable{Class: api.ClaimHugePages, ID: "2M@0", Units: 512, Facts: map[string]string{"size": "2M"}},
 				Holders: []api.DeviceHolder{{App: "ran", Service: "du", Units: 100}}}}, Accelerators: []api.Accelerator{{ID: "GPU-1", Sharing: api.Sharing{Mode: api.SharingMIG}, MIG: &api.MIG{Instances: []api.MIGInstance{
 				{Name: "1g.5gb", Placement: api.MIGPlacement{Start: 4, Size: 1}, Cordoned: "memory failed (XID 48)"}}}}}, CPU: &api.CPU{Model: "Example <b>", Cores: 4}, Disks: []api.Disk{{Name: "nvme0n1", Bytes: 1e12, Wear: &wear}},
+				Cards: []api.CardHealth{{Card: "pci/0000:01:00.0", ResetFailed: true, Reporters: []api.HealthReporter{{Name: "fw", Failed: true, Errors: 231, Recoveries: 17}, {Name: "tx", Interface: "eth0"}}}},
 				NetDevices: []api.NetDevice{{Name: "eth0", PCI: "0000:01:00.0", Link: api.Link{State: "up", Speed: 10000}}},
 				PCI:        []api.PCIFunction{{Address: "0000:00:01.0"}, {Address: "0000:01:00.0", Bridge: "0000:00:01.0", Driver: "igb", MaxVirtualFunctions: 7}}}, nil
 		}})
@@ -35,7 +36,8 @@ func TestThePageOfADevice(t *testing.T) {
 		return w.Code, w.Body.String()
 	}
 	code, page := get("/console/devices/default/shed-7")
-	for _, want := range []string{"Example &lt;b&gt;", "nvme0n1", "3 %", "up, 10000 Mbit/s", "0 of 7 virtual functions", "hugepages-2M", "100 of 512", "412", "ran/du", "GPU-1/4&#43;1", "cordoned: memory failed (XID 48)"} {
+	for _, want := range []string{"Example &lt;b&gt;", "nvme0n1", "3 %", "up, 10000 Mbit/s", "0 of 7 virtual functions", "hugepages-2M", "100 of 512", "412", "ran/du", "GPU-1/4&#43;1", "cordoned: memory failed (XID 48)",
+		"failed to begin anew", "<td>fw</td><td>failed</td><td>231</td><td>17</td>", "<td>tx of eth0</td><td>well</td>"} {
 		if code != http.StatusOK || !strings.Contains(page, want) {
 			t.Errorf("%d, without %q: %s", code, want, page)
 		}

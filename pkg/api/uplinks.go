@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"path"
 	"strings"
 	"unicode"
 )
@@ -44,6 +45,16 @@ type UplinkMatch struct {
 	Name   string `json:"name,omitempty"`
 	MAC    string `json:"mac,omitempty"`
 	Driver string `json:"driver,omitempty"`
+}
+
+// Fits tells whether an interface is picked. A pattern that is none fits nothing.
+func (m UplinkMatch) Fits(name, mac, driver string) bool {
+	if m.Name != "" {
+		if ok, err := path.Match(m.Name, name); err != nil || !ok {
+			return false
+		}
+	}
+	return (m.MAC == "" || strings.EqualFold(m.MAC, mac)) && (m.Driver == "" || m.Driver == driver)
 }
 
 // WiFi is a wireless network.

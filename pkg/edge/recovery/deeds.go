@@ -13,7 +13,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -174,56 +173,6 @@ func (a *Appliance) wish(w Wanted) error {
 		return err
 	}
 	return atomicfile.Write(a.path(a.Run, "network-wish.json"), text, 0o600)
-}
-
-func (a *Appliance) setNetwork(ctx context.Context, fields map[string]string, say func(string)) error {
-	s, err := networkSettings(fields)
-	if err != nil {
-		return err
-	}
-	var cards []string
-	for _, l := range a.Gather(ctx).Links {
-		cards = append(cards, l.Name)
-	}
-	if name := s.Uplinks[0].Match.Name; !slices.Contains(cards, name) { // check: a card
-		return fmt.Errorf("this box has no network card %s; it has %s", clean(name), cmp.Or(strings.Join(cards, ", "), "none"))
-	}
-	if err := a.wish(Wanted{Settings: &s}); err != nil {
-		return err
-	}
-	say("The box takes the settings up. If it has reached its parent before, they are on trial, which this page shows: they are kept once the parent has been reached with them for a while.")
-	return nil
-}
-
-// networkSettings reads the answers of the form.
-func networkSettings(fields map[string]string) (api.NetworkSettings, error) {
-	u := api.Uplink{Match: api.UplinkMatch{Name: fields["link"]}, DHCP: fields["mode"] != "fixed"}
-	if u.Match.Name == "" || strings.ContainsAny(u.Match.Name, "/ \t") {
-		return api.NetworkSettings{}, errors.New("name the network card")
-	}
-	if !u.DHCP {
-		u.Addresses, u.Gateway = strings.Fields(fields["address"]), fields["gateway"]
-		if len(u.Addresses) == 0 {
-			return api.NetworkSettings{}, errors.New("a fixed address is wanted, with its prefix length, such as 10.0.0.2/24")
-		}
-		for _, text := range u.Addresses {
-			if p, err := netip.ParsePrefix(text); err == nil && u.Gateway != "" {
-				if g, err := netip.ParseAddr(u.Gateway); err == nil && !p.Contains(g) && p.Addr().Is4() == g.Is4() {
-					return api.NetworkSettings{}, fmt.Errorf("the gateway %s is not in %s", g, p.Masked())
-				}
-			}
-		}
-	}
-	u.DNS = strings.Fields(fields["dns"])
-	if v := fields["vlan"]; v != "" {
-		n, err := strconv.ParseInt(v, 10, 32)
-		if err != nil {
-			return api.NetworkSettings{}, fmt.Errorf("%q is no VLAN", clean(v))
-		}
-		u.VLAN = n
-	}
-	s := api.NetworkSettings{Uplinks: []api.Uplink{u}, Proxy: fields["proxy"]}
-	return s, s.Validate("")
 }
 
 // testNetwork goes the way of a connection and says where it ends.

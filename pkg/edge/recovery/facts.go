@@ -30,12 +30,14 @@ type Facts struct {
 	Links     []Link
 	Resolvers []string
 	// WiFi: this system has what joins wireless networks.
-	WiFi    bool
-	Trial   *Trial
-	Parent  string // where it is told to attach
-	Volumes []Volume
-	Sticks  []Stick
-	Update  *Update
+	WiFi  bool
+	Trial *Trial
+	// Settings are those in force; nil where none were ever made. They hold passphrases, and go into no bundle.
+	Settings *api.NetworkSettings `json:"-"`
+	Parent   string               // where it is told to attach
+	Volumes  []Volume
+	Sticks   []Stick
+	Update   *Update
 	// Hardware is what the box is made of; who holds what of it is the agent's to know.
 	Hardware *api.Inventory
 	Warnings []api.Warning
@@ -118,6 +120,8 @@ type Link struct {
 	Kind      string
 	Speed     string
 	Addresses []string
+	// Driver serves it; Master is the bond or bridge that it is a port of.
+	Driver, Master string
 }
 
 // Trial is how network settings that were changed here stand.

@@ -112,6 +112,7 @@ func (s Sources) Gather(ctx context.Context) Facts {
 			f.Trial = t
 		}
 	})
+	all.Go(func() { f.Settings = s.settings() })
 	all.Go(func() {
 		u := new(Update)
 		if err := readJSON(s.path(s.State, "update.json"), u); err == nil {
@@ -277,6 +278,15 @@ func (s Sources) machine(f *Facts) {
 	}
 }
 
+// target is the last part of where a link of the kernel's leads; empty where there is none.
+func (s Sources) target(elem ...string) string {
+	to, err := os.Readlink(s.path(elem...))
+	if err != nil {
+		return ""
+	}
+	return filepath.Base(to)
+}
+
 // value reads NAME="value" (os-release(5)).
 func value(text []byte, name string) string {
 	for line := range strings.Lines(string(text)) {
@@ -321,6 +331,7 @@ func (s Sources) links() (out []Link) {
 		if speed, err := strconv.Atoi(at("speed")); err == nil && speed > 0 {
 			l.Speed = fmt.Sprintf("%d Mb/s", speed)
 		}
+		l.Driver, l.Master = s.target("sys/class/net", name, "device/driver"), s.target("sys/class/net", name, "master")
 		if s.Root == "" {
 			l.Addresses = addresses(name)
 		}

@@ -349,7 +349,10 @@ func TestReadTime(t *testing.T) {
 
 func TestDoorsAreTested(t *testing.T) {
 	mutation.Prove(t, mutation.Check{Name: "a stick", Test: "^TestOnlySticks$", File: "usb.go", From: "if !slices.Contains(nodes, from) { // check: a stick", To: "if !slices.Contains(nodes, from) && !GONE {", Says: "opens"},
-		mutation.Check{Name: "a card", Test: "^TestNetworkWish$", File: "deeds.go", From: "!slices.Contains(cards, name) { // check: a card", To: "!slices.Contains(cards, name) && !GONE {", Says: "another card: taken"},
+		mutation.Check{Name: "a card", Test: "^TestNetworkWish$", File: "settings.go", From: "if at < 0 && !slices.ContainsFunc(all, func(l Link) bool { return l.Name == u.Match.Name }) { // check: a card",
+			To: "if at < 0 && !slices.ContainsFunc(all, func(l Link) bool { return l.Name == u.Match.Name }) && !GONE {", Says: "another card: taken"},
+		mutation.Check{Name: "a port", Test: "^TestNetworkFormKeeps$", File: "settings.go", From: `bond != "" { // check: a port`, To: `bond != "" && !GONE {`, Says: "a port of a bond: taken"},
+		mutation.Check{Name: "wireless", Test: "^TestNetworkFormKeeps$", File: "settings.go", From: "links[at].Kind == wireless { // check: wireless", To: "links[at].Kind == wireless && !GONE {", Says: "a wireless card: taken"},
 		mutation.Check{Name: "ahead", Test: "^TestReadTime$", File: "deeds.go", From: "t.After(floor.Add(most)) { // check: ahead", To: "t.After(floor.Add(most)) && !GONE {", Says: "2200-01-01 00:00 is taken"})
 }
 

@@ -30,6 +30,9 @@ func networkPage(f Facts) Page {
 	if len(f.Links) == 0 {
 		p.Lines = append(p.Lines, Line{Text: "No network card is seen.", Mark: Bad})
 	}
+	if words := setWords(f.Settings); words != "" {
+		p.Lines = append(p.Lines, Line{Label: "Set", Text: words})
+	}
 	p.Lines = append(p.Lines, Line{Label: "Resolvers", Text: cmp.Or(strings.Join(f.Resolvers, " "), "none")})
 	p.Deeds = append([]Deed{
 		{ID: "network-test", Title: "Test the network", Fields: []Field{{Name: "host", Question: "host to reach, with its port", Default: f.Parent}}},
@@ -95,6 +98,9 @@ func cardLine(l Link, used, wifi bool) Line {
 	case mobile:
 		text += ", mobile: it is used where its modem shows itself as a network card; this system dials none"
 	}
+	if l.Master != "" {
+		text += ", port of " + l.Master
+	}
 	mark := Plain
 	if l.State != "up" {
 		mark = Attention
@@ -103,27 +109,39 @@ func cardLine(l Link, used, wifi bool) Line {
 }
 
 func networkDeed(f Facts) Deed {
-	first := ""
-	for _, l := range f.Links {
-		if l.Kind == wireless {
-			continue
-		}
-		if first == "" || l.State == "up" {
-			first = l.Name
-			if l.State == "up" {
-				break
-			}
-		}
-	}
-	return Deed{ID: "network-set", Title: "Change address, VLAN or proxy", Fields: []Field{
-		{Name: "link", Question: "network card", Default: first},
+	fields := []Field{
+		{Name: "link", Question: "network card", Default: firstWay(f)},
 		{Name: "mode", Question: "dhcp or fixed", Default: "dhcp", Choices: []string{"dhcp", "fixed"}},
 		{Name: "address", Question: "address with prefix length, when fixed (10.0.0.2/24)"},
 		{Name: "gateway", Question: "gateway, when fixed"},
 		{Name: "dns", Question: "resolvers, separated by spaces"},
 		{Name: "vlan", Question: "VLAN, 1 to 4094, or 0 for none", Default: "0"},
 		{Name: "proxy", Question: "proxy, http://host:port, or nothing"},
-	}, Confirm: "try", Warning: onTrial}
+	}
+	if f.Settings != nil && f.Settings.Proxy != "" {
+		fields[len(fields)-1].Question = "proxy, http://host:port; nothing leaves it as it is, none takes it away"
+	}
+	if setWords(f.Settings) != "" {
+		fields = append(fields, Field{Name: "others", Question: "what else is set here: keep or drop", Default: keepOthers, Choices: []string{keepOthers, dropOthers}})
+	}
+	return Deed{ID: "network-set", Title: "Change address, VLAN or proxy", Fields: fields, Confirm: "try", Warning: onTrial}
+}
+
+// firstWay is what the form offers: a bond, else the first card with a connection, else the first.
+func firstWay(f Facts) (first string) {
+	if f.Settings != nil && len(f.Settings.Bonds) > 0 {
+		return f.Settings.Bonds[0].Name
+	}
+	for _, l := range f.Links {
+		if l.Kind == wireless {
+			continue
+		}
+		if l.State == "up" {
+			return l.Name
+		}
+		first = cmp.Or(first, l.Name)
+	}
+	return first
 }
 
 // wifiDeeds offers wireless networks to a box that has a card for them and may join.

@@ -305,7 +305,7 @@ func TestScreenForm(t *testing.T) {
 	if w.Do == nil {
 		t.Fatal("nothing is done")
 	}
-	n, err := networkSettings(w.Fields)
+	n, err := changed(nil, wellBox().Links, w.Fields)
 	if err != nil || n.Uplinks[0].VLAN != 12 || n.Uplinks[0].Addresses[0] != "10.0.0.9/24" || n.Uplinks[0].Match.Name != "eth1" {
 		t.Errorf("%+v %v", n, err)
 	}

@@ -45,7 +45,7 @@ func bondOf(want []api.Bond, l Link) string {
 		}
 	}
 	for i := range want {
-		if l.Physical && !l.Wireless && slices.ContainsFunc(want[i].Ports, func(m api.UplinkMatch) bool { return fits(m, l) }) {
+		if l.Physical && !l.Wireless && slices.ContainsFunc(want[i].Ports, func(m api.UplinkMatch) bool { return m.Fits(l.Name, l.MAC, l.Driver) }) {
 			return want[i].Name
 		}
 	}

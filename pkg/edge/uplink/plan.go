@@ -3,7 +3,6 @@ package uplink
 import (
 	"fmt"
 	"net/netip"
-	"path"
 	"slices"
 	"sort"
 	"strings"
@@ -82,7 +81,7 @@ func Plan(links []Link, s *api.NetworkSettings) (out []Assignment) {
 	for i, u := range uplinks {
 		for _, l := range links {
 			a := Assignment{Link: l.Name, VLAN: int(u.VLAN), DHCP: u.DHCP || len(u.Addresses) == 0, Metric: int(u.Metric), Cost: u.Cost, WiFi: u.WiFi}
-			if !l.Physical || l.Wireless != (u.WiFi != nil) || !fits(u.Match, l) || taken[a.Name()] {
+			if !l.Physical || l.Wireless != (u.WiFi != nil) || !u.Match.Fits(l.Name, l.MAC, l.Driver) || taken[a.Name()] {
 				continue
 			}
 			taken[a.Name()] = true
@@ -124,15 +123,6 @@ func byRank(links []Link) (out []Link) {
 	}
 	sort.SliceStable(out, func(i, j int) bool { return out[i].Rank < out[j].Rank })
 	return out
-}
-
-func fits(m api.UplinkMatch, l Link) bool {
-	if m.Name != "" {
-		if ok, err := path.Match(m.Name, l.Name); err != nil || !ok {
-			return false
-		}
-	}
-	return (m.MAC == "" || strings.EqualFold(m.MAC, l.MAC)) && (m.Driver == "" || m.Driver == l.Driver)
 }
 
 // resolvConf is what resolv.conf(5) reads: no more than the three name servers that are heeded, by turns of the uplinks,
