@@ -24,7 +24,7 @@ func TestFlows(t *testing.T) {
 		t.Skip("boots a machine: run make vmtest")
 	}
 	t.Parallel()
-	inGuest(t, "flows", "../../pkg/edge/network/flow", flowModules, netdevsim(t), `^(TestSteer|TestMirrorAndPolice|TestVLAN|TestTunnels|TestBreakout|TestGTPU|TestNoGap|TestOnBond|TestHardware)$`, 9)
+	inGuest(t, "flows", "../../pkg/edge/network/flow", flowModules, netdevsim(t), `^(TestSteer|TestMirrorAndPolice|TestVLAN|TestTunnels|TestBreakout|TestGTPU|TestNoGap|TestOnBond|TestHardware|TestCardIsGivenBack)$`, 10)
 }
 
 // netdevsim is the kernel's simulated card, built for the kernel of the lock so that it takes rules.

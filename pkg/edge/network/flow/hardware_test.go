@@ -115,3 +115,59 @@ func TestHardware(t *testing.T) {
 	set(api.OffloadPreferred, 0)
 	stand("none", 0, 0, nil)
 }
+
+// A card that took no rules before takes none when there are none any more, also where the keeper that asked it has ended; one that
+// took them goes on.
+func TestCardIsGivenBack(t *testing.T) {
+	link := needCard(t)
+	parameter(t, "flower_limit", 8)
+	kernel, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kernel.Close()
+	takes := func() bool {
+		on, err := kernel.offload(link)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return on
+	}
+	policy := map[string]api.FlowPolicySpec{"p": {Interface: api.InterfaceSelector{Name: link}, Rules: []api.FlowRule{{Name: "r", Match: api.FlowMatch{Family: "ipv4", Protocol: "udp"}, Drop: true}}}}
+	kept := &notes{}
+	during := func(policies map[string]api.FlowPolicySpec, what string, ok func(*Keeper) bool) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(t.Context())
+		k := NewKeeper(Config{Notes: kept, Now: time.Now, Look: 100 * time.Millisecond, Log: slog.New(slog.DiscardHandler)})
+		done := make(chan error, 1)
+		go func() { done <- k.Run(ctx) }()
+		k.Set(policies)
+		wait.Seen(t, what, func() (any, bool) { return fmt.Sprint(k.States(), k.Warnings()), ok(k) })
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	inCard := func(k *Keeper) bool { s := k.States(); return len(s) == 1 && s[0].State == api.FlowInHardware }
+	for _, found := range []bool{false, true} {
+		if err := kernel.AskOffload(link, found); err != nil {
+			t.Fatal(err)
+		}
+		if takes() != found {
+			t.Fatalf("the card takes rules: %v", takes())
+		}
+		during(policy, "a rule in the card", inCard)
+		if !takes() {
+			t.Error("a rule is in a card that takes none")
+		}
+		during(nil, "the interface as it was found", func(*Keeper) bool {
+			links, err := kernel.Links()
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, foreign, err := kernel.Filters(links)
+			hooked, herr := kernel.hooked()
+			return err == nil && herr == nil && len(foreign) == 0 && len(hooked) == 0 && takes() == found
+		})
+	}
+}

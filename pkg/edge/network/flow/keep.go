@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -54,6 +55,7 @@ type Keeper struct {
 
 	// of Run's goroutine
 	hooked map[string]bool // interfaces that were readied here; kept in the notes
+	turned map[string]bool // cards that took no rules before they were asked here; kept in the notes
 	asked  map[int]bool    // cards that were asked to take rules
 	retry  time.Time
 	why    map[string]string // of rules in software, by identity: what the card said
@@ -66,7 +68,7 @@ func NewKeeper(cfg Config) *Keeper {
 		cfg.Open = Open
 	}
 	cfg.Look, cfg.Retry, cfg.Tell = cmp.Or(cfg.Look, 30*time.Second), cmp.Or(cfg.Retry, 5*time.Minute), cmp.Or(cfg.Tell, 5*time.Minute)
-	return &Keeper{cfg: cfg, poke: make(chan struct{}, 1), changed: make(chan struct{}, 1), hooked: map[string]bool{}, asked: map[int]bool{}, why: map[string]string{},
+	return &Keeper{cfg: cfg, poke: make(chan struct{}, 1), changed: make(chan struct{}, 1), hooked: map[string]bool{}, turned: map[string]bool{}, asked: map[int]bool{}, why: map[string]string{},
 		counts: counts{last: map[place]count{}, gone: map[name]count{}}}
 }
 
@@ -158,22 +160,35 @@ func (k *Keeper) Run(ctx context.Context) error {
 	}
 }
 
+// kept are the notes: names of interfaces, by what was changed there.
+type kept struct {
+	Hooked []string `json:"hooked,omitempty"`
+	Turned []string `json:"turned,omitempty"`
+}
+
 func (k *Keeper) load() {
 	raw, err := k.cfg.Notes.Load()
-	var names []string
-	if err == nil && raw != nil {
-		err = json.Unmarshal(raw, &names)
+	var notes kept
+	switch {
+	case err != nil || raw == nil:
+	case bytes.HasPrefix(raw, []byte("[")): // as older edged wrote them
+		err = json.Unmarshal(raw, &notes.Hooked)
+	default:
+		err = json.Unmarshal(raw, &notes)
 	}
 	if err != nil {
 		k.cfg.Log.Warn("what was changed on interfaces is not known", "err", err)
 	}
-	for _, n := range names {
+	for _, n := range notes.Hooked {
 		k.hooked[n] = true
+	}
+	for _, n := range notes.Turned {
+		k.turned[n] = true
 	}
 }
 
 func (k *Keeper) save() error {
-	raw, err := json.Marshal(slices.Sorted(maps.Keys(k.hooked)))
+	raw, err := json.Marshal(kept{slices.Sorted(maps.Keys(k.hooked)), slices.Sorted(maps.Keys(k.turned))})
 	if err != nil {
 		return err
 	}
@@ -229,9 +244,16 @@ func (k *Keeper) ask(kernel *Kernel, set Set, links []Link) (any bool) {
 		if i < 0 || r.Capable || r.Offload == api.OffloadOff || k.asked[r.Hook.Link] || links[i].Kind != "" || !links[i].Ethernet {
 			continue
 		}
+		name := links[i].Name
+		k.turned[name] = true // on the disk before it is done
+		if err := k.save(); err != nil {
+			k.cfg.Log.Warn("a card is not asked to take rules, since that could not be undone", "interface", name, "err", err)
+			delete(k.turned, name)
+			continue
+		}
 		k.asked[r.Hook.Link], any = true, true
-		if err := kernel.AskOffload(links[i].Name); err != nil {
-			k.cfg.Log.Debug("an interface takes no rules into hardware", "interface", links[i].Name, "err", err)
+		if err := kernel.AskOffload(name, true); err != nil {
+			k.cfg.Log.Debug("an interface takes no rules into hardware", "interface", name, "err", err)
 		}
 	}
 	return any
@@ -323,27 +345,41 @@ func (k *Keeper) hook(kernel *Kernel, link int, links []Link) error {
 
 // tidy gives interfaces back on which nothing stands any more.
 func (k *Keeper) tidy(kernel *Kernel, links []Link, filters []Filter, foreign map[int]int) error {
-	var failed error
-	gone := false
-	for name := range k.hooked {
-		i := slices.IndexFunc(links, func(l Link) bool { return l.Name == name })
-		if i >= 0 {
-			used := foreign[links[i].Index] > 0 || slices.ContainsFunc(filters, func(f Filter) bool { return f.Hook.Link == links[i].Index })
-			if used {
-				continue
-			}
-			if err := kernel.Unhook(links[i].Index); err != nil {
-				failed = errors.Join(failed, err)
-				continue
-			}
-		}
-		delete(k.hooked, name)
-		gone = true
+	used := func(l Link) bool {
+		return foreign[l.Index] > 0 || slices.ContainsFunc(filters, func(f Filter) bool { return f.Hook.Link == l.Index })
 	}
-	if gone {
+	gone, failed := giveBack(k.hooked, links, used, func(l Link) error { return kernel.Unhook(l.Index) })
+	off, err := giveBack(k.turned, links, used, func(l Link) error {
+		delete(k.asked, l.Index)
+		if !l.Offload {
+			return nil
+		}
+		return kernel.AskOffload(l.Name, false)
+	})
+	failed = errors.Join(failed, err)
+	if gone || off {
 		failed = errors.Join(failed, k.save())
 	}
 	return failed
+}
+
+// giveBack undoes what was done to interfaces that nobody uses, and takes them, and those that went, out of names.
+func giveBack(names map[string]bool, links []Link, used func(Link) bool, undo func(Link) error) (changed bool, failed error) {
+	for name := range names {
+		i := slices.IndexFunc(links, func(l Link) bool { return l.Name == name })
+		if i >= 0 {
+			if used(links[i]) {
+				continue
+			}
+			if err := undo(links[i]); err != nil {
+				failed = errors.Join(failed, fmt.Errorf("%s is not as it was: %w", name, err))
+				continue
+			}
+		}
+		delete(names, name)
+		changed = true
+	}
+	return changed, failed
 }
 
 // judge tells how the rules that stand do.

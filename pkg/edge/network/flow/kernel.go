@@ -490,8 +490,8 @@ func (k *Kernel) offload(name string) (bool, error) {
 	return false, nil
 }
 
-// AskOffload has a card take rules from now on. A card that cannot says so by changing nothing.
-func (k *Kernel) AskOffload(name string) error {
+// AskOffload has a card take rules from now on, or none. A card that cannot says so by changing nothing.
+func (k *Kernel) AskOffload(name string, take bool) error {
 	r, err := k.ethtool(ethtoolFeaturesSet, name, unix.NLM_F_ACK)
 	if err != nil {
 		return err
@@ -500,7 +500,9 @@ func (k *Kernel) AskOffload(name string) error {
 	bits := wanted.AddRtAttr(attrBits|unix.NLA_F_NESTED, nil)
 	bit := bits.AddRtAttr(attrBit|unix.NLA_F_NESTED, nil)
 	bit.AddRtAttr(attrBitName, nl.ZeroTerminated(featureTC))
-	bit.AddRtAttr(attrBitValue, nil)
+	if take {
+		bit.AddRtAttr(attrBitValue, nil)
+	}
 	r.AddData(wanted)
 	_, err = r.Execute(unix.NETLINK_GENERIC, 0)
 	return err

@@ -1,6 +1,7 @@
 package sriov
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -126,7 +127,7 @@ func setFunction(h *netlink.Handle, card netlink.Link, s Step) error {
 	w := s.Settings
 	set := map[string]func() error{
 		"mac": func() error {
-			hw, err := net.ParseMAC(w.MAC)
+			hw, err := net.ParseMAC(cmp.Or(w.MAC, noMAC))
 			if err != nil {
 				return err
 			}

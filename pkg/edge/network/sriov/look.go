@@ -151,6 +151,9 @@ func (l looker) members(pci string) (out []Member) {
 	return out
 }
 
+// noMAC is how the kernel writes that nobody gave a function an address; given, it takes one away.
+const noMAC = "00:00:00:00:00:00"
+
 // States of a function's link (linux/if_link.h: IFLA_VF_LINK_STATE_*), in their order.
 var linkStates = []string{"auto", "on", "off"}
 
@@ -163,7 +166,7 @@ func settingsOf(v netlink.VfInfo) Settings {
 	if p := uint16(v.VlanProto); s.VLAN != 0 && (p == protocolAD || binary.BigEndian.Uint16(binary.LittleEndian.AppendUint16(nil, p)) == protocolAD) {
 		s.Protocol = "802.1ad"
 	}
-	if s.MAC == "00:00:00:00:00:00" {
+	if s.MAC == noMAC {
 		s.MAC = ""
 	}
 	return s

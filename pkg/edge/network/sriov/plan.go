@@ -99,6 +99,10 @@ func (p *planner) card(c *Card) {
 	if !p.interfaceOf(c, policy, found) {
 		return
 	}
+	if next, other := addressed(c, policy, found); other {
+		p.step(Step{Op: Remember, Card: c.PCI, Found: &next})
+		return
+	}
 	done := true
 	for i := range c.Functions {
 		done = p.function(c, &c.Functions[i], policy, found) && done
@@ -237,17 +241,19 @@ func (p *planner) function(c *Card, f *Function, policy *api.FunctionPolicy, fou
 		return false // it comes back from a container, and its driver makes a new interface (package network)
 	}
 	base := baseOf(f, policy, found)
-	want, driver, mtu := base.Settings, driverFor(&base, policy, f.Index), base.MTU
+	want, driver, mtu := wanted(c, f, policy, found), driverFor(&base, policy, f.Index), base.MTU
 	rdma := false
 	if policy != nil {
 		v := policy.For(f.Index)
-		want = overlay(want, &v, c, f.Index)
 		if v.MTU != 0 {
 			mtu = v.MTU
 		}
 		rdma = v.RDMA
 	}
 	changed := differs(f.Settings, want)
+	if want.MAC == "" && slices.Contains(found.Addressed[f.Index], f.MAC) {
+		changed = append([]string{"mac"}, changed...)
+	}
 	binds, asked := driverOf(f) != driver, driver
 	if driver == api.DriverVFIO && binds {
 		if why := p.groupHinders(f); why != "" { // check: half a group
@@ -295,6 +301,39 @@ func (p *planner) function(c *Card, f *Function, policy *api.FunctionPolicy, fou
 		p.refuse(c, nil, "leave rdma out, or load the card's RDMA driver", "function %d (%s) offers no RDMA: its driver is %s", f.Index, f.PCI, f.Driver)
 	}
 	return driver == asked
+}
+
+// wanted are the settings of a function as they shall be.
+func wanted(c *Card, f *Function, policy *api.FunctionPolicy, found *Found) Settings {
+	s := baseOf(f, policy, found).Settings
+	if policy == nil {
+		return s
+	}
+	v := policy.For(f.Index)
+	return overlay(s, &v, c, f.Index)
+}
+
+// addressed is what is written down with the addresses that functions have from here, or are to get, and had none before: those that
+// can be taken away again. other says that there is something new.
+func addressed(c *Card, policy *api.FunctionPolicy, found *Found) (next Found, other bool) {
+	given := map[int][]string{}
+	for i := range c.Functions {
+		f := &c.Functions[i]
+		want := wanted(c, f, policy, found).MAC
+		keep := slices.DeleteFunc(slices.Clone(found.Addressed[f.Index]), func(mac string) bool { return mac != f.MAC && mac != want })
+		if want != "" && want != f.MAC && !slices.Contains(keep, want) && (len(keep) > 0 || baseOf(f, nil, found).MAC == "" || baseOf(f, policy, found).MAC == "") {
+			keep = append(keep, want)
+		}
+		if len(keep) > 0 {
+			given[f.Index] = keep
+		}
+	}
+	next = *found
+	if len(given)+len(found.Addressed) == 0 || maps.EqualFunc(given, found.Addressed, slices.Equal) {
+		return next, false
+	}
+	next.Addressed = given
+	return next, true
 }
 
 // baseOf is how a function was before it was set: as it was found at first, when it is to
@@ -365,8 +404,7 @@ func StableMAC(card string, index int) string {
 	return hw.String()
 }
 
-// differs names what is not as it shall be. An address that is not known, because nobody
-// ever set one, is none to put back.
+// differs names what is not as it shall be. Of an address that nobody asks for it says nothing: it may be the driver's own.
 func differs(is, want Settings) (out []string) {
 	if want.MAC != "" && want.MAC != is.MAC {
 		out = append(out, "mac")

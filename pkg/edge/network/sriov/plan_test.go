@@ -21,6 +21,8 @@ type model struct {
 	// groups is how many functions share a group of the IOMMU; 0 is none at all.
 	groups int
 	busy   map[string]bool
+	// bare: functions are made without an address; own: their driver then gives them one.
+	bare, own bool
 }
 
 func newModel(cards, groups int) *model {
@@ -30,6 +32,13 @@ func newModel(cards, groups int) *model {
 	}
 	m.regroup()
 	return m
+}
+
+// address is a driver's, for a function that has none.
+func (m *model) address(f *Function) {
+	if m.own && f.MAC == "" {
+		f.MAC = fmt.Sprintf("0a:00:00:00:00:%02d", f.Index)
+	}
 }
 
 func (m *model) card(pci string) *Card {
@@ -56,8 +65,12 @@ func (m *model) make(c *Card, n int) {
 		if m.groups > 0 {
 			f.Group = int(c.PCI[6]-'0')*100 + i/m.groups
 		}
+		if m.bare {
+			f.MAC = ""
+		}
 		if c.Probe {
 			f.Driver, f.Name, f.MTU = "igbvf", fmt.Sprintf("%sv%d", c.Name, i), 1500
+			m.address(&f)
 		}
 		c.Functions = append(c.Functions, f)
 	}
@@ -114,6 +127,7 @@ func (m *model) do(s Step) error {
 		f.Driver, f.Name, f.MTU = map[string]string{"": "", api.DriverKernel: "igbvf", api.DriverVFIO: api.DriverVFIO}[s.Driver], "", 0
 		if s.Driver == api.DriverKernel {
 			f.Name, f.MTU = fmt.Sprintf("%sv%d", c.Name, f.Index), 1500
+			m.address(f)
 		}
 	default:
 		return fmt.Errorf("%s is no step", s.Op)
@@ -228,6 +242,7 @@ func (b *box) drawUsers(t *rapid.T) {
 func TestPlanOverALife(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		b := &box{model: newModel(rapid.IntRange(1, 2).Draw(t, "cards"), rapid.IntRange(0, 2).Draw(t, "functions of a group")), found: map[string]Found{}, cut: -1}
+		b.bare, b.own = rapid.Bool().Draw(t, "without addresses"), rapid.Bool().Draw(t, "of which drivers give some")
 		if rapid.Bool().Draw(t, "functions from the start") {
 			b.make(&b.state.Cards[0], 3)
 			b.regroup()

@@ -91,6 +91,8 @@ type Found struct {
 	// before they were set.
 	First []Function `json:"first,omitempty"`
 	Base  []Function `json:"base,omitempty"`
+	// Addressed are the addresses that functions got here which had none. Another one is their driver's own.
+	Addressed map[int][]string `json:"addressed,omitempty"`
 	// Change is how the last policy wanted changes made.
 	Change string `json:"change,omitempty"`
 }

@@ -19,6 +19,7 @@ type model struct {
 	o      Observed
 	absent bool
 	vfs    int
+	own    bool // each mode has an inline mode of its own, which a change of the mode sets
 	did    []string
 }
 
@@ -43,6 +44,9 @@ func (m *model) mode(mode string) error {
 		return errors.New("it has no switch")
 	}
 	m.o.Device.Mode, m.o.Ports, m.o.Rates = mode, m.o.Ports[:1], nil
+	if m.own {
+		m.o.Device.Inline = map[string]string{Legacy: "link", Switchdev: "network"}[mode]
+	}
 	for i := range m.vfs {
 		if mode == Switchdev {
 			m.o.Ports = append(m.o.Ports, Port{Index: uint32(10 + i), Flavour: VF, Function: i, MAC: "00:00:00:00:00:00", Can: map[string]bool{"roce": true, "migratable": false}})

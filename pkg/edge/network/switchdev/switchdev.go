@@ -346,6 +346,9 @@ func rates(have Observed, want Wanted) (steps []Step) {
 		r := Rate{Port: port.Index, Min: is.Min, Max: is.Max, Parent: is.Parent}
 		if f.Rate != nil {
 			r.Min, r.Max, r.Parent = f.Rate.Min, f.Rate.Max, f.Rate.Group
+			if f.Found && r.Parent != "" && now[r.Parent].Group == "" {
+				r.Parent = "" // its group, of somebody else's, is gone
+			}
 		} else if strings.HasPrefix(is.Parent, groupPrefix) {
 			r.Parent = "" // it was ours
 		}

@@ -13,12 +13,31 @@ type Found struct {
 	Mode   string `json:"mode,omitempty"`
 	Inline string `json:"inline,omitempty"`
 	Encap  string `json:"encap,omitempty"`
+	// There is how Inline and Encap were in the other mode, which has its own: nil until the card was seen in it.
+	There *Modes `json:"there,omitempty"`
 	// Ports are the functions that were set, by port.
 	Ports map[string]FoundPort `json:"ports,omitempty"`
 	// Made are the scalable functions that were made here.
 	Made []string `json:"made,omitempty"`
 	// Change is how the last policy wanted changes made.
 	Change string `json:"change,omitempty"`
+}
+
+// Modes are a switch's, of a mode.
+type Modes struct {
+	Inline string `json:"inline,omitempty"`
+	Encap  string `json:"encap,omitempty"`
+}
+
+// modes are those that were found in the mode in which a card is.
+func (f *Found) modes(mode string) Modes {
+	switch {
+	case mode == f.Mode:
+		return Modes{f.Inline, f.Encap}
+	case f.There != nil:
+		return *f.There
+	}
+	return Modes{} // as they are
 }
 
 // FoundPort is what a function was like.
@@ -33,33 +52,49 @@ type FoundPort struct {
 // that there is something new, to be written down before that.
 func Remember(have Observed, policy *api.SwitchPolicy, change string, known *Found) (next Found, changed bool) {
 	if known == nil {
-		return Found{Mode: have.Device.Mode, Inline: have.Device.Inline, Encap: have.Device.Encap, Change: change}, true
+		known, changed = &Found{Mode: have.Device.Mode, Inline: have.Device.Inline, Encap: have.Device.Encap, Change: change}, true
 	}
 	next = *known
 	if policy == nil {
-		return next, false
+		return next, changed
 	}
-	next.Change, changed = change, change != known.Change
+	next.Change, changed = change, changed || change != known.Change
 	next.Ports, next.Made = maps.Clone(known.Ports), slices.Clone(known.Made)
+	if next.Ports == nil {
+		next.Ports = map[string]FoundPort{}
+	}
+	if have.Device.Mode != next.Mode && next.There == nil {
+		next.There, changed = &Modes{have.Device.Inline, have.Device.Encap}, true
+	}
 	if have.Device.Mode == Legacy && policy.Mode == Switchdev {
 		return next, changed // its ports come with the mode
 	}
+	if have.Device.Mode == Switchdev && policy.Mode == Legacy {
+		return next, next.all(have) || changed // they go with it
+	}
 	for _, w := range policy.Ports {
-		if _, was := next.Ports[w.Port]; was || slices.Contains(next.Made, w.Port) {
-			continue
-		}
 		p := have.port(w.Port)
-		switch {
+		switch _, was := next.Ports[w.Port]; {
+		case was:
 		case p != nil:
-			if next.Ports == nil {
-				next.Ports = map[string]FoundPort{}
-			}
 			next.Ports[w.Port], changed = foundPort(have, p), true
-		case strings.Contains(w.Port, "sf"):
+		case strings.Contains(w.Port, "sf") && !slices.Contains(next.Made, w.Port):
 			next.Made, changed = append(next.Made, w.Port), true
 		}
 	}
 	return next, changed
+}
+
+// all adds each virtual function: what it is like goes with the mode.
+func (f *Found) all(have Observed) (changed bool) {
+	for i := range have.Ports {
+		p := &have.Ports[i]
+		if _, was := f.Ports[p.Name()]; was || p.Flavour != VF {
+			continue
+		}
+		f.Ports[p.Name()], changed = foundPort(have, p), true
+	}
+	return changed
 }
 
 func foundPort(have Observed, p *Port) FoundPort {
@@ -67,9 +102,6 @@ func foundPort(have Observed, p *Port) FoundPort {
 	if p.Flavour == SF {
 		active := p.Active
 		out.Active = &active
-	}
-	if strings.Trim(p.MAC, "0:") == "" {
-		out.MAC = "" // nobody had given it one
 	}
 	for _, r := range have.Rates {
 		if r.Group == "" && r.Port == p.Index {
@@ -85,7 +117,8 @@ const perMbit = 1_000_000 / 8
 // Want is what a policy asks for; without one, or where it says nothing, what was found. Its
 // switch goes back to the mode that was found after all else.
 func Want(have Observed, policy *api.SwitchPolicy, found Found, inUse map[string][]string, skip func(Step) bool) Wanted {
-	w := Wanted{Inline: found.Inline, Encap: found.Encap, Made: found.Made, InUse: inUse, Skip: skip}
+	modes := found.modes(have.Device.Mode)
+	w := Wanted{Inline: modes.Inline, Encap: modes.Encap, Made: found.Made, InUse: inUse, Skip: skip}
 	if policy == nil {
 		policy = &api.SwitchPolicy{}
 	}
@@ -107,7 +140,7 @@ func Want(have Observed, policy *api.SwitchPolicy, found Found, inUse map[string
 		w.Functions = append(w.Functions, wantFunction(p, found))
 	}
 	for _, name := range slices.Sorted(maps.Keys(found.Ports)) {
-		if was := found.Ports[name]; !listed[name] {
+		if was := found.Ports[name]; !listed[name] && !slices.Contains(found.Made, name) {
 			w.Functions = append(w.Functions, Function{Port: name, MAC: was.MAC, Active: was.Active, Can: was.Can, Rate: &was.Rate, Found: true})
 		}
 	}
