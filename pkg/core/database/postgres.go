@@ -30,12 +30,9 @@ const (
 // a server may have been set to otherwise is set for the session: a commit is on the disk
 // when it returns.
 func openPostgres(ctx context.Context, c Config) (*DB, error) {
-	shown := c.Place
-	if u, err := url.Parse(c.Place); err == nil {
-		shown = u.Redacted()
-	}
+	shown := Shown(c.Place)
 	cfg, err := pgx.ParseConfig(c.Place)
-	if err != nil { // its text holds the URL
+	if err != nil { // its text holds the URL, and so the password
 		return nil, &api.Error{Code: api.Invalid, Field: "--database", Message: "not the URL of a PostgreSQL database: " + shown, Remedy: "write it as postgres://USER:PASSWORD@HOST:PORT/DATABASE"}
 	}
 	if cfg.ConnectTimeout == 0 {
@@ -52,6 +49,22 @@ func openPostgres(ctx context.Context, c Config) (*DB, error) {
 		return nil, errors.Join(fmt.Errorf("open the database %s: %w", shown, err), pool.Close())
 	}
 	return db, nil
+}
+
+// Shown is a place without the password that it may hold.
+func Shown(place string) string {
+	if !IsURL(place) {
+		return place
+	}
+	u, err := url.Parse(place)
+	if err != nil {
+		return "postgres://…"
+	}
+	if q := u.Query(); q.Has("password") {
+		q.Set("password", "xxxxx")
+		u.RawQuery = q.Encode()
+	}
+	return u.Redacted()
 }
 
 // greet looks whether the server is one to work with.

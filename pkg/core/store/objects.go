@@ -136,9 +136,6 @@ func (s *SQL) List(ctx context.Context, q Query) (items []*api.Object, next stri
 
 // Put implements Store.
 func (s *SQL) Put(ctx context.Context, obj *api.Object, opts PutOptions) (out *api.Object, err error) {
-	if key := obj.Key(); !storable(key) {
-		return nil, api.Errorf(api.Invalid, "no database can hold the name %q of tenant %q", key.Name, key.Tenant)
-	}
 	var status json.RawMessage
 	if opts.Status != nil {
 		if status, err = json.Marshal(opts.Status); err != nil {
@@ -184,6 +181,9 @@ func merge(old, obj *api.Object, status json.RawMessage, opts PutOptions) (out *
 	case old != nil && m.Revision != 0 && m.Revision != old.Metadata.Revision:
 		return nil, false, &api.Error{Code: api.Conflict, Field: "metadata.revision",
 			Message: key.Kind + " " + key.Name + " was changed by somebody else since you read it", Remedy: "read it again and repeat your change"}
+	}
+	if !storable(key) {
+		return nil, false, api.Errorf(api.Invalid, "no database can hold the name %q of tenant %q", key.Name, key.Tenant)
 	}
 	out = &api.Object{APIVersion: api.Version, Kind: obj.Kind, Metadata: m, Spec: compact(obj.Spec), Status: status}
 	if old == nil {
@@ -254,7 +254,7 @@ func (s *SQL) PutStatuses(ctx context.Context, statuses map[api.Key]any) error {
 
 func putStatus(ctx context.Context, w *writer, key api.Key, status any, statusOnly bool) (found bool, err error) {
 	raw, err := json.Marshal(status)
-	if err != nil {
+	if err != nil || !storable(key) {
 		return false, err
 	}
 	var old []byte

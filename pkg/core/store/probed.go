@@ -68,6 +68,9 @@ func (s *SQL) PutProbed(ctx context.Context, list []Probed) error {
 
 func putProbed(ctx context.Context, w *writer, look, put *sql.Stmt, p Probed) error {
 	k := p.Key
+	if !storable(k) {
+		return nil
+	}
 	var oldText string
 	var oldStatus []byte
 	err := look.QueryRowContext(ctx, k.Kind, k.Tenant, k.Name).Scan(&oldText, &oldStatus)

@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"pgregory.net/rapid"
+
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/database/databasetest"
 	"tributary.dev/tributary/pkg/core/store"
 	"tributary.dev/tributary/pkg/core/store/storetest"
 )
@@ -29,20 +33,44 @@ func open(t *testing.T, path string) (*store.SQL, *storetest.Clock) {
 	return s, clock
 }
 
+func TestMain(m *testing.M) { os.Exit(databasetest.Run(m)) }
+
 func TestSQL(t *testing.T) {
-	for name, path := range map[string]func(t *testing.T) string{
-		"file":   func(t *testing.T) string { return filepath.Join(t.TempDir(), "a folder with ? and %20.db") },
-		"memory": func(*testing.T) string { return "" },
+	for name, place := range map[string]func(t *testing.T) string{
+		"file":     func(t *testing.T) string { return filepath.Join(t.TempDir(), "a folder with ? and %20.db") },
+		"memory":   func(*testing.T) string { return "" },
+		"postgres": func(t *testing.T) string { return databasetest.Postgres(t) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			storetest.Objects(t, historyLimit, func(t *testing.T) store.Store { s, _ := open(t, path(t)); return s })
-			s, clock := open(t, path(t))
+			if name == "postgres" {
+				databasetest.Checks(t, 20)
+			}
+			s, clock := open(t, place(t))
+			storetest.Objects(t, historyLimit, func(t *testing.T) store.Store {
+				if name == "postgres" { // it takes its time to make a schema
+					storetest.Clear(t, s)
+					return s
+				}
+				s, _ := open(t, place(t))
+				return s
+			})
 			t.Run("manifests", func(t *testing.T) { storetest.Manifests(t, s) })
 			t.Run("boxes", func(t *testing.T) { storetest.Boxes(t, s) })
 			t.Run("events", func(t *testing.T) { storetest.Events(t, s) })
 			t.Run("tokens", func(t *testing.T) { storetest.Tokens(t, s, clock) })
 		})
 	}
+}
+
+// Whatever is asked of them, SQLite and PostgreSQL answer alike.
+func TestDatabasesAnswerAlike(t *testing.T) {
+	lite, _ := open(t, "")
+	big, _ := open(t, databasetest.Postgres(t))
+	rapid.Check(t, func(rt *rapid.T) {
+		storetest.Clear(rt, lite)
+		storetest.Clear(rt, big)
+		storetest.Alike(rt, lite, big)
+	})
 }
 
 // What was written is there after a restart and in a backup, and revisions go on.
