@@ -76,11 +76,11 @@ func TestRotationSealed(t *testing.T) {
 			t.Fatalf("%s: STATE was opened by %q: %v", what, s.Attestation.Sealed, err)
 		}
 	}
-	// believed: the core takes the new PCR 7 for known by the TPM's word of before, and the release by its pcr11.
+	// believed: the core takes the new PCR 7 for known by the TPM's word of before, and the release's system for this family by its pcr11.
 	believed := func(release string) {
 		t.Helper()
 		untilAttestation(t, u.ctx, u.tree, "the core believes the box that runs "+release, func(a *api.Attestation) bool {
-			return a.Attested && a.System == release && a.Waiting == nil
+			return a.Attested && a.System == release+" vm/amd64" && a.Waiting == nil
 		})
 	}
 	restart := func(what string) {
