@@ -285,7 +285,7 @@ func (c *Claim) String() string {
 }
 
 // DeviceEdits is what a device means to a container that holds it: the part of a
-// specification of the Container Device Interface (CDI 0.6, containerEdits) that boxes
+// specification of the Container Device Interface (CDI, containerEdits) that boxes
 // use, and what CDI has no words for.
 type DeviceEdits struct {
 	Env    []string     `json:"env,omitempty"` // NAME=value

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	"tributary.dev/tributary/pkg/api"
@@ -19,9 +20,18 @@ import (
 // vendor is the first part of the names of our devices in CDI.
 const vendor = "tributary.dev"
 
-// cdiVersion is the version of the specification whose words are used (CNCF's Container
-// Device Interface, SPEC.md).
-const cdiVersion = "0.6.0"
+// version is the lowest version of the specification (CNCF's Container Device Interface,
+// SPEC.md) that has the words of these devices. A program passes over files of versions newer
+// than itself without a word: podman 4.3, Debian 12's, knows none after 0.5.0.
+func version(devices []specDevice) string {
+	for _, d := range devices {
+		named := func(n api.DeviceNode) bool { return n.HostPath != "" }
+		if strings.IndexAny(d.Name, "0123456789") == 0 || slices.ContainsFunc(d.Edits.Nodes, named) {
+			return "0.5.0"
+		}
+	}
+	return "0.3.0"
+}
 
 // odd are the characters that CDI does not allow in a device's name.
 var odd = pattern.New(`[^A-Za-z0-9_.:-]`)
@@ -119,7 +129,7 @@ func (s *Specs) change(class api.ClaimClass, fn func(map[string]api.DeviceEdits)
 	fn(devices)
 	// A device that changes nothing in a container (a processor) has no place in a
 	// specification, which wants at least one edit of each.
-	file := specFile{Version: cdiVersion, Kind: vendor + "/" + string(class)}
+	file := specFile{Kind: vendor + "/" + string(class)}
 	for _, name := range slices.Sorted(maps.Keys(devices)) {
 		if e := devices[name]; len(e.Env)+len(e.Nodes)+len(e.Mounts) > 0 {
 			file.Devices = append(file.Devices, specDevice{name, e})
@@ -131,6 +141,7 @@ func (s *Specs) change(class api.ClaimClass, fn func(map[string]api.DeviceEdits)
 		}
 		return nil
 	}
+	file.Version = version(file.Devices)
 	raw, err := json.MarshalIndent(file, "", "  ")
 	if err != nil {
 		return err

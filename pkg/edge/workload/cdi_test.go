@@ -12,6 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"pgregory.net/rapid"
 	"tags.cncf.io/container-device-interface/pkg/cdi"
+	cdispecs "tags.cncf.io/container-device-interface/specs-go"
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/claims"
@@ -46,11 +47,15 @@ func TestOthersSeeTheSameDevices(t *testing.T) {
 			if rapid.Bool().Draw(t, "library") {
 				e.Mounts = []api.DeviceBind{{HostPath: library, ContainerPath: "/usr/lib64/libcuda.so.1", Options: []string{"rbind", "rprivate", "nosuid", "nodev", "ro"}}}
 			}
-			h := api.HeldDevice{Class: api.ClaimGPU, ID: fmt.Sprintf("GPU-0a/%d+2", i), Units: 1, Edits: e}
+			h, name := api.HeldDevice{Class: api.ClaimGPU, ID: fmt.Sprintf("GPU-0a/%d+2", i), Units: 1, Edits: e}, fmt.Sprintf("tributary.dev/gpu=GPU-0a_%d_2", i)
+			if rapid.Bool().Draw(t, "function") {
+				h.Class, h.ID = api.ClaimVF, fmt.Sprintf("0000:01:10.%d", i)
+				name = "tributary.dev/vf=" + h.ID
+			}
 			if err := written.Write(h.Class, h.ID, e); err != nil {
 				t.Fatal(err)
 			}
-			held, names = append(held, h), append(names, fmt.Sprintf("tributary.dev/gpu=GPU-0a_%d_2", i))
+			held, names = append(held, h), append(names, name)
 		}
 		ours := emptySpec()
 		if err := setDevices(t.Context(), &containers.Container{}, ours, held, rest{}); err != nil {
@@ -62,6 +67,11 @@ func TestOthersSeeTheSameDevices(t *testing.T) {
 		}
 		if faults := cache.GetErrors(); len(faults) > 0 {
 			t.Fatalf("the library refuses the files: %v", faults)
+		}
+		for _, s := range cache.GetVendorSpecs("tributary.dev") {
+			if lowest := lowestVersion(t, s.Spec); s.Version != lowest {
+				t.Fatalf("%s is of version %s, and could be read by older programs as %s", s.GetPath(), s.Version, lowest)
+			}
 		}
 		theirs := emptySpec()
 		if unknown, err := cache.InjectDevices(theirs, names...); err != nil || len(unknown) > 0 {
@@ -79,6 +89,20 @@ func TestOthersSeeTheSameDevices(t *testing.T) {
 			t.Fatalf("given back, and others still see %v (%v)", cache.ListDevices(), err)
 		}
 	})
+}
+
+// lowestVersion is the lowest version that has all words of a file. The library is asked for
+// each device: of several it looks at the last alone (its module is of a Go whose loops have
+// one variable).
+func lowestVersion(t *rapid.T, s *cdispecs.Spec) (lowest string) {
+	for _, d := range s.Devices {
+		v, err := cdispecs.MinimumRequiredVersion(&cdispecs.Spec{Kind: s.Kind, Devices: []cdispecs.Device{d}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		lowest = max(lowest, v)
+	}
+	return lowest
 }
 
 func emptySpec() *specs.Spec {
