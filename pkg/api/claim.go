@@ -97,6 +97,7 @@ type option struct {
 var (
 	anyWord   = pattern.New(`^[A-Za-z0-9][A-Za-z0-9 ._+*?\[\]:/-]{0,63}$`)
 	number    = pattern.New(`^[0-9]{1,9}$`)
+	counted   = pattern.New(`^[1-9][0-9]{0,8}$`)
 	truth     = pattern.New(`^(true|false)$`)
 	numaWord  = pattern.New(`^(any|same|[0-9]{1,3})$`)
 	percent   = pattern.New(`^([1-9][0-9]?|100)$`)
@@ -117,11 +118,11 @@ var claimOptions = map[ClaimClass]map[string]option{
 	ClaimGPU: {
 		"numa": numaRule, "model": {like, anyModel, "*A100*"},
 		"memory":       {atLeast, number, "20480 (MiB)"},
-		"compute":      {atLeast, number, "2 (slices of the card)"},
+		"compute":      {atLeast, counted, "2 (slices of the card)"},
 		"sharing":      {same, sharing, "exclusive, mig, time-slicing or mps"},
-		"profile":      {same, anyWord, "1g.10gb"},
+		"profile":      {same, migProfile, "1g.10gb, as the inventory shows it"},
 		"threads":      {setting, percent, "50 (percent of the card's threads, under mps)"},
-		"memory-limit": {setting, number, "8192 (MiB, under mps)"},
+		"memory-limit": {setting, counted, "8192 (MiB, under mps)"},
 		"render-node":  {same, truth, "true"},
 	},
 	ClaimVF: {
@@ -174,8 +175,27 @@ func CheckClaim(c *Claim) *Error {
 			return &Error{Code: Invalid, Field: "options." + name, Message: quote(c.Options[name]) + " is no value of it", Remedy: "write it like " + o.example}
 		}
 	}
-	if c.Class == ClaimVF {
+	switch c.Class {
+	case ClaimVF:
 		return checkLink(c)
+	case ClaimGPU:
+		return checkParts(c)
+	}
+	return nil
+}
+
+// checkParts refuses a claim whose words are of another way of sharing than it asks for: it would wait
+// for ever, or hold a card without the limits that it names.
+func checkParts(c *Claim) *Error {
+	for _, need := range []struct {
+		mode  SharingMode
+		words []string
+	}{{SharingMIG, []string{"compute", "profile"}}, {SharingMPS, []string{"memory-limit", "threads"}}} {
+		for _, word := range need.words {
+			if c.Options[word] != "" && c.Sharing() != string(need.mode) { // check: parts
+				return &Error{Code: Invalid, Field: "options." + word, Message: fmt.Sprintf("%s is of a claim by %s, and this one is %s", word, need.mode, c.Sharing()), Remedy: fmt.Sprintf("write sharing: %s, or leave %s out", need.mode, word)}
+			}
+		}
 	}
 	return nil
 }

@@ -100,5 +100,5 @@ func TestFlowPolicyChecks(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the package once more")
 	}
-	mutation.Prove(t, append(mutation.Marked(t, "^TestFlowPolicyRefused$", "flow.go"), append(mutation.Marked(t, "^TestUncordonRefused$", "slices.go"), mutation.Marked(t, "^TestOneCardByMPS$", "claim.go")...)...)...)
+	mutation.Prove(t, append(mutation.Marked(t, "^TestFlowPolicyRefused$", "flow.go"), append(mutation.Marked(t, "^TestUncordonRefused$", "slices.go"), mutation.Marked(t, "^TestOneCardByMPS$|^TestPartsOfAnotherWay$", "claim.go")...)...)...)
 }

@@ -98,3 +98,31 @@ func TestOneCardByMPS(t *testing.T) {
 		}
 	}
 }
+
+// TestPartsOfAnotherWay: words that the way of sharing does not have would be passed over, or waited for in vain.
+func TestPartsOfAnotherWay(t *testing.T) {
+	for _, good := range []map[string]string{
+		{"profile": "1g.10gb+me"}, {"compute": "2", "memory": "9000"}, {"sharing": "mig", "profile": "3g.20gb"}, {"sharing": "mps", "threads": "50", "memory-limit": "8192"},
+	} {
+		if err := CheckClaim(&Claim{Class: ClaimGPU, Count: 1, Options: good}); err != nil {
+			t.Errorf("%v: %v", good, err)
+		}
+	}
+	for _, bad := range []struct {
+		options      map[string]string
+		field, words string
+	}{
+		{map[string]string{"threads": "50"}, "options.threads", "threads is of a claim by mps, and this one is exclusive"},
+		{map[string]string{"sharing": "time-slicing", "memory-limit": "8192"}, "options.memory-limit", "is of a claim by mps"},
+		{map[string]string{"sharing": "exclusive", "profile": "1g.5gb"}, "options.profile", "is of a claim by mig"},
+		{map[string]string{"sharing": "mps", "compute": "1"}, "options.compute", "is of a claim by mig"},
+		{map[string]string{"sharing": "mps", "memory-limit": "0"}, "options.memory-limit", "is no value"},
+		{map[string]string{"compute": "0"}, "options.compute", "is no value"},
+		{map[string]string{"profile": "1g5gb"}, "options.profile", "is no value"},
+		{map[string]string{"profile": "half"}, "options.profile", "is no value"},
+	} {
+		if err := CheckClaim(&Claim{Class: ClaimGPU, Count: 1, Options: bad.options}); err == nil || err.Field != bad.field || !strings.Contains(err.Message, bad.words) || err.Remedy == "" {
+			t.Errorf("%v: %v, want %s: …%s…", bad.options, err, bad.field, bad.words)
+		}
+	}
+}

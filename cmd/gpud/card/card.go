@@ -205,7 +205,7 @@ func (c *Cards) Cards() ([]gpud.Card, error) {
 	var list []gpud.Card
 	for i, d := range devices {
 		switch k := c.who(i, d); {
-		case d == nil && k.uuid == "": // who it is, only the bus knows
+		case k.uuid == "": // who it is, only the bus knows
 		case d == nil:
 			list = append(list, lost(i, k, driver, why[i], c.now()))
 		default:
@@ -222,7 +222,7 @@ func lost(index int, k known, driver string, ret nvml.Return, now time.Time) gpu
 }
 
 func (c *Cards) read(index int, k known, d nvml.Device, driver string) gpud.Card {
-	a := api.Accelerator{ID: cmp.Or(k.uuid, k.pci), PCI: k.pci, Vendor: "nvidia", Driver: "nvidia", DriverVersion: driver, NUMA: -1, Sharing: api.Sharing{Mode: api.SharingExclusive}}
+	a := api.Accelerator{ID: k.uuid, PCI: k.pci, Vendor: "nvidia", Driver: "nvidia", DriverVersion: driver, NUMA: -1, Sharing: api.Sharing{Mode: api.SharingExclusive}}
 	a.Model, _ = d.GetName()
 	a.Serial, _ = d.GetSerial()
 	a.VBIOS, _ = d.GetVbiosVersion()

@@ -11,7 +11,7 @@ import (
 )
 
 // Edits are what a container needs beside its own: the words of a CDI specification's
-// containerEdits (version 0.6.0).
+// containerEdits.
 type Edits struct {
 	Nodes  []string // device files
 	Env    []string // NAME=value
@@ -66,6 +66,9 @@ func Share(a *api.Accelerator, s api.Sharing, run string) (Shared, error) {
 	case api.SharingTimeSlicing:
 		return Shared{Shares: s.Replicas, Edits: edits, Caution: "services take turns on the card, and nothing limits the memory that one takes from the others"}, nil
 	case api.SharingMPS:
+		if a.MemoryMiB > 0 && s.MemoryMiB > a.MemoryMiB { // check: memory
+			return Shared{}, &api.Error{Code: api.Invalid, Field: "memoryMiB", Message: fmt.Sprintf("%d MiB for each service are more than the %d of %s", s.MemoryMiB, a.MemoryMiB, a.Model), Remedy: "give less, or no memoryMiB: it is an equal part then"}
+		}
 		return mps(a, s, edits, run), nil
 	}
 	return Shared{Shares: 1, Edits: edits}, nil

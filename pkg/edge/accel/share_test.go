@@ -45,12 +45,46 @@ func TestShare(t *testing.T) {
 		func() error { _, err := Share(h100(), api.Sharing{Mode: api.SharingMIG}, "/run"); return err },
 		func() error { _, err := Share(h100(), api.Sharing{}, "/run"); return err },
 		func() error {
+			_, err := Share(h100(), api.Sharing{Mode: api.SharingMPS, Replicas: 2, MemoryMiB: 81921}, "/run")
+			return err
+		},
+		func() error {
 			_, err := Share(&api.Accelerator{Vendor: "amd"}, api.Sharing{Mode: api.SharingMPS, Replicas: 2}, "/run")
 			return err
 		},
 	} {
 		if err := bad(); api.CodeOf(err) != api.Invalid {
 			t.Errorf("%v", err)
+		}
+	}
+}
+
+// TestNeverAll: what no card could be cut into is told; what may find no room today, or is not known
+// while MIG is off, is not.
+func TestNeverAll(t *testing.T) {
+	m := *told(t, "a100").told
+	m.Instances = []api.MIGInstance{{ID: 1, Name: "4g.20gb", Busy: true, Placement: api.MIGPlacement{Start: 0, Size: 4}}}
+	off := m
+	off.Profiles = slices.Clone(m.Profiles)
+	for i := range off.Profiles {
+		off.Profiles[i].Placements = nil
+	}
+	for _, c := range []struct {
+		m      *api.MIG
+		layout []string
+		words  string
+	}{
+		{&m, nil, ""},
+		{&m, []string{"4g.20gb", "3g.20gb"}, ""},
+		{&m, []string{"1g.5gb", "1g.5gb", "1g.5gb", "1g.5gb", "1g.5gb", "1g.5gb", "1g.5gb"}, ""},
+		{&m, []string{"3g.20gb", "4g.20gb", "1g.5gb"}, "one slice more than fits: 1g.5gb, after 3g.20gb, 4g.20gb"},
+		{&m, []string{"1g.5gb", "1g.10gb", "1g.50gb"}, "there is no profile 1g.50gb on it; there are 1g.5gb"},
+		{&off, []string{"7g.40gb", "7g.40gb"}, ""},
+		{&off, []string{"7g.80gb"}, "there is no profile 7g.80gb"},
+		{&api.MIG{}, []string{"7g.40gb"}, ""},
+	} {
+		if got := NeverAll(c.m, c.layout); !strings.Contains(got, c.words) || (got == "") != (c.words == "") {
+			t.Errorf("%v: %q, not %q", c.layout, got, c.words)
 		}
 	}
 }

@@ -1,7 +1,10 @@
 package accel
 
 import (
+	"errors"
+	"fmt"
 	"slices"
+	"strings"
 
 	"tributary.dev/tributary/pkg/api"
 )
@@ -41,6 +44,33 @@ func Ready(m *api.MIG, found Kept, layout []string) []Step {
 	}
 	slices.SortStableFunc(steps, func(a, b Step) int { return order(a) - order(b) })
 	return steps
+}
+
+// NeverAll says why a card can never have all slices of a layout at once. It is empty when it can, and
+// while the card does not tell its places.
+func NeverAll(m *api.MIG, layout []string) string {
+	empty := *m
+	empty.Instances = nil
+	var wants []Want
+	for _, name := range layout {
+		at := slices.IndexFunc(m.Profiles, func(p api.MIGProfile) bool { return p.Name == name })
+		switch {
+		case at < 0 && len(m.Profiles) > 0:
+			var names []string
+			for _, p := range m.Profiles {
+				names = append(names, p.Name)
+			}
+			return fmt.Sprintf("there is no profile %s on it; there are %s", name, strings.Join(names, ", "))
+		case at < 0 || len(m.Profiles[at].Placements) == 0:
+			return ""
+		}
+		wants = append(wants, Want{Profile: name})
+	}
+	var none *NoRoom
+	if _, err := PlanMIG(&empty, wants, nil); errors.As(err, &none) {
+		return fmt.Sprintf("its layout has one slice more than fits: %s, after %s", layout[none.Want], strings.Join(layout[:none.Want], ", "))
+	}
+	return ""
 }
 
 // order has room made before it is taken.

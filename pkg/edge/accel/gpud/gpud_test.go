@@ -257,8 +257,34 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// TestNonsense: what a gpud tells that cannot be is no card, no slice and nothing to bill.
+func TestNonsense(t *testing.T) {
+	card := func(a api.Accelerator) Card { return Card{Accelerator: a} }
+	over := &api.MIG{Instances: []api.MIGInstance{{ID: 1, Placement: api.MIGPlacement{Size: 4}}, {ID: 2, Placement: api.MIGPlacement{Start: 3, Size: 4}}}}
+	good := []Card{card(api.Accelerator{ID: "GPU-1", MIG: over}), card(api.Accelerator{ID: "0000:3b:00.0", MIG: &api.MIG{Enabled: true}})}
+	if err := checkCards(good); err != nil || good[0].Accelerator.MIG != nil || len(good[0].Accelerator.Findings) != 1 || good[1].Accelerator.MIG == nil {
+		t.Errorf("slices over each other: %v, %+v", err, good)
+	}
+	for _, list := range [][]Card{
+		{card(api.Accelerator{})}, {card(api.Accelerator{ID: "../../etc"})}, {card(api.Accelerator{ID: "GPU-1/4+4"})},
+		{card(api.Accelerator{ID: "GPU-1"}), card(api.Accelerator{ID: "GPU-1"})}, {card(api.Accelerator{ID: "GPU-1", MemoryMiB: -1})},
+	} {
+		if err := checkCards(list); !errors.Is(err, ErrFrame) {
+			t.Errorf("%+v: %v", list, err)
+		}
+	}
+	if err := checkSamples([]Sample{{Percent: -1}, {Percent: 100, MemoryMiB: 81920}}); err != nil {
+		t.Error(err)
+	}
+	for _, s := range []Sample{{Percent: -2}, {Percent: 101}, {MemoryMiB: -1}, {MemoryMiB: 1 << 40}} {
+		if err := checkSamples([]Sample{{}, s}); !errors.Is(err, ErrFrame) {
+			t.Errorf("%+v: %v", s, err)
+		}
+	}
+}
+
 func TestRefusalsNeedTheirChecks(t *testing.T) {
-	mutation.Prove(t, append(mutation.Marked(t, "^TestRefusals$", "serve.go", "protocol.go"), mutation.Marked(t, "^TestHangs$", "keeper.go")...)...)
+	mutation.Prove(t, append(mutation.Marked(t, "^TestRefusals$", "serve.go", "protocol.go"), mutation.Marked(t, "^TestHangs$|^TestNonsense$", "keeper.go")...)...)
 }
 
 // FuzzRead: whatever comes, a reader of frames takes no more than it, does not panic, and

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/pattern"
 )
 
 // Process is a gpud that runs: its standard output to read, its standard input to write.
@@ -179,7 +180,34 @@ func (k *Keeper) ask(ctx context.Context, q Request) (Reply, error) {
 // Cards reads the inventory.
 func (k *Keeper) Cards(ctx context.Context) ([]Card, error) {
 	a, err := k.ask(ctx, Request{Op: OpCards})
-	return a.Cards, err
+	if err != nil {
+		return nil, err
+	}
+	return a.Cards, checkCards(a.Cards)
+}
+
+// cardName is a UUID or an address: it becomes part of names of files and of devices.
+var cardName = pattern.New(`^[A-Za-z0-9][A-Za-z0-9.:-]{0,127}$`)
+
+// checkCards checks what came. A card whose slices make no sense is told without them, with
+// the reason, and hides no other.
+func checkCards(list []Card) error {
+	known := map[string]bool{}
+	for i := range list {
+		a := &list[i].Accelerator
+		if !cardName.MatchString(a.ID) || known[a.ID] || a.MemoryMiB < 0 { // check: card
+			return fmt.Errorf("%w: card %d is called %q, of %d MiB", ErrFrame, i, a.ID, a.MemoryMiB)
+		}
+		known[a.ID] = true
+		if a.MIG == nil {
+			continue
+		}
+		if err := api.CheckMIG(a.MIG); err != nil { // check: slices of a card
+			a.MIG = nil
+			a.Findings = append(a.Findings, api.AcceleratorFinding{Warning: api.Warning{Name: "gpu-slices-unreadable", Severity: api.Degraded, Message: err.Error(), Remedy: err.Remedy}})
+		}
+	}
+	return nil
 }
 
 // Layout reads what a card is cut into.
@@ -228,7 +256,23 @@ func (k *Keeper) SetCompute(ctx context.Context, card, mode string) error {
 // Sample reads what cards and slices use.
 func (k *Keeper) Sample(ctx context.Context) ([]Sample, error) {
 	a, err := k.ask(ctx, Request{Op: OpSample})
-	return a.Samples, err
+	if err != nil {
+		return nil, err
+	}
+	return a.Samples, checkSamples(a.Samples)
+}
+
+// maxMiB is more memory than any card has.
+const maxMiB = 1 << 30
+
+// checkSamples checks what came: it is billed.
+func checkSamples(list []Sample) error {
+	for _, s := range list {
+		if s.Percent < -1 || s.Percent > 100 || s.MemoryMiB < 0 || s.MemoryMiB > maxMiB { // check: sample
+			return fmt.Errorf("%w: %s%s uses %d %% and %d MiB", ErrFrame, s.Card, s.Slice, s.Percent, s.MemoryMiB)
+		}
+	}
+	return nil
 }
 
 // Command is a Config.Start for a program, with further variables of the environment. What it

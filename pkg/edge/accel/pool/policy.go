@@ -200,7 +200,7 @@ func (p *Pool) settle(ctx context.Context, c *card) error {
 	if !named && c.kept.Found.Enabled {
 		want = api.Sharing{Mode: api.SharingMIG}
 	}
-	c.refused, c.waits = "", ""
+	c.refused, c.waits, c.layout = "", "", ""
 	if _, err := accel.Share(&c.told, want, p.cfg.Run); err != nil {
 		c.refused = err.Error()
 		want = c.kept.Sharing
@@ -226,6 +226,9 @@ func (p *Pool) settle(ctx context.Context, c *card) error {
 	}
 	p.mu.Lock()
 	c.settled = true
+	if m := c.shown().MIG; m != nil { // its places are told once MIG is on
+		c.layout = accel.NeverAll(m, c.kept.Sharing.Layout)
+	}
 	if m := c.told.MIG; c.kept.Sharing.Mode == api.SharingMIG && m != nil && !m.Enabled && c.waits == "" {
 		c.waits = "MIG turns on at its next reset: restart the box"
 	}

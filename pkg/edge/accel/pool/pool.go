@@ -97,6 +97,7 @@ type card struct {
 	settled  bool                 // in this process: restored and brought under its policy
 	waits    string               // why its policy is not in force yet
 	refused  string               // why it never will be
+	layout   string               // why it cannot have all slices of its layout
 	broken   string               // why it could not be made what it was
 	fault    string               // why it is not what it is to be
 	away     int                  // looks at which it was not told of
@@ -420,7 +421,7 @@ func (p *Pool) Warnings() (out []api.Warning) {
 			}
 			out = append(out, w)
 		}
-		for name, words := range map[string]string{"gpu-policy-waits": c.waits, "gpu-policy-refused": c.refused, "gpu-not-restored": c.broken, "gpu-not-settled": c.fault} {
+		for name, words := range map[string]string{"gpu-policy-waits": c.waits, "gpu-policy-refused": c.refused, "gpu-layout": c.layout, "gpu-not-restored": c.broken, "gpu-not-settled": c.fault} {
 			if words != "" {
 				out = append(out, api.Warning{Name: name, Severity: api.Degraded, Since: p.cfg.Now().Unix(), Message: id + ": " + words, Remedy: remedies[name]})
 			}
@@ -439,6 +440,7 @@ const patience = 30 * time.Second
 var remedies = map[string]string{
 	"gpu-policy-waits":   "it is put in force when nobody holds the card",
 	"gpu-policy-refused": "change the settings' accelerators",
+	"gpu-layout":         "change the layout in the settings' accelerators; the slices of it that fit are kept ready",
 	"gpu-not-settled":    "it is tried again by itself; stop what uses the card and is no app",
 	"gpu-not-restored":   "restart the box, or reset the card while nothing uses it",
 }

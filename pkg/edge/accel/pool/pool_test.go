@@ -305,6 +305,9 @@ func TestLayoutOverReboots(t *testing.T) {
 		if got := b.cards.layout(0); strings.Count(got, "1g.5gb@") != 2 || strings.Count(got, "2g.10gb@") != 1 {
 			t.Fatalf("the layout is %s", got)
 		}
+		if w := b.Warnings(); len(w) != 1 || w[0].Name != "gpu-layout" || !strings.Contains(w[0].Message, "one slice more than fits: 7g.40gb, after 2g.10gb, 1g.5gb") {
+			t.Errorf("that the card can never have all of it is told as %+v", w)
+		}
 		id, _, err := b.take(slice(map[string]string{"profile": "3g.20gb"}))
 		if err != nil {
 			t.Fatal(err)
