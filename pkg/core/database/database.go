@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 )
 
@@ -23,6 +24,8 @@ type Config struct {
 	// Schema has the tables within PostgreSQL, and is created when it is not there. In
 	// SQLite its place is a file of its own.
 	Schema string
+	// Moving opens one that is at an end of a Move, too; else it is refused.
+	Moving bool
 	// Cache is how many KiB of pages SQLite's writing connection holds; 0: its own 2 MB.
 	Cache int
 }
@@ -40,6 +43,11 @@ type DB struct {
 	schema      string
 	write, read *sql.DB // the same for PostgreSQL, and for SQLite in memory
 	hot         atomic.Pointer[map[string]parsed]
+
+	mu    sync.Mutex
+	rooms []room // whose tables it has
+
+	written func() error // of tests: after a commit
 }
 
 // Querier is what a database and a transaction have in common.
@@ -62,6 +70,11 @@ func Open(ctx context.Context, c Config) (db *DB, err error) {
 		return nil, err
 	}
 	db.hot.Store(&map[string]parsed{})
+	if !c.Moving {
+		if err := db.runnable(ctx); err != nil {
+			return nil, errors.Join(err, db.Close())
+		}
+	}
 	return db, nil
 }
 
@@ -154,11 +167,4 @@ func (db *DB) ExecContext(ctx context.Context, text string, args ...any) (res sq
 		return err
 	})
 	return res, err
-}
-
-// BackupTo writes a consistent copy of the database to a new file of SQLite, while others
-// write.
-func (db *DB) BackupTo(ctx context.Context, path string) error {
-	_, err := db.read.ExecContext(ctx, "VACUUM INTO ?", path)
-	return err
 }

@@ -49,7 +49,7 @@ func TestMigrate(t *testing.T) {
 	if _, err := db.ExecContext(t.Context(), "INSERT INTO t VALUES (1, 7)"); err == nil {
 		t.Error("a reference to a row that is not there was taken")
 	}
-	if err := db.Migrate(t.Context(), steps("CREATE TABLE u (id BIGINT)"), "another_version"); err != nil {
+	if err := db.Migrate(t.Context(), steps("CREATE TABLE u (id BIGINT)"), "another_db_version"); err != nil {
 		t.Errorf("a second room's first step: %v", err)
 	}
 	if err := db.Migrate(t.Context(), steps("CREATE TABLE t (id BIGINT)", "CREATE NONSENSE"), VersionTable); err == nil || !strings.Contains(err.Error(), "schema") {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 
 	"github.com/pressly/goose/v3"
 )
@@ -18,10 +19,21 @@ const VersionTable = "goose_db_version"
 // date, so that two cores that start at once do not both do it: "tribmigr" in ASCII.
 const migrationLock = 0x747269626d696772
 
+// room is who has tables in a database.
+type room struct {
+	files fs.FS
+	table string
+}
+
 // Migrate applies the steps that the database has not seen yet: numbered SQL files in the
 // folders "migrations/sqlite" and "migrations/postgres" of files, of the same names in both.
-// table remembers which were applied; rooms that share a database have one each.
+// table, whose name ends in "_db_version", remembers which were applied; rooms that share a
+// database have one each. A column has type BIGINT, TEXT or BYTEA (SQLite: INTEGER, TEXT,
+// BLOB), a text of PostgreSQL COLLATE "C", and a table a primary key: see Copy.
 func (db *DB) Migrate(ctx context.Context, files fs.FS, table string) error {
+	if !strings.HasSuffix(table, versionSuffix) {
+		return fmt.Errorf("a table of versions is named …%s, not %s", versionSuffix, table)
+	}
 	dir, err := migrations(files, db.dialect)
 	if err != nil {
 		return err
@@ -41,6 +53,9 @@ func (db *DB) Migrate(ctx context.Context, files fs.FS, table string) error {
 	if err = errors.Join(err, unlock()); err != nil {
 		return fmt.Errorf("bring the schema of %s up to date: %w", db, err)
 	}
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	db.rooms = append(db.rooms, room{files, table})
 	return nil
 }
 

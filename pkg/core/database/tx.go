@@ -50,7 +50,10 @@ func (db *DB) once(ctx context.Context, f func(*Tx) error) error {
 	if err := f(&Tx{tx: tx, db: db, write: true}); err != nil {
 		return err
 	}
-	return tx.Commit()
+	if err := tx.Commit(); err != nil || db.written == nil {
+		return err
+	}
+	return db.written()
 }
 
 // Read runs f on one consistent state of the database, which nobody's writing changes.

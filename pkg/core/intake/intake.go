@@ -74,13 +74,18 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	if s.db, err = database.Open(ctx, database.Config{Place: cfg.Place, Schema: Schema, Cache: 16384}); err != nil {
 		return nil, err
 	}
-	if err = s.db.Migrate(ctx, migrations, database.VersionTable); err != nil {
+	if err = Migrate(ctx, s.db); err != nil {
 		return nil, err
 	}
 	if err = s.db.Prepare(ctx, hot...); err != nil {
 		return nil, err
 	}
 	return s, s.load(ctx)
+}
+
+// Migrate brings a database's schema up to date.
+func Migrate(ctx context.Context, db *database.DB) error {
+	return db.Migrate(ctx, migrations, database.VersionTable)
 }
 
 // Close writes what is pending and closes the database.

@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"pgregory.net/rapid"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/database/databasetest"
 	"tributary.dev/tributary/pkg/link"
 	"tributary.dev/tributary/pkg/link/record"
 )
@@ -22,6 +24,14 @@ type testing_ interface {
 	Helper()
 	Fatal(args ...any)
 	Fatalf(format string, args ...any)
+}
+
+func TestMain(m *testing.M) { os.Exit(databasetest.Run(m)) }
+
+// onBoth runs a test on a new ledger in a file, and on one in PostgreSQL.
+func onBoth(t *testing.T, test func(t *testing.T, place string)) {
+	t.Run("sqlite", func(t *testing.T) { test(t, filepath.Join(t.TempDir(), "ledger.db")) })
+	t.Run("postgres", func(t *testing.T) { test(t, databasetest.Postgres(t)) })
 }
 
 func newKey(t testing_) *ecdsa.PrivateKey {
@@ -113,8 +123,10 @@ func cpu(t testing_, s *Store, id api.DeviceID) (n uint64) {
 	return n
 }
 
-func TestVerdicts(t *testing.T) {
-	s := open(t, config(filepath.Join(t.TempDir(), "ledger.db")))
+func TestVerdicts(t *testing.T) { onBoth(t, verdicts) }
+
+func verdicts(t *testing.T, place string) {
+	s := open(t, config(place))
 	defer s.Close()
 	b := newBox(t, 1, newKey(t))
 	for range 30 {
@@ -176,8 +188,10 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
-func TestPoisonIsSetAsideAndCountedAsSeen(t *testing.T) {
-	s := open(t, config(filepath.Join(t.TempDir(), "ledger.db")))
+func TestPoisonIsSetAsideAndCountedAsSeen(t *testing.T) { onBoth(t, poisonIsSetAsideAndCountedAsSeen) }
+
+func poisonIsSetAsideAndCountedAsSeen(t *testing.T, place string) {
+	s := open(t, config(place))
 	defer s.Close()
 	b := newBox(t, 1, newKey(t))
 	b.use(t, 10)
@@ -272,9 +286,11 @@ func TestExactlyOnce(t *testing.T) {
 	})
 }
 
-func TestStateIsLastWriterWins(t *testing.T) {
+func TestStateIsLastWriterWins(t *testing.T) { onBoth(t, stateIsLastWriterWins) }
+
+func stateIsLastWriterWins(t *testing.T, place string) {
 	changed := 0
-	cfg := config(filepath.Join(t.TempDir(), "ledger.db"))
+	cfg := config(place)
 	cfg.Changed = func(api.DeviceID) { changed++ }
 	s := open(t, cfg)
 	id := api.DeviceID{3}
@@ -323,8 +339,10 @@ func TestStateIsLastWriterWins(t *testing.T) {
 	}
 }
 
-func TestQueries(t *testing.T) {
-	s := open(t, config(filepath.Join(t.TempDir(), "ledger.db")))
+func TestQueries(t *testing.T) { onBoth(t, queries) }
+
+func queries(t *testing.T, place string) {
+	s := open(t, config(place))
 	defer s.Close()
 	ctx := context.Background()
 	b := newBox(t, 1, newKey(t))
@@ -380,10 +398,12 @@ func TestQueries(t *testing.T) {
 
 // A core restored from a backup goes on from there, and devices that kept what was not
 // safe fill in the rest.
-func TestBackupAndRestore(t *testing.T) {
+func TestBackupAndRestore(t *testing.T) { onBoth(t, backupAndRestore) }
+
+func backupAndRestore(t *testing.T, place string) {
 	dir := t.TempDir()
 	ctx := context.Background()
-	cfg := config(filepath.Join(dir, "ledger.db"))
+	cfg := config(place)
 	cfg.KeepUnbacked = true
 	s := open(t, cfg)
 	b := newBox(t, 1, newKey(t))

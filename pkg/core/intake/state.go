@@ -36,7 +36,7 @@ func (s *Store) Devices(fn func(link.DeviceRow) error) error {
 
 // liveKeys lists what every device reports, by its number in the file.
 func (s *Store) liveKeys(ctx context.Context) (map[int64][]link.LiveKey, error) {
-	rows, err := s.db.QueryContext(ctx, `SELECT dev, key, seq FROM entries ORDER BY dev`)
+	rows, err := s.db.QueryContext(ctx, `SELECT dev, key, seq FROM entries ORDER BY dev, key`)
 	if err != nil {
 		return nil, err
 	}

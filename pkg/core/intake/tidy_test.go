@@ -157,9 +157,11 @@ func days(t testing_, s *Store, id api.DeviceID) map[int][]Total {
 }
 
 // Old events and telemetry go, audits and what a device lost stay.
-func TestTidyDropsDetail(t *testing.T) {
+func TestTidyDropsDetail(t *testing.T) { onBoth(t, tidyDropsDetail) }
+
+func tidyDropsDetail(t *testing.T, place string) {
 	now := time.UnixMilli(100 * dayMillis)
-	s := open(t, Config{Place: filepath.Join(t.TempDir(), "ledger.db"), Now: func() time.Time { return now }})
+	s := open(t, Config{Place: place, Now: func() time.Time { return now }})
 	defer s.Close()
 	b := newBox(t, 1, newKey(t))
 	event, err := record.EncodeEvent(api.Event{Time: now.UnixMilli(), Name: "restarted"})

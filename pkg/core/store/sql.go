@@ -74,7 +74,7 @@ func Open(ctx context.Context, cfg Config) (_ *SQL, err error) {
 			err = errors.Join(err, s.db.Close())
 		}
 	}()
-	if err := s.db.Migrate(ctx, migrations, database.VersionTable); err != nil {
+	if err := Migrate(ctx, s.db); err != nil {
 		return nil, err
 	}
 	if err := s.db.Prepare(ctx, sqlGet, sqlWrite, sqlStatus, sqlPutStatus, sqlCount, sqlSetCount, sqlToken, sqlPutBox); err != nil {
@@ -86,6 +86,11 @@ func Open(ctx context.Context, cfg Config) (_ *SQL, err error) {
 	}
 	s.history = newHistory(cfg.History, revision)
 	return s, nil
+}
+
+// Migrate brings a database's schema up to date.
+func Migrate(ctx context.Context, db *database.DB) error {
+	return db.Migrate(ctx, migrations, database.VersionTable)
 }
 
 // Close ends every watch and closes the database.
