@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/smallstep/pkcs7"
+
+	"tributary.dev/tributary/pkg/identity"
 )
 
 // The kinds of content (RFC 8366 section 8.3, RFC 8572 section 10.4).
@@ -189,7 +191,29 @@ func OpenOwnerCertificate(raw []byte, pinned *x509.Certificate, at time.Time) (*
 	if err := chains(leaf, p7.Certificates, []*x509.Certificate{pinned}, at); err != nil {
 		return nil, fmt.Errorf("owner certificate: it is not of the owner that the voucher names: %w", err)
 	}
+	if err := speaks(leaf, pinned); err != nil {
+		return nil, fmt.Errorf("owner certificate: %w", err)
+	}
 	return leaf, nil
+}
+
+// speaks checks that a certificate below an owner's root is of one who may speak for him. An
+// owner of our kind certifies his boxes and his core's TLS below the same root, and each says by
+// its role what it is for: a box that was taken over is no owner of the others. Certificates of
+// other owners' making have no roles.
+func speaks(leaf, root *x509.Certificate) error {
+	switch role := identity.RoleOf(leaf); {
+	case bytes.Equal(leaf.Raw, root.Raw):
+		return nil
+	case role == "":
+		return nil
+	case role != identity.RoleSigner:
+		return fmt.Errorf("it is a certificate of role %q, which does not speak for the owner", role)
+	}
+	if err := leaf.CheckSignatureFrom(root); err != nil {
+		return fmt.Errorf("it is a signer that the root did not certify itself: %w", err)
+	}
+	return nil
 }
 
 func issues(c *x509.Certificate, others []*x509.Certificate) bool {

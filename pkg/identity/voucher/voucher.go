@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -137,8 +138,16 @@ func Open(raw []byte, anchors []*x509.Certificate) (*Voucher, error) {
 	if err := chains(s.signer, s.certs, anchors, v.CreatedOn); err != nil {
 		return nil, fmt.Errorf("voucher: it is not signed by a manufacturer that this device knows: %w", err)
 	}
+	if born(s.signer) && !slices.ContainsFunc(anchors, s.signer.Equal) {
+		return nil, fmt.Errorf("voucher: it is signed by the device %.64q, not by its manufacturer", s.signer.Subject.SerialNumber)
+	}
 	return v, nil
 }
+
+// born tells the certificate of a device's birth: its subject has a serial number (IEEE 802.1AR
+// section 8.6, RFC 8995 section 2.3.1). Such chain to the manufacturer as its own signers do, and
+// without this whoever takes one device over would own all others of the maker.
+func born(c *x509.Certificate) bool { return c.Subject.SerialNumber != "" }
 
 // Intact reads a voucher and verifies that it is as its signer made it, whoever that is.
 func Intact(raw []byte) (*Voucher, error) {
