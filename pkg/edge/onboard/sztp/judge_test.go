@@ -298,7 +298,7 @@ func TestRound(t *testing.T) {
 			if !ok {
 				break
 			}
-			if asked[s.Place] || n > maxSources {
+			if asked[s.Place] || n > 8*maxOfKind {
 				t.Fatalf("%s is asked again", s.Place)
 			}
 			asked[s.Place] = true
@@ -321,6 +321,40 @@ func TestRound(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A site that names any number of servers, which name any number of others, does not keep a box from asking the servers of
+// its image, nor those that these name.
+func TestRoundReachesTheImage(t *testing.T) {
+	var sources []Source
+	for i := range 200 {
+		sources = append(sources, Source{DHCP, fmt.Sprintf("https://d%d:443", i)}, Source{Site, fmt.Sprintf("https://s%d:443", i)})
+	}
+	r := NewRound(append(sources, Source{BuiltIn, "https://image:443"}))
+	asked := map[string]bool{}
+	for n := 0; ; n++ {
+		s, ok := r.Next()
+		if !ok {
+			break
+		}
+		asked[s.Place] = true
+		to := &voucher.Redirect{}
+		for i := range 16 {
+			to.Servers = append(to.Servers, voucher.Server{Address: fmt.Sprintf("r%d-%d", n, i)})
+		}
+		if s.Kind == BuiltIn {
+			to.Servers[0].Address = "moved"
+		}
+		r.Heard(&Verdict{Conveyed: &voucher.Conveyed{Redirect: to}}, nil)
+	}
+	for _, place := range []string{"https://image:443", "https://moved:443"} {
+		if !asked[place] {
+			t.Errorf("%s is never asked, of %d", place, len(asked))
+		}
+	}
+	if len(asked) > 8*maxOfKind {
+		t.Errorf("%d are asked in one round", len(asked))
+	}
 }
 
 func TestStick(t *testing.T) {

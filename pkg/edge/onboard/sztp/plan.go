@@ -32,10 +32,11 @@ type Source struct {
 func (s Source) String() string { return s.Kind.String() + " " + s.Place }
 
 const (
-	// maxSources bounds a round, maxHops the redirects that lead to a source: two servers
-	// that name each other end.
-	maxSources = 64
-	maxHops    = 5
+	// maxOfKind bounds what a round asks of one kind of source, and as many again of those that they
+	// name: a site with a hundred servers does not keep the box from those in its image. maxHops
+	// bounds the redirects that lead to a source: two servers that name each other end.
+	maxOfKind = 16
+	maxHops   = 5
 )
 
 // Round is one walk through the sources. It is a pure machine: Next says whom to ask, and
@@ -43,6 +44,7 @@ const (
 type Round struct {
 	queue []step
 	seen  map[string]bool
+	asked [2 * Referred]int // of each kind, and named by each; in the queue or before
 	now   step
 	// Refused collects why answers were not taken, by source.
 	Refused []Refused
@@ -52,6 +54,7 @@ type step struct {
 	Source
 	hops int
 	via  string // the source that named it
+	from Kind   // of that, or its own
 }
 
 // Refused is one source and why it did not serve.
@@ -67,17 +70,22 @@ func NewRound(sources []Source) *Round {
 	slices.SortStableFunc(list, func(a, b Source) int { return int(a.Kind) - int(b.Kind) })
 	r := &Round{seen: map[string]bool{}}
 	for _, s := range list {
-		r.add(step{Source: s}, len(r.queue))
+		r.add(step{Source: s, from: s.Kind}, len(r.queue))
 	}
 	return r
 }
 
 func (r *Round) add(s step, at int) bool {
 	key := strings.TrimRight(s.Place, "/")
-	if r.seen[key] || len(r.seen) >= maxSources {
+	of := &r.asked[s.from]
+	if s.Kind == Referred {
+		of = &r.asked[Referred+s.from]
+	}
+	if r.seen[key] || *of >= maxOfKind {
 		return false
 	}
 	r.seen[key] = true
+	*of++
 	r.queue = slices.Insert(r.queue, at, s)
 	return true
 }
@@ -131,7 +139,7 @@ func (r *Round) redirect(to *voucher.Redirect) error {
 		if err != nil {
 			return refuse(Unreadable, "%v", err)
 		}
-		if r.add(step{Source{Referred, u}, r.now.hops + 1, via}, n) {
+		if r.add(step{Source{Referred, u}, r.now.hops + 1, via, r.now.from}, n) {
 			n++
 		}
 	}
