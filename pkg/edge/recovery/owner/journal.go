@@ -26,8 +26,16 @@ type Entry struct {
 
 const (
 	journalName = "console.jsonl"
-	maxJournal  = 48 << 10 // below what is read
+	// A journal takes what was tried up to maxTried, and what opened a shell up to maxJournal, below
+	// what is read: who tries for ever fills no disk, and hides nothing by it.
+	maxTried   = 24 << 10
+	maxJournal = 56 << 10
 )
+
+var errFull = errors.New("the console's journal is full until the core has heard of it")
+
+// tried: it opened nothing.
+func (e Entry) tried() bool { return e.What == "challenge" || e.What == "refused" }
 
 // Note appends to the journal in the first of the folders that takes it: STATE's, or one
 // that lasts until the box starts anew.
@@ -36,25 +44,44 @@ func Note(e Entry, folders ...string) error {
 	if err != nil {
 		return err
 	}
+	most := int64(maxJournal)
+	if e.tried() {
+		most = maxTried
+	}
 	err = errors.New("no folder is there")
 	for _, dir := range folders {
-		if err = appendTo(filepath.Join(dir, journalName), append(line, '\n')); err == nil {
+		if err = appendTo(filepath.Join(dir, journalName), append(line, '\n'), most); err == nil {
 			return nil
 		}
 	}
 	return err
 }
 
-func appendTo(path string, line []byte) error {
-	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+func appendTo(path string, line []byte, most int64) (err error) {
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
-	if info, err := f.Stat(); err != nil || info.Size() > maxJournal {
-		return errors.Join(err, f.Close()) // a person who tries for ever fills no disk
+	defer func() { err = errors.Join(err, f.Close()) }()
+	info, err := f.Stat()
+	if err != nil {
+		return err
 	}
-	_, err = f.Write(line)
-	return errors.Join(err, f.Sync(), f.Close())
+	if info.Size()+int64(len(line)) > most { // check: bound
+		return errFull
+	}
+	if last := make([]byte, 1); info.Size() > 0 {
+		if _, err := f.ReadAt(last, info.Size()-1); err != nil {
+			return err
+		}
+		if last[0] != '\n' { // a cut tore the line before, which is no reason to lose this one
+			line = append([]byte{'\n'}, line...)
+		}
+	}
+	if _, err := f.Write(line); err != nil {
+		return err
+	}
+	return f.Sync()
 }
 
 // Take hands over what the journals of the folders hold, the oldest first, and forgets what

@@ -7,6 +7,10 @@
 // not been. The console believes what lies on CONFIG when it leads to the root that the box's
 // own identity names; when that cannot be read, to the root that the firmware names. Where
 // neither is to be had, nobody's word opens a shell.
+//
+// CONFIG is open to whoever has the disk, who could put an earlier statement back there: that of a
+// key which was lost since. So the newest one lies beside the identity too, and while that can be
+// read it alone counts.
 package owner
 
 import (
@@ -32,6 +36,8 @@ type Store interface {
 type Box struct {
 	// Outside keeps an encoded unlock.Kept, Anchor a root's fingerprint.
 	Outside, Anchor Store
+	// Inside keeps the statement in the box's own state; nil where nothing is kept there.
+	Inside Store
 	// Identity reads who the box is from its own state. It fails while that is closed.
 	Identity func() (*identity.Trust, api.DeviceID, error)
 }
@@ -46,6 +52,17 @@ type Owner struct {
 
 // Find tells who may open this box. The error is for a person.
 func (b Box) Find() (o Owner, err error) {
+	trust, device, closed := b.Identity()
+	if closed == nil && b.Inside != nil {
+		statement, err := b.Inside.Read()
+		if err == nil {
+			key, err := unlock.OpenKey(statement, trust)
+			return Owner{key, device, true}, err
+		}
+		if !errors.Is(err, fs.ErrNotExist) { // an earlier release kept none there
+			return o, fmt.Errorf("what is kept of the owner cannot be read: %w", err)
+		}
+	}
 	raw, err := b.Outside.Read()
 	if errors.Is(err, fs.ErrNotExist) {
 		return o, errors.New("no owner is known who could answer: the box never had a manifest")
@@ -57,7 +74,7 @@ func (b Box) Find() (o Owner, err error) {
 	if err != nil {
 		return o, fmt.Errorf("what is kept of the owner is torn: %w", err)
 	}
-	if trust, device, err := b.Identity(); err == nil {
+	if closed == nil {
 		key, err := unlock.OpenKey(kept.Key, trust)
 		return Owner{key, device, true}, err
 	}
@@ -81,10 +98,14 @@ func (b Box) Keep(trust *identity.Trust, device api.DeviceID, statement []byte) 
 	}
 	root := identity.Fingerprint(trust.Root)
 	// The anchor first: without it what lies outside is worth nothing on the day.
-	return errors.Join(put(b.Anchor, root[:]), put(b.Outside, kept))
+	err = errors.Join(put(b.Anchor, root[:]), put(b.Outside, kept))
+	if b.Inside != nil {
+		err = errors.Join(err, put(b.Inside, statement))
+	}
+	return err
 }
 
-// Forget takes the owner away, for a factory reset.
+// Forget takes the owner away, for a factory reset, which destroys what lies inside by itself.
 func (b Box) Forget() error { return errors.Join(b.Anchor.Remove(), b.Outside.Remove()) }
 
 func put(s Store, value []byte) error {

@@ -98,6 +98,63 @@ func TestFind(t *testing.T) {
 	}
 }
 
+// TestLostKeyStaysLost: an unlock key that was lost, and is given up by another, opens nothing again when who has had the
+// disk puts its statement, which the owner did sign, back where it lay.
+func TestLostKeyStaysLost(t *testing.T) {
+	c, said := realm(t)
+	lost, _, err := c.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	me, dir := api.DeviceID{9}, t.TempDir()
+	box := Box{Outside: File(filepath.Join(dir, "outside")), Inside: File(filepath.Join(dir, "inside")), Anchor: Variable{dir, "TributaryOwner"},
+		Identity: func() (*identity.Trust, api.DeviceID, error) { return c.Trust(), me, nil }}
+	if err := box.Keep(c.Trust(), me, said); err != nil {
+		t.Fatal(err)
+	}
+	before, err := box.Outside.Read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.RotateUnlock(true); err != nil {
+		t.Fatal(err)
+	}
+	now, saidNow, err := c.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := box.Keep(c.Trust(), me, saidNow); err != nil {
+		t.Fatal(err)
+	}
+	for name, outside := range map[string][]byte{"put back": before, "torn": []byte("x"), "gone": nil} {
+		if err := box.Outside.Write(outside); err != nil {
+			t.Fatal(err)
+		}
+		if outside == nil {
+			if err := box.Outside.Remove(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		o, err := box.Find()
+		if err != nil || !o.Key.Equal(now.PublicKey()) || !o.Proven || o.Device != me {
+			t.Errorf("with the partition's file %s: %v; is it the lost key: %v", name, err, o.Key != nil && o.Key.Equal(lost.PublicKey()))
+		}
+	}
+	// A box whose earlier release kept nothing inside goes by what lies outside.
+	if err := errors.Join(box.Inside.Remove(), box.Outside.Write(before)); err != nil {
+		t.Fatal(err)
+	}
+	if o, err := box.Find(); err != nil || !o.Key.Equal(lost.PublicKey()) {
+		t.Errorf("without anything inside: %+v %v", o, err)
+	}
+}
+
+// TestLostKeyCounts: in a build that asks the partition first, the lost key opens.
+func TestLostKeyCounts(t *testing.T) {
+	const inside = "if closed == nil && b.Inside != nil {"
+	mutation.Prove(t, mutation.Check{Name: "inside first", Test: "^TestLostKeyStaysLost$", File: "owner.go", From: inside, To: "if closed == nil && b.Inside != nil && !GONE {", Says: "is it the lost key: true"})
+}
+
 // TestFindCounts: in a build that takes any statement, or any root, the thief's word opens.
 func TestFindCounts(t *testing.T) {
 	const file, signed, rooted = "../../../identity/unlock/key.go", "identity.VerifyBy(signers, raw, aad)", "identity.DecodeTrust(k.Trust, root)"
@@ -112,7 +169,10 @@ func TestJournal(t *testing.T) {
 	if err := errors.Join(Note(Entry{Time: at, What: "opened", Challenge: "c1"}, filepath.Join(state, "closed"), run), Note(Entry{Time: at, What: "closed", Challenge: "c1"}, state, run)); err != nil {
 		t.Fatal(err)
 	}
-	if err := appendTo(filepath.Join(state, journalName), []byte("{\"time\":\"20")); err != nil { // a cut
+	if err := appendTo(filepath.Join(state, journalName), []byte("{\"time\":\"20"), maxJournal); err != nil { // a cut
+		t.Fatal(err)
+	}
+	if err := Note(Entry{Time: at, What: "pressed"}, state); err != nil {
 		t.Fatal(err)
 	}
 	var told []string
@@ -136,12 +196,47 @@ func TestJournal(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got := strings.Join(told, ", "); got != "closed c1, opened c1, opened c2" {
+	if got := strings.Join(told, ", "); got != "closed c1, pressed , opened c1, opened c2" {
 		t.Errorf("told: %s", got)
 	}
 	for _, dir := range []string{state, run} {
 		if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
 			t.Errorf("%v is left", left)
 		}
+	}
+}
+
+// TestJournalIsFull: who asks for challenges without end, on a box that reaches nobody, keeps the box from noting no shell.
+func TestJournalIsFull(t *testing.T) {
+	dir := t.TempDir()
+	var err error
+	tries := 0
+	for ; err == nil && tries < 10_000; tries++ {
+		err = Note(Entry{What: "challenge", Challenge: "0123456789abcdef", Where: "tty1"}, dir)
+	}
+	if !errors.Is(err, errFull) {
+		t.Fatalf("after %d challenges: %v", tries, err)
+	}
+	for range 20 {
+		if err := errors.Join(Note(Entry{What: "pressed", Where: "tty1"}, dir), Note(Entry{What: "opened", Where: "tty1"}, dir), Note(Entry{What: "closed", Where: "tty1"}, dir)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	told := map[string]int{}
+	if err := Take(func(e Entry) error { told[e.What]++; return nil }, dir); err != nil {
+		t.Fatal(err)
+	}
+	if told["opened"] != 20 || told["pressed"] != 20 || told["challenge"] < 100 {
+		t.Errorf("told: %v", told)
+	}
+	// What the first folder does not take any more the next one does.
+	second := t.TempDir()
+	for range 100 {
+		if err := Note(Entry{What: "opened", Message: strings.Repeat("x", 4<<10)}, dir, second); err != nil {
+			break
+		}
+	}
+	if info, err := os.Stat(filepath.Join(second, journalName)); err != nil || info.Size() == 0 {
+		t.Errorf("nothing in the second folder: %v", err)
 	}
 }

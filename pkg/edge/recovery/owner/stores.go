@@ -177,9 +177,12 @@ func configNode(run string) (string, error) {
 	return "", fmt.Errorf("the disk has no partition CONFIG: %w", fs.ErrNotExist)
 }
 
+// insideName is the file beside the identity.
+const insideName = "owner.key"
+
 // Appliance is a Box on the appliance: run is process 1's folder, id the agent's identity.
 func Appliance(run, id string) Box {
-	return Box{Outside: Config{run, "OWNER.KEY"}, Anchor: Variable{"/sys/firmware/efi/efivars", "TributaryOwner"}, Identity: IdentityIn(id)}
+	return Box{Outside: Config{run, "OWNER.KEY"}, Anchor: Variable{"/sys/firmware/efi/efivars", "TributaryOwner"}, Inside: File(filepath.Join(id, insideName)), Identity: IdentityIn(id)}
 }
 
 // IdentityIn reads who a box is from its identity folder.
