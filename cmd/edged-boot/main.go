@@ -23,6 +23,7 @@ import (
 	"tributary.dev/tributary/pkg/edge/boot"
 	"tributary.dev/tributary/pkg/edge/recovery/presence"
 	"tributary.dev/tributary/pkg/edge/uplink"
+	"tributary.dev/tributary/pkg/link/names"
 )
 
 // version is set by the build (-ldflags "-X main.version=…").
@@ -116,7 +117,7 @@ func agentArgs(f boot.Facts) (argv []string, why string) {
 		slices.Sort(pairs)
 		argv = append(argv, "--labels", strings.Join(pairs, ","))
 	}
-	argv = append(argv, "--proxy-file", boot.Dir+"/"+uplink.ProxyFile)
+	argv = append(argv, "--proxy-file", boot.Dir+"/"+uplink.ProxyFile, "--uplinks", boot.Dir+"/"+names.File)
 	if f.Settings.Relay {
 		argv = append(argv, "--relay")
 		if most := f.Profile.Relay.Cache; most > 0 {

@@ -30,6 +30,8 @@ import (
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
 	"tributary.dev/tributary/pkg/identity/voucher"
+	"tributary.dev/tributary/pkg/link/names"
+	"tributary.dev/tributary/pkg/link/proxy"
 )
 
 // box is one without an owner.
@@ -233,7 +235,7 @@ func (b *box) sources(ctx context.Context) (out []sztp.Source) {
 			b.log.Debug("the site is not asked", "err", err)
 		}
 		add(sztp.Site, found)
-		add(sztp.Site, b.networks().ByDNS(ctx, searchDomains()))
+		add(sztp.Site, sztp.ByDNS(ctx, b.networks(), searchDomains()))
 	}
 	for _, file := range list(b.o.servers) {
 		text, _ := readSome(file, 64<<10) // most boxes have none
@@ -248,12 +250,10 @@ func (b *box) sources(ctx context.Context) (out []sztp.Source) {
 
 // uplink is what the onboarding asks of one (pkg/edge/uplink writes it).
 type uplink struct {
-	Name   string   `json:"name"`
-	Best   bool     `json:"best"`
-	DNS    []string `json:"dns"`
-	Search []string `json:"search"`
-	SZTP   []byte   `json:"sztp"`
-	SZTP6  []byte   `json:"sztp6"`
+	Name  string `json:"name"`
+	Best  bool   `json:"best"`
+	SZTP  []byte `json:"sztp"`
+	SZTP6 []byte `json:"sztp6"`
 }
 
 // uplinks are those that the box has now.
@@ -279,25 +279,15 @@ func (b *box) uplinks() (list []uplink) {
 }
 
 // networks are where the uplinks lead, the one that the way out goes by first.
-func (b *box) networks() (out sztp.Networks) {
-	for _, u := range b.uplinks() {
-		n := sztp.Network{Interface: u.Name, Search: u.Search}
-		for _, text := range u.DNS {
-			if a, err := netip.ParseAddr(text); err == nil {
-				if a.IsLinkLocalUnicast() && a.Is6() && a.Zone() == "" {
-					a = a.WithZone(u.Name)
-				}
-				n.Servers = append(n.Servers, netip.AddrPortFrom(a, 53))
-			}
-		}
-		out = append(out, n)
-	}
-	return out
-}
+func (b *box) networks() names.Networks { return names.Read(b.o.uplinks) }
 
-// dial reaches bootstrap servers by names that some uplink's name servers know.
+// dial reaches bootstrap servers and parents, by the proxy of the moment if there is one, and by names that some uplink's name
+// servers know.
 func (b *box) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	return b.networks().Dial(ctx, network, address)
+	direct := func(ctx context.Context, network, address string) (net.Conn, error) {
+		return b.networks().Dial(ctx, network, address)
+	}
+	return proxy.Through(proxy.FromFile(b.o.proxy), direct, net.InterfaceAddrs)(ctx, network, address)
 }
 
 // byDHCP are the servers that options 143 and 136 name.

@@ -26,6 +26,7 @@ import (
 	"tributary.dev/tributary/pkg/edge/onboard"
 	"tributary.dev/tributary/pkg/edge/onboard/sztp"
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/link/proxy"
 	"tributary.dev/tributary/pkg/rest"
 )
 
@@ -56,6 +57,7 @@ type options struct {
 	bootstrap string
 	sticks    string
 	uplinks   string
+	proxy     string
 	site      string
 	code      string
 	built     string
@@ -78,6 +80,7 @@ func parse(args []string, errs io.Writer) (o options, err error) {
 	f.StringVar(&o.bootstrap, "bootstrap", "", "more of them, separated by commas")
 	f.StringVar(&o.sticks, "sticks", "auto", "folders, FAT32 images or disks with signed data, separated by commas; auto: whatever removable disk is there; none: none")
 	f.StringVar(&o.uplinks, "uplinks", "/run/tributary/uplinks.json", "file in which the network tells what DHCP gave")
+	f.StringVar(&o.proxy, "proxy-file", "/run/tributary/proxy", "file that holds the HTTP proxy by which all is reached that is on none of the box's own networks")
 	f.StringVar(&o.site, "ask-site", "on", "off: do not ask the site by mDNS and DNS; host:port: ask there in place of the group of mDNS")
 	f.StringVar(&o.code, "code-file", "/run/tributary/pairing-code", "where the pairing code is written for the console; left out when its folder is not there")
 	f.StringVar(&o.slot, "slot-file", "/run/tributary/slot", "file that is there on a box that can install another system")
@@ -145,7 +148,7 @@ func (b *box) tell(w api.Warning) {
 
 // enrol makes the box a member with its owner.
 func (b *box) enrol(ctx context.Context, f *sztp.Found) error {
-	limited, cancel := context.WithTimeout(ctx, patience)
+	limited, cancel := context.WithTimeout(proxy.With(ctx, b.dial), patience)
 	defer cancel()
 	owner := onboard.Owner{RootFP: f.RootFP, Parents: f.Beginning.Parents, Name: f.Beginning.Name, Source: f.Source}
 	if f.Release != nil {

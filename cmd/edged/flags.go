@@ -22,6 +22,7 @@ type options struct {
 	name          string
 	labels        map[string]string
 	proxyFile     string
+	uplinks       string
 	containerd    string
 	cniBin        string
 	logHelper     string
@@ -58,6 +59,7 @@ func parseOptions(args []string, errs io.Writer) (options, error) {
 		o.labels, err = parseLabels(text)
 		return err
 	})
+	f.StringVar(&o.uplinks, "uplinks", "", "file that lists the box's uplinks (uplinks.json of process 1): a parent's name that the first name server does not know is asked of each uplink's own")
 	f.StringVar(&o.proxyFile, "proxy-file", "", "file that holds the HTTP proxy by which parents are reached that are on none of the box's own networks; it may change or go at any time")
 	f.StringVar(&o.containerd, "containerd", "/run/containerd/containerd.sock", "containerd's socket")
 	f.StringVar(&o.cniBin, "cni-bin", "/opt/cni/bin", "folder of the CNI plugins bridge, host-local and portmap")

@@ -11,6 +11,7 @@ import (
 	"tributary.dev/tributary/pkg/edge/agent"
 	"tributary.dev/tributary/pkg/link"
 	"tributary.dev/tributary/pkg/link/mqtt"
+	"tributary.dev/tributary/pkg/link/names"
 	"tributary.dev/tributary/pkg/link/proxy"
 	"tributary.dev/tributary/pkg/manifest"
 )
@@ -82,9 +83,10 @@ func (b *box) doubt(ctx context.Context) error {
 	}
 }
 
-// dial reaches parents, by the proxy of the moment if there is one.
+// dial reaches parents, by the proxy of the moment if there is one, and by names that some uplink's name servers know.
 func (b *box) dial(keepAlive time.Duration) proxy.Dial {
-	return proxy.Through(proxy.FromFile(b.o.proxyFile), (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: keepAlive}).DialContext, net.InterfaceAddrs)
+	direct := names.Through(func() names.Networks { return names.Read(b.o.uplinks) }, (&net.Dialer{Timeout: 15 * time.Second, KeepAlive: keepAlive}).DialContext)
+	return proxy.Through(proxy.FromFile(b.o.proxyFile), direct, net.InterfaceAddrs)
 }
 
 // parentWatch tells Parents when a session begins, so that what failed is tried again.

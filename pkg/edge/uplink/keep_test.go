@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -18,6 +19,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/uplink/trial"
+	"tributary.dev/tributary/pkg/link/names"
 	"tributary.dev/tributary/tests/wait"
 )
 
@@ -58,7 +60,7 @@ func TestAddressesGoWithTheirSettings(t *testing.T) {
 	}
 	run := t.TempDir()
 	r := &runner{cfg: Config{Run: run, Sys: "/sys", Say: t.Logf}, dns: map[string]resolvers{}, seen: map[string]Status{}}
-	plan := Plan([]Link{{Name: "up0", Physical: true}}, &api.NetworkSettings{Uplinks: []api.Uplink{{Addresses: []string{"10.9.0.2/24"}, Gateway: "10.9.0.1"}}})
+	plan := Plan([]Link{{Name: "up0", Physical: true}}, &api.NetworkSettings{Uplinks: []api.Uplink{{Addresses: []string{"10.9.0.2/24"}, Gateway: "10.9.0.1", DNS: []string{"10.9.0.53"}}}})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel() // care puts the address on, sees that it is over, and takes it off
 	on := false
@@ -71,6 +73,9 @@ func TestAddressesGoWithTheirSettings(t *testing.T) {
 	}
 	if has("up0", "10.9.0.2/24") {
 		t.Error("the address outlives its settings")
+	}
+	if n := names.Read(filepath.Join(run, names.File)); len(n) != 1 || len(n[0].Servers) != 1 || n[0].Servers[0] != netip.MustParseAddrPort("10.9.0.53:53") {
+		t.Errorf("others are told of these name servers: %+v", n)
 	}
 	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
 	if err != nil {

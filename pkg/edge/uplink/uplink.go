@@ -187,6 +187,7 @@ func (r *runner) follow(ctx context.Context, tasks map[string]*task, u netlink.L
 		if t := tasks[name]; t != nil {
 			t.stop()
 			delete(tasks, name)
+			r.forget(name)
 		}
 		return
 	}
@@ -201,6 +202,19 @@ func (r *runner) follow(ctx context.Context, tasks map[string]*task, u netlink.L
 		default:
 		}
 		t.carrier <- u.IfInfomsg.Flags&unix.IFF_RUNNING != 0
+	}
+}
+
+// forget takes an uplink whose card has gone out of what is told: its name servers answer nobody any more.
+func (r *runner) forget(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.seen, name)
+	delete(r.dns, name)
+	delete(r.by6, name)
+	delete(r.air, name)
+	if err := r.write(); err != nil {
+		r.cfg.Say("%s: %v", name, err)
 	}
 }
 
@@ -389,6 +403,9 @@ func (r *runner) fixed(link netlink.Link, a Assignment) error {
 		}
 	}
 	s := Status{Name: a.Name(), Up: true, Address: a.Addresses[0].String(), Metric: a.Metric, Cost: a.Cost}
+	for _, d := range a.DNS {
+		s.DNS = append(s.DNS, d.String())
+	}
 	if a.Gateway.IsValid() {
 		s.Gateway = a.Gateway.String()
 		all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)

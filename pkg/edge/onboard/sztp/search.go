@@ -36,7 +36,7 @@ type Config struct {
 	Updates bool
 	// Sources names whom to ask; it is asked before each round and may take some seconds.
 	Sources func(context.Context) []Source
-	// Dial connects to a bootstrap server (Networks.Dial); nil is Go's own.
+	// Dial connects to a bootstrap server (names.Networks.Dial); nil is Go's own.
 	Dial  func(ctx context.Context, network, address string) (net.Conn, error)
 	Clock func() Clock
 	// Waiting is told after each round that found nothing.
