@@ -518,6 +518,9 @@ func (s State) returned(f Facts, d Deadlines) (State, Do) {
 	if f.Next != "" {
 		return s, Disarm
 	}
+	if done := f.outcome(Order); len(f.Order) > 0 && f.Order[0] != f.Running && (done == nil || done.Err == nil) {
+		return s, Order // it was confirmed, and then did not start: each start would begin with it
+	}
 	if s.Verdict.Cause != CauseParent || f.Health.Parent.OK {
 		s.refuse(f, s.Verdict.Cause, s.Verdict.Reason)
 		return s, Nothing
