@@ -225,7 +225,7 @@ func (m *manifest) travel(identity string) (d descriptor, isDelta bool, ok bool)
 		switch {
 		case l.MediaType == TypePlain && (!ok || l.Size < d.Size):
 			d, isDelta, ok = l, false, true
-		case l.MediaType == TypeDelta && identity != "" && l.Annotations[AnnotationOld] == identity && (!ok || l.Size < d.Size):
+		case l.MediaType == TypeDelta && identity != "" && l.Annotations[AnnotationOld] == identity && l.Size <= MaxDelta && (!ok || l.Size < d.Size):
 			d, isDelta, ok = l, true, true
 		}
 	}

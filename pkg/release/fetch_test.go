@@ -3,6 +3,7 @@ package release
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"math/rand/v2"
 	"net/http"
@@ -178,6 +179,8 @@ func TestTravel(t *testing.T) {
 	}{
 		{"its delta", "here", digestOf(delta), raw},
 		{"another box's delta", "there", digestOf(plain), raw},
+		{"a delta that nobody has the memory for", "here", digestOf(plain), sized(t, raw, digestOf(delta), MaxDelta+1, digestOf(plain), MaxContent)},
+		{"a large delta", "here", digestOf(delta), sized(t, raw, digestOf(delta), MaxDelta, digestOf(plain), MaxContent)},
 		{"a later format", "here", digestOf(plain), bytes.ReplaceAll(raw, []byte(TypeDelta), []byte("application/vnd.tributary.release.delta.v99"))},
 	} {
 		p := Parts{Manifest: c.raw}
@@ -185,4 +188,26 @@ func TestTravel(t *testing.T) {
 			t.Errorf("%s: %s, %v; want %s", c.name, got, err, c.want)
 		}
 	}
+}
+
+// sized is a manifest that gives two of its layers other sizes.
+func sized(t *testing.T, raw []byte, one string, size int64, other string, otherSize int64) []byte {
+	t.Helper()
+	m, err := parseManifest(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, l := range m.Layers {
+		switch l.Digest {
+		case one:
+			m.Layers[i].Size = size
+		case other:
+			m.Layers[i].Size = otherSize
+		}
+	}
+	out, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
 }

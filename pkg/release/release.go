@@ -34,6 +34,9 @@ const (
 	MaxDescription = 64 << 10
 	MaxMetadata    = 256 << 10
 	MaxContent     = 2 << 30
+	// MaxDelta bounds a delta that a box takes: it is in memory while it is applied, and nobody
+	// signed its size. What is larger travels whole.
+	MaxDelta = 64 << 20
 )
 
 // Description is release.json. It is what is signed: all else follows from its digests. Sizes are bytes.
