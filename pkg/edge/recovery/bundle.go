@@ -92,7 +92,7 @@ func (a *Appliance) addAnswer(ctx context.Context, add func(string, []byte) erro
 	return add("agent"+path, text)
 }
 
-// secrets are shapes that a bundle never carries: join tokens, PEM keys, what stands behind
+// secrets are shapes that a bundle never carries: join tokens, PEM keys, pairing codes, what stands behind
 // "Bearer" or in such a header, and passwords in URLs, up to the last @, since some hold one.
 var secrets = []struct {
 	shape *pattern.Pattern
@@ -100,6 +100,7 @@ var secrets = []struct {
 }{
 	{pattern.New(`(?s)-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(-----END [A-Z0-9 ]*PRIVATE KEY-----|\z)`), "[key removed]"},
 	{pattern.New(`\btj1\.[A-Za-z0-9._-]+`), "[token removed]"},
+	{pattern.New(`(^|[^0-9A-Za-z-])[0-9A-HJKMNP-TV-Z]{4}-[0-9A-HJKMNP-TV-Z]{4}-[0-9A-HJKMNP-TV-Z]{4}($|[^0-9A-Za-z-])`), "$1[pairing code removed]$2"},
 	{pattern.New(`(?i)\b((?:proxy-)?authorization|(?:set-)?cookie)(\\?"?\s*[=:][ \t]*)[^\r\n"\\]+`), "$1$2[removed]"},
 	{pattern.New(`(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}`), "$1 [removed]"},
 	{pattern.New(`(?i)([a-z][a-z0-9+.-]*:?//)[^\s@:"'<>]*:[^\s"'<>]*@`), "$1[removed]@"},

@@ -276,6 +276,9 @@ func TestRedact(t *testing.T) {
 		"https://core:8443/x says 5":                       "https://core:8443/x says 5",
 		"AWS_SECRET_ACCESS_KEY=abc\nDB_PASS=x y\nPASS: z":  "AWS_SECRET_ACCESS_KEY=[removed]\nDB_PASS=[removed]\nPASS: [removed]",
 		"Authorization: Token abc\nCookie: session=1; b=2": "Authorization: [removed]\nCookie: [removed]",
+		"let it in: edgectl device approve 7K2M-9QXA-4HTR": "let it in: edgectl device approve [pairing code removed]",
+		`{"Pairing":"7K2M-9QXA-4HTR"}`:                     `{"Pairing":"[pairing code removed]"}`,
+		"9F3A-11EE-8C01-0242":                              "9F3A-11EE-8C01-0242",
 		"12 tests passed: 3 bypass":                        "12 tests passed: 3 bypass",
 	} {
 		if got := string(Redact([]byte(text))); got != want {

@@ -31,7 +31,8 @@ func (a *Appliance) takeUpdate(ctx context.Context, from, file string, say func(
 			return err
 		}
 	}
-	f, err := os.Open(filepath.Join(dir, filepath.Base(file)))
+	// A stick may hold links and pipes too: what they lead to is none of a stranger's business, and may never answer.
+	f, err := os.OpenFile(filepath.Join(dir, filepath.Base(file)), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return fmt.Errorf("the file %s: %s", clean(file), reason(err))
 	}
@@ -39,6 +40,9 @@ func (a *Appliance) takeUpdate(ctx context.Context, from, file string, say func(
 	info, err := f.Stat()
 	if err != nil {
 		return err
+	}
+	if !info.Mode().IsRegular() { // check: a file
+		return fmt.Errorf("the file %s is no plain file", clean(file))
 	}
 	home := usb.In(a.path(a.Data))
 	if err := home.Make(); err != nil {

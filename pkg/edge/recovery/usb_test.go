@@ -5,12 +5,14 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -99,6 +101,33 @@ func bundleOf(t *testing.T) []byte {
 		t.Fatal(err)
 	}
 	return b.Bytes()
+}
+
+// TestOddFiles: what is no plain file on a stick, such as a pipe that nobody writes to, or a link out of it, is refused at once.
+func TestOddFiles(t *testing.T) {
+	a := stand(t)
+	dir := a.path(home)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(unix.Mkfifo(filepath.Join(dir, "pipe.tbu"), 0o600), os.WriteFile(filepath.Join(dir, "real"), bundleOf(t), 0o600),
+		os.Symlink("real", filepath.Join(dir, "link.tbu")), os.Mkdir(filepath.Join(dir, "folder.tbu"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{"pipe.tbu", "link.tbu", "folder.tbu"} {
+		ended := make(chan error, 1)
+		go func() {
+			ended <- a.Do(t.Context(), "usb-update", map[string]string{"from": home, "file": file}, func(string) {})
+		}()
+		select {
+		case err := <-ended:
+			if err == nil {
+				t.Errorf("%s is taken", file)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s: the console hangs", file)
+		}
+	}
 }
 
 // TestStick: a support bundle goes to a stick, and an update comes from it; each time it is
