@@ -155,7 +155,6 @@ func (t *Table) Grow(size int64, number int) (changed bool, err error) {
 }
 
 // Read reads the table of a disk of size bytes: the primary where it is whole, else the backup at the disk's end.
-// The backup's place is also taken from a primary header whose entries alone are torn.
 // It reads at most 40 KiB and allocates no more. The answer satisfies Check.
 func Read(r io.ReaderAt, size int64) (*Table, Copy, error) {
 	var faults []error

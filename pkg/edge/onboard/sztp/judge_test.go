@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -430,6 +431,29 @@ func FuzzParseList(f *testing.F) {
 }
 
 // A disk of the box itself is no stick.
+// TestForeignStick: a stick that a person formatted in a way that is not read here is named with what to do; one that holds something
+// else, as a box's own disk, is passed over.
+func TestForeignStick(t *testing.T) {
+	for says, image := range map[string][]byte{
+		"exFAT":           append([]byte("\xeb\x76\x90EXFAT   "), make([]byte, 4096)...),
+		"NTFS":            append([]byte("\xeb\x52\x90NTFS    "), make([]byte, 4096)...),
+		"a damaged FAT32": append(append(make([]byte, 82), "FAT32   "...), make([]byte, 4096)...),
+		"ext4":            append(append(make([]byte, 1080), 0x53, 0xef), make([]byte, 4096)...),
+		"":                append([]byte("LUKS\xba\xbe"), make([]byte, 4096)...),
+		"nothing":         make([]byte, 512),
+	} {
+		place := filepath.Join(t.TempDir(), "sda1")
+		if err := os.WriteFile(place, image, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := readStick(place, "TB-1")
+		foreign := says != "" && says != "nothing"
+		if err == nil || errors.Is(err, fs.ErrNotExist) == foreign || foreign && !(strings.Contains(err.Error(), says) && strings.Contains(err.Error(), "format it as FAT32")) {
+			t.Errorf("%q: %v", says, err)
+		}
+	}
+}
+
 func TestSticks(t *testing.T) {
 	sys := t.TempDir()
 	for path, text := range map[string]string{

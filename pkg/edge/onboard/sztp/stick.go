@@ -48,7 +48,10 @@ func readStick(place, serial string) (a Artifacts, err error) {
 	}
 	v, err := fat.Open(f, size)
 	if err != nil {
-		// Another file system, or none: no business of ours.
+		if kind := formatted(f); kind != "" { // as new sticks come, and as people format them
+			return a, fmt.Errorf("it holds %s, which is not read here: format it as FAT32 (%w)", kind, err)
+		}
+		// None that people give to sticks: no business of ours.
 		return a, fmt.Errorf("%w: %w", fs.ErrNotExist, err)
 	}
 	return stickFiles(serial, func(name string, most int64) ([]byte, error) {
@@ -58,6 +61,23 @@ func readStick(place, serial string) (a Artifacts, err error) {
 		}
 		return b, err
 	})
+}
+
+// formatted names the file system that a person may have meant for us; empty for none.
+func formatted(r io.ReaderAt) string {
+	b := make([]byte, 1<<10+512)
+	if n, err := r.ReadAt(b, 0); err != nil && (!errors.Is(err, io.EOF) || n < 512) {
+		return ""
+	}
+	for _, k := range []struct {
+		at         int
+		sign, kind string
+	}{{3, "EXFAT   ", "exFAT"}, {3, "NTFS    ", "NTFS"}, {54, "FAT12   ", "FAT12"}, {54, "FAT16   ", "FAT16"}, {82, "FAT32   ", "a damaged FAT32"}, {1080, "\x53\xef", "ext4"}} {
+		if strings.HasPrefix(string(b[k.at:]), k.sign) {
+			return k.kind
+		}
+	}
+	return ""
 }
 
 // stickFiles picks the three files.
