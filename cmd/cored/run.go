@@ -265,7 +265,7 @@ func (c *core) authorizeArtifacts(r *http.Request, a registry.Access) error {
 // mayPush refuses what nobody could use: an app names images of its own tenant alone.
 func (c *core) mayPush(ctx context.Context, tenant string) error {
 	switch tenant {
-	case api.DefaultTenant:
+	case api.DefaultTenant, api.PlatformTenant:
 		return nil
 	case "":
 		return &api.Error{Code: api.NotFound, Message: "a repository is named TENANT/NAME", Remedy: "push to " + api.DefaultTenant + "/NAME, or to NAME of another tenant"}

@@ -191,7 +191,7 @@ func drawObject(t *rapid.T) *Object {
 	var spec any
 	switch kind.Name {
 	case KindTenant:
-		spec = &TenantSpec{DisplayName: text.Draw(t, "display")}
+		spec = &TenantSpec{DisplayName: text.Draw(t, "display"), Parent: "p" + name.Draw(t, "parent")}
 	case KindSite:
 		x := rapid.Float64Range(-90, 90).Draw(t, "x")
 		spec = &SiteSpec{Address: text.Draw(t, "address"), Latitude: &x, Longitude: &x}

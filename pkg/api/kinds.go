@@ -19,6 +19,8 @@ const (
 
 // TenantSpec describes an owner of devices and apps.
 type TenantSpec struct {
+	// Parent is the tenant above it. Empty: platform, the root.
+	Parent      string `json:"parent,omitempty"`
 	DisplayName string `json:"displayName,omitempty"`
 	// Attest says what the TPMs of all its devices have to show; what a fleet says comes on top.
 	Attest *AttestSpec `json:"attest,omitempty"`

@@ -21,7 +21,7 @@ type Kind struct {
 // Kinds lists every kind, in the order in which they are best applied: what others
 // refer to comes first.
 var Kinds = []Kind{
-	{Name: KindTenant, Plural: "tenants", Doc: "An owner of devices and apps.",
+	{Name: KindTenant, Plural: "tenants", Doc: "An owner of devices and apps, below another.",
 		NewSpec: func() any { return new(TenantSpec) }, validate: typed(validateTenant)},
 	{Name: KindSite, Plural: "sites", Doc: "A place where devices stand.",
 		NewSpec: func() any { return new(SiteSpec) }, validate: typed(validateSite)},

@@ -83,6 +83,9 @@ func validateMeta(m *Meta, f *findings) {
 }
 
 func validateTenant(s *TenantSpec, f *findings) {
+	if s.Parent != "" {
+		validateName(s.Parent, "spec.parent", f)
+	}
 	validateText(s.DisplayName, "spec.displayName", f)
 	validateAttest(s.Attest, f)
 }

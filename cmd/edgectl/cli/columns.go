@@ -63,11 +63,11 @@ func (a *app) tableOf(kind string, o getOptions) *table {
 			return []string{obj.Metadata.Name, orDash(s.DisplayName), orDash(s.Address), a.age(obj.Metadata.Created)}
 		}
 	default:
-		t.header = []string{"NAME", "DISPLAY NAME", "AGE"}
+		t.header = []string{"NAME", "PARENT", "DISPLAY NAME", "AGE"}
 		t.row = func(obj *api.Object) []string {
 			var s api.TenantSpec
 			_ = readSpec(obj, &s)
-			return []string{obj.Metadata.Name, orDash(s.DisplayName), a.age(obj.Metadata.Created)}
+			return []string{obj.Metadata.Name, s.ParentOf(), orDash(s.DisplayName), a.age(obj.Metadata.Created)}
 		}
 	}
 	if wide && kind != api.KindDevice {

@@ -39,7 +39,7 @@ func (a *app) getCommand() *cobra.Command {
 	f.StringVarP(&o.output, "output", "o", "table", "table, wide, json, yaml or name")
 	f.StringVarP(&o.selector, "selector", "l", "", "labels, e.g. role=field,tier!=1,site in (a,b),!old")
 	f.BoolVarP(&o.watch, "watch", "w", false, "go on and show changes")
-	f.BoolVar(&o.tree, "tree", false, "draw devices as the tree they form")
+	f.BoolVar(&o.tree, "tree", false, "draw devices or tenants as the tree they form")
 	f.BoolVarP(&o.tenants, "all-tenants", "A", false, "of every tenant")
 	f.BoolVar(&o.noHeader, "no-headers", false, "leave out the table's first line")
 	return c

@@ -68,10 +68,44 @@ func drawTree(root string, leaves []leaf) []string {
 }
 
 func (a *app) printTree(k *api.Kind, objects []*api.Object) error {
-	if k.Name != api.KindDevice {
-		return &api.Error{Code: api.Invalid, Message: k.Plural + " form no tree", Remedy: "use --tree with devices"}
+	switch k.Name {
+	case api.KindDevice:
+		a.printLines(drawTree("core", deviceLeaves(objects)))
+	case api.KindTenant:
+		a.printLines(drawTree(api.PlatformTenant, tenantLeaves(objects)))
+	default:
+		return &api.Error{Code: api.Invalid, Message: k.Plural + " form no tree", Remedy: "use --tree with devices or tenants"}
 	}
-	var leaves []leaf
+	return nil
+}
+
+func (a *app) printLines(lines []string) {
+	for _, line := range lines {
+		fmt.Fprintln(a.Out, printable(line))
+	}
+}
+
+// tenantLeaves are the tenants with what they are called; the one that is always there is
+// among them.
+func tenantLeaves(objects []*api.Object) []leaf {
+	leaves, always := []leaf{}, true
+	for _, o := range objects {
+		var spec api.TenantSpec
+		_ = readSpec(o, &spec)
+		l := leaf{id: o.Metadata.Name, parent: spec.ParentOf(), name: o.Metadata.Name, text: o.Metadata.Name}
+		if spec.DisplayName != "" {
+			l.text += "  " + spec.DisplayName
+		}
+		always = always && l.name != api.DefaultTenant
+		leaves = append(leaves, l)
+	}
+	if always {
+		leaves = append(leaves, leaf{id: api.DefaultTenant, parent: api.PlatformTenant, name: api.DefaultTenant, text: api.DefaultTenant})
+	}
+	return leaves
+}
+
+func deviceLeaves(objects []*api.Object) (leaves []leaf) {
 	for _, o := range objects {
 		var spec api.DeviceSpec
 		var st api.DeviceStatus
@@ -90,8 +124,5 @@ func (a *app) printTree(k *api.Kind, objects []*api.Object) error {
 		}
 		leaves = append(leaves, l)
 	}
-	for _, line := range drawTree("core", leaves) {
-		fmt.Fprintln(a.Out, printable(line))
-	}
-	return nil
+	return leaves
 }

@@ -102,7 +102,8 @@ func (s *Server) apply(ctx context.Context, in *applyInput) ([]ApplyResult, erro
 	if err := api.JoinErrors(faults, "apply"); err != nil {
 		return nil, err
 	}
-	slices.SortStableFunc(docs, func(a, b api.Document) int { return kindOrder(a.Object.Kind) - kindOrder(b.Object.Kind) })
+	order := orderOf(with)
+	slices.SortStableFunc(docs, func(a, b api.Document) int { return order(a.Object) - order(b.Object) })
 	results := make([]ApplyResult, 0, len(docs))
 	for _, d := range docs {
 		if blind(d) {
@@ -147,8 +148,24 @@ func lineOf(d api.Document, field string) int {
 	}
 }
 
-func kindOrder(kind string) int {
-	return slices.IndexFunc(api.Kinds, func(k api.Kind) bool { return k.Name == kind })
+// orderOf tells in which order objects are written, what others refer to first: kinds by
+// their order, and a tenant after those above it.
+func orderOf(with map[api.Key]*api.Object) func(*api.Object) int {
+	tenants := api.TenantTree{}
+	for key, o := range with {
+		if key.Kind == api.KindTenant {
+			tenants[key.Name] = parentOf(o)
+		}
+	}
+	return func(o *api.Object) int {
+		at, depth := slices.IndexFunc(api.Kinds, func(k api.Kind) bool { return k.Name == o.Kind }), 0
+		if o.Kind == api.KindTenant {
+			for name := o.Metadata.Name; tenants[name] != "" && depth < len(tenants); name = tenants[name] {
+				depth++
+			}
+		}
+		return at*(len(tenants)+1) + depth
+	}
 }
 
 // unknown answers for what holds secrets to somebody who may not write it. Nothing in it depends on

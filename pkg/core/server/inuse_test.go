@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -197,5 +198,39 @@ func TestWatchFromTheFuture(t *testing.T) {
 	c.call("PUT", "/api/v1/configs/motd", strings.Replace(configBody, "hello", "bye", 1), nil)
 	if code, e := c.call("GET", "/api/v1/configs?watch=true&from=1", "", nil); code != 410 {
 		t.Errorf("from before the restore: %d %v", code, e)
+	}
+}
+
+// Tenants lie below one another, in whatever order they are applied, and in no loop; one that
+// has others below it stays.
+func TestTenantTree(t *testing.T) {
+	c := start(t, nil)
+	doc := func(name, parent string) string {
+		return `{"apiVersion":"tributary/v1","kind":"Tenant","metadata":{"name":"` + name + `"},"spec":{"parent":"` + parent + `"}}`
+	}
+	for _, docs := range []string{doc("leaf", "branch") + doc("branch", "trunk") + doc("trunk", ""), doc("trunk", "twig") + doc("leaf", "") + doc("twig", "leaf")} {
+		if code, e := c.call("POST", "/api/v1/apply", docs, nil); code != 200 {
+			t.Fatal(code, e)
+		}
+	}
+	for why, docs := range map[string]string{"a loop": doc("leaf", "branch"), "two that make a loop": doc("a", "b") + doc("b", "a"), "nowhere": doc("a", "none"), "the root": doc("platform", "")} {
+		if code, e := c.call("POST", "/api/v1/apply", docs, nil); code != 422 || e.Line == 0 && len(e.Causes) == 0 {
+			t.Errorf("%s: %d %+v", why, code, e)
+		}
+	}
+	if code, e := c.call("PUT", "/api/v1/tenants/leaf", doc("leaf", "branch"), nil); code != 422 || e.Field != "spec.parent" {
+		t.Errorf("a loop by itself: %d %v", code, e)
+	}
+	tree, err := c.store.Tenants(t.Context())
+	if err != nil || !slices.Equal(tree.Path("branch"), []string{"branch", "trunk", "twig", "leaf", "platform"}) {
+		t.Errorf("the tree: %v, %v", tree, err)
+	}
+	if code, e := c.call("DELETE", "/api/v1/tenants/trunk", "", nil); code != 409 || !strings.Contains(e.Message, "branch") {
+		t.Errorf("one with another below it: %d %v", code, e)
+	}
+	for _, name := range []string{"branch", "trunk"} {
+		if code, e := c.call("DELETE", "/api/v1/tenants/"+name, "", nil); code != 204 {
+			t.Errorf("%s: %d %v", name, code, e)
+		}
 	}
 }

@@ -94,10 +94,16 @@ func (s *Server) write(ctx context.Context, request *api.Object, o writeOptions)
 func (s *Server) tenantExists(ctx context.Context, o *api.Object, with map[api.Key]*api.Object) error {
 	name := o.Metadata.Tenant
 	if name == api.DefaultTenant || name == "" {
+		if o.Kind == api.KindTenant {
+			return s.tenantPlaced(ctx, o, with)
+		}
 		return nil
 	}
 	if o.Kind == api.KindTenant {
 		return &api.Error{Code: api.Invalid, Field: "metadata.tenant", Message: "a Tenant belongs to no other", Remedy: "leave metadata.tenant out"}
+	}
+	if name == api.PlatformTenant {
+		return nil
 	}
 	key := api.Key{Tenant: api.DefaultTenant, Kind: api.KindTenant, Name: name}
 	if with[key] != nil {
@@ -108,6 +114,27 @@ func (s *Server) tenantExists(ctx context.Context, o *api.Object, with map[api.K
 		return store.NoTenant(name)
 	}
 	return err
+}
+
+// tenantPlaced refuses a tenant that would hang nowhere or in a loop, together with those
+// that come along. The store looks again when it writes.
+func (s *Server) tenantPlaced(ctx context.Context, o *api.Object, with map[api.Key]*api.Object) error {
+	tree, err := s.cfg.Store.Tenants(ctx)
+	if err != nil {
+		return err
+	}
+	for key, other := range with {
+		if key.Kind == api.KindTenant && key.Tenant == api.DefaultTenant {
+			tree[key.Name] = parentOf(other)
+		}
+	}
+	return tree.Place(o.Metadata.Name, parentOf(o))
+}
+
+func parentOf(tenant *api.Object) string {
+	var spec api.TenantSpec
+	_ = json.Unmarshal(tenant.Spec, &spec) // decoded and checked before
+	return spec.ParentOf()
 }
 
 // remove deletes an object.

@@ -161,6 +161,11 @@ func (s *SQL) Put(ctx context.Context, obj *api.Object, opts PutOptions) (out *a
 				return err
 			}
 		}
+		if out.Kind == api.KindTenant {
+			if err := s.tenantPlaced(ctx, w, out); err != nil {
+				return err
+			}
+		}
 		return s.writeRow(ctx, w, out)
 	})
 	if err != nil {
@@ -281,7 +286,7 @@ func (s *SQL) Delete(ctx context.Context, key api.Key, revision int64) error {
 			return &api.Error{Code: api.Conflict, Field: "metadata.revision", Message: key.Kind + " " + key.Name + " was changed by somebody else since you read it", Remedy: "read it again"}
 		}
 		if key.Kind == api.KindTenant {
-			if err := tenantEmpty(ctx, w, key.Name); err != nil {
+			if err := s.tenantEmpty(ctx, w, key.Name); err != nil {
 				return err
 			}
 		}

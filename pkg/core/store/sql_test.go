@@ -166,3 +166,26 @@ func TestTenantsAndTheirs(t *testing.T) {
 		}
 	}
 }
+
+// Two tenants that go below each other at once meet in the store: one of the two is refused.
+func TestTenantsMakeNoLoop(t *testing.T) {
+	s, _ := open(t, "")
+	put := func(name, parent string) error {
+		_, err := s.Put(t.Context(), &api.Object{APIVersion: api.Version, Kind: api.KindTenant, Metadata: api.Meta{Tenant: api.DefaultTenant, Name: name}, Spec: []byte(`{"parent":"` + parent + `"}`)}, store.PutOptions{})
+		return err
+	}
+	for range 50 {
+		if err := errors.Join(put("a", "platform"), put("b", "platform")); err != nil {
+			t.Fatal(err)
+		}
+		one := make(chan error)
+		go func() { one <- put("a", "b") }()
+		other := put("b", "a")
+		if err := <-one; (err == nil) == (other == nil) || err != nil && api.CodeOf(err) != api.Invalid || other != nil && api.CodeOf(other) != api.Invalid {
+			t.Fatalf("a below b: %v, b below a: %v", err, other)
+		}
+		if err := errors.Join(put("a", "platform"), put("b", "platform")); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -27,7 +27,8 @@ type Store interface {
 	List(ctx context.Context, q Query) (items []*api.Object, next string, revision int64, err error)
 	// Put creates or updates an object and returns it as stored. Metadata's UID,
 	// Generation, Created and Updated are the store's to set. With Metadata.Revision
-	// set the write succeeds only on that very revision (code Conflict else).
+	// set the write succeeds only on that very revision (code Conflict else). A Tenant
+	// whose place in the tree cannot be is refused (code Invalid).
 	Put(ctx context.Context, obj *api.Object, opts PutOptions) (*api.Object, error)
 	// PutStatus replaces the status of an object; it neither checks the revision nor
 	// bumps the generation. Writing the status it has is no write.
@@ -39,8 +40,11 @@ type Store interface {
 	PutProbed(ctx context.Context, list []Probed) error
 	// GetMany returns those of the objects that exist, as of one moment.
 	GetMany(ctx context.Context, keys []api.Key) (map[api.Key]*api.Object, error)
+	// Tenants gives the tree of tenants as of now.
+	Tenants(ctx context.Context) (api.TenantTree, error)
 	// Delete removes an object; revision 0 removes whatever is there. A Tenant that owns
-	// anything stays (code Conflict): nobody could name its objects any more.
+	// anything, or that another lies below, stays (code Conflict): nobody could name its
+	// objects any more.
 	Delete(ctx context.Context, key api.Key, revision int64) error
 	// Watch tells of every change after a revision (0: from now on, -1: from the very
 	// first), oldest first, till
@@ -118,7 +122,7 @@ func IsTooOld(err error) bool { return err == errTooOld }
 func notFound(key api.Key) error {
 	if key.Kind == api.KindTenant {
 		e := &api.Error{Code: api.NotFound, Message: "there is no Tenant " + key.Name, Remedy: "see `edgectl get tenants`"}
-		if key.Name == api.DefaultTenant {
+		if key.Name == api.DefaultTenant || key.Name == api.PlatformTenant {
 			e.Message, e.Remedy = "the tenant "+key.Name+" is always there: no object stands for it", "name another; `edgectl get tenants` lists them"
 		}
 		return e
