@@ -3,7 +3,6 @@
 package card
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -19,8 +18,9 @@ import (
 // Cards answers what the agent asks (gpud.Handler) from NVIDIA's library. Its methods are
 // called one at a time.
 type Cards struct {
-	lib nvml.Interface
-	now func() time.Time
+	lib  nvml.Interface
+	now  func() time.Time
+	busy *busy
 
 	mu    sync.Mutex // events are told beside what is asked
 	known map[int]known
@@ -40,7 +40,7 @@ func Open(lib nvml.Interface, now func() time.Time) (*Cards, error) {
 	if ret := lib.Init(); ret != nvml.SUCCESS && ret != nvml.ERROR_ALREADY_INITIALIZED {
 		return nil, fault("loading NVIDIA's library", ret)
 	}
-	return &Cards{lib: lib, now: now, known: map[int]known{}}, nil
+	return &Cards{lib: lib, now: now, busy: newBusy(lib, now), known: map[int]known{}}, nil
 }
 
 // Close lets go of the library.
@@ -296,7 +296,7 @@ func links(d nvml.Device) (list []api.NVLink) {
 	return list
 }
 
-// Sample reads what cards and slices use now.
+// Sample reads what cards and slices use now, and how busy they were.
 func (c *Cards) Sample() ([]gpud.Sample, error) {
 	devices, _, err := c.devices()
 	if err != nil {
@@ -312,25 +312,49 @@ func (c *Cards) Sample() ([]gpud.Sample, error) {
 			continue
 		}
 		list = append(list, c.sample(uuid, "", d))
-		if now, _, ret := d.GetMigMode(); ret != nvml.SUCCESS || now != nvml.DEVICE_MIG_ENABLE {
-			continue
-		}
-		n, _ := d.GetMaxMigDeviceCount()
-		for i := range n {
-			s, ret := d.GetMigDeviceHandleByIndex(i)
-			if ret != nvml.SUCCESS {
-				continue
-			}
-			if slice, ret := s.GetUUID(); ret == nvml.SUCCESS {
-				list = append(list, c.sample(uuid, slice, s))
-			}
+		if now, _, ret := d.GetMigMode(); ret == nvml.SUCCESS && now == nvml.DEVICE_MIG_ENABLE {
+			list = append(list, c.slices(uuid, d)...)
 		}
 	}
+	c.busy.forget()
 	return list, nil
 }
 
+// slices are those of one card. How busy one is, is known of a GPU instance: where that is
+// parted among several compute instances, it is known of none of them.
+func (c *Cards) slices(card string, d nvml.Device) (list []gpud.Sample) {
+	var instances []int // of each, -1 where it is not told
+	on := map[int]int{}
+	n, _ := d.GetMaxMigDeviceCount()
+	for i := range n {
+		s, ret := d.GetMigDeviceHandleByIndex(i)
+		if ret != nvml.SUCCESS {
+			continue
+		}
+		slice, ret := s.GetUUID()
+		if ret != nvml.SUCCESS {
+			continue
+		}
+		instance, ret := s.GetGpuInstanceId()
+		if ret != nvml.SUCCESS {
+			instance = -1
+		}
+		on[instance]++
+		list, instances = append(list, c.sample(card, slice, s)), append(instances, instance)
+	}
+	if len(list) == 0 || !c.busy.able(d) {
+		return list
+	}
+	for i, instance := range instances {
+		if instance >= 0 && on[instance] == 1 {
+			list[i].Percent = c.busy.percent(d, list[i].Slice, instance)
+		}
+	}
+	return list
+}
+
 func (c *Cards) sample(card, slice string, d nvml.Device) gpud.Sample {
-	s := gpud.Sample{Card: card, Slice: slice, Time: c.now().UnixMilli(), Percent: -1}
+	s := gpud.Sample{Card: card, Slice: slice, Time: c.now().UnixMilli(), Percent: unknown}
 	if memory, ret := d.GetMemoryInfo(); ret == nvml.SUCCESS {
 		s.MemoryMiB = int64(memory.Used >> 20)
 	}

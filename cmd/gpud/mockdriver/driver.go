@@ -24,6 +24,10 @@ type Driver struct {
 	mu     sync.Mutex
 	path   string
 	events chan nvml.EventData
+	// Now is the clock by which slices work; time.Now, unless a test says otherwise.
+	Now func() time.Time
+	// Counters is how many buffers for the counters of slices are there.
+	Counters int
 	state
 }
 
@@ -53,6 +57,10 @@ type Slice struct {
 	At       nvml.GpuInstancePlacement `json:"at"`
 	Compute  []uint32                  `json:"compute,omitempty"` // profiles
 	Occupied bool                      `json:"occupied,omitempty"`
+	// Load is the part of the time in which its programs run, since Since; Ran is how long they had before.
+	Load  float64       `json:"load,omitempty"`
+	Since time.Time     `json:"since"`
+	Ran   time.Duration `json:"ran,omitempty"`
 }
 
 // New makes a driver with cards whose state is in a file, which is made when it is not there.
@@ -61,7 +69,7 @@ func New(path string, cards ...gpus.Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{Server: s, path: path, events: make(chan nvml.EventData), state: state{Since: time.Now()}}
+	d := &Driver{Server: s, path: path, events: make(chan nvml.EventData), Now: time.Now, state: state{Since: time.Now()}}
 	raw, err := os.ReadFile(path)
 	switch {
 	case err == nil:
@@ -79,6 +87,7 @@ func New(path string, cards ...gpus.Config) (*Driver, error) {
 		dev.UUID = d.Cards[i].UUID
 		d.wrap(dev, d.Cards[i])
 	}
+	d.wrapCounters()
 	s.EventSetCreateFunc = func() (nvml.EventSet, nvml.Return) { return d.eventSet(), nvml.SUCCESS }
 	return d, d.save()
 }
@@ -178,6 +187,7 @@ func Refuse(config gpus.Config, there []Slice, profile uint32, at nvml.GpuInstan
 // wrap puts the driver's rules before the mock's functions.
 func (d *Driver) wrap(dev *server.Device, k *kept) {
 	d.wrapFacts(dev, k)
+	d.wrapWork(dev, k)
 	dev.GetMigModeFunc = func() (int, int, nvml.Return) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -225,7 +235,7 @@ func (d *Driver) wrap(dev *server.Device, k *kept) {
 		if ret := Refuse(dev.Config, k.Slices, p.Id, *at); ret != nvml.SUCCESS {
 			return nil, ret
 		}
-		s := Slice{ID: freeNumber(k.Slices), Profile: p.Id, At: *at}
+		s := Slice{ID: freeNumber(k.Slices), Profile: p.Id, At: *at, Since: d.Now()}
 		k.Slices = append(k.Slices, s)
 		return d.instance(dev, k, s), d.saved()
 	}

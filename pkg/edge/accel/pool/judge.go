@@ -45,13 +45,17 @@ func (p *Pool) judge(ctx context.Context) {
 		p.counted(c, now)
 		p.heed(c)
 	}
-	if samples, err := p.cfg.Driver.Sample(ctx); err == nil {
+	samples, err := p.cfg.Driver.Sample(ctx)
+	switch {
+	case err == nil:
 		for _, s := range samples {
 			if i := slices.IndexFunc(cards, func(c *card) bool { return c.told.ID == s.Card && s.Slice == "" }); i >= 0 {
 				p.heat(cards[i], s, now)
 			}
 		}
 		p.account(samples, now)
+	case api.CodeOf(err) != api.Unavailable: // that one is told already
+		p.cfg.Log.Warn("what cards use cannot be read; what is held meanwhile is counted once it can", "err", err)
 	}
 	for _, c := range cards {
 		p.move(c)
