@@ -30,6 +30,7 @@ import (
 	"tributary.dev/tributary/image/build"
 	"tributary.dev/tributary/image/deb"
 	"tributary.dev/tributary/image/keys"
+	"tributary.dev/tributary/pkg/flagvalue"
 )
 
 func main() {
@@ -49,6 +50,7 @@ func main() {
 
 func root(log *slog.Logger) *cobra.Command {
 	c := &cobra.Command{Use: "image", Short: "make systems for boxes", SilenceUsage: true, SilenceErrors: true}
+	c.SetFlagErrorFunc(flagvalue.Explain)
 	checkout := c.PersistentFlags().String("root", ".", "the checkout")
 	c.AddCommand(buildCommand(log, checkout), keysCommand(checkout), lockCommand(log, checkout), verifyCommand(checkout))
 	return c
@@ -64,7 +66,7 @@ func buildCommand(log *slog.Logger, checkout *string) *cobra.Command {
 	f.StringVar(&arch, "arch", "", "the profile's variant for this architecture (amd64, arm64)")
 	f.StringVar(&c.Out, "out", "", "folder for the results (build/PROFILE)")
 	f.StringVar(&c.Version, "version", "", "version of the release (what git describes)")
-	f.Uint64Var(&c.Counter, "counter", 1, "security floor: a box that has confirmed it takes no release with a lower one")
+	f.Uint64Var(&c.Counter, "counter", 1, "security floor, 1 to 64: a box that has confirmed it takes no release with a lower one")
 	f.StringVar(&when, "time", "", "time of the release, seconds since 1970 (the last commit's)")
 	f.StringVar(&c.Preload, "preload", "", "folder of apps, certificates and settings that the image carries")
 	f.StringVar(&settings, "settings", "", "tributary.yaml to lay on CONFIG")

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/flagvalue"
 )
 
 // version is set by the linker (make build).
@@ -35,6 +36,7 @@ func Main() int {
 
 func root() *cobra.Command {
 	cmd := &cobra.Command{Use: "cored", Short: "The core of a Tributary tree", SilenceUsage: true, SilenceErrors: true}
+	cmd.SetFlagErrorFunc(flagvalue.Explain)
 	cmd.AddCommand(runCommand(), tokenCommand(), backupCommand(), restoreCommand(), secretsCommand(), unlockCommand(), sealingCommand(), mosquittoCommand(), versionCommand())
 	return cmd
 }

@@ -238,11 +238,15 @@ func (b *box) sources(ctx context.Context) (out []sztp.Source) {
 		add(sztp.Site, sztp.ByDNS(ctx, b.networks(), searchDomains()))
 	}
 	for _, file := range list(b.o.servers) {
-		text, _ := readSome(file, 64<<10) // most boxes have none
-		for _, line := range strings.Split(text, "\n") {
-			line, _, _ = strings.Cut(line, "#")
-			add(sztp.BuiltIn, strings.Fields(line))
+		text, err := readSome(file, 64<<10)
+		if err != nil {
+			continue // most boxes have none
 		}
+		servers, err := sztp.ParseServers(text)
+		if err != nil {
+			b.log.Warn("not all bootstrap servers are asked", "file", file, "err", err)
+		}
+		add(sztp.BuiltIn, servers)
 	}
 	add(sztp.BuiltIn, list(b.o.bootstrap))
 	return out

@@ -39,6 +39,7 @@ import (
 	"tributary.dev/tributary/pkg/disk/gpt"
 	"tributary.dev/tributary/pkg/disk/verity"
 	"tributary.dev/tributary/pkg/efi"
+	"tributary.dev/tributary/pkg/release"
 	"tributary.dev/tributary/pkg/tpm"
 )
 
@@ -173,13 +174,11 @@ func prepare(c Config) (*builder, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	if c.Version == "" || strings.ContainsFunc(c.Version, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune(".-+~_", r))
-	}) {
-		return nil, fmt.Errorf("version %q: want letters, digits and .-+~_", c.Version)
+	if err := release.CheckVersion(c.Version); err != nil {
+		return nil, err
 	}
-	if c.Counter == 0 {
-		return nil, errors.New("counter 0: the security floor of a release begins with 1, below which no box takes one")
+	if c.Counter == 0 || c.Counter > tpm.MaxCounter {
+		return nil, fmt.Errorf("counter %d: the security floor of a release is 1 to %d; a TPM holds no higher one", c.Counter, tpm.MaxCounter)
 	}
 	// What a person gave is looked at before minutes of work.
 	if c.Preload != "" {

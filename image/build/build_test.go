@@ -17,7 +17,7 @@ import (
 )
 
 func TestRefuses(t *testing.T) {
-	for _, version := range []string{"", "1 2", "1;reboot", "a\nb", `1"x`} {
+	for _, version := range []string{"", "1 2", "1;reboot", "a\nb", `1"x`, "1~rc1", "-1", strings.Repeat("1", 65)} {
 		if _, err := prepare(Config{Version: version, Counter: 1, Out: t.TempDir()}); err == nil {
 			t.Errorf("version %q is taken", version)
 		}
@@ -28,6 +28,7 @@ func TestRefuses(t *testing.T) {
 	}
 	for what, c := range map[string]Config{
 		"a counter of 0":                {},
+		"a counter that no TPM holds":   {Counter: 65},
 		"a folder that is not there":    {Counter: 1, Preload: garbage + "-no"},
 		"a file to preload":             {Counter: 1, Preload: garbage},
 		"a former release that is none": {Counter: 1, Previous: []string{garbage}},

@@ -10,6 +10,7 @@ import (
 
 	"tributary.dev/tributary/hwprofiles"
 	"tributary.dev/tributary/pkg/edge/boot"
+	"tributary.dev/tributary/pkg/edge/onboard/sztp"
 	"tributary.dev/tributary/pkg/oci"
 )
 
@@ -69,8 +70,8 @@ func preload(dir, arch string) (map[string][]byte, error) {
 				return fmt.Errorf("%s: %w", path, err)
 			}
 		case name == serversFile:
-			if !strings.HasPrefix(string(body), "https://") {
-				return fmt.Errorf("%s: want one https://host:port a line", path)
+			if _, err := sztp.ParseServers(string(body)); err != nil {
+				return fmt.Errorf("%s: %w", path, err)
 			}
 		case top == "ca" && !strings.Contains(below, "/") && strings.HasSuffix(below, ".crt"):
 			if err := checkCertificate(body); err != nil {

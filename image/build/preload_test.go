@@ -35,7 +35,7 @@ func folder(t *testing.T) (dir, digest string) {
 		"apps/default/web/blobs/sha256/" + oci.Digest([]byte("{}"))[7:]: []byte("{}"),
 		"ca/ours.crt":    authority(t),
 		makersFile:       authority(t),
-		serversFile:      []byte("https://core.example:8444\n"),
+		serversFile:      []byte("# ours\nhttps://core.example:8444 # the first\n"),
 		"tributary.yaml": []byte("name: box\nrelay: true\n"),
 	} {
 		put(t, dir, name, b)
@@ -122,9 +122,14 @@ func TestPreloadRefused(t *testing.T) {
 		},
 		"a manufacturer who is none": func(dir, _ string) error { put(t, dir, makersFile, []byte("x")); return nil },
 		"a server without TLS":       func(dir, _ string) error { put(t, dir, serversFile, []byte("http://a\n")); return nil },
-		"a key's file":               func(dir, _ string) error { put(t, dir, "ca/b.key", []byte("x")); return nil },
-		"a slip":                     func(dir, _ string) error { put(t, dir, "app/x", []byte("x")); return nil },
-		"a link outside":             func(dir, _ string) error { return os.Symlink("/etc/passwd", filepath.Join(dir, "ca", "link.crt")) },
+		"a second server without TLS": func(dir, _ string) error {
+			put(t, dir, serversFile, []byte("# ours\nhttps://a:8444\nhttp://b\n"))
+			return nil
+		},
+		"a server with a path": func(dir, _ string) error { put(t, dir, serversFile, []byte("https://a:8444/x\n")); return nil },
+		"a key's file":         func(dir, _ string) error { put(t, dir, "ca/b.key", []byte("x")); return nil },
+		"a slip":               func(dir, _ string) error { put(t, dir, "app/x", []byte("x")); return nil },
+		"a link outside":       func(dir, _ string) error { return os.Symlink("/etc/passwd", filepath.Join(dir, "ca", "link.crt")) },
 	} {
 		dir, digest := folder(t)
 		if err := spoil(dir, digest); err != nil {

@@ -92,6 +92,14 @@ var (
 	hexForm     = pattern.New(`^[0-9a-f]*$`)
 )
 
+// CheckVersion finds out whether a release may be named so.
+func CheckVersion(version string) error {
+	if versionForm.MatchString(version) {
+		return nil
+	}
+	return &api.Error{Code: api.Invalid, Field: "version", Message: fmt.Sprintf("%.80q names no release", version), Remedy: "write letters, digits and .+_-, 64 at most, a letter or digit first"}
+}
+
 // ParseDescription reads a release.json and refuses one that is not whole.
 func ParseDescription(b []byte) (d Description, err error) {
 	bad := func(format string, a ...any) (Description, error) {
@@ -108,7 +116,7 @@ func ParseDescription(b []byte) (d Description, err error) {
 	switch {
 	case d.Format != Format: // check: format
 		return bad("format %d; this box knows %d", d.Format, Format)
-	case !versionForm.MatchString(d.Version) || !wordForm.MatchString(d.Arch) || !wordForm.MatchString(d.Profile):
+	case CheckVersion(d.Version) != nil || !wordForm.MatchString(d.Arch) || !wordForm.MatchString(d.Profile):
 		return bad("version %q, arch %q, profile %q", d.Version, d.Arch, d.Profile)
 	case !isHex(d.RootHash, 64) || len(d.Salt) > 512 || !hexForm.MatchString(d.Salt) || len(d.Salt)%2 != 0 || !isHex(d.UUID, 32):
 		return bad("the root hash, salt or UUID is not hexadecimal of the right length")

@@ -21,6 +21,7 @@ import (
 
 	"tributary.dev/tributary/cmd/edgectl/client"
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/flagvalue"
 )
 
 // Streams are the three of a process.
@@ -144,6 +145,7 @@ func (a *app) root() *cobra.Command {
 		SilenceErrors: true, SilenceUsage: true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: false},
 	}
+	root.SetFlagErrorFunc(flagvalue.Explain)
 	f := root.PersistentFlags()
 	f.StringVar(&a.server, "server", "", "address of the core, https://HOST:8443 (EDGECTL_SERVER)")
 	f.StringVar(&a.token, "token", "", "your token (EDGECTL_TOKEN)")

@@ -2,7 +2,9 @@ package sztp
 
 import (
 	"errors"
+	"fmt"
 	"net/url"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -30,6 +32,27 @@ func ParseList(option []byte) ([]string, error) {
 		option = option[n:]
 	}
 	return out, nil
+}
+
+// ParseServers reads a file of bootstrap servers: one https://host:port a line, what follows # left out. Lines that name
+// none are left out too, and are the error.
+func ParseServers(text string) (roots []string, err error) {
+	var errs []error
+	for i, line := range strings.Split(text, "\n") {
+		line, _, _ = strings.Cut(line, "#")
+		for _, word := range strings.Fields(line) {
+			root, ok := rootOf(word)
+			if !ok {
+				errs = append(errs, fmt.Errorf("line %d: %.80q is no https://host:port", i+1, word))
+				continue
+			}
+			roots = append(roots, root)
+		}
+	}
+	if len(roots) == 0 {
+		errs = append(errs, errors.New("it names no bootstrap server: want one https://host:port a line"))
+	}
+	return roots, errors.Join(errs...)
 }
 
 // FormatList writes what ParseList reads.

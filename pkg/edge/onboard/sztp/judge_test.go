@@ -431,6 +431,20 @@ func FuzzParseList(f *testing.F) {
 }
 
 // A disk of the box itself is no stick.
+func TestParseServers(t *testing.T) {
+	got, err := ParseServers("# ours\nhttps://a.example:8444 # the first\n\n https://[fd00::1]:8444/\r\n")
+	if want := []string{"https://a.example:8444", "https://[fd00::1]:8444"}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("%q %v", got, err)
+	}
+	got, err = ParseServers("https://a.example:8444\nhttp://b.example\nhttps://c.example/x")
+	if err == nil || !strings.Contains(err.Error(), "line 2: ") || !strings.Contains(err.Error(), "line 3: ") || !slices.Equal(got, []string{"https://a.example:8444"}) {
+		t.Errorf("%q %v", got, err)
+	}
+	if _, err := ParseServers("# none\n"); err == nil {
+		t.Error("a file of no server is one")
+	}
+}
+
 // TestForeignStick: a stick that a person formatted in a way that is not read here is named with what to do; one that holds something
 // else, as a box's own disk, is passed over.
 func TestForeignStick(t *testing.T) {
