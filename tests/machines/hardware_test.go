@@ -37,7 +37,7 @@ func TestHardware(t *testing.T) {
 		{Path: "looks", Mode: 0o755, Data: compiled(t, "build", "./looks")},
 		{Path: "run.txt", Mode: 0o644, Data: []byte("/looks\n")},
 	}
-	kernel, more := debian(t, ctx, arch, []string{"igb", "igbvf", "e1000e", "nvme", "i6300esb"})
+	kernel, more := debian(t, ctx, arch, []string{"igb", "igbvf", "e1000e", "nvme", "i6300esb", "ahci", "sd_mod"})
 	image, initrd := onDisk(t, kernel, append(files, more...))
 	spec := vm.Spec{Name: "hardware", Arch: arch, MemoryMiB: 1024, CPUs: 2, Kernel: image, Initrd: initrd, NoReboot: true, Watchdog: true, Life: 4 * patience,
 		Cmdline: vm.SerialCmdline(arch) + " quiet intel_iommu=on isolcpus=1 hugepagesz=2M hugepages=16",
@@ -50,7 +50,8 @@ func TestHardware(t *testing.T) {
 			"-netdev", "user,id=more,ipv6=off,restrict=on",
 			"-blockdev", "driver=null-co,node-name=n0,size=1073741824,read-zeroes=on", "-device", "nvme-subsys,id=sub",
 			"-device", "nvme,id=disk,bus=rp4,serial=first,subsys=sub,sriov_max_vfs=2,max_ioqpairs=8,msix_qsize=9,sriov_vq_flexible=4,sriov_vi_flexible=2", "-device", "nvme-ns,drive=n0,bus=disk,nsid=1",
-			"-blockdev", "driver=null-co,node-name=n1,size=2147483648,read-zeroes=on"}}
+			"-blockdev", "driver=null-co,node-name=n1,size=2147483648,read-zeroes=on",
+			"-blockdev", "driver=null-co,node-name=n2,size=1073741824,read-zeroes=on", "-device", "ide-hd,bus=ide.0,drive=n2,serial=third,rotation_rate=1"}}
 	m := power(t, ctx, spec)
 	says := func(pattern string) []string {
 		t.Helper()
@@ -105,7 +106,7 @@ func TestHardware(t *testing.T) {
 
 	says(`looks: \+ hw/nodes .*`)
 	says(`looks: told`)
-	first := show()
+	first := seen(t, show, "two disks", func(i *api.Inventory) bool { return len(i.Disks) == 2 })
 	checkFirst(t, &first)
 	card := first.NetDevices[0]
 
@@ -153,7 +154,7 @@ func TestHardware(t *testing.T) {
 			t.Errorf("a virtual function of the disk: %+v", f)
 		}
 	}
-	if len(i.Disks) != 1 {
+	if len(i.Disks) != 2 {
 		t.Errorf("disks: %+v", i.Disks)
 	}
 	send("vfs %s 0", disk)
@@ -164,7 +165,7 @@ func TestHardware(t *testing.T) {
 	do("device_add", map[string]any{"driver": "nvme", "id": "later", "bus": "rp3", "drive": "n1", "serial": "second"})
 	says(`looks: \+ hw/disk/nvme1n1 .*`)
 	i = show()
-	if len(i.Disks) != 2 || i.Disks[1].Serial != "second" || i.Disks[1].Bytes != 2<<30 || i.Disks[1].Wear == nil {
+	if len(i.Disks) != 3 || i.Disks[1].Serial != "second" || i.Disks[1].Bytes != 2<<30 || i.Disks[1].Wear == nil {
 		t.Errorf("disks: %+v", i.Disks)
 	}
 	do("device_del", map[string]any{"id": "later"})
@@ -230,8 +231,12 @@ func checkFirst(t *testing.T, i *api.Inventory) {
 	if i.CPU == nil || i.CPU.Threads != 2 || i.CPU.Isolated != "1" {
 		t.Errorf("processors: %+v", i.CPU)
 	}
-	if len(i.Disks) != 1 || i.Disks[0].Bus != "nvme" || i.Disks[0].Serial != "first" || i.Disks[0].Wear == nil {
-		t.Errorf("disks: %+v", i.Disks)
+	if len(i.Disks) != 2 || i.Disks[0].Bus != "nvme" || i.Disks[0].Serial != "first" || i.Disks[0].Wear == nil {
+		t.Fatalf("disks: %+v", i.Disks)
+	}
+	// The serial number comes from the disk's own answer alone. The emulated one watches itself, and tells no wear.
+	if d := i.Disks[1]; d.Bus != "sata" || d.Serial != "third" || d.Rotational || d.Wear != nil || len(d.Faults) > 0 {
+		t.Errorf("the disk on SATA: %+v", d)
 	}
 	if len(i.Watchdogs) != 1 || i.Watchdogs[0].Identity == "" {
 		t.Errorf("watchdogs: %+v", i.Watchdogs)

@@ -15,7 +15,7 @@ import (
 
 // askKernel is Asked of the machine that this runs on.
 func askKernel() Asked {
-	return Asked{Card: askCard, Eswitch: askEswitch, NVMe: rarely(askNVMe)}
+	return Asked{Card: askCard, Eswitch: askEswitch, NVMe: rarely(askNVMe), ATA: rarely(askATA)}
 }
 
 // Commands of linux/ethtool.h that golang.org/x/sys lacks.
@@ -138,20 +138,20 @@ type nvmeCommand struct {
 	timeoutMilli, result uint32
 }
 
-// askNVMe reads a controller's SMART log; nil where it does not answer.
-func askNVMe(controller string) []byte {
+// askNVMe reads a controller's SMART log; ok is false where it does not answer.
+func askNVMe(controller string) (log []byte, ok bool) {
 	f, err := os.Open(filepath.Join("/dev", filepath.Base(controller)))
 	if err != nil {
-		return nil
+		return nil, false
 	}
 	defer f.Close()
-	log := make([]byte, 512)
+	log = make([]byte, 512)
 	cmd := nvmeCommand{opcode: nvmeGetLogPage, nsid: nvmeAllNamespaces, addr: uint64(uintptr(unsafe.Pointer(&log[0]))), dataLen: uint32(len(log)),
 		cdw10: nvmeLogSMART | uint32(len(log)/4-1)<<16, timeoutMilli: 5000}
 	if err := control(f, nvmeAdminCommand, unsafe.Pointer(&cmd)); err != nil {
-		return nil
+		return nil, false
 	}
-	return log
+	return log, true
 }
 
 func control(f *os.File, request uintptr, arg unsafe.Pointer) error {
@@ -171,24 +171,24 @@ func control(f *os.File, request uintptr, arg unsafe.Pointer) error {
 const rare = 10 * time.Minute
 
 // rarely keeps answers for a while. One that failed is asked for again.
-func rarely(ask func(string) []byte) func(string) []byte {
+func rarely[T any](ask func(string) (T, bool)) func(string) (T, bool) {
 	type kept struct {
 		at     time.Time
-		answer []byte
+		answer T
 	}
 	var mu sync.Mutex
 	all := map[string]kept{}
-	return func(name string) []byte {
+	return func(name string) (T, bool) {
 		mu.Lock()
 		defer mu.Unlock()
 		if k, ok := all[name]; ok && time.Since(k.at) < rare {
-			return k.answer
+			return k.answer, true
 		}
-		answer := ask(name)
+		answer, ok := ask(name)
 		delete(all, name)
-		if answer != nil {
+		if ok {
 			all[name] = kept{time.Now(), answer}
 		}
-		return answer
+		return answer, ok
 	}
 }

@@ -45,6 +45,8 @@ func (l *looker) disks() {
 			d.Firmware = l.firstWord(d.Firmware, dir+"device/rev")
 			if state := l.word(dir + "device/state"); d.Bus != "virtio" && state != "" && state != "running" { // SCSI, SATA, USB
 				d.Faults = append(d.Faults, state)
+			} else if d.Bus == "sata" { // one that is not running would not answer
+				l.sata(&d)
 			}
 		}
 		if d.Bus == "virtio" {
@@ -107,7 +109,8 @@ func (l *looker) nvme(d *api.Disk, asked map[string]*wear) {
 	}
 	w, known := asked[controller]
 	if !known && l.Asked.NVMe != nil {
-		w = smart(l.Asked.NVMe(controller))
+		log, _ := l.Asked.NVMe(controller)
+		w = smart(log)
 	}
 	asked[controller] = w
 	if w == nil {

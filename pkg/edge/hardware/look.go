@@ -19,7 +19,9 @@ type Asked struct {
 	// Eswitch gives the mode of each card's switch, by PCI address.
 	Eswitch func() map[string]string
 	// NVMe gives the SMART log (NVM Express Base Specification 2.0, 5.16.1.3) of a controller: nvme0.
-	NVMe func(controller string) []byte
+	NVMe func(controller string) (log []byte, ok bool)
+	// ATA asks a SATA disk: sda.
+	ATA func(disk string) (ATA, bool)
 }
 
 // Card is what ethtool tells of an interface.

@@ -158,7 +158,7 @@ func FuzzLook(f *testing.F) {
 				r.Links[link] = to
 			}
 		}
-		r.NVMe = map[string][]byte{"nvme0": text}
+		r.NVMe, r.ATA = map[string][]byte{"nvme0": text}, map[string]hardware.ATA{"sda": {Identity: text, SMART: text, Endurance: text}}
 		i := hardware.Look(r.Source())
 		if fault := sound(&i); fault != "" {
 			t.Fatal(fault)

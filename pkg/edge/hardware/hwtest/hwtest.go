@@ -31,6 +31,7 @@ type Recording struct {
 	Cards      map[string]hardware.Card `json:"cards,omitempty"`
 	Eswitch    map[string]string        `json:"eswitch,omitempty"`
 	NVMe       map[string][]byte        `json:"nvme,omitempty"`
+	ATA        map[string]hardware.ATA  `json:"ata,omitempty"`
 }
 
 // Read reads a recording.
@@ -41,7 +42,7 @@ func Read(b []byte) (*Recording, error) {
 
 // Record looks at a machine, and notes all that the look saw.
 func Record(s hardware.Source) *Recording {
-	r := &Recording{Arch: s.Arch, Files: map[string]string{}, Dirs: map[string][]string{}, Links: map[string]string{}, Cards: map[string]hardware.Card{}, NVMe: map[string][]byte{}}
+	r := &Recording{Arch: s.Arch, Files: map[string]string{}, Dirs: map[string][]string{}, Links: map[string]string{}, Cards: map[string]hardware.Card{}, NVMe: map[string][]byte{}, ATA: map[string]hardware.ATA{}}
 	if r.Arch == "" {
 		r.Arch = "amd64"
 	}
@@ -66,17 +67,32 @@ func Record(s hardware.Source) *Recording {
 			}
 			return r.Eswitch
 		},
-		NVMe: func(name string) (b []byte) {
-			if s.Asked.NVMe != nil {
-				if b = s.Asked.NVMe(name); b != nil {
-					r.NVMe[name] = b
-				}
-			}
-			return b
-		},
+		NVMe: answers(s.Asked.NVMe, r.NVMe),
+		ATA:  answers(s.Asked.ATA, r.ATA),
 	}
 	hardware.Look(noted)
 	return r
+}
+
+// answers asks, and notes what is answered.
+func answers[T any](ask func(string) (T, bool), into map[string]T) func(string) (T, bool) {
+	return func(name string) (answer T, ok bool) {
+		if ask == nil {
+			return answer, false
+		}
+		if answer, ok = ask(name); ok {
+			into[name] = answer
+		}
+		return answer, ok
+	}
+}
+
+// recorded answers what was noted.
+func recorded[T any](from map[string]T) func(string) (T, bool) {
+	return func(name string) (T, bool) {
+		answer, ok := from[name]
+		return answer, ok
+	}
 }
 
 // Source is the recorded machine.
@@ -84,7 +100,8 @@ func (r *Recording) Source() hardware.Source {
 	return hardware.Source{Root: r, Arch: r.Arch, Links: func() []hardware.Link { return r.Interfaces }, Asked: hardware.Asked{
 		Card:    func(name string) hardware.Card { return r.Cards[name] },
 		Eswitch: func() map[string]string { return maps.Clone(r.Eswitch) },
-		NVMe:    func(name string) []byte { return slices.Clone(r.NVMe[name]) },
+		NVMe:    recorded(r.NVMe),
+		ATA:     recorded(r.ATA),
 	}}
 }
 
