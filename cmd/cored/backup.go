@@ -194,7 +194,7 @@ func copyStore(ctx context.Context, d data, db *store.SQL, path string) ([]byte,
 }
 
 func copyLedger(ctx context.Context, d data, path string) (_ intake.Watermark, err error) {
-	in, err := intake.Open(ctx, intake.Config{Place: d.ledger(), Now: time.Now})
+	in, err := d.openLedger(ctx, intake.Config{Now: time.Now})
 	if err != nil {
 		return nil, err
 	}
@@ -278,7 +278,7 @@ func openRegistryQuietly(dir string) (*registry.Registry, error) {
 }
 
 func restoreCommand() *cobra.Command {
-	var dir, passphrase, identities string
+	var dir, passphrase, identities, place string
 	cmd := &cobra.Command{Use: "restore FILE", Short: "Make a core from a backup, on this host, under a new epoch", Args: cobra.ExactArgs(1),
 		Long: `Make a core from a backup, on this host, under a new epoch.
 
@@ -291,7 +291,7 @@ again: its epoch is over.`,
 			if err != nil {
 				return err
 			}
-			h, epoch, err := restoreBackup(cmd.Context(), data(dir), args[0], by)
+			h, epoch, err := restoreBackup(cmd.Context(), data(dir), place, args[0], by)
 			if err != nil {
 				return err
 			}
@@ -305,6 +305,7 @@ again: its epoch is over.`,
 		}}
 	f := cmd.Flags()
 	f.StringVar(&dir, "data", "/var/lib/cored", "folder of the new core")
+	f.StringVar(&place, "database", "", "postgres://… of an empty PostgreSQL database for the new core (default: files in --data)")
 	f.StringVar(&passphrase, "passphrase-file", "", "file whose first line is the passphrase (default: ask)")
 	f.StringVar(&identities, "identity-file", "", "file of age identities (AGE-SECRET-KEY-1…) instead of a passphrase")
 	return cmd
@@ -331,8 +332,8 @@ func identitiesOf(passphraseFile, identityFile string) ([]age.Identity, error) {
 }
 
 // restoreBackup makes the new folder beside its place and moves it there whole, so that
-// there is a restored core or none.
-func restoreBackup(ctx context.Context, d data, file string, by []age.Identity) (_ *backup.Header, epoch uint64, err error) {
+// there is a restored core or none. Its databases go to place, when that is not "".
+func restoreBackup(ctx context.Context, d data, place, file string, by []age.Identity) (_ *backup.Header, epoch uint64, err error) {
 	if entries, err := os.ReadDir(string(d)); len(entries) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, 0, errors.Join(err, &api.Error{Code: api.Conflict, Message: string(d) + " is not empty", Remedy: "restore into a folder that does not exist yet"})
 	}
@@ -357,13 +358,32 @@ func restoreBackup(ctx context.Context, d data, file string, by []age.Identity) 
 	if err := settle(ctx, data(tmp), epoch, h.Created); err != nil {
 		return nil, 0, err
 	}
-	if err := os.Remove(string(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, 0, err
+	appear := func() error {
+		if err := os.Remove(string(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := os.Rename(tmp, string(d)); err != nil {
+			return err
+		}
+		return atomicfile.SyncDir(parent)
 	}
-	if err := os.Rename(tmp, string(d)); err != nil {
-		return nil, 0, err
+	if place == "" {
+		return h, epoch, appear()
 	}
-	return h, epoch, atomicfile.SyncDir(parent)
+	_, err = data(tmp).move(ctx, "", "", place, func() error {
+		for _, p := range parts {
+			for _, more := range []string{"", "-wal", "-shm"} {
+				if err := os.Remove(data(tmp).path(p.file + more)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					return err
+				}
+			}
+		}
+		if err := data(tmp).setDatabase(place); err != nil {
+			return err
+		}
+		return appear()
+	})
+	return h, epoch, err
 }
 
 // settle makes a core of the files of a backup.

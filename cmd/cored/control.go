@@ -63,7 +63,7 @@ func markSafe(ctx context.Context, d data, counted intake.Watermark) (err error)
 	lock, err := d.lock()
 	if err == nil {
 		defer func() { err = errors.Join(err, lock.Close()) }()
-		in, err := intake.Open(ctx, intake.Config{Place: d.ledger(), Now: time.Now})
+		in, err := d.openLedger(ctx, intake.Config{Now: time.Now})
 		if err != nil {
 			return err
 		}

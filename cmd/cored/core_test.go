@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/database/databasetest"
 	"tributary.dev/tributary/pkg/core/store"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/manifest"
@@ -213,8 +214,18 @@ spec:
 `
 
 func TestFromApplyToManifestAndBack(t *testing.T) {
+	files := func(*testing.T) string { return "" }
+	t.Run("files", func(t *testing.T) { fromApplyToManifestAndBack(t, files, files) })
+	t.Run("postgres", func(t *testing.T) {
+		fromApplyToManifestAndBack(t, func(t *testing.T) string { return databasetest.Postgres(t) }, files)
+	})
+}
+
+// fromApplyToManifestAndBack runs a core whose database is at a place, and restores its
+// backups there and at another.
+func fromApplyToManifestAndBack(t *testing.T, place, another func(*testing.T) string) {
 	dir := filepath.Join(t.TempDir(), "core")
-	r := start(t, dir)
+	r := startWith(t, options{data: data(dir), database: place(t), mqtt: "127.0.0.1:0"}, func(*core) {})
 	if _, err := (data(dir)).lock(); api.CodeOf(err) != api.Unavailable {
 		t.Fatalf("a second cored on the folder: %v", err)
 	}
@@ -289,10 +300,10 @@ func TestFromApplyToManifestAndBack(t *testing.T) {
 		t.Errorf("half of a refused apply was written: %v", e)
 	}
 
-	backupAndRestore(t, r, dir, box)
+	backupAndRestore(t, r, dir, box, []string{place(t), another(t)})
 }
 
-func backupAndRestore(t *testing.T, r *running, dir string, box *identity.Identity) {
+func backupAndRestore(t *testing.T, r *running, dir string, box *identity.Identity, places []string) {
 	key, err := age.GenerateX25519Identity()
 	if err != nil {
 		t.Fatal(err)
@@ -308,10 +319,10 @@ func backupAndRestore(t *testing.T, r *running, dir string, box *identity.Identi
 	before := r.c.epoch
 	for i, f := range []string{file, file + "2"} {
 		elsewhere := filepath.Join(t.TempDir(), "core")
-		if _, epoch, err := restoreBackup(t.Context(), data(elsewhere), f, []age.Identity{key}); err != nil || epoch <= before {
+		if _, epoch, err := restoreBackup(t.Context(), data(elsewhere), places[i], f, []age.Identity{key}); err != nil || epoch <= before {
 			t.Fatalf("epoch %d after %d, %v", epoch, before, err)
 		}
-		if _, _, err := restoreBackup(t.Context(), data(elsewhere), f, []age.Identity{key}); api.CodeOf(err) != api.Conflict {
+		if _, _, err := restoreBackup(t.Context(), data(elsewhere), places[i], f, []age.Identity{key}); api.CodeOf(err) != api.Conflict {
 			t.Fatalf("restored over a core: %v", err)
 		}
 		r2 := start(t, elsewhere)

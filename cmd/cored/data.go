@@ -24,7 +24,6 @@ type data string
 
 func (d data) path(name string) string { return filepath.Join(string(d), name) }
 func (d data) store() string           { return d.path("core.db") }
-func (d data) ledger() string          { return d.path("ledger.db") }
 func (d data) ca() string              { return d.path("ca") }
 func (d data) registry() string        { return d.path("registry") }
 func (d data) secretKey() string       { return d.path("secret.key") }
@@ -48,6 +47,9 @@ func (d data) lock() (*os.File, error) {
 
 // must tell that a folder holds a core, for commands that do not make one.
 func (d data) exists() error {
+	if place, err := d.database(); place != "" || err != nil {
+		return err
+	}
 	if _, err := os.Stat(d.store()); err != nil {
 		return &api.Error{Code: api.NotFound, Message: "there is no core in " + string(d), Remedy: "name the folder that `cored run` was given as --data", Err: err}
 	}
@@ -62,7 +64,11 @@ func (d data) openStore(ctx context.Context) (*store.SQL, error) {
 	if err != nil {
 		return nil, err
 	}
-	return store.Open(ctx, store.Config{Place: d.store(), Now: time.Now, NewUID: newUID, Vault: vault})
+	place, err := d.place("core.db")
+	if err != nil {
+		return nil, err
+	}
+	return store.Open(ctx, store.Config{Place: place, Now: time.Now, NewUID: newUID, Vault: vault})
 }
 
 // sealStore opens the store of the core that runs: it makes the key of secrets when there

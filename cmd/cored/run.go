@@ -41,6 +41,7 @@ import (
 // options are the flags of run.
 type options struct {
 	data         data
+	database     string // URL of a PostgreSQL; empty: as the folder knows, or files in it
 	https, mqtt  string
 	names        []string
 	broker       string // of somebody else; empty: the embedded one
@@ -67,6 +68,7 @@ func runCommand() *cobra.Command {
 	}}
 	f := cmd.Flags()
 	f.StringVar(&dir, "data", "/var/lib/cored", "folder for everything that the core keeps")
+	f.StringVar(&o.database, "database", "", "postgres://… of the PostgreSQL (15 or newer) that keeps objects and ledger; the folder remembers it (default: files in the folder; see `cored migrate-store`)")
 	f.StringVar(&o.https, "listen-https", ":8443", "address for people, artifacts, enrolment and streams")
 	f.StringVar(&o.mqtt, "listen-mqtt", ":8883", "address for devices")
 	f.StringVar(&o.broker, "mqtt-broker", "", "[mqtts://]host[:port] of a Mosquitto that devices reach instead of the embedded broker (see `cored mosquitto-config`)")
@@ -171,6 +173,9 @@ func (c *core) openData(ctx context.Context) error {
 		return err
 	}
 	c.closers = append(c.closers, lock.Close)
+	if err := c.o.data.useDatabase(ctx, c.o.database); err != nil {
+		return err
+	}
 	if c.store, err = c.o.data.sealStore(ctx, c.log); err != nil {
 		return err
 	}
@@ -286,7 +291,7 @@ func (c *core) openTree(ctx context.Context) (err error) {
 		return err
 	}
 	restored := c.epoch > 1
-	c.intake, err = intake.Open(ctx, intake.Config{Place: c.o.data.ledger(), Now: time.Now, Log: c.log, KeepUnbacked: c.o.keepUnbacked || backed || restored,
+	c.intake, err = c.o.data.openLedger(ctx, intake.Config{Now: time.Now, Log: c.log, KeepUnbacked: c.o.keepUnbacked || backed || restored,
 		Changed: func(id api.DeviceID) { c.fleet.Reported(id) }})
 	if err != nil {
 		return err

@@ -88,7 +88,7 @@ func TestSecretsAtRest(t *testing.T) {
 	}
 
 	elsewhere := filepath.Join(t.TempDir(), "core")
-	if _, _, err := restoreBackup(t.Context(), data(elsewhere), file, []age.Identity{id}); err != nil {
+	if _, _, err := restoreBackup(t.Context(), data(elsewhere), "", file, []age.Identity{id}); err != nil {
 		t.Fatal(err)
 	}
 	r = start(t, elsewhere)

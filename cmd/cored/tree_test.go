@@ -224,7 +224,7 @@ func TestDeviceThroughTheLink(t *testing.T) {
 	r.stop()
 	b.use(3000, 7000, 4000)
 	elsewhere := filepath.Join(t.TempDir(), "core")
-	if _, _, err := restoreBackup(t.Context(), data(elsewhere), file, []age.Identity{key}); err != nil {
+	if _, _, err := restoreBackup(t.Context(), data(elsewhere), "", file, []age.Identity{key}); err != nil {
 		t.Fatal(err)
 	}
 	r2 := startWith(t, options{data: data(elsewhere), mqtt: address}, func(*core) {})

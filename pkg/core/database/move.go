@@ -55,7 +55,7 @@ func (db *DB) runnable(ctx context.Context) error {
 	case state == arriving:
 		return &api.Error{Code: api.Unavailable, Message: "the copy from " + peer + " to " + db.String() + " was cut off", Remedy: "give the same command again that made it: it begins anew"}
 	case state == left:
-		return &api.Error{Code: api.Gone, Message: "the core of " + db.String() + " has moved to " + peer, Remedy: "run it there; a copy that runs beside it would tear the fleet apart"}
+		return &api.Error{Code: api.Gone, Message: "the core of " + db.String() + " has moved to " + peer, Remedy: "run it there; when the move was cut off, give the same command again"}
 	}
 	return nil
 }
@@ -115,12 +115,26 @@ func Run(ctx context.Context, moves []Move, settle func() error) (tables []Table
 	if err := settle(); err != nil {
 		return nil, err
 	}
+	var targets []*DB
 	for _, m := range moves {
-		if err := m.To.setHandover(ctx, "", ""); err != nil {
-			return nil, err
+		targets = append(targets, m.To)
+	}
+	return tables, Finish(ctx, targets)
+}
+
+// Finish makes the new end of a move a core's, which everything has arrived at and settle was
+// called for. It does nothing where no move arrives.
+func Finish(ctx context.Context, targets []*DB) error {
+	for _, to := range targets {
+		state, _, err := to.handover(ctx)
+		if err == nil && state == arriving {
+			err = to.setHandover(ctx, "", "")
+		}
+		if err != nil {
+			return err
 		}
 	}
-	return tables, nil
+	return nil
 }
 
 // mayArrive refuses a target that holds anything, and tells whether this move was begun
