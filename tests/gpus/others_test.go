@@ -36,6 +36,10 @@ var programs = []program{
 	{"ctr", newCtr, func(s *site, device, root string) []string {
 		return append([]string{"--address", filepath.Join(s.box.Run(), "containerd.sock"), "--namespace", "others", "run", "--rm"}, option(device, "--rootfs", root, "others")...)
 	}},
+	{"nerdctl", installed("nerdctl"), func(s *site, device, root string) []string { // no package of Debian 12
+		return append([]string{"--address", filepath.Join(s.box.Run(), "containerd.sock"), "--namespace", "others", "--data-root", s.file("nerdctl"), "--cgroup-manager", "cgroupfs",
+			"run", "--rm", "--network", "none"}, option(device, "--rootfs", root)...)
+	}},
 }
 
 func option(device string, rest ...string) []string {
