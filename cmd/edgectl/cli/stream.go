@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -120,15 +121,28 @@ func (a *app) execCommand() *cobra.Command {
 
 func (a *app) consoleCommand() *cobra.Command {
 	var plain bool
+	var card string
 	c := &cobra.Command{
 		Use: "console DEVICE", Short: "Use the recovery console of a device",
-		Long:              "Use the recovery console of a device, as it stands on its screen and serial lines. For admins; what is opened is in the device's records.",
+		Long: `Use the recovery console of a device, as it stands on its screen and serial lines. With --card it is the console of a DPU in
+the device, through RShim; Ctrl-] leaves it. For admins; what is opened is in the device's records.`,
+		Example:           "  edgectl console field-1\n  edgectl console server-7 --card rshim0",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completeDevice,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q := stream.Command{Verb: stream.Console}
 			l := stream.Local{Stdin: a.In, Stdout: a.Out, Stderr: a.Err}
-			if in, ok := a.In.(*os.File); plain || !ok || !term.IsTerminal(int(in.Fd())) || os.Getenv("TERM") == "dumb" {
+			in, ok := a.In.(*os.File)
+			terminal := ok && term.IsTerminal(int(in.Fd()))
+			if card != "" {
+				q = stream.Command{Verb: stream.Line, Line: card}
+				if !terminal {
+					return a.runStream(cmd.Context(), args[0], "line", q, l)
+				}
+				l.Stdin = &untilKey{a.In, leaveKey}
+				return a.onTerminal(cmd.Context(), args[0], "line", q, l)
+			}
+			if plain || !terminal || os.Getenv("TERM") == "dumb" {
 				return a.runStream(cmd.Context(), args[0], "console", q, l)
 			}
 			q.TTY = true
@@ -136,7 +150,26 @@ func (a *app) consoleCommand() *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&plain, "plain", false, "numbered menus, without escape codes")
+	c.Flags().StringVar(&card, "card", "", "the console of a DPU in the device, such as rshim0")
 	return c
+}
+
+// leaveKey is Ctrl-], as telnet has it: what is at the other end of a line never ends it.
+const leaveKey = 0x1d
+
+// untilKey ends where a key is pressed.
+type untilKey struct {
+	from io.Reader
+	key  byte
+}
+
+func (u *untilKey) Read(b []byte) (int, error) {
+	n, err := u.from.Read(b)
+	if i := bytes.IndexByte(b[:n], u.key); i >= 0 {
+		u.from = strings.NewReader("")
+		return i, io.EOF
+	}
+	return n, err
 }
 
 // onTerminal passes every key on, resizes with the window, and puts the terminal

@@ -42,6 +42,7 @@ var streamVerbs = []streamVerb{
 	{"port-forward", stream.Forward, "Reach a port of a service", []*huma.Param{paramApp, paramService, param("port", huma.TypeInteger, "The port in the container.", true)}},
 	{"console", stream.Console, "Use the recovery console", []*huma.Param{
 		param("tty", huma.TypeBoolean, "There is a terminal that can draw.", false), param("columns", huma.TypeInteger, "Width of the terminal.", false), param("rows", huma.TypeInteger, "Height of the terminal.", false)}},
+	{"line", stream.Line, "Use the console of a card in the box", []*huma.Param{param("line", huma.TypeString, "The card, such as rshim0.", true)}},
 	{"top", stream.Top, "See what containers use now", []*huma.Param{param("follow", huma.TypeBoolean, "Go on, a sample at a time.", false)}},
 }
 

@@ -120,6 +120,8 @@ type Config struct {
 	Stream stream.Parent
 	// Console is the unix socket of the box's recovery console. May be empty.
 	Console string
+	// Lines is the folder of the consoles of cards: /dev if empty.
+	Lines string
 	// Boot names this start of the box, where the core is to ask its TPM after each. May be empty.
 	Boot string
 	// Attest answers the core's question what this box runs, on its stream. May be nil.

@@ -136,6 +136,8 @@ func describe(c *stream.Command) string {
 		return strings.Join(c.Argv, " ")
 	case stream.Forward:
 		return "port " + strconv.Itoa(int(c.Port))
+	case stream.Line:
+		return c.Line
 	}
 	return ""
 }
@@ -169,6 +171,8 @@ func (a *Agent) serve(ctx context.Context, cancel func(), c *stream.Command, con
 		return 0, a.top(ctx, c, conn.Writer(stream.Stdout))
 	case stream.Console:
 		return a.console(ctx, c, conn, in)
+	case stream.Line:
+		return 0, a.line(ctx, c.Line, conn, in)
 	}
 	return 0, api.Errorf(api.Invalid, "%q is not known here", c.Verb)
 }

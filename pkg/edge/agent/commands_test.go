@@ -130,6 +130,8 @@ type reach struct {
 	dev api.DeviceID
 	// console is where the device looks for its recovery console.
 	console string
+	// lines is where it looks for the consoles of cards.
+	lines string
 }
 
 func newReach(t *testing.T, tune ...func(*stream.HubConfig)) *reach {
@@ -156,7 +158,7 @@ func newReach(t *testing.T, tune ...func(*stream.HubConfig)) *reach {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	r := &reach{bench: b, dev: b.id.ID(), console: filepath.Join(dir, "sock")}
+	r := &reach{bench: b, dev: b.id.ID(), console: filepath.Join(dir, "sock"), lines: filepath.Join(dir, "dev")}
 	conf := stream.HubConfig{Identity: core, Signer: auth.signer, Log: slog.New(slog.DiscardHandler), Wait: 2 * time.Minute,
 		Send: func(_ api.DeviceID, raw []byte) error { b.agent.command(raw); return nil }}
 	for _, change := range tune {
@@ -171,7 +173,7 @@ func newReach(t *testing.T, tune ...func(*stream.HubConfig)) *reach {
 	go func() { _ = srv.Serve(l) }()
 	t.Cleanup(func() { srv.Close() })
 	b.tune = func(c *Config) {
-		c.Console = r.console
+		c.Console, c.Lines = r.console, r.lines
 		c.Workload = &shell{b.work, echo.Addr().String()}
 		c.Stream = func() (*url.URL, *tls.Config, error) {
 			return &url.URL{Scheme: "https", Host: l.Addr().String()}, b.id.ClientTLS(""), nil

@@ -12,6 +12,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/identity"
+	"tributary.dev/tributary/pkg/pattern"
 )
 
 // Verb is what a command asks for.
@@ -24,6 +25,7 @@ const (
 	Forward Verb = "forward" // App, Service, Port → Stdin, Stdout; one TCP connection
 	Top     Verb = "top"     // Follow → Stdout: one JSON Sample a line
 	Console Verb = "console" // TTY, Size → Stdin, Stdout: the recovery console
+	Line    Verb = "line"    // Line → Stdin, Stdout: the console of a card in the box
 	Attest  Verb = "attest"  // Nonce → Stdout: an attest.Report; Stdin: an attest.Reply
 )
 
@@ -76,7 +78,12 @@ type Command struct {
 	Port uint16 `cbor:"15,keyasint,omitempty"`
 	// Nonce is what a TPM is to sign: 32 bytes.
 	Nonce []byte `cbor:"16,keyasint,omitempty"`
+	// Line names a card by what the box's kernel has for it: "rshim0".
+	Line string `cbor:"17,keyasint,omitempty"`
 }
+
+// lineName is what a DPU's RShim is called on its host; it becomes part of a path.
+var lineName = pattern.New(`^rshim[0-9]{1,2}$`)
 
 // aad binds the signature to its use: a manifest or acknowledgement can never pass
 // for a command.
@@ -111,6 +118,11 @@ func (c *Command) Check() error {
 	}
 	switch c.Verb {
 	case Top, Console:
+		return nil
+	case Line:
+		if !lineName.MatchString(c.Line) { // check: line
+			return &api.Error{Code: api.Invalid, Field: "line", Message: "names no card", Remedy: "write rshim0, or as /dev of the box has it"}
+		}
 		return nil
 	case Attest:
 		if len(c.Nonce) != 32 {

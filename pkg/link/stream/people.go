@@ -33,6 +33,7 @@ func (c *Command) Query() url.Values {
 	}
 	set("app", c.App)
 	set("service", c.Service)
+	set("line", c.Line)
 	q["argv"] = c.Argv
 	flag("tty", c.TTY)
 	flag("follow", c.Follow)
@@ -59,6 +60,8 @@ func FromQuery(verb Verb, q url.Values) (Command, error) {
 			c.Service = v[0]
 		case "argv":
 			c.Argv = v
+		case "line":
+			c.Line = v[0]
 		case "tty":
 			c.TTY, err = strconv.ParseBool(v[0])
 		case "follow":
