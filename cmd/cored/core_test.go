@@ -131,6 +131,11 @@ func (r *running) must(method, path, body string, out any) {
 // enrol lets a box in, as edged would.
 func (r *running) enrol(token, boxName string) *identity.Identity {
 	r.t.Helper()
+	return r.enrolAs(token, boxName, false)
+}
+
+func (r *running) enrolAs(token, boxName string, relay bool) *identity.Identity {
+	r.t.Helper()
 	parsed, err := identity.ParseJoinToken(token)
 	if err != nil {
 		r.t.Fatal(err)
@@ -139,7 +144,7 @@ func (r *running) enrol(token, boxName string) *identity.Identity {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	id, _, err := identity.Enrol(r.t.Context(), identity.EnrolConfig{ParentURL: r.url, Token: parsed, Key: key, Seal: seal, Name: boxName,
+	id, _, err := identity.Enrol(r.t.Context(), identity.EnrolConfig{ParentURL: r.url, Token: parsed, Key: key, Seal: seal, Name: boxName, Relay: relay,
 		Hardware: api.Hardware{Arch: "amd64"}, Labels: map[string]string{api.Reserved + "arch": "amd64"}})
 	if err != nil {
 		r.t.Fatal(err)

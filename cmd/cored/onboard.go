@@ -98,11 +98,14 @@ func (c *core) first(o *api.Object, spec *api.ExpectedDeviceSpec) (json.RawMessa
 }
 
 // awaited lists the boxes that may come by way of a relay.
-func (c *core) awaited(relay api.DeviceID) (out []onboard.Awaited) {
+func (c *core) awaited(by, relay api.DeviceID) (out []onboard.Awaited, ok bool) {
+	if !c.fleet.Leads(by, relay) {
+		return nil, false
+	}
 	for _, a := range c.fleet.AwaitedAt(relay) {
 		out = append(out, onboard.Awaited{Serial: a.Serial, Tag: a.Tag})
 	}
-	return out
+	return out, true
 }
 
 // bootImage is a Release as RFC 8572 writes it: where its OCI manifest lies, by whose digest
@@ -370,11 +373,39 @@ func (c *core) greetings(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "a relay's certificate is needed", http.StatusForbidden)
 		return
 	}
+	relay, err := c.serves(r.Context(), id)
+	if err != nil {
+		c.log.Error("who passes on what boxes ask cannot be looked up", "device", id, "err", err)
+		http.Error(w, "the core could not answer; its log tells why", http.StatusServiceUnavailable)
+		return
+	}
+	if !relay { // check: a relay
+		http.Error(w, "a relay's certificate is needed", http.StatusForbidden)
+		return
+	}
 	if c.greeter == nil {
 		http.Error(w, errNoGreeter.Error(), http.StatusServiceUnavailable)
 		return
 	}
-	c.greeter.Passed(w, r)
+	c.greeter.Passed(w, r, id)
+}
+
+// serves tells whether a device is a relay. One is believed whose box it heard: any other that was taken over could ask in
+// the name of whichever box waits, and have the proof of its pairing code to guess that by.
+func (c *core) serves(ctx context.Context, id api.DeviceID) (bool, error) {
+	key, ok := c.roster.ObjectOf(id)
+	if !ok {
+		return false, nil
+	}
+	o, err := c.store.Get(ctx, key)
+	if err != nil {
+		return false, err
+	}
+	var st api.DeviceStatus
+	if len(o.Status) > 0 {
+		err = json.Unmarshal(o.Status, &st)
+	}
+	return st.Relay, err
 }
 
 func (c *core) signedData(ctx context.Context, serial string) (*voucher.Answer, error) {

@@ -540,7 +540,7 @@ func TestGreetings(t *testing.T) {
 	}
 	var made struct{ Status struct{ Token string } }
 	r.must("POST", "/api/v1/jointokens", tokenDoc, &made)
-	relay := r.enrol(made.Status.Token, "relay")
+	relay := r.enrolAs(made.Status.Token, "relay", true)
 	greet := func(as *tls.Config) (int, []byte) {
 		t.Helper()
 		b, err := json.Marshal(identity.Greeting{Chain: birth.Certificate, Attach: []api.ParentRef{{Device: relay.ID().String(), Address: "10.0.0.9:8883", HTTPSPort: 8443}}})
@@ -560,6 +560,9 @@ func TestGreetings(t *testing.T) {
 	if status, body := greet(&tls.Config{InsecureSkipVerify: true}); status != http.StatusForbidden {
 		t.Errorf("by nobody: %d %s", status, body)
 	}
+	if status, body := greet(r.enrol(made.Status.Token, "field").ClientTLS("core")); status != http.StatusForbidden {
+		t.Errorf("by a box that serves nobody: %d %s", status, body)
+	}
 	status, body := greet(relay.ClientTLS("core"))
 	var out struct {
 		Output voucher.Answer `json:"ietf-sztp-bootstrap-server:output"`
@@ -571,6 +574,11 @@ func TestGreetings(t *testing.T) {
 	if err != nil || c.Onboarding == nil || !strings.Contains(string(c.Onboarding.Config), `"10.0.0.9:8883"`) || strings.Index(string(c.Onboarding.Config), relay.ID().String()) > strings.Index(string(c.Onboarding.Config), `"core"`) {
 		t.Errorf("%+v, %v", c, err)
 	}
+}
+
+// In a build that takes any device for a relay, a field box speaks for boxes.
+func TestGreetingsCount(t *testing.T) {
+	mutation.Prove(t, mutation.Check{Name: "a relay", Test: "^TestGreetings$", File: "onboard.go", From: "if !relay { // check: a relay", To: "if !relay && !GONE {", Says: "by a box that serves nobody"})
 }
 
 // A relay asks ahead in pages, for the boxes of its site alone. What it has it is not told again,
@@ -593,7 +601,7 @@ func TestAheadInPages(t *testing.T) {
 	}
 	var made struct{ Status struct{ Token string } }
 	r.must("POST", "/api/v1/jointokens", tokenDoc, &made)
-	relay := r.enrol(made.Status.Token, "relay")
+	relay := r.enrolAs(made.Status.Token, "relay", true)
 	tr := &http.Transport{TLSClientConfig: relay.ClientTLS("core")}
 	t.Cleanup(tr.CloseIdleConnections)
 	ask := func(page *identity.AheadPage) (out identity.Ahead) {
@@ -611,6 +619,20 @@ func TestAheadInPages(t *testing.T) {
 			t.Fatalf("%s: %v", resp.Status, err)
 		}
 		return out
+	}
+	// Another relay, which nobody knows to be above it, hears nothing of its boxes.
+	other := &http.Transport{TLSClientConfig: r.enrolAs(made.Status.Token, "other", true).ClientTLS("core")}
+	t.Cleanup(other.CloseIdleConnections)
+	b, err := json.Marshal(identity.Greeting{Attach: []api.ParentRef{{Device: relay.ID().String()}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := (&http.Client{Transport: other, Timeout: time.Minute}).Post(r.url+identity.GreetPrefix+identity.GreetExpected, "application/json", bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _ = resp.Body.Close(); resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("in another relay's name: %s", resp.Status)
 	}
 	var whole identity.Ahead
 	wait.Until(t, "all that may come here", func() bool { whole = ask(nil); return len(whole.Boxes) == many-1 }) // as relays asked before there were pages

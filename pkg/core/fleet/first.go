@@ -39,6 +39,28 @@ type Awaited struct {
 	Tag [sha256.Size]byte
 }
 
+// Leads tells whether a device is a relay itself, or stands above it as far as is known by now: what is for one passes
+// the others.
+func (l *Loop) Leads(by, relay api.DeviceID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for range maxDepth {
+		if by == relay {
+			return true
+		}
+		e := l.worlds.byID[relay]
+		if e == nil {
+			return false
+		}
+		next, err := api.ParseDeviceID(e.parent)
+		if err != nil { // the core's, or nobody's
+			return false
+		}
+		relay = next
+	}
+	return false
+}
+
 // AwaitedAt lists the boxes that may come by way of a relay: those of its tenant that are expected
 // at its site or anywhere, by serial number. Of a device that is not known, none may.
 func (l *Loop) AwaitedAt(relay api.DeviceID) []Awaited {

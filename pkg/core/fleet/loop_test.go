@@ -312,6 +312,14 @@ func TestRollup(t *testing.T) {
 	c.until("the other relay", func() bool { return status("d3").Tier == 1 })
 	c.report(relay, &Report{Parent: other.String(), Online: true, Entries: map[string][]byte{"relay": encode(true)}})
 	c.until("tiers after the move", func() bool { return status("d1").Tier == 2 && status("d2").Tier == 3 })
+	for _, l := range []struct {
+		by, relay api.DeviceID
+		want      bool
+	}{{relay, relay, true}, {other, relay, true}, {relay, other, false}, {api.DeviceID{9}, relay, false}, {other, api.DeviceID{9}, false}} {
+		if got := c.loop.Leads(l.by, l.relay); got != l.want {
+			t.Errorf("%v above %v: %v", l.by, l.relay, got)
+		}
+	}
 }
 
 // BenchmarkFleet10k is one change of a fleet of 10,000 devices: rendered, signed, kept and

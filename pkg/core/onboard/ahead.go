@@ -26,7 +26,7 @@ const wholeBoxes = 256
 
 // ahead tells a relay what boxes that are expected and have not come yet would be told:
 // those with a voucher, of which nothing is secret.
-func (s *Server) ahead(w http.ResponseWriter, r *http.Request, q identity.Greeting) {
+func (s *Server) ahead(w http.ResponseWriter, r *http.Request, q identity.Greeting, by api.DeviceID) {
 	page, most := q.Page, identity.AheadBoxes
 	if page == nil {
 		page, most = &identity.AheadPage{}, wholeBoxes
@@ -34,14 +34,18 @@ func (s *Server) ahead(w http.ResponseWriter, r *http.Request, q identity.Greeti
 	var list []Awaited
 	if len(q.Attach) > 0 {
 		if relay, err := api.ParseDeviceID(q.Attach[0].Device); err == nil {
-			list = s.cfg.Awaited(relay)
+			var ok bool
+			if list, ok = s.cfg.Awaited(by, relay); !ok { // check: whose boxes
+				fail(w, http.StatusServiceUnavailable, "operation-failed", "whether "+relay.String()+" asks by way of "+by.String()+" is not known yet")
+				return
+			}
 		}
 	}
 	out := identity.Ahead{Boxes: map[string]identity.AheadBox{}}
 	for _, c := range s.cfg.Makers {
 		out.Makers = append(out.Makers, c.Raw)
 	}
-	by := s.signedBy(r.Context())
+	common := s.signedBy(r.Context())
 	size := 0
 	list = list[sort.Search(len(list), func(i int) bool { return list[i].Serial > page.After }):]
 	for i, a := range list {
@@ -56,7 +60,7 @@ func (s *Server) ahead(w http.ResponseWriter, r *http.Request, q identity.Greeti
 		if box == nil {
 			continue // it has come, or is expected no more
 		}
-		sum := sha256.Sum256(append(by[:], a.Tag[:]...))
+		sum := sha256.Sum256(append(common[:], a.Tag[:]...))
 		tag := base64.RawURLEncoding.EncodeToString(sum[:9])
 		if have, ok := page.Have[a.Serial]; ok && have == tag {
 			out.Same = append(out.Same, a.Serial)

@@ -47,8 +47,9 @@ type Owner struct {
 type Config struct {
 	// Find reads the ExpectedDevice of a serial number; nil without error when there is none.
 	Find func(ctx context.Context, serial string) (*api.Object, error)
-	// Awaited lists the boxes with a voucher that may come by way of a relay, by serial number.
-	Awaited func(relay api.DeviceID) []Awaited
+	// Awaited lists the boxes with a voucher that may come by way of a relay, by serial number; ok is false
+	// where by, who asks for it, is neither that relay nor known to stand above it.
+	Awaited func(by, relay api.DeviceID) (list []Awaited, ok bool)
 	// Note keeps a report of an expected box.
 	Note func(ctx context.Context, expected *api.Object, id api.DeviceID, p voucher.Progress) error
 	// Waiting is told once of a box that is not expected.
@@ -114,9 +115,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.Serve
 
 type attachKey struct{}
 
-// Passed answers what a relay passes on (identity.Greeting). The caller has checked that it
+// Passed answers what a relay passes on (identity.Greeting). The caller has checked that by
 // is a relay of this core.
-func (s *Server) Passed(w http.ResponseWriter, r *http.Request) {
+func (s *Server) Passed(w http.ResponseWriter, r *http.Request, by api.DeviceID) {
 	var q identity.Greeting
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, identity.MaxGreeting)).Decode(&q); err != nil {
 		fail(w, http.StatusBadRequest, "malformed-message", "no greeting")
@@ -124,7 +125,7 @@ func (s *Server) Passed(w http.ResponseWriter, r *http.Request) {
 	}
 	op := strings.TrimPrefix(r.URL.Path, identity.GreetPrefix)
 	if op == identity.GreetExpected {
-		s.ahead(w, r.WithContext(context.WithValue(r.Context(), attachKey{}, q.Attach)), q)
+		s.ahead(w, r.WithContext(context.WithValue(r.Context(), attachKey{}, q.Attach)), q, by)
 		return
 	}
 	state := &tls.ConnectionState{}
