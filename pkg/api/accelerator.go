@@ -50,7 +50,7 @@ type Sharing struct {
 // AcceleratorPolicy says how the cards that it names are to be divided. Of several that name
 // a card the first counts; a card that none names is given whole.
 type AcceleratorPolicy struct {
-	// IDs are those that the inventory shows; Model is a pattern of the model, case aside:
+	// IDs are those that the inventory shows; Model is a pattern of the whole model, case aside:
 	// "*A100*". Without either every card is named.
 	IDs     []string `json:"ids,omitempty" yaml:"ids,omitempty" cbor:"1,keyasint,omitempty"`
 	Model   string   `json:"model,omitempty" yaml:"model,omitempty" cbor:"2,keyasint,omitempty"`
@@ -80,6 +80,12 @@ func CheckAcceleratorPolicies(list []AcceleratorPolicy) *Error {
 		at := fmt.Sprintf("[%d]", i)
 		if len(p.IDs) > maxClaimIDs || slices.ContainsFunc(p.IDs, func(id string) bool { return !anyWord.MatchString(id) }) {
 			return &Error{Code: Invalid, Field: at + ".ids", Message: "these are no names of cards", Remedy: "write names that `edgectl describe device` shows"}
+		}
+		if p.IDs != nil && len(p.IDs) == 0 { // check: no cards
+			return &Error{Code: Invalid, Field: at + ".ids", Message: "this list is empty, and would name every card", Remedy: "name cards, or remove ids where every card is meant"}
+		}
+		if i > 0 && len(list[i-1].IDs) == 0 && list[i-1].Model == "" { // check: every card
+			return &Error{Code: Invalid, Field: at, Message: "this policy never counts: the one before it names every card", Remedy: "write the one for every card last"}
 		}
 		if _, err := path.Match(p.Model, ""); err != nil || p.Model != "" && !anyModel.MatchString(p.Model) {
 			return &Error{Code: Invalid, Field: at + ".model", Message: quote(p.Model) + " is no pattern of a model", Remedy: "write it like *A100*"}

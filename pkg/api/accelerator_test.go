@@ -61,3 +61,27 @@ func TestCheckMIG(t *testing.T) {
 		}
 	}
 }
+
+// TestPoliciesInVain: one that could never count is a mistake, and an empty list of cards is not every card.
+func TestPoliciesInVain(t *testing.T) {
+	all, some := AcceleratorPolicy{Sharing: Sharing{Mode: SharingMIG}}, AcceleratorPolicy{Model: "*A100*", Sharing: Sharing{Mode: SharingExclusive}}
+	named, none := all, all
+	named.IDs, none.IDs = []string{"GPU-1"}, []string{}
+	for _, good := range [][]AcceleratorPolicy{nil, {all}, {some, all}, {named, some, named, all}} {
+		if err := CheckAcceleratorPolicies(good); err != nil {
+			t.Errorf("%+v: %v", good, err)
+		}
+	}
+	for _, bad := range []struct {
+		list         []AcceleratorPolicy
+		field, words string
+	}{
+		{[]AcceleratorPolicy{all, some}, "[1]", "never counts"},
+		{[]AcceleratorPolicy{some, all, all}, "[2]", "never counts"},
+		{[]AcceleratorPolicy{some, none}, "[1].ids", "would name every card"},
+	} {
+		if err := CheckAcceleratorPolicies(bad.list); err == nil || err.Field != bad.field || !strings.Contains(err.Message, bad.words) || err.Remedy == "" {
+			t.Errorf("%+v: %v, want %s: …%s…", bad.list, err, bad.field, bad.words)
+		}
+	}
+}

@@ -100,5 +100,10 @@ func TestFlowPolicyChecks(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the package once more")
 	}
-	mutation.Prove(t, append(mutation.Marked(t, "^TestFlowPolicyRefused$", "flow.go"), append(mutation.Marked(t, "^TestUncordonRefused$", "slices.go"), mutation.Marked(t, "^TestOneCardByMPS$|^TestPartsOfAnotherWay$", "claim.go")...)...)...)
+	var checks []mutation.Check
+	for file, test := range map[string]string{"flow.go": "^TestFlowPolicyRefused$", "slices.go": "^TestUncordonRefused$",
+		"claim.go": "^TestOneCardByMPS$|^TestPartsOfAnotherWay$", "accelerator.go": "^TestPoliciesInVain$"} {
+		checks = append(checks, mutation.Marked(t, test, file)...)
+	}
+	mutation.Prove(t, checks...)
 }
