@@ -145,7 +145,8 @@ func (db *DB) QueryContext(ctx context.Context, text string, args ...any) (*sql.
 	if !ok {
 		p.text = db.dialect.bind(text)
 	}
-	return db.read.QueryContext(ctx, p.text, args...)
+	rows, err := db.read.QueryContext(ctx, p.text, args...)
+	return rows, db.explain(err)
 }
 
 // QueryRowContext reads one row, outside of any transaction.

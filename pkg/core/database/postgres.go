@@ -3,8 +3,11 @@ package database
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/url"
 	"strconv"
 	"strings"
@@ -46,7 +49,7 @@ func openPostgres(ctx context.Context, c Config) (*DB, error) {
 	pool.SetMaxIdleConns(postgresConns)
 	db := &DB{dialect: Postgres, place: shown, schema: c.Schema, write: pool, read: pool}
 	if err := db.greet(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("open the database %s: %w", shown, err), pool.Close())
+		return nil, errors.Join(db.explain(err), pool.Close())
 	}
 	return db, nil
 }
@@ -103,6 +106,23 @@ func SQLState(err error) string {
 func lostRace(err error) bool {
 	code := SQLState(err)
 	return code == "40001" || code == "40P01"
+}
+
+// explain says in our words that a server does not answer.
+func (db *DB) explain(err error) error {
+	if db.dialect != Postgres || err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	var connect *pgconn.ConnectError
+	var network net.Error
+	state := SQLState(err)
+	// Classes 08 and 57 (connection exception, operator intervention) and too_many_connections
+	// (PostgreSQL 15, appendix A).
+	if errors.As(err, &connect) || errors.As(err, &network) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, driver.ErrBadConn) ||
+		strings.HasPrefix(state, "08") || strings.HasPrefix(state, "57P") || state == "53300" {
+		return &api.Error{Code: api.Unavailable, Message: "the database " + db.place + " does not answer", Remedy: "see that its server runs and can be reached", Err: err}
+	}
+	return err
 }
 
 // wipePostgres writes the tables anew, without the rows that were replaced. The server's log

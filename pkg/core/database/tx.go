@@ -29,7 +29,7 @@ func (db *DB) Write(ctx context.Context, f func(*Tx) error) error {
 	for try := 1; ; try++ {
 		err := db.once(ctx, f)
 		if err == nil || try == maxTries || !lostRace(err) {
-			return err
+			return db.explain(err)
 		}
 		wait := time.NewTimer(rand.N(2 * firstWait << min(try-1, 8)))
 		select {
@@ -64,10 +64,10 @@ func (db *DB) Read(ctx context.Context, f func(*Tx) error) error {
 	}
 	tx, err := db.read.BeginTx(ctx, &o)
 	if err != nil {
-		return err
+		return db.explain(err)
 	}
 	defer tx.Rollback() //nolint:errcheck // it only read
-	return f(&Tx{tx: tx, db: db})
+	return db.explain(f(&Tx{tx: tx, db: db}))
 }
 
 // Dialect tells how this database wants its queries.

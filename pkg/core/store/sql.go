@@ -37,6 +37,7 @@ type SQL struct {
 	cfg     Config
 	db      *database.DB
 	history *history
+	deafen  func() // ends listening to other processes; nil where there are none
 
 	rotation sync.Mutex // of keys
 }
@@ -85,6 +86,7 @@ func Open(ctx context.Context, cfg Config) (_ *SQL, err error) {
 		return nil, err
 	}
 	s.history = newHistory(cfg.History, revision)
+	s.listen()
 	return s, nil
 }
 
@@ -96,6 +98,9 @@ func Migrate(ctx context.Context, db *database.DB) error {
 // Close ends every watch and closes the database.
 func (s *SQL) Close() error {
 	s.history.close()
+	if s.deafen != nil {
+		s.deafen()
+	}
 	return s.db.Close()
 }
 
@@ -137,13 +142,19 @@ func (s *SQL) tx(ctx context.Context, f func(w *writer) error) error {
 		if w.revision, err = s.lockRevision(ctx, tx); err != nil {
 			return err
 		}
+		if err := s.caughtUp(ctx, w); err != nil {
+			return err
+		}
 		if err := f(w); err != nil {
 			return err
 		}
-		if changes = w.changes; len(changes) > 0 {
-			return setCounter(ctx, w, "revision", w.revision)
+		if changes = w.changes; len(changes) == 0 {
+			return nil
 		}
-		return nil
+		if err := s.leave(ctx, w); err != nil {
+			return err
+		}
+		return setCounter(ctx, w, "revision", w.revision)
 	})
 	if err == errDryRun {
 		return nil

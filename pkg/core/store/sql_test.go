@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -64,6 +65,7 @@ func TestSQL(t *testing.T) {
 
 // Whatever is asked of them, SQLite and PostgreSQL answer alike.
 func TestDatabasesAnswerAlike(t *testing.T) {
+	databasetest.Checks(t, 40)
 	lite, _ := open(t, "")
 	big, _ := open(t, databasetest.Postgres(t))
 	rapid.Check(t, func(rt *rapid.T) {
@@ -187,5 +189,75 @@ func TestTenantsMakeNoLoop(t *testing.T) {
 		if err := errors.Join(put("a", "platform"), put("b", "platform")); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// Two processes on one PostgreSQL hear of each other's writes, in the order of revisions,
+// also over a connection that was lost.
+func TestWatchHearsOfOtherProcesses(t *testing.T) {
+	place := databasetest.Postgres(t)
+	a, _ := open(t, place)
+	b, _ := open(t, place)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	events := a.Watch(ctx, store.WatchQuery{From: -1})
+	want := map[string]string{}
+	var revision int64
+	step := func(n int) {
+		t.Helper()
+		s, name := []*store.SQL{a, b, b}[n%3], fmt.Sprint("c", n%5)
+		o, err := s.Put(ctx, &api.Object{Kind: api.KindConfig, Metadata: api.Meta{Tenant: "default", Name: name}, Spec: fmt.Appendf(nil, `{"n":%d}`, n)}, store.PutOptions{})
+		if err != nil || o.Metadata.Revision != revision+1 {
+			t.Fatalf("write %d: %+v after revision %d, %v", n, o, revision, err)
+		}
+		want[name], revision = string(o.Spec), o.Metadata.Revision
+	}
+	got := map[string]string{}
+	hear := func() {
+		t.Helper()
+		for last := int64(0); last < revision; {
+			select {
+			case e := <-events:
+				if e.Err != nil || e.Revision <= last {
+					t.Fatalf("event %+v after %d", e, last)
+				}
+				got[e.Object.Metadata.Name], last = string(e.Object.Spec), e.Revision
+			case <-ctx.Done():
+				t.Fatalf("revision %d never came", revision)
+			}
+		}
+		if !maps.Equal(got, want) {
+			t.Fatalf("heard %v, want %v", got, want)
+		}
+	}
+	for n := range 20 {
+		step(n)
+	}
+	hear()
+	step(1) // b's alone: nothing but its notification tells a
+	hear()
+	if _, err := b.Database().ExecContext(ctx, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'"); err != nil {
+		t.Fatal(err)
+	}
+	step(2)
+	hear()
+
+	// What is kept no more is not made up: the watcher lists again.
+	if _, err := b.Database().ExecContext(ctx, "DELETE FROM changes"); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.SetEpoch(ctx, 2); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Put(ctx, &api.Object{Kind: api.KindConfig, Metadata: api.Meta{Tenant: "default", Name: "last"}, Spec: []byte("{}")}, store.PutOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case e := <-events:
+		if !store.IsTooOld(e.Err) {
+			t.Fatalf("after a gap: %+v", e)
+		}
+	case <-ctx.Done():
+		t.Fatal("nothing is heard of a gap")
 	}
 }
