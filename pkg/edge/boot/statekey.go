@@ -282,7 +282,7 @@ func (b *booter) header(ctx context.Context) (tokens []token, slots []string, er
 	h, err := readHeader(b.keys.node)
 	if err != nil {
 		b.say("%s: %v; cryptsetup is asked", b.keys.node, err)
-		if err := b.cryptsetup(ctx, nil, "repair", "--batch-mode", b.keys.node); err != nil {
+		if err := b.mend(ctx, b.keys.node); err != nil {
 			return nil, nil, err
 		}
 		if h, err = readHeader(b.keys.node); err != nil {

@@ -418,3 +418,89 @@ func TestTidyKeepsOne(t *testing.T) {
 		}
 	})
 }
+
+// rewritten changes the text of both headers, and mends their checksums.
+func rewritten(t *testing.T, node, from, to string) {
+	t.Helper()
+	f, err := os.OpenFile(node, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const size = 16 << 10
+	for _, at := range []int64{0, size} {
+		h := make([]byte, size)
+		if _, err := f.ReadAt(h, at); err != nil {
+			t.Fatal(err)
+		}
+		text, _, _ := bytes.Cut(h[4096:], []byte{0})
+		changed := bytes.Replace(text, []byte(from), []byte(to), 1)
+		if bytes.Equal(changed, text) {
+			t.Fatalf("the header says nothing of %s: %s", from, text)
+		}
+		clear(h[4096:])
+		copy(h[4096:], changed)
+		clear(h[448:512])
+		sum := sha256.Sum256(h)
+		copy(h[448:], sum[:])
+		if _, err := f.WriteAt(h, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestForgedHeader: a volume in STATE's place whose key slot is no cipher's, or whose data are, is not opened by the key that the TPM
+// gave, and that key is handed to no program. Only a header that is torn is cryptsetup's affair.
+func TestForgedHeader(t *testing.T) {
+	key := bytes.Repeat([]byte{7}, keySize)
+	// asked puts a program in cryptsetup's place that tells what it was asked for, and whether it was given the key.
+	asked := func(node string, tpm *chip) (b *booter, words *[]string) {
+		b, words = starts(t, node, tpm), &[]string{}
+		real := b.keys.run
+		b.keys.run = func(ctx context.Context, stdin []byte, argv ...string) (string, int, error) {
+			*words = append(*words, argv[1])
+			if bytes.Contains(stdin, key) {
+				*words = append(*words, "the key")
+			}
+			return real(ctx, stdin, argv...)
+		}
+		return b, words
+	}
+	for what, forge := range map[string][2]string{
+		"a key slot in the open":  {`"encryption":"aes-xts-plain64"`, `"encryption":"cipher_null-ecb"`},
+		"data in the open":        {`"type":"crypt","offset":"16777216","size":"dynamic","iv_tweak":"0","encryption":"aes-xts-plain64"`, `"type":"crypt","offset":"16777216","size":"dynamic","iv_tweak":"0","encryption":"cipher_null-ecb"`},
+		"another key's slot":      {`"stripes":4000`, `"stripes":3999`},
+		"a slot of another maker": {`"type":"pbkdf2"`, `"type":"nothing"`},
+	} {
+		node, tpm := headed(t)
+		rewritten(t, node, forge[0], forge[1])
+		b, words := asked(node, tpm)
+		if _, table, err := b.luksTable(t.Context(), node, key); err == nil {
+			t.Errorf("%s: opened: %s", what, table.Type)
+		}
+		if len(*words) > 0 {
+			t.Errorf("%s: cryptsetup is asked to %q", what, *words)
+		}
+	}
+	// One torn copy is mended by the other, and the volume opens by its own key.
+	node, tpm := headed(t)
+	f, err := os.OpenFile(node, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteAt(make([]byte, 4096), 0)
+	if err = errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	b, words := asked(node, tpm)
+	own, err := b.stateKey(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, table, err := b.luksTable(t.Context(), node, own); err != nil || table.Type != "crypt" {
+		t.Errorf("a torn header: %v, cryptsetup was asked to %q", err, *words)
+	}
+	if !slices.Contains(*words, "repair") || slices.Contains(*words, "open") {
+		t.Errorf("for a torn header cryptsetup is asked to %q", *words)
+	}
+}

@@ -17,7 +17,6 @@ import (
 	"tributary.dev/tributary/pkg/disk/gpt"
 	"tributary.dev/tributary/pkg/edge/boot/blk"
 	"tributary.dev/tributary/pkg/edge/boot/dm"
-	"tributary.dev/tributary/pkg/edge/boot/luks"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
 )
 
@@ -263,43 +262,51 @@ func (b *booter) luksFormat(ctx context.Context, node, label string, key []byte)
 	return err
 }
 
-// luksOpen opens a volume by its key. What package luks does not understand, such as a torn
-// header, cryptsetup opens and mends.
+// luksOpen opens a volume by its key.
 func (b *booter) luksOpen(ctx context.Context, node, name string, key []byte) error {
 	if _, err := os.Stat("/dev/mapper/" + name); err == nil {
 		return nil // open from a step that was done again
 	}
-	err := luksMap(node, name, key)
-	if err == nil {
-		return nil
-	}
-	b.say("%s: %v; cryptsetup is asked", name, err)
-	_, _, err = b.procs.run(ctx, key, "cryptsetup", "open", "--type", "luks2", "--key-file", "-", "--keyfile-size", fmt.Sprint(len(key)), node, name)
-	return err
-}
-
-func luksMap(node, name string, key []byte) error {
-	f, err := os.Open(node)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	size, err := f.Seek(0, io.SeekEnd)
-	if err != nil {
-		return err
-	}
-	h, err := luks.Read(f)
-	if err != nil {
-		return err
-	}
-	table, err := h.Open(f, node, size, key)
+	uuid, table, err := b.luksTable(ctx, node, key)
 	if err != nil {
 		return err
 	}
 	// The UUID is how cryptsetup knows its own devices again.
-	dev, err := dm.Create(name, "CRYPT-LUKS2-"+strings.ReplaceAll(h.UUID, "-", "")+"-"+name, table, false)
+	dev, err := dm.Create(name, "CRYPT-LUKS2-"+strings.ReplaceAll(uuid, "-", "")+"-"+name, table, false)
 	if err != nil {
 		return err
 	}
 	return os.Symlink(dev, "/dev/mapper/"+name)
+}
+
+// luksTable reads how the kernel is to show a volume that a key opens. A header of which a copy is torn cryptsetup mends, by
+// the other copy. A whole one that package luks does not understand is refused: the header lies in the open, and a volume in
+// the state's place, whose key slot is "encrypted" by a null cipher, is one that cryptsetup opens by whatever key the TPM gave.
+func (b *booter) luksTable(ctx context.Context, node string, key []byte) (uuid string, table dm.Target, err error) {
+	h, err := readHeader(node)
+	if err != nil {
+		b.say("%s: %v; cryptsetup is to mend it", node, err)
+		if err := b.mend(ctx, node); err != nil {
+			return "", table, err
+		}
+		if h, err = readHeader(node); err != nil {
+			return "", table, err
+		}
+	}
+	f, err := os.Open(node)
+	if err != nil {
+		return "", table, err
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return "", table, err
+	}
+	table, err = h.Open(f, node, size, key)
+	return h.UUID, table, err
+}
+
+// mend has cryptsetup write the torn one of a volume's two headers anew.
+func (b *booter) mend(ctx context.Context, node string) error {
+	return b.cryptsetup(ctx, nil, "repair", "--batch-mode", node)
 }
