@@ -144,18 +144,23 @@ func ClaimClasses() []ClaimClass { return slices.Sorted(maps.Keys(claimOptions))
 const (
 	maxClaims     = 32
 	maxClaimIDs   = 64
-	maxClaimCount = 1 << 20 // huge pages are many
+	maxClaimCount = 1 << 10
+	maxPageCount  = 1 << 20 // pages are many
 )
 
 // CheckClaim says what is wrong with a claim, or nil. Field is the part of it: "", "count",
 // "driver", "device_ids" or "options.NAME".
 func CheckClaim(c *Claim) *Error {
 	known, ok := claimOptions[c.Class]
+	most := maxClaimCount
+	if c.Class == ClaimHugePages {
+		most = maxPageCount
+	}
 	switch {
 	case !ok:
 		return &Error{Code: Invalid, Field: "capabilities", Message: quote(string(c.Class)) + " is no class of hardware", Remedy: fmt.Sprintf("write one of %v", ClaimClasses())}
-	case c.Count != AllOfThem && (c.Count < 1 || c.Count > maxClaimCount):
-		return &Error{Code: Invalid, Field: "count", Message: fmt.Sprintf("%d devices cannot be asked for", c.Count), Remedy: "give a count from 1, or all"}
+	case c.Count != AllOfThem && (c.Count < 1 || c.Count > most):
+		return &Error{Code: Invalid, Field: "count", Message: fmt.Sprintf("%d devices cannot be asked for", c.Count), Remedy: fmt.Sprintf("give a count of 1 to %d, or all", most)}
 	case c.Driver != "" && !anyWord.MatchString(c.Driver):
 		return &Error{Code: Invalid, Field: "driver", Message: quote(c.Driver) + " is no driver's name", Remedy: "write the name that the inventory shows, such as nvidia or igbvf"}
 	case len(c.IDs) > maxClaimIDs || slices.ContainsFunc(c.IDs, func(id string) bool { return !anyWord.MatchString(id) }):

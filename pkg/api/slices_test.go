@@ -126,3 +126,17 @@ func TestPartsOfAnotherWay(t *testing.T) {
 		}
 	}
 }
+
+// TestClaimsTooMany: devices are looked for one by one, pages are counted.
+func TestClaimsTooMany(t *testing.T) {
+	for class, most := range map[ClaimClass]int{ClaimGPU: 1 << 10, ClaimVF: 1 << 10, ClaimCPU: 1 << 10, ClaimHugePages: 1 << 20} {
+		if err := CheckClaim(&Claim{Class: class, Count: most}); err != nil {
+			t.Errorf("%d × %s: %v", most, class, err)
+		}
+		for _, bad := range []int{0, -2, most + 1} {
+			if err := CheckClaim(&Claim{Class: class, Count: bad}); err == nil || err.Field != "count" {
+				t.Errorf("%d × %s: %v", bad, class, err)
+			}
+		}
+	}
+}
