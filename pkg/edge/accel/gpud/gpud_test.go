@@ -150,6 +150,99 @@ func TestHangs(t *testing.T) {
 	wait.For(t, "another gpud", up)
 }
 
+// TestBadPeers: a gpud that greets and then goes wrong holds up who asks for a while, and another is
+// started, which answers.
+func TestBadPeers(t *testing.T) {
+	layout := Reply{ID: 2, MIG: &api.MIG{Enabled: true}}
+	frame := func(a any) []byte {
+		var b bytes.Buffer
+		if err := Write(&b, a); err != nil {
+			t.Fatal(err)
+		}
+		return b.Bytes()
+	}
+	for name, after := range map[string]func(ask io.Reader, answer io.Writer){
+		"it reads no more": func(io.Reader, io.Writer) {},
+		"half an answer": func(ask io.Reader, answer io.Writer) {
+			_, _ = answer.Write(frame(layout)[:7])
+			_, _ = io.Copy(io.Discard, ask)
+		},
+		"answers to others": func(ask io.Reader, answer io.Writer) {
+			_ = Write(answer, Reply{ID: 77, MIG: layout.MIG})
+			_, _ = io.Copy(io.Discard, ask)
+		},
+		"a frame of 4 GiB": func(ask io.Reader, answer io.Writer) {
+			_, _ = answer.Write([]byte("\xff\xff\xff\xff and more"))
+			_, _ = io.Copy(io.Discard, ask)
+		},
+		"a frame that is no map": func(ask io.Reader, answer io.Writer) {
+			_, _ = answer.Write([]byte("\x00\x00\x00\x01\x01"))
+			_, _ = io.Copy(io.Discard, ask)
+		},
+		"events without an end": func(ask io.Reader, answer io.Writer) {
+			for Write(answer, Reply{Event: &Event{Card: "GPU-1", Kind: EventXid, Xid: 13}}) == nil {
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var starts atomic.Int32
+			up := make(chan Hello, 10)
+			k := Keep(Config{Events: func(Event) {}, Again: func(h Hello) { up <- h }, Log: slog.New(slog.DiscardHandler), Answer: 100 * time.Millisecond, Pause: func(int) time.Duration { return 0 },
+				Start: func() (Process, error) {
+					if starts.Add(1) > 1 {
+						return start(&hand{events: make(chan Event)})
+					}
+					return greets(after), nil
+				}})
+			ctx, cancel := context.WithCancel(t.Context())
+			var running sync.WaitGroup
+			running.Go(func() { k.Run(ctx) })
+			defer running.Wait()
+			defer cancel()
+			wait.For(t, "its greeting", up)
+			asked := make(chan error, 2)
+			for range cap(asked) {
+				running.Go(func() {
+					_, err := k.Layout(ctx, "GPU-1")
+					asked <- err
+				})
+			}
+			for range cap(asked) {
+				if err := wait.For(t, "an answer or the end of waiting", asked); err != nil && api.CodeOf(err) != api.Unavailable {
+					t.Errorf("%v", err)
+				}
+			}
+			wait.For(t, "another gpud", up)
+			wait.Until(t, "the next one answers", func() bool { // a busy machine may be late for the limit
+				_, err := k.Layout(ctx, "GPU-1")
+				return err == nil
+			})
+		})
+	}
+}
+
+// greets is a gpud that answers the greeting, and then does something else.
+func greets(after func(ask io.Reader, answer io.Writer)) Process {
+	askR, askW := io.Pipe()
+	answerR, answerW := io.Pipe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		var q Request
+		if Read(askR, &q) == nil && Write(answerW, Reply{ID: q.ID, Hello: &Hello{Version: Version}}) == nil {
+			after(askR, answerW)
+		}
+	}()
+	return &inside{answerR, askW, func() error {
+		askR.Close()
+		answerW.Close()
+		answerR.Close()
+		askW.Close()
+		<-done
+		return nil
+	}}
+}
+
 // TestStartedAgain: one that cannot start, one that says nonsense and one that ends while a
 // question waits; then one that answers.
 func TestStartedAgain(t *testing.T) {
