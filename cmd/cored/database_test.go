@@ -2,13 +2,16 @@ package main
 
 import (
 	"bytes"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/database"
 	"tributary.dev/tributary/pkg/core/database/databasetest"
+	"tributary.dev/tributary/tests/wait"
 )
 
 func TestMain(m *testing.M) { os.Exit(databasetest.Run(m)) }
@@ -97,4 +100,37 @@ func TestMigrateStore(t *testing.T) {
 	if err := data(t.TempDir()).useDatabase(t.Context(), server); api.CodeOf(err) != api.Conflict {
 		t.Errorf("the database that the core left: %v", err)
 	}
+}
+
+// While the server is away people are told so, and afterwards the core goes on.
+func TestDatabaseGoesAway(t *testing.T) {
+	server := databasetest.Postgres(t)
+	r := startWith(t, options{data: data(filepath.Join(t.TempDir(), "core")), database: server, mqtt: "127.0.0.1:0"}, func(*core) {})
+	u, err := url.Parse(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := strings.TrimPrefix(u.Path, "/")
+	u.Path = "/postgres"
+	beside, err := database.Open(t.Context(), database.Config{Place: u.String(), Schema: "beside"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer beside.Close()
+	do := func(statement string, args ...any) {
+		t.Helper()
+		if _, err := beside.ExecContext(t.Context(), statement, args...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.must("GET", "/api/v1/sites", "", nil)
+	do("ALTER DATABASE " + name + " ALLOW_CONNECTIONS false")
+	do("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = ?", name)
+	if e := r.call("GET", "/api/v1/sites", "", nil); e == nil || e.Code != api.Unavailable {
+		t.Errorf("without a database: %v", e)
+	}
+	do("ALTER DATABASE " + name + " ALLOW_CONNECTIONS true")
+	// What stood open when the server went away says so once more to whoever takes it next.
+	wait.Until(t, "the database's return", func() bool { return r.call("GET", "/api/v1/sites", "", nil) == nil })
+	r.must("POST", "/api/v1/apply", "apiVersion: tributary/v1\nkind: Site\nmetadata: {name: after}\nspec: {}\n", nil)
 }

@@ -53,9 +53,18 @@ type DB struct {
 // Querier is what a database and a transaction have in common.
 type Querier interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+	QueryRowContext(ctx context.Context, query string, args ...any) *Row
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 }
+
+// Row is the first row of an answer, as sql.Row is.
+type Row struct {
+	row *sql.Row
+	db  *DB
+}
+
+// Scan reads the row; the error is sql.ErrNoRows when there is none.
+func (r *Row) Scan(into ...any) error { return r.db.explain(r.row.Scan(into...)) }
 
 var _, _ Querier = (*DB)(nil), (*Tx)(nil)
 
@@ -150,15 +159,15 @@ func (db *DB) QueryContext(ctx context.Context, text string, args ...any) (*sql.
 }
 
 // QueryRowContext reads one row, outside of any transaction.
-func (db *DB) QueryRowContext(ctx context.Context, text string, args ...any) *sql.Row {
+func (db *DB) QueryRowContext(ctx context.Context, text string, args ...any) *Row {
 	p, ok := (*db.hot.Load())[text]
 	if p.read != nil {
-		return p.read.QueryRowContext(ctx, args...)
+		return &Row{p.read.QueryRowContext(ctx, args...), db}
 	}
 	if !ok {
 		p.text = db.dialect.bind(text)
 	}
-	return db.read.QueryRowContext(ctx, p.text, args...)
+	return &Row{db.read.QueryRowContext(ctx, p.text, args...), db}
 }
 
 // ExecContext runs one statement that writes, in a transaction of its own.

@@ -108,12 +108,12 @@ func (t *Tx) QueryContext(ctx context.Context, text string, args ...any) (*sql.R
 }
 
 // QueryRowContext implements Querier.
-func (t *Tx) QueryRowContext(ctx context.Context, text string, args ...any) *sql.Row {
+func (t *Tx) QueryRowContext(ctx context.Context, text string, args ...any) *Row {
 	s, text := t.parsed(ctx, text)
 	if s != nil {
-		return s.QueryRowContext(ctx, args...)
+		return &Row{s.QueryRowContext(ctx, args...), t.db}
 	}
-	return t.tx.QueryRowContext(ctx, text, args...)
+	return &Row{t.tx.QueryRowContext(ctx, text, args...), t.db}
 }
 
 // ExecContext implements Querier.
