@@ -27,6 +27,10 @@ type Settings struct {
 	BoundNS int64
 }
 
+// stepBeyond is how far off, in seconds, a clock is set at once instead of being brought there by its rate. At that
+// distance a radio unit's phase is lost already (decision 212); what is nearer is back within a minute.
+const stepBeyond = "1.0"
+
 // Bound is BoundNS or what stands for it.
 func (s *Settings) Bound() int64 {
 	if s.BoundNS > 0 {
@@ -73,6 +77,9 @@ func (s *Settings) Config(dir string, ports []string) string {
 	// linuxptp 3.1 never locks again once a clock looked odd to it (a machine that stood still): it starts over at each
 	// look, and finds that odd as well. What it watches for is that others set the clock; nobody does.
 	set("sanity_freq_limit", 0)
+	// By itself linuxptp steps a clock that is off at its start, and never again: one that somebody sets wrong later it
+	// would run a tenth too fast or too slow, all timers with it, which takes ten days for a day.
+	set("step_threshold", stepBeyond)
 	if s.Domain >= 24 && s.Domain <= 43 { // G.8275.1, table A.5
 		set("logAnnounceInterval", -3)
 		set("logSyncInterval", -4)

@@ -132,9 +132,9 @@ func (k *Keeper) start(ctx context.Context, ports []string) (end func(), err err
 	var wg sync.WaitGroup
 	wg.Go(func() { k.supervise(ctx, []string{k.cfg.PTP4L, "-f", file, "-m"}) })
 	if !k.cfg.Settings.Software && !k.cfg.Settings.FreeRunning {
-		// -a follows ptp4l's ports, -r lets the system's clock be set by them (phc2sys(8)).
+		// -a follows ptp4l's ports, -r lets the system's clock be set by them, -S steps it as ptp4l does (phc2sys(8)).
 		wg.Go(func() {
-			k.supervise(ctx, []string{k.cfg.PHC2SYS, "-a", "-r", "-n", fmt.Sprint(k.cfg.Settings.Domain), "-z", k.cfg.Dir + "/ptp4l", "-L", "0", "-m"})
+			k.supervise(ctx, []string{k.cfg.PHC2SYS, "-a", "-r", "-n", fmt.Sprint(k.cfg.Settings.Domain), "-z", k.cfg.Dir + "/ptp4l", "-L", "0", "-S", stepBeyond, "-m"})
 		})
 	}
 	return func() { cancel(); wg.Wait() }, nil

@@ -22,7 +22,7 @@ import (
 func TestConfig(t *testing.T) {
 	s := Settings{Domain: 24}
 	got := s.Config("/run/ptp", []string{"eth1", "eth2"})
-	for _, want := range []string{"domainNumber 24\n", "network_transport L2\n", "time_stamping hardware\n", "slaveOnly 1\n", "logAnnounceInterval -3\n", "free_running 0\n", "boundary_clock_jbod 1\n", "sanity_freq_limit 0\n", "uds_address /run/ptp/ptp4l\n", "[eth1]\n[eth2]\n"} {
+	for _, want := range []string{"domainNumber 24\n", "network_transport L2\n", "time_stamping hardware\n", "slaveOnly 1\n", "logAnnounceInterval -3\n", "free_running 0\n", "boundary_clock_jbod 1\n", "sanity_freq_limit 0\n", "step_threshold 1.0\n", "uds_address /run/ptp/ptp4l\n", "[eth1]\n[eth2]\n"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("without %q:\n%s", want, got)
 		}
