@@ -2,6 +2,8 @@ package update
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -57,4 +59,49 @@ func TestOrderComesBack(t *testing.T) {
 	if s, do = Step(kept, f, Default); do != Nothing || s.Phase != Idle || s.Refusal(f.Want, f.Root) == nil {
 		t.Errorf("with a firmware that takes no order: %q in %s, refused: %v", do, s.Phase, s.Refused)
 	}
+}
+
+// TestWishIsNotLost: what a person or process 1 writes into the state while the agent looks at the firmware and decides is not written
+// over by what was decided before.
+func TestWishIsNotLost(t *testing.T) {
+	b, d, _ := newBox(t)
+	m := b.manager(d, func() {})
+	file := filepath.Join(b.dir, "update.json")
+	wish := State{Format: format, Phase: Armed, Target: &Release{Version: "0", RootHash: strings.Repeat("0", 64)}, Good: "a", By: "a person", Slots: map[Slot]Release{}, WellSince: -1}
+	written := false
+	m.cfg.Want = func() (*Want, bool) {
+		if !written {
+			written = true
+			if err := Save(file, wish); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return nil, true
+	}
+	if do, err := m.turn(t.Context()); do != Nothing || err != nil {
+		t.Fatalf("%s %v", do, err)
+	}
+	if s, err := Load(file); err != nil || s.By != wish.By || s.Phase != Armed {
+		t.Fatalf("the wish is written over: %+v %v", s, err)
+	}
+	if _, err := m.turn(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s := m.State(); s.By != wish.By {
+		t.Errorf("the wish is not heard: %+v", s)
+	}
+	// A state that somebody took away is written again, with the next thing that there is to keep.
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	m.reload()
+	if fresh, err := m.keep(wish); !fresh || err != nil {
+		t.Errorf("a state that is gone is not written: %v", err)
+	}
+}
+
+// TestWishCounts: without the look before the writing, the wish is written over.
+func TestWishCounts(t *testing.T) {
+	const look = "if stampOf(m.cfg.State) != m.stamp {"
+	mutation.Prove(t, mutation.Check{Name: "nobody else wrote", Test: "^TestWishIsNotLost$", File: "run.go", From: look, To: "if stampOf(m.cfg.State) != m.stamp && !GONE {", Says: "the wish is written over"})
 }

@@ -11,11 +11,13 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/edge/update/guard"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
 	"tributary.dev/tributary/pkg/oci"
 	"tributary.dev/tributary/pkg/release"
@@ -83,7 +85,7 @@ type Manager struct {
 
 	mu    sync.Mutex
 	state State
-	stamp time.Time // of the file, as it was written or read last
+	stamp stamp // of the file, as it was written or read last
 	done  *Done
 	root  *release.Trusted // as it was read last; nil: not yet
 	// waits is what keeps the update from going on, since when, and how often it did in a row.
@@ -107,18 +109,32 @@ func New(cfg Config) *Manager {
 	return &Manager{cfg: cfg, state: s, stamp: stampOf(cfg.State)}
 }
 
-func stampOf(file string) time.Time {
+// stamp tells one writing of the file from another: each makes it anew. A file that is not there has none.
+type stamp struct {
+	at   time.Time
+	node uint64
+}
+
+func stampOf(file string) stamp {
 	info, err := os.Stat(file)
 	if err != nil {
-		return time.Time{}
+		return stamp{}
 	}
-	return info.ModTime()
+	s := stamp{at: info.ModTime()}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		s.node = st.Ino
+	}
+	return s
 }
 
 // reload takes over what someone else wrote into the state: process 1 a verdict, a person the wish to go back.
 func (m *Manager) reload() {
 	now := stampOf(m.cfg.State)
-	if now.Equal(m.stamp) || now.IsZero() {
+	if now == m.stamp {
+		return
+	}
+	if now == (stamp{}) { // it is gone, and written anew from what is known
+		m.stamp = now
 		return
 	}
 	s, err := Load(m.cfg.State)
@@ -212,10 +228,12 @@ func (m *Manager) turn(ctx context.Context) (Do, error) {
 	before := m.State()
 	s, do := Step(before, f, m.cfg.Deadlines)
 	if changed(before, s) {
-		if err := Save(m.cfg.State, s); err != nil {
+		switch fresh, err := m.keep(s); {
+		case err != nil:
 			return do, err // nothing is done that is not on the disk
+		case !fresh:
+			return Nothing, nil // it is decided anew, by what somebody else wrote
 		}
-		m.stamp = stampOf(m.cfg.State)
 		for _, e := range s.History[min(len(before.History), len(s.History)):] {
 			m.cfg.Log.Info("update", "version", e.Version, "slot", e.Slot, "what", e.What)
 		}
@@ -245,6 +263,19 @@ func (m *Manager) turn(ctx context.Context) (Do, error) {
 		return do, nil // Step hears of it at once
 	}
 	return do, done.Err
+}
+
+// keep writes the state, unless somebody else has since it was read.
+func (m *Manager) keep(s State) (fresh bool, err error) {
+	defer guard.Hold(m.cfg.State)()
+	if stampOf(m.cfg.State) != m.stamp { // somebody else wrote it since
+		return false, nil
+	}
+	if err := Save(m.cfg.State, s); err != nil {
+		return true, err
+	}
+	m.stamp = stampOf(m.cfg.State)
+	return true, nil
 }
 
 func changed(a, b State) bool {

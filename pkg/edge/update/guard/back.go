@@ -18,6 +18,7 @@ import (
 func (g *Guard) Back(boot, by string, floor uint64, now time.Time) (version string, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	defer Hold(g.Path)()
 	all, h, err := g.read()
 	if err != nil {
 		return "", fmt.Errorf("the update's state cannot be read: %w", err)

@@ -110,6 +110,7 @@ func (g *Guard) Tick(uptime time.Duration) (reason string, restart bool) {
 
 // judge writes the verdict. Where that is not possible the box starts anew all the same: the old slot finds its words.
 func (g *Guard) judge(cause, reason string) (string, bool) {
+	defer Hold(g.Path)()
 	all, h, err := g.read()
 	if err == nil && h.Verdict == nil {
 		if all["verdict"], err = json.Marshal(verdict{cause, reason}); err == nil {
