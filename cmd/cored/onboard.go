@@ -394,7 +394,7 @@ func (c *core) greetings(w http.ResponseWriter, r *http.Request) {
 // the name of whichever box waits, and have the proof of its pairing code to guess that by.
 func (c *core) serves(ctx context.Context, id api.DeviceID) (bool, error) {
 	key, ok := c.roster.ObjectOf(id)
-	if !ok {
+	if !ok { // nobody that is known
 		return false, nil
 	}
 	o, err := c.store.Get(ctx, key)

@@ -576,11 +576,6 @@ func TestGreetings(t *testing.T) {
 	}
 }
 
-// In a build that takes any device for a relay, a field box speaks for boxes.
-func TestGreetingsCount(t *testing.T) {
-	mutation.Prove(t, mutation.Check{Name: "a relay", Test: "^TestGreetings$", File: "onboard.go", From: "if !relay { // check: a relay", To: "if !relay && !GONE {", Says: "by a box that serves nobody"})
-}
-
 // A relay asks ahead in pages, for the boxes of its site alone. What it has it is not told again,
 // but when a fleet has something else for a box; who has come is told no more.
 func TestAheadInPages(t *testing.T) {
@@ -686,6 +681,9 @@ func TestRefusalsAreTested(t *testing.T) {
 	mutation.Prove(t, []mutation.Check{
 		{Name: "several systems of a release that goes first", Test: "^TestBootImage$", File: "onboard.go", From: "artifact, ok := spec.Only()\n\tif !ok {", To: "artifact, ok := spec.Only()\n\tif !ok && !GONE {"},
 		{Name: "a relay's certificate", Test: "^TestGreetings$", File: "onboard.go", From: `if err != nil || role != identity.RoleDevice || !c.roster.Active(id) {`, To: `if (err != nil || role != identity.RoleDevice || !c.roster.Active(id)) && !GONE {`},
+		{Name: "a relay's certificate", Test: "^TestGreetings$", File: "onboard.go", From: "if !ok { // nobody that is known", To: "if !ok && !GONE {"}, // the next check would stand in
+		{Name: "a relay", Test: "^TestGreetings$", File: "onboard.go", From: "if !relay { // check: a relay", To: "if !relay && !GONE {", Says: "by a box that serves nobody"},
+		{Name: "whose boxes", Test: "^TestAheadInPages$", File: "../../pkg/core/onboard/ahead.go", From: "list, ok = s.cfg.Awaited(by, relay); !ok {", To: "list, ok = s.cfg.Awaited(by, relay); !ok && !GONE {", Says: "in another relay's name"},
 		{Name: "the same key at renewal", Test: "^TestStockEST$", File: "onboard.go", From: `if !bytes.Equal(csr.RawSubjectPublicKeyInfo, old.RawSubjectPublicKeyInfo) {`, To: `if !bytes.Equal(csr.RawSubjectPublicKeyInfo, old.RawSubjectPublicKeyInfo) && !GONE {`},
 		{Name: "a device's certificate at renewal", Test: "^TestStockEST$", File: "onboard.go", From: `if err != nil && !errors.Is(err, identity.ErrExpired) || role != identity.RoleDevice {`, To: `if (err != nil && !errors.Is(err, identity.ErrExpired) || role != identity.RoleDevice) && !GONE {`},
 		{Name: "a request's own signature", Test: "^TestStockEST$", File: "../../pkg/core/onboard/est.go", From: `if err := csr.CheckSignature(); err != nil {`, To: `if err := csr.CheckSignature(); err != nil && !GONE {`},
