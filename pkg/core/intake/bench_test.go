@@ -4,12 +4,21 @@ import (
 	"path/filepath"
 	"testing"
 
+	"tributary.dev/tributary/pkg/core/database/databasetest"
 	"tributary.dev/tributary/pkg/link"
 )
 
-// BenchmarkAccept counts batches of a hundred usage records, 64 to a transaction.
+// BenchmarkAccept counts batches of a hundred usage records, 64 to a transaction. The tests'
+// PostgreSQL does not wait for its disk.
 func BenchmarkAccept(b *testing.B) {
-	s := open(b, config(filepath.Join(b.TempDir(), "ledger.db")))
+	b.Run("sqlite", func(b *testing.B) {
+		benchmarkAccept(b, func() string { return filepath.Join(b.TempDir(), "ledger.db") })
+	})
+	b.Run("postgres", func(b *testing.B) { benchmarkAccept(b, func() string { return databasetest.Postgres(b) }) })
+}
+
+func benchmarkAccept(b *testing.B, place func() string) {
+	s := open(b, config(place()))
 	defer func() { _ = s.Close() }()
 	key := newKey(b)
 	boxes := make([]*box, 64)
@@ -34,7 +43,7 @@ func BenchmarkAccept(b *testing.B) {
 			if err := s.Close(); err != nil {
 				b.Fatal(err)
 			}
-			s = open(b, config(filepath.Join(b.TempDir(), "ledger.db")))
+			s = open(b, config(place()))
 			b.StartTimer()
 		}
 		for call := range calls {
