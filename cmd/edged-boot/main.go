@@ -1,7 +1,7 @@
 // Edged-boot answers: what is process 1 of the appliance? It is edged's boot and
-// supervision as a program of its own, a quarter of the size of the agent's: it lies in
-// memory for as long as the box runs, it is read before anything else from a disk that is
-// verified block by block, and none of the agent's libraries can hurt it.
+// supervision as a program of its own, a third of the size of the agent's: it lies in
+// memory for as long as the box runs, and none of the agent's libraries can hurt it. It is
+// the /init of the initramfs, in the signed kernel image, and stays when the root is there.
 package main
 
 import (
@@ -14,13 +14,13 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"tributary.dev/tributary/hwprofiles"
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/boot"
+	"tributary.dev/tributary/pkg/edge/boot/rise"
 	"tributary.dev/tributary/pkg/edge/recovery/presence"
 	"tributary.dev/tributary/pkg/edge/uplink"
 	"tributary.dev/tributary/pkg/link/names"
@@ -35,19 +35,21 @@ const settled = time.Minute
 
 func main() {
 	if os.Getpid() != 1 {
-		fmt.Fprintln(os.Stderr, "edged-boot: the initramfs starts this as the first process of the appliance; it is of no use elsewhere")
+		fmt.Fprintln(os.Stderr, "edged-boot: the kernel starts this as /init of the initramfs; it is of no use elsewhere")
 		os.Exit(2)
 	}
-	// Process 1 is edged to whoever looks: this program is the part of it that never ends.
-	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&[]byte("edged\x00")[0])), 0, 0, 0)
 	debug.SetGCPercent(200)
 	runtime.GOMAXPROCS(min(2, runtime.NumCPU()))
+	dog := rise.Up()
+	// Process 1 is edged to whoever looks: this program is the part of it that never ends. The
+	// name is the first thread's, on which this need not run any more.
+	_ = os.WriteFile("/proc/self/comm", []byte("edged"), 0)
 	time.AfterFunc(settled, func() {
 		debug.SetGCPercent(25)
 		debug.FreeOSMemory()
 	})
 	boot.Run(boot.Config{
-		Version: version,
+		Version: version, Watchdog: dog,
 		TPM:     newTPM(),
 		Recover: recoverArgs,
 		Network: func(ctx context.Context, s *api.NetworkSettings, say func(string, ...any)) error {

@@ -282,7 +282,7 @@ func (b *builder) kernelAndModules() error {
 	for _, m := range append(slices.Clone(dogs), rest...) {
 		b.result.EarlyModules = append(b.result.EarlyModules, m.Name)
 	}
-	init, err := b.program("edged-initrd")
+	init, err := b.program("edged-boot")
 	if err != nil {
 		return err
 	}

@@ -15,10 +15,10 @@ import (
 // cniPrefix marks plugins among the programs: they live in a folder of their own, where edged looks for them.
 const cniPrefix = "cni/"
 
-// programs puts our own programs and the runtime into the root. edged-initrd is of the initramfs only.
+// programs puts our own programs and the runtime into the root. edged-boot is of the initramfs only.
 func (b *builder) programs() error {
 	for _, name := range slices.Sorted(maps.Keys(b.Programs)) {
-		if name == "edged-initrd" {
+		if name == "edged-boot" {
 			continue
 		}
 		data, err := b.program(name)

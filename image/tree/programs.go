@@ -38,7 +38,6 @@ var programs = []program{
 	{name: "edged-log", pkg: ours + "edged-log"},
 	{name: "edged-shim", pkg: ours + "edged-shim"},
 	{name: "edged-init", pkg: ours + "edged-init"},
-	{name: "edged-initrd", pkg: ours + "edged-initrd"},
 	{name: "edged-log", pkg: ours + "edged-log", ldflags: "-E main.bare", arch: "amd64"}, // starts without Go's runtime
 	{name: "containerd", pkg: ctrd + "cmd/containerd", tags: runtimeOnly},
 	{name: "containerd-shim-runc-v2", pkg: ctrd + "cmd/containerd-shim-runc-v2", tags: runtimeOnly},
@@ -49,7 +48,7 @@ var programs = []program{
 	{name: "cni/firewall", pkg: cniPlugins + "meta/firewall"},
 }
 
-// Names lists the programs that an image needs, edged-initrd among them.
+// Names lists the programs that an image needs, edged-boot among them.
 func Names() []string {
 	var out []string
 	for _, p := range programs {

@@ -233,7 +233,7 @@ func checkRoot(t *testing.T, r *Result) {
 				t.Errorf("%s: no mount point /%s: %v", how, p, err)
 			}
 		}
-		for _, p := range []string{"usr/share", "usr/bin/edged-initrd", "bin/sh", "usr/bin/sh"} {
+		for _, p := range []string{"usr/share", "usr/bin/edged-boot", "bin/sh", "usr/bin/sh"} {
 			if _, err := fs.Stat(img, p); err == nil {
 				t.Errorf("%s: /%s is there", how, p)
 			}

@@ -17,6 +17,7 @@ import (
 
 	"tributary.dev/tributary/image/build"
 	"tributary.dev/tributary/image/bundle"
+	"tributary.dev/tributary/image/initramfs"
 	"tributary.dev/tributary/image/keys"
 	"tributary.dev/tributary/image/uki"
 	"tributary.dev/tributary/pkg/disk/fat"
@@ -49,6 +50,8 @@ type Variant struct {
 	Words []string
 	// Replace gives one of our programs in the root another content, not longer.
 	Replace map[string][]byte
+	// Init is another program for process 1, which the kernel image holds.
+	Init []byte
 	// Whole leaves the delta out: all of it travels.
 	Whole bool
 	// Stranger signs it with a key that no box trusts.
@@ -190,6 +193,13 @@ func (s *System) kernel(v Variant, hash string) ([]byte, error) {
 	}
 	if s.initrd != nil {
 		c.Initrd = s.initrd
+	}
+	if v.Init != nil { // of two archives with one file, the later one's is there
+		more, err := initramfs.Pack([]initramfs.File{{Path: "init", Mode: 0o755, Data: v.Init}})
+		if err != nil {
+			return nil, err
+		}
+		c.Initrd = slices.Concat(c.Initrd, make([]byte, (4-len(c.Initrd)%4)%4), more)
 	}
 	c.OSRelease, c.Uname = string(text[1]), string(text[2])
 	var words []string

@@ -29,7 +29,7 @@ func TestRescue(t *testing.T) {
 		{"1", `root-a-verity`},
 		{"x", ``}, // no key of the menu
 		{"2", `slot a: reading … whole`},
-		{"3", `edged-initrd: `},
+		{"3", `edged: `},
 		{"4", `Tributary cannot start its system`}, // once more: it has started anew
 	} {
 		if c.key != "" {
@@ -76,7 +76,7 @@ func TestRescueReinstall(t *testing.T) {
 		{"", `Tributary cannot start its system: `},
 		{"", `or the box starts anew`},
 		{"2", `slot a: reading … [^w\n]`},
-		{"3", `edged-initrd: `},
+		{"3", `edged: `},
 		{"6", `The installer on .* is started`},
 		{"", `installing onto this box`},
 		{"", `The image lies on`},

@@ -282,6 +282,18 @@ func (u *updating) calm() {
 // standIn builds a program for a release that does not work.
 func standIn(t *testing.T, body string, imports ...string) []byte {
 	t.Helper()
+	return buildStandIn(t, t.TempDir(), "GO111MODULE=off", body, imports)
+}
+
+// standInOne is a process 1 that comes as far as the root, as ours does, and there does body.
+func standInOne(t *testing.T, body string, imports ...string) []byte {
+	t.Helper()
+	return buildStandIn(t, "../..", "GO111MODULE=on", "rise.Up()\n"+body, append(imports, "tributary.dev/tributary/pkg/edge/boot/rise"))
+}
+
+// buildStandIn builds a program with what Go finds from a folder.
+func buildStandIn(t *testing.T, from, modules, body string, imports []string) []byte {
+	t.Helper()
 	dir := t.TempDir()
 	var source strings.Builder
 	source.WriteString("package main\n\n")
@@ -292,8 +304,8 @@ func standIn(t *testing.T, body string, imports ...string) []byte {
 	if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(source.String()), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", "stand-in", "main.go")
-	cmd.Dir, cmd.Env = dir, append(os.Environ(), "CGO_ENABLED=0", "GO111MODULE=off", "GOFLAGS=")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, "stand-in"), filepath.Join(dir, "main.go"))
+	cmd.Dir, cmd.Env = from, append(os.Environ(), "CGO_ENABLED=0", modules, "GOFLAGS=")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -377,8 +389,8 @@ func TestUpdateGoesBack(t *testing.T) {
 	}{
 		{"unsigned", Variant{Stranger: true}, false, `not signed|signature|threshold`},
 		{"crash", Variant{Replace: map[string][]byte{"edged": standIn(t, "os.Exit(3)", "os")}}, true, `the agent ended 4 times, at last by exit status 3`},
-		{"panic", Variant{Replace: map[string][]byte{"edged-boot": standIn(t, "os.Exit(3)", "os")}}, true, `its kernel said: Attempted to kill init`},
-		{"hang", Variant{Replace: map[string][]byte{"edged-boot": standIn(t, "for {\ntime.Sleep(time.Hour)\n}", "time")}}, true, `it hung, crashed or lost power`},
+		{"panic", Variant{Init: standInOne(t, "os.Exit(3)", "os")}, true, `its kernel said: Attempted to kill init`},
+		{"hang", Variant{Init: standInOne(t, "for {\ntime.Sleep(time.Hour)\n}", "time")}, true, `it hung, crashed or lost power`},
 		{"silent", Variant{Words: []string{"module_blacklist=virtio_net", shortTrial}}, true, `the parent was not reached within`},
 		{"full", Variant{Replace: map[string][]byte{"edged": standIn(t, `
 	f, _ := os.Create("/data/filler")

@@ -26,7 +26,6 @@ import (
 	"tributary.dev/tributary/pkg/edge/boot/blk"
 	"tributary.dev/tributary/pkg/edge/boot/cmdline"
 	"tributary.dev/tributary/pkg/edge/boot/kmod"
-	"tributary.dev/tributary/pkg/edge/boot/leftover"
 	"tributary.dev/tributary/pkg/edge/boot/watchdog"
 )
 
@@ -38,6 +37,8 @@ const Dir = "/run/tributary"
 // Config is what the program brings along.
 type Config struct {
 	Version string
+	// Watchdog runs since the initramfs; nil when there is none yet.
+	Watchdog *watchdog.Device
 	// TPM keeps STATE's key; nil on a program that knows none.
 	TPM TPM
 	// Network brings addresses onto the interfaces and keeps them until ctx ends. The
@@ -86,15 +87,13 @@ type booter struct {
 	plugged bool // all drivers are being loaded, or are
 	hosted  bool // a machine's host is answered
 	disk    *blk.Disk
-	// leftover is the initramfs' program, whose memory is wanted back after the agent's start; nil for none.
-	leftover *os.File
-	dog      *watchdog.Device
-	branch   string // of the cgroups, for the children; empty when there are none
-	state    bool   // STATE is mounted
-	data     bool   // DATA is mounted
-	keys     keyring
-	facts    Facts
-	judge    Judge // nil for none
+	dog     *watchdog.Device
+	branch  string // of the cgroups, for the children; empty when there are none
+	state   bool   // STATE is mounted
+	data    bool   // DATA is mounted
+	keys    keyring
+	facts   Facts
+	judge   Judge // nil for none
 
 	mu       sync.Mutex
 	report   Report
@@ -107,7 +106,7 @@ type booter struct {
 
 // Run is the life of process 1. It does not return: it ends with the box.
 func Run(cfg Config) {
-	b := &booter{cfg: cfg, procs: newProcesses(), leave: make(chan request, 1), healthy: uptime(), out: &consoles{}, leftover: leftover.Take()}
+	b := &booter{cfg: cfg, procs: newProcesses(), leave: make(chan request, 1), healthy: uptime(), out: &consoles{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, unix.SIGCHLD, unix.SIGTERM, unix.SIGINT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGPWR)

@@ -85,9 +85,6 @@ const agentLook = 500 * time.Millisecond
 // startAgent starts the agent before everything else, so that the box answers early, and
 // waits until it does. Nothing depends on that: it may be late, or never come.
 func (b *booter) startAgent(ctx context.Context) error {
-	if b.leftover != nil {
-		defer b.leftover.Close()
-	}
 	if b.cfg.Judge != nil {
 		b.judge = b.cfg.Judge(b.facts)
 	}

@@ -15,21 +15,16 @@ import (
 	"tributary.dev/tributary/pkg/edge/boot/watchdog"
 )
 
-// openWatchdog takes over the watchdog that the initramfs started.
-func (b *booter) openWatchdog(context.Context) error {
-	timeout := b.cmdline.Seconds("tributary.watchdog", 60*time.Second, 10*time.Minute)
-	dev, err := watchdog.Adopt(os.Getenv(watchdog.Handed), timeout)
-	if dev == nil && err == nil {
-		if _, err := os.Stat(watchdog.Path); errors.Is(err, os.ErrNotExist) {
-			return nil // a module may bring it; see loadModules
-		}
-		dev, err = watchdog.Open(watchdog.Path, timeout)
+// openWatchdog takes the watchdog that runs since the initramfs.
+func (b *booter) openWatchdog(context.Context) (err error) {
+	if b.dog = b.cfg.Watchdog; b.dog != nil {
+		return nil
 	}
-	if err != nil {
-		return err
+	if _, err := os.Stat(watchdog.Path); errors.Is(err, os.ErrNotExist) {
+		return nil // a module may bring it; see loadModules
 	}
-	b.dog = dev
-	return os.Unsetenv(watchdog.Handed)
+	b.dog, err = watchdog.Open(watchdog.Path, b.cmdline.Seconds("tributary.watchdog", 60*time.Second, 10*time.Minute))
+	return err
 }
 
 // retryWatchdog is for boxes whose initramfs had none: the kernel's own timer is better

@@ -5,7 +5,6 @@ package watchdog
 import (
 	"fmt"
 	"os"
-	"strconv"
 	"time"
 	"unsafe"
 
@@ -22,10 +21,6 @@ type Device struct {
 	f       *os.File
 }
 
-// Handed is the environment variable by which a program leaves an open watchdog to the
-// program that takes its place: the number of the file.
-const Handed = "TRIBUTARY_WATCHDOG"
-
 // Open starts the watchdog, or takes a running one over, and asks for a timeout. A driver
 // with a fixed timeout keeps its own. Only one process can have it open.
 func Open(path string, timeout time.Duration) (*Device, error) {
@@ -33,20 +28,6 @@ func Open(path string, timeout time.Duration) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	return start(f, timeout)
-}
-
-// Adopt takes the watchdog that Leave left; nil when none was left.
-func Adopt(handed string, timeout time.Duration) (*Device, error) {
-	fd, err := strconv.Atoi(handed)
-	if err != nil || fd < 3 {
-		return nil, nil
-	}
-	unix.CloseOnExec(fd)
-	return start(os.NewFile(uintptr(fd), Path), timeout)
-}
-
-func start(f *os.File, timeout time.Duration) (*Device, error) {
 	d := &Device{f: f, Timeout: timeout}
 	seconds := int32(timeout / time.Second)
 	if d.ioctl(unix.WDIOC_SETTIMEOUT, unsafe.Pointer(&seconds)) != nil {
@@ -78,15 +59,6 @@ func (d *Device) Pet() error {
 		return fmt.Errorf("watchdog: %w", err)
 	}
 	return nil
-}
-
-// Leave prepares for another program to take this one's place: the watchdog stays open and
-// goes on counting. It returns what that program's environment is to hold.
-func (d *Device) Leave() (env string, err error) {
-	if _, err := unix.FcntlInt(d.f.Fd(), unix.F_SETFD, 0); err != nil {
-		return "", err
-	}
-	return fmt.Sprintf("%s=%d", Handed, d.f.Fd()), nil
 }
 
 // Every is how often to feed: four times in the timeout.

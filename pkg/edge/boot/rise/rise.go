@@ -1,7 +1,7 @@
-// Edged-initrd answers: how does the kernel get from its initramfs to the signed root? It
-// is the /init of the initramfs: one static program without a shell beside it. When it
-// cannot, it says why on every console, offers a small rescue, and starts the box anew.
-package main
+// Package rise answers: how does the kernel get from its initramfs to the signed root? It is
+// the first part of process 1, without a shell beside it. When it cannot, it says why on every
+// console, offers a small rescue, and starts the box anew.
+package rise
 
 import (
 	"errors"
@@ -17,11 +17,12 @@ import (
 	"tributary.dev/tributary/pkg/edge/boot/dm"
 	"tributary.dev/tributary/pkg/edge/boot/kmod"
 	"tributary.dev/tributary/pkg/edge/boot/slack"
+	"tributary.dev/tributary/pkg/edge/boot/watchdog"
 )
 
 const (
 	sysroot = "/sysroot"
-	system  = "/usr/bin/edged-boot" // inside the root
+	agent   = "/usr/bin/edged" // inside the root
 
 	// diskWait is long since a box under software emulation or a slow array needs it;
 	// tributary.diskwait= changes it.
@@ -46,22 +47,24 @@ type stepTime struct {
 	Took float64 `json:"took"`
 }
 
-func main() {
-	if os.Getpid() != 1 {
-		fmt.Fprintln(os.Stderr, "edged-initrd: the kernel starts this as /init of the initramfs; it is of no use elsewhere")
-		os.Exit(2)
-	}
+// Up goes from the first instruction to the root, in which the calling program finds itself
+// when it returns: it stays process 1, and has the watchdog, which runs, to feed; nil for none.
+// It returns only then.
+func Up() *watchdog.Device {
 	r := &rise{dog: &dog{}}
 	err := r.up()
+	if err == nil {
+		return r.dog.dev
+	}
 	say("%v", err)
 	if r.tree != nil {
 		_ = r.loadAll() // a keyboard, a stick
 	}
 	r.rescue(err)
 	r.restart()
+	return nil
 }
 
-// up is the way from the first instruction to the root. It only returns when it failed.
 func (r *rise) up() error {
 	for _, s := range []struct {
 		name string
@@ -179,7 +182,7 @@ func (r *rise) mountRoot() error {
 	if err := unix.Mount(r.root, sysroot, "erofs", unix.MS_RDONLY|unix.MS_NODEV, ""); err != nil {
 		return fmt.Errorf("%s does not mount: %w", r.root, err)
 	}
-	if _, err := os.Stat(sysroot + system); err != nil {
+	if _, err := os.Stat(sysroot + agent); err != nil {
 		return err
 	}
 	return nil

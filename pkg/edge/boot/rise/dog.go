@@ -1,4 +1,4 @@
-package main
+package rise
 
 import (
 	"os"
@@ -35,18 +35,4 @@ func (d *dog) pet() {
 	if d.dev != nil {
 		_ = d.dev.Pet() // the next one tells, or the reset does
 	}
-}
-
-// leave hands the running watchdog to the next process: it stays open and goes on counting.
-func (d *dog) leave() []string {
-	if d.dev == nil {
-		return nil
-	}
-	d.pet()
-	env, err := d.dev.Leave()
-	if err != nil {
-		say("watchdog: %v", err)
-		return nil
-	}
-	return []string{env}
 }

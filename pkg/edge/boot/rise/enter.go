@@ -1,4 +1,4 @@
-package main
+package rise
 
 import (
 	"encoding/json"
@@ -10,11 +10,9 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"tributary.dev/tributary/pkg/edge/boot/leftover"
 )
 
-// tell leaves what was found out for the first process of the root: /run is carried over.
+// tell leaves what was found out for what comes after: /run is carried over.
 func (r *rise) tell() error {
 	if err := os.MkdirAll("/run/tributary", 0o755); err != nil {
 		return err
@@ -65,7 +63,8 @@ func keepExtras() error {
 }
 
 // enter leaves the initramfs for good: the mounts move over, the memory of the initramfs is
-// given back, and the root's first process takes this one's place.
+// given back, and the root is this program's from then on. No other takes its place: one that
+// did would be read, verified and started once more, and be the same but for these few files.
 func (r *rise) enter() error {
 	for _, dir := range []string{"/dev", "/proc", "/sys", "/run"} {
 		if err := unix.Mount(dir, sysroot+dir, "", unix.MS_MOVE, ""); err != nil {
@@ -74,10 +73,6 @@ func (r *rise) enter() error {
 	}
 	if err := os.Chdir(sysroot); err != nil {
 		return err
-	}
-	env := []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=linux"}
-	if mine, err := leftover.Leave("/init"); err == nil { // else it goes with the rest
-		env = append(env, mine)
 	}
 	clear("/")
 	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
@@ -89,7 +84,16 @@ func (r *rise) enter() error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
-	return fmt.Errorf("%s: %w", system, unix.Exec(system, []string{"edged"}, append(env, r.dog.leave()...)))
+	os.Clearenv() // the kernel put words of its command line there
+	for name, value := range map[string]string{"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "TERM": "linux"} {
+		if err := os.Setenv(name, value); err != nil {
+			return err
+		}
+	}
+	if kmsg != nil {
+		_ = kmsg.Close()
+	}
+	return nil
 }
 
 // clear removes what lies on the initramfs itself, to free its memory, and nothing that is
@@ -135,10 +139,10 @@ func openLog() {
 func say(format string, args ...any) {
 	text := strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; ")
 	if kmsg != nil {
-		fmt.Fprintf(kmsg, "<4>edged-initrd: %s\n", text)
+		fmt.Fprintf(kmsg, "<4>edged: %s\n", text)
 		return
 	}
-	os.Stdout.WriteString("edged-initrd: " + text + "\n")
+	os.Stdout.WriteString("edged: " + text + "\n")
 }
 
 func consoles() []string {
