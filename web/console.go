@@ -25,7 +25,7 @@ var files embed.FS
 
 // Source is where the page gets what it shows.
 type Source interface {
-	// List returns all objects of a kind, of all tenants.
+	// List returns the objects of a kind, of all tenants, that are for whoever looks.
 	List(ctx context.Context, kind string) ([]*api.Object, error)
 	// Events returns the newest events, newest first.
 	Events(ctx context.Context, limit int) ([]Event, error)
@@ -46,8 +46,9 @@ type Config struct {
 	// Inventory tells what a device is made of; nil where it has not told. It may itself be
 	// nil: then no such page is there.
 	Inventory func(ctx context.Context, tenant, name string) (*api.Inventory, error)
-	// Who tells whose request it is, by the cookie that Login set.
-	Who func(*http.Request) (name string, err error)
+	// Who tells whose request it is, by the cookie that Login set. The context goes with all
+	// that is read for them: what they may not see is not in it.
+	Who func(*http.Request) (ctx context.Context, name string, err error)
 	// Check tells whether a token is good.
 	Check func(ctx context.Context, token string) error
 	// Cookie is the name of the cookie that carries the token.
@@ -112,12 +113,12 @@ type shell struct {
 }
 
 func (c *Console) page(w http.ResponseWriter, r *http.Request) {
-	who, err := c.cfg.Who(r)
+	ctx, who, err := c.cfg.Who(r)
 	if err != nil {
 		http.Redirect(w, r, "/console/login", http.StatusSeeOther)
 		return
 	}
-	v, err := c.view(r.Context())
+	v, err := c.view(ctx)
 	if err != nil {
 		c.cfg.Log.Error("the console cannot read the core", "err", err)
 		http.Error(w, "the core cannot be read just now; try again", http.StatusServiceUnavailable)
@@ -156,7 +157,8 @@ const (
 // live sends the view anew whenever it looks different, and ends with the event "login"
 // once the session is no longer good.
 func (c *Console) live(w http.ResponseWriter, r *http.Request) {
-	if _, err := c.cfg.Who(r); err != nil {
+	ctx, _, err := c.cfg.Who(r)
+	if err != nil {
 		http.Error(w, "log in first", http.StatusUnauthorized)
 		return
 	}
@@ -167,8 +169,7 @@ func (c *Console) live(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	out := http.NewResponseController(w)
 	_ = out.SetWriteDeadline(time.Time{}) // a stream lasts
-	ctx := r.Context()
-	changes := c.cfg.Source.Changes(ctx)
+	changes := c.cfg.Source.Changes(r.Context())
 	tick := time.NewTicker(refresh)
 	defer tick.Stop()
 	var last []byte
@@ -190,7 +191,7 @@ func (c *Console) live(w http.ResponseWriter, r *http.Request) {
 		if !wait(ctx, changes, tick.C) {
 			return
 		}
-		if _, err := c.cfg.Who(r); err != nil { // the token was revoked, or has expired
+		if ctx, _, err = c.cfg.Who(r); err != nil { // the token was revoked, or has expired
 			if _, err = w.Write([]byte("event: login\ndata: {}\n\n")); err == nil {
 				_ = out.Flush()
 			}

@@ -118,12 +118,12 @@ func TestPage(t *testing.T) {
 		return nil
 	}
 	c, err := New(Config{Source: src, Check: check, Cookie: "session", Version: "v", Now: time.Now, Log: slog.New(slog.DiscardHandler),
-		Who: func(r *http.Request) (string, error) {
+		Who: func(r *http.Request) (context.Context, string, error) {
 			k, err := r.Cookie("session")
 			if err != nil {
-				return "", err
+				return r.Context(), "", err
 			}
-			return "somebody", check(r.Context(), k.Value)
+			return r.Context(), "somebody", check(r.Context(), k.Value)
 		}})
 	if err != nil {
 		t.Fatal(err)
@@ -184,11 +184,11 @@ func TestPage(t *testing.T) {
 func TestLive(t *testing.T) {
 	src := &source{devices: []*api.Object{device("first", 1, "core", false)}, changes: make(chan struct{}, 1)}
 	var revoked atomic.Bool
-	c, err := New(Config{Source: src, Now: time.Now, Log: slog.New(slog.DiscardHandler), Who: func(*http.Request) (string, error) {
+	c, err := New(Config{Source: src, Now: time.Now, Log: slog.New(slog.DiscardHandler), Who: func(r *http.Request) (context.Context, string, error) {
 		if revoked.Load() {
-			return "", errors.New("revoked")
+			return r.Context(), "", errors.New("revoked")
 		}
-		return "x", nil
+		return r.Context(), "x", nil
 	}})
 	if err != nil {
 		t.Fatal(err)

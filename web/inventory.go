@@ -32,7 +32,7 @@ type function struct {
 }
 
 func (c *Console) device(w http.ResponseWriter, r *http.Request) {
-	who, err := c.cfg.Who(r)
+	ctx, who, err := c.cfg.Who(r)
 	if err != nil {
 		http.Redirect(w, r, "/console/login", http.StatusSeeOther)
 		return
@@ -42,7 +42,7 @@ func (c *Console) device(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	tenant, name := r.PathValue("tenant"), r.PathValue("name")
-	i, err := c.cfg.Inventory(r.Context(), tenant, name)
+	i, err := c.cfg.Inventory(ctx, tenant, name)
 	switch {
 	case api.CodeOf(err) == api.NotFound && err != nil:
 		http.NotFound(w, r)

@@ -15,7 +15,7 @@ import (
 
 func TestThePageOfADevice(t *testing.T) {
 	wear := 3
-	c, err := New(Config{Who: func(*http.Request) (string, error) { return "kim", nil }, Log: slog.New(slog.DiscardHandler),
+	c, err := New(Config{Who: func(r *http.Request) (context.Context, string, error) { return r.Context(), "kim", nil }, Log: slog.New(slog.DiscardHandler),
 		Inventory: func(_ context.Context, tenant, name string) (*api.Inventory, error) {
 			if tenant != "default" || name != "shed-7" {
 				return nil, &api.Error{Code: api.NotFound, Message: "none"}
@@ -23,7 +23,7 @@ func TestThePageOfADevice(t *testing.T) {
 			return &api.Inventory{Claims: []api.DeviceUse{{Claimable: api.Claimable{Class: api.ClaimHugePages, ID: "2M@0", Units: 512, Facts: map[string]string{"size": "2M"}},
 				Holders: []api.DeviceHolder{{App: "ran", Service: "du", Units: 100}}}}, Accelerators: []api.Accelerator{{ID: "GPU-1", Sharing: api.Sharing{Mode: api.SharingMIG}, MIG: &api.MIG{Instances: []api.MIGInstance{
 				{Name: "1g.5gb", Placement: api.MIGPlacement{Start: 4, Size: 1}, Cordoned: "memory failed (XID 48)"}}}}}, CPU: &api.CPU{Model: "Example <b>", Cores: 4}, Disks: []api.Disk{{Name: "nvme0n1", Bytes: 1e12, Wear: &wear}},
-				Cards: []api.CardHealth{{Card: "pci/0000:01:00.0", ResetFailed: true, Reporters: []api.HealthReporter{{Name: "fw", Failed: true, Errors: 231, Recoveries: 17}, {Name: "tx", Interface: "eth0"}}}},
+				Cards:      []api.CardHealth{{Card: "pci/0000:01:00.0", ResetFailed: true, Reporters: []api.HealthReporter{{Name: "fw", Failed: true, Errors: 231, Recoveries: 17}, {Name: "tx", Interface: "eth0"}}}},
 				NetDevices: []api.NetDevice{{Name: "eth0", PCI: "0000:01:00.0", Link: api.Link{State: "up", Speed: 10000}}},
 				PCI:        []api.PCIFunction{{Address: "0000:00:01.0"}, {Address: "0000:01:00.0", Bridge: "0000:00:01.0", Driver: "igb", MaxVirtualFunctions: 7}}}, nil
 		}})

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/access"
 	"tributary.dev/tributary/pkg/core/ca"
 	"tributary.dev/tributary/pkg/core/onboard"
 	"tributary.dev/tributary/pkg/core/server"
@@ -413,6 +414,11 @@ func (c *core) signedData(ctx context.Context, serial string) (*voucher.Answer, 
 		return nil, errNoGreeter
 	}
 	o, err := c.expected(ctx, serial)
+	if err == nil && o != nil {
+		if _, err = c.server.Get(ctx, access.Onboard, o.Key()); err != nil && api.CodeOf(err) == api.NotFound {
+			o, err = nil, nil // another's
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

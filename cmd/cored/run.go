@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/rand"
@@ -23,6 +24,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/access"
 	"tributary.dev/tributary/pkg/core/attest"
 	"tributary.dev/tributary/pkg/core/ca"
 	"tributary.dev/tributary/pkg/core/fleet"
@@ -183,6 +185,9 @@ func (c *core) openData(ctx context.Context) error {
 	if c.epoch, err = c.store.Epoch(ctx); err != nil {
 		return err
 	}
+	if err := c.store.MakeOwnAccounts(ctx); err != nil {
+		return err
+	}
 	return c.o.data.firstToken(ctx, c.store)
 }
 
@@ -239,8 +244,7 @@ func (c *core) openRegistry(context.Context) (err error) {
 
 // actorOf names the person who makes a request.
 func actorOf(ctx context.Context) string {
-	p, _ := server.PrincipalOf(ctx)
-	return p.Name
+	return server.CallerOf(ctx).Name
 }
 
 // authorizeArtifacts lets devices pull by digest, and people by their tokens.
@@ -255,31 +259,22 @@ func (c *core) authorizeArtifacts(r *http.Request, a registry.Access) error {
 		}
 		return &api.Error{Code: api.Forbidden, Message: "a device may only pull, and by digest"}
 	}
-	if err := c.server.Authorize(r, a.Action == registry.Push || a.Action == registry.Delete); err != nil {
-		return err
-	}
+	on := access.Resource{Tenant: a.Tenant(), Kind: access.Artifact}
 	switch a.Action {
+	case registry.Ping:
+		return c.server.Authorize(r, "", on)
 	case registry.Push:
-		return c.mayPush(r.Context(), a.Tenant())
+		if on.Tenant == "" {
+			return cmp.Or(c.server.Authorize(r, "", on), error(&api.Error{Code: api.NotFound, Message: "a repository is named TENANT/NAME", Remedy: "push to " + api.DefaultTenant + "/NAME, or to NAME of another tenant"}))
+		}
+		return c.server.Authorize(r, access.Push, on)
 	case registry.Delete:
+		if err := c.server.Authorize(r, access.Unpublish, on); err != nil {
+			return err
+		}
 		return c.mayRemove(r.Context(), path.Base(r.URL.Path))
 	}
-	return nil
-}
-
-// mayPush refuses what nobody could use: an app names images of its own tenant alone.
-func (c *core) mayPush(ctx context.Context, tenant string) error {
-	switch tenant {
-	case api.DefaultTenant, api.PlatformTenant:
-		return nil
-	case "":
-		return &api.Error{Code: api.NotFound, Message: "a repository is named TENANT/NAME", Remedy: "push to " + api.DefaultTenant + "/NAME, or to NAME of another tenant"}
-	}
-	_, err := c.store.Get(ctx, api.Key{Tenant: api.DefaultTenant, Kind: api.KindTenant, Name: tenant})
-	if err != nil && api.CodeOf(err) == api.NotFound {
-		return &api.Error{Code: api.NotFound, Message: "there is no tenant " + tenant, Remedy: "mend the first part of the repository's name, or apply a Tenant " + tenant + " first"}
-	}
-	return err
+	return c.server.Authorize(r, access.Pull, on)
 }
 
 func (c *core) openTree(ctx context.Context) (err error) {
@@ -350,24 +345,24 @@ func (c *core) openServer(context.Context) (err error) {
 	c.hub = stream.NewHub(stream.HubConfig{Identity: c.live, Signer: signer, Send: c.command, Log: c.log})
 	apps := &server.Apps{Store: c.store, Artifacts: c.registry}
 	cfg := server.Config{
-		Store: c.store, Tokens: c.store, Devices: c.roster, Inventories: inventories{c.intake, c.log}, Unlocks: c.rescueDesk(), Heard: c.end.Heard, Ledger: ledger{c.intake, c.store, c.roster}, Streams: c.hub,
+		Store: c.store, Access: access.New(c.store), Devices: c.roster, Inventories: inventories{c.intake, c.log}, Unlocks: c.rescueDesk(), Heard: c.end.Heard, Ledger: ledger{c.intake, c.store, c.roster}, Streams: c.hub,
 		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: c.admitToken, api.KindExpectedDevice: c.admitExpected},
 		Removal: map[string]server.Removal{api.KindDevice: func(_ context.Context, o *api.Object) error { return c.roster.MayDelete(o) },
 			api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindFlowPolicy: apps.MayRemove, api.KindSecret: apps.MayRemove},
 		Routes: []server.Route{
-			{Pattern: "/v2/", Access: server.Open, Handler: c.registry,
+			{Pattern: "/v2/", Handler: c.registry,
 				Doc: "The OCI registry (distribution-spec 1.1): people by token as the password of Basic authentication, devices by certificate; repositories are TENANT/NAME."},
-			{Pattern: identity.EnrolPrefix, Access: server.Open, Handler: c.ca.Handler(registrar{c}, c.log),
+			{Pattern: identity.EnrolPrefix, Handler: c.ca.Handler(registrar{c}, c.log),
 				Doc: "Enrolment and renewal of devices: trust, device and renew below it, by join token or certificate."},
-			{Pattern: "POST " + identity.GreetPrefix, Access: server.Open, Handler: http.HandlerFunc(c.greetings),
+			{Pattern: "POST " + identity.GreetPrefix, Handler: http.HandlerFunc(c.greetings),
 				Doc: "What boxes that look for their owner ask by way of a relay, by the relay's certificate."},
-			{Pattern: "GET /bootstrap/v1/data", Access: server.Admins, Handler: http.HandlerFunc(c.stickData),
+			{Pattern: "GET /bootstrap/v1/data", Needs: server.Needs{Action: access.Onboard, On: server.Each}, Handler: http.HandlerFunc(c.stickData),
 				Doc: "Signed data for the expected box of a serial number, for a USB stick."},
-			{Pattern: "POST " + identity.PathRecover, Access: server.Open, Handler: c.ca.RecoverHandler(c.attest, c.log),
+			{Pattern: "POST " + identity.PathRecover, Handler: c.ca.RecoverHandler(c.attest, c.log),
 				Doc: "Boxes whose TPM does not give the key of their state ask for it here, by their TPM's word."},
-			{Pattern: "POST /api/v1/devices/{name}/unlock-state", Access: server.Rescuers, Handler: http.HandlerFunc(c.unlockState),
+			{Pattern: "POST /api/v1/devices/{name}/unlock-state", Needs: server.Needs{Action: access.Unlock, On: server.Device}, Handler: http.HandlerFunc(c.unlockState),
 				Doc: "Approves a device's new firmware: a box that waits for the key of its state gets it, encrypted to its TPM."},
-			{Pattern: stream.PathPrefix, Access: server.Open, Handler: c.hub,
+			{Pattern: stream.PathPrefix, Handler: c.hub,
 				Doc: "Streams that devices dial in answer to a command, by certificate."},
 		},
 		Metrics: c.metrics, Log: c.log, Now: time.Now, Version: version,

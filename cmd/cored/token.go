@@ -3,17 +3,19 @@ package main
 import (
 	"crypto/rand"
 	"fmt"
+	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/store"
 )
 
 func tokenCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "token", Short: "Tokens by which people reach the core"}
-	var dir, name, role string
+	var dir, name, role, account string
 	var expires time.Duration
 	create := &cobra.Command{Use: "create", Short: "Make a token and print it, once", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		if err := data(dir).exists(); err != nil {
@@ -28,7 +30,14 @@ func tokenCommand() *cobra.Command {
 		if expires > 0 {
 			until = time.Now().Add(expires)
 		}
-		token, err := db.CreateToken(cmd.Context(), name, store.Role(role), until, rand.Reader)
+		var token string
+		if tenant, of, found := strings.Cut(account, "/"); found {
+			token, err = db.CreateTokenOf(cmd.Context(), name, api.Key{Tenant: tenant, Kind: api.KindServiceAccount, Name: of}, until, rand.Reader)
+		} else if account != "" {
+			err = &api.Error{Code: api.Invalid, Field: "--account", Message: account + " names no tenant", Remedy: "write TENANT/NAME of a ServiceAccount"}
+		} else {
+			token, err = db.CreateToken(cmd.Context(), name, store.Role(role), until, rand.Reader)
+		}
 		if err != nil {
 			return err
 		}
@@ -37,7 +46,9 @@ func tokenCommand() *cobra.Command {
 	}}
 	create.Flags().StringVar(&dir, "data", "/var/lib/cored", "folder of the core")
 	create.Flags().StringVar(&name, "name", "admin", "whose token it is; it stands in logs and audits")
-	create.Flags().StringVar(&role, "role", string(store.Admin), "admin, viewer, or rescuer, who reads and answers boxes' challenges")
+	create.Flags().StringVar(&role, "role", string(store.Admin), "admin, viewer, or rescuer, who reads and answers boxes' challenges: the account of that name in the tenant platform")
+	create.Flags().StringVar(&account, "account", "", "TENANT/NAME of the ServiceAccount whose token it is, instead of a role's")
+	create.MarkFlagsMutuallyExclusive("role", "account")
 	create.Flags().DurationVar(&expires, "expires", 0, "life of the token; 0 is for ever")
 
 	var revokeDir string
@@ -73,13 +84,13 @@ func listTokens() *cobra.Command {
 			return err
 		}
 		w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-		fmt.Fprintln(w, "ID\tNAME\tROLE\tCREATED\tEXPIRES")
+		fmt.Fprintln(w, "ID\tNAME\tACCOUNT\tCREATED\tEXPIRES")
 		for _, t := range tokens {
 			expires := "never"
 			if !t.Expires.IsZero() {
 				expires = t.Expires.Format(time.RFC3339)
 			}
-			fmt.Fprintf(w, "%s\t%q\t%s\t%s\t%s\n", t.TokenID, t.Name, t.Role, t.Created.Format(time.RFC3339), expires)
+			fmt.Fprintf(w, "%s\t%q\t%s\t%s\t%s\n", t.TokenID, t.Name, t.Of.Tenant+"/"+t.Of.Name, t.Created.Format(time.RFC3339), expires)
 		}
 		return w.Flush()
 	}}

@@ -187,11 +187,11 @@ func (l ledger) Records(ctx context.Context, id api.DeviceID, after uint64, limi
 // Events implements server.Ledger.
 func (l ledger) Events(ctx context.Context, scope server.EventScope, limit int) ([]server.EventEntry, error) {
 	var of []api.DeviceID
-	switch {
-	case !scope.Device.IsZero():
-		of = []api.DeviceID{scope.Device}
-	case scope.Tenant != "":
-		of = l.roster.OfTenant(scope.Tenant)
+	if !scope.Everybody {
+		of = append([]api.DeviceID{}, scope.Devices...)
+		for _, tenant := range scope.Tenants {
+			of = append(of, l.roster.OfTenant(tenant)...)
+		}
 	}
 	in, err := l.intake.Events(ctx, of, limit)
 	if err != nil {
@@ -216,7 +216,7 @@ func (l ledger) Events(ctx context.Context, scope server.EventScope, limit int) 
 	for i := range out {
 		if device, err := api.ParseDeviceID(out[i].Device); err == nil {
 			if key, ok := l.roster.ObjectOf(device); ok {
-				out[i].Name = key.Name
+				out[i].Name, out[i].Tenant = key.Name, key.Tenant
 			}
 		}
 	}

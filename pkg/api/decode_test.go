@@ -192,6 +192,10 @@ func drawObject(t *rapid.T) *Object {
 	switch kind.Name {
 	case KindTenant:
 		spec = &TenantSpec{DisplayName: text.Draw(t, "display"), Parent: "p" + name.Draw(t, "parent")}
+	case KindServiceAccount:
+		spec = &ServiceAccountSpec{DisplayName: text.Draw(t, "display"), Disabled: rapid.Bool().Draw(t, "disabled")}
+	case KindRoleBinding:
+		spec = &RoleBindingSpec{Role: rapid.SampledFrom(Roles).Draw(t, "role"), Site: "s" + name.Draw(t, "site"), Subjects: []Subject{{ServiceAccount: "a" + name.Draw(t, "account"), Tenant: "t" + name.Draw(t, "of")}}}
 	case KindSite:
 		x := rapid.Float64Range(-90, 90).Draw(t, "x")
 		spec = &SiteSpec{Address: text.Draw(t, "address"), Latitude: &x, Longitude: &x}

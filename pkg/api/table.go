@@ -43,6 +43,10 @@ var Kinds = []Kind{
 		NewSpec: func() any { return new(DeviceSpec) }, NewStatus: func() any { return new(DeviceStatus) }, validate: typed(validateDevice)},
 	{Name: KindJoinToken, Plural: "jointokens", Short: []string{"token", "tokens", "jt"}, Doc: "Lets boxes enrol.",
 		NewSpec: func() any { return new(JoinTokenSpec) }, NewStatus: func() any { return new(JoinTokenStatus) }, validate: typed(validateJoinToken)},
+	{Name: KindServiceAccount, Plural: "serviceaccounts", Short: []string{"sa"}, Doc: "A program, or a person by a token, that acts for a tenant.",
+		NewSpec: func() any { return new(ServiceAccountSpec) }, validate: typed(validateServiceAccount)},
+	{Name: KindRoleBinding, Plural: "rolebindings", Short: []string{"rb"}, Doc: "Gives a role to service accounts, in a tenant, a site or a fleet.",
+		NewSpec: func() any { return new(RoleBindingSpec) }, validate: typed(validateRoleBinding)},
 	{Name: KindExpectedDevice, Plural: "expecteddevices", Short: []string{"expected", "ed"}, Doc: "A box that is to find its owner by itself.",
 		NewSpec: func() any { return new(ExpectedDeviceSpec) }, NewStatus: func() any { return new(ExpectedDeviceStatus) }, validate: typed(validateExpectedDevice)},
 }

@@ -227,7 +227,7 @@ func (a *app) printDiff(results []client.Result) (different bool) {
 			continue
 		}
 		if r.Action == "unknown" {
-			fmt.Fprintf(a.Out, "%s/%s is not compared: that takes a token of role admin\n", strings.ToLower(r.Kind), r.Name)
+			fmt.Fprintf(a.Out, "%s/%s is not compared: that takes a role that may write it\n", strings.ToLower(r.Kind), r.Name)
 			continue
 		}
 		different = true

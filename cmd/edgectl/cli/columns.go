@@ -55,6 +55,20 @@ func (a *app) tableOf(kind string, o getOptions) *table {
 	case api.KindFlowPolicy:
 		t.header = []string{"NAME", "AT", "DIRECTION", "PRIORITY", "RULES", "OFFLOAD", "AGE"}
 		t.row = a.flowRow
+	case api.KindServiceAccount:
+		t.header = []string{"NAME", "DISPLAY NAME", "STATE", "AGE"}
+		t.row = func(obj *api.Object) []string {
+			var s api.ServiceAccountSpec
+			_ = readSpec(obj, &s)
+			state := "-"
+			if s.Disabled {
+				state = "disabled"
+			}
+			return []string{obj.Metadata.Name, orDash(s.DisplayName), state, a.age(obj.Metadata.Created)}
+		}
+	case api.KindRoleBinding:
+		t.header = []string{"NAME", "ROLE", "IN", "SUBJECTS", "AGE"}
+		t.row = a.bindingRow
 	case api.KindSite:
 		t.header = []string{"NAME", "DISPLAY NAME", "ADDRESS", "AGE"}
 		t.row = func(obj *api.Object) []string {
@@ -84,6 +98,25 @@ func (a *app) tableOf(kind string, o getOptions) *table {
 		t.row = func(obj *api.Object) []string { return append([]string{obj.Metadata.Tenant}, row(obj)...) }
 	}
 	return t
+}
+
+// bindingRow says who has which role, and where.
+func (a *app) bindingRow(o *api.Object) []string {
+	var s api.RoleBindingSpec
+	_ = readSpec(o, &s)
+	in := o.Metadata.Tenant
+	switch {
+	case s.Site != "":
+		in += ", site " + s.Site
+	case s.Fleet != "":
+		in += ", fleet " + s.Fleet
+	}
+	var subjects []string
+	for _, subject := range s.Subjects {
+		of := subject.Account(o.Metadata.Tenant)
+		subjects = append(subjects, of.Tenant+"/"+of.Name)
+	}
+	return []string{o.Metadata.Name, s.Role, in, orDash(clip(strings.Join(subjects, ","), 60)), a.age(o.Metadata.Created)}
 }
 
 // releaseRow says what a release is for each family; what is the same for all stands once.

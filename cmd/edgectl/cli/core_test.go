@@ -37,6 +37,7 @@ import (
 
 	"tributary.dev/tributary/cmd/edgectl/cli"
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/access"
 	"tributary.dev/tributary/pkg/core/ca"
 	"tributary.dev/tributary/pkg/core/registry"
 	"tributary.dev/tributary/pkg/core/rescue"
@@ -149,7 +150,7 @@ func startCore(dir string) (c *testCore, err error) {
 	onStop(func() { reg.Close() })
 	apps := &server.Apps{Store: db, Artifacts: reg}
 	hall := server.New(server.Config{
-		Store: db, Tokens: db, Devices: boxes, Unlocks: playedDesk{rescue.New(rescue.Config{
+		Store: db, Access: access.New(db), Devices: boxes, Unlocks: playedDesk{rescue.New(rescue.Config{
 			Keys: func() ([]*ecdh.PrivateKey, error) { return []*ecdh.PrivateKey{owner}, nil }, Event: store.EventUnlock, Now: time.Now,
 			Answered: func(ctx context.Context, id api.DeviceID, challenge string) (bool, error) {
 				list, err := db.Events(ctx, []api.DeviceID{id}, 100)
@@ -162,8 +163,8 @@ func startCore(dir string) (c *testCore, err error) {
 		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: admitToken(boxes)},
 		Removal:   map[string]server.Removal{api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindSecret: apps.MayRemove},
 		Routes: []server.Route{
-			{Pattern: "/v2/", Access: server.Open, Handler: reg},
-			{Pattern: "GET " + identity.PathTrust, Access: server.Open, Handler: authority.Handler(nil, log)},
+			{Pattern: "/v2/", Handler: reg},
+			{Pattern: "GET " + identity.PathTrust, Handler: authority.Handler(nil, log)},
 		},
 	})
 	if err := seedDevices(ctx, db); err != nil {

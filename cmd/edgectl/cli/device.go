@@ -68,7 +68,7 @@ func (a *app) unlockCommand() *cobra.Command {
 	var challenge string
 	c := &cobra.Command{
 		Use: "unlock NAME --challenge TEXT", Short: "Answer the challenge of a box's console, which opens a root shell there", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeDevices,
-		Long:    "Answer the challenge that a box's console shows, as text and as a code, on its page Shell. Whoever types the answer there within a\nquarter of an hour gets a root shell, once. For tokens of role rescuer or admin; it is noted among the device's events first.",
+		Long:    "Answer the challenge that a box's console shows, as text and as a code, on its page Shell. Whoever types the answer there within a\nquarter of an hour gets a root shell, once. For the role rescuer and those that administrate; it is noted among the device's events first.",
 		Example: "  edgectl device unlock field-3 --challenge 20Q7Y-…\n  edgectl device unlock field-3 --challenge - < challenge.txt",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if challenge == "-" {

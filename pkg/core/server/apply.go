@@ -11,6 +11,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/access"
 )
 
 type (
@@ -51,7 +52,7 @@ const applyPath = "/api/v1/apply"
 func (s *Server) applyRoute() {
 	op := huma.Operation{OperationID: "apply", Method: http.MethodPost, Path: applyPath, Summary: "Create or change many objects", Tags: []string{"apply"},
 		Description:  "The body is a stream of YAML documents or JSON objects. When any of them is refused, none is written.",
-		MaxBodyBytes: maxBody, BodyReadTimeout: readDeadline, SkipValidateBody: true, Middlewares: huma.Middlewares{s.authorize},
+		MaxBodyBytes: maxBody, BodyReadTimeout: readDeadline, SkipValidateBody: true, Middlewares: s.needs(access.Plan, Each),
 		Responses: s.responses(http.StatusOK, s.schemaOf(new(applyReply)))}
 	huma.Register(s.api, op, func(ctx context.Context, in *applyInput) (*applyOutput, error) {
 		results, err := s.apply(ctx, in)
@@ -84,15 +85,16 @@ func (s *Server) apply(ctx context.Context, in *applyInput) ([]ApplyResult, erro
 		}
 		with[key] = d.Object
 	}
-	actor, _ := PrincipalOf(ctx)
+	caller := CallerOf(ctx)
 	blind := func(d api.Document) bool {
-		return (d.Object.Kind == api.KindSecret || d.Object.Kind == api.KindExpectedDevice) && !changes(actor)
+		return (d.Object.Kind == api.KindSecret || d.Object.Kind == api.KindExpectedDevice) && in.DryRun && !caller.May(access.Write, caller.Resource(d.Object)) &&
+			caller.May(access.Plan, caller.Resource(d.Object))
 	}
 	for _, d := range docs {
 		if blind(d) {
 			continue
 		}
-		if _, err := s.write(ctx, d.Object, writeOptions{dryRun: true, with: with}); err != nil {
+		if _, err := s.write(ctx, d.Object, writeOptions{dryRun: true, plan: in.DryRun, with: with}); err != nil {
 			if api.CodeOf(err) == api.Internal {
 				return nil, err
 			}
@@ -110,7 +112,7 @@ func (s *Server) apply(ctx context.Context, in *applyInput) ([]ApplyResult, erro
 			results = append(results, unknown(d.Object))
 			continue
 		}
-		w, err := s.write(ctx, d.Object, writeOptions{dryRun: in.DryRun, with: with})
+		w, err := s.write(ctx, d.Object, writeOptions{dryRun: in.DryRun, plan: in.DryRun, with: with})
 		if err != nil {
 			return nil, explain(d, err)
 		}

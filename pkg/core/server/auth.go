@@ -1,68 +1,72 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"strconv"
 	"strings"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/access"
 	"tributary.dev/tributary/pkg/core/store"
 )
 
-// Access says who may use a route.
-type Access int
+// Needs says what a request to a route needs: an action, on what.
+type Needs struct {
+	Action access.Action
+	On     On
+}
 
-// The kinds of access.
+// On says on what a route acts.
+type On int
+
+// The things that routes act on.
 const (
-	// People may read with any token, and ask what an apply would change; only admins may
-	// do anything else.
-	People Access = iota
-	// Admins alone.
-	Admins
-	// Rescuers, and admins.
-	Rescuers
-	// Open to everybody: the room checks on its own, by client certificate or token.
-	Open
+	// Room routes check on their own who asks, and for what: by client certificate or token.
+	Room On = iota
+	// Everybody may use the route who is known.
+	Everybody
+	// Platform is the root of all tenants.
+	Platform
+	// Device is the one that path and query name.
+	Device
+	// Each object that the handler comes to: it asks for each of them.
+	Each
 )
 
 // SessionCookie carries the token of somebody who looks through a browser.
 const SessionCookie = "tributary_session"
 
-type principalKey struct{}
+type callerKey struct{}
 
-// PrincipalOf tells who makes a request that passed a guard.
-func PrincipalOf(ctx context.Context) (store.Principal, bool) {
-	p, ok := ctx.Value(principalKey{}).(store.Principal)
-	return p, ok
+// CallerOf tells who makes a request that passed a guard. One that passed none may nothing.
+func CallerOf(ctx context.Context) *access.Caller {
+	if c, ok := ctx.Value(callerKey{}).(*access.Caller); ok {
+		return c
+	}
+	return &access.Caller{}
 }
 
-// Authenticate tells which person makes a request, by bearer token, by HTTP basic
-// authentication with the token as password (what registry clients send), or for
-// reading by the browser's session. The error has code Unauthorized.
-func (s *Server) Authenticate(r *http.Request) (store.Principal, error) {
+// Authenticate tells who makes a request, by bearer token, by HTTP basic authentication
+// with the token as password (what registry clients send), or for reading by the browser's
+// session. The error has code Unauthorized.
+func (s *Server) Authenticate(r *http.Request) (*access.Caller, error) {
 	if scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " "); ok && strings.EqualFold(scheme, "Bearer") {
-		return s.cfg.Tokens.CheckToken(r.Context(), strings.TrimSpace(token))
+		return s.cfg.Access.ByToken(r.Context(), strings.TrimSpace(token))
 	}
 	if _, password, ok := r.BasicAuth(); ok {
-		return s.cfg.Tokens.CheckToken(r.Context(), password)
+		return s.cfg.Access.ByToken(r.Context(), password)
 	}
 	// A browser sends its cookie along with requests that other pages make it send;
 	// so it never authorises a change.
 	if c, err := r.Cookie(SessionCookie); err == nil && reads(r) {
-		return s.cfg.Tokens.CheckToken(r.Context(), c.Value)
+		return s.cfg.Access.ByToken(r.Context(), c.Value)
 	}
-	return store.Principal{}, &api.Error{Code: api.Unauthorized, Message: "who you are is not known", Remedy: "send your token as `Authorization: Bearer …`; make one with `cored token create`"}
+	return nil, &api.Error{Code: api.Unauthorized, Message: "who you are is not known", Remedy: "send your token as `Authorization: Bearer …`; make one with `cored token create`"}
 }
 
 func reads(r *http.Request) bool { return r.Method == http.MethodGet || r.Method == http.MethodHead }
-
-// asks reports whether a request only asks what an apply would change. Other routes do
-// not know dryRun, or do more than answer.
-func asks(r *http.Request) bool {
-	said := r.URL.Query()["dryRun"]
-	return r.Method == http.MethodPost && r.URL.Path == applyPath && len(said) == 1 && switched(said[0])
-}
 
 // switched reads a yes or no of a query as the description of the API does, so that a
 // guard and the handler behind it never differ. What is neither is refused there.
@@ -71,16 +75,13 @@ func switched(text string) bool {
 	return err == nil && on
 }
 
-// changes reports whether somebody may change objects.
-func changes(p store.Principal) bool { return p.Role == store.Admin }
-
 // guard lets through who may use the handler.
-func (s *Server) guard(access Access, h http.Handler) http.Handler {
-	if access == Open {
+func (s *Server) guard(needs Needs, h http.Handler) http.Handler {
+	if needs.On == Room {
 		return h
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r, err := s.admit(access, r)
+		r, err := s.admit(needs, r)
 		noteWho(w, r)
 		if err != nil {
 			WriteError(w, err)
@@ -92,29 +93,160 @@ func (s *Server) guard(access Access, h http.Handler) http.Handler {
 
 // noteWho tells the log who made a request, also one that is refused.
 func noteWho(w http.ResponseWriter, r *http.Request) {
-	p, known := PrincipalOf(r.Context())
-	if rec, ok := w.(*recorder); ok && known {
-		rec.who = p.Name
+	if rec, ok := w.(*recorder); ok {
+		rec.who = CallerOf(r.Context()).Name
 	}
 }
 
 // admit checks who makes a request. The request that it returns carries them as soon as
 // they are known, also beside an error.
-func (s *Server) admit(access Access, r *http.Request) (*http.Request, error) {
-	p, err := s.Authenticate(r)
+func (s *Server) admit(needs Needs, r *http.Request) (*http.Request, error) {
+	c, err := s.Authenticate(r)
 	if err != nil {
 		return r, err
 	}
-	r = r.WithContext(context.WithValue(r.Context(), principalKey{}, p))
-	if access == Rescuers {
-		if p.Role != store.Admin && p.Role != store.Rescuer { // check: role
-			return r, &api.Error{Code: api.Forbidden, Message: "a " + string(p.Role) + " may not open boxes", Remedy: "ask for a token of role rescuer or admin"}
+	r = r.WithContext(context.WithValue(r.Context(), callerKey{}, c))
+	switch needs.On {
+	case Platform:
+		err = s.may(r.Context(), needs.Action, access.Resource{Tenant: api.PlatformTenant, Kind: api.KindTenant})
+	case Device:
+		_, err = s.get(r.Context(), needs.Action, api.Key{Tenant: cmp.Or(r.URL.Query().Get("tenant"), api.DefaultTenant), Kind: api.KindDevice, Name: r.PathValue("name")})
+	}
+	return r, err
+}
+
+// may refuses what a caller may not do; that what it is about is there is known to them.
+func (s *Server) may(ctx context.Context, action access.Action, r access.Resource) error {
+	c := CallerOf(ctx)
+	if !c.May(action, r) { // check: role
+		return &api.Error{Code: api.Forbidden, Message: c.Name + " may not " + string(action) + " " + strings.TrimSpace(r.Kind+" "+r.Name) + " in tenant " + r.Tenant,
+			Remedy: "ask whoever runs the tenant for a role that may, by a RoleBinding"}
+	}
+	return nil
+}
+
+// get reads an object that the caller wants to do something with. One that they may not see
+// is as if it were not there.
+func (s *Server) get(ctx context.Context, action access.Action, key api.Key) (*api.Object, error) {
+	o, err := s.cfg.Store.Get(ctx, key)
+	if err != nil {
+		if key.Kind == api.KindDevice && api.CodeOf(err) == api.NotFound {
+			return nil, cmp.Or(s.ownerOf(ctx, key.Tenant, 0), err)
 		}
-		return r, nil
+		return nil, err
 	}
-	// An upgrade is a GET, and opens a stream into a device.
-	if p.Role != store.Admin && (access == Admins || !reads(r) && !asks(r) || r.Header.Get("Upgrade") != "") {
-		return r, &api.Error{Code: api.Forbidden, Message: "a " + string(p.Role) + " may only read", Remedy: "ask for a token of role admin"}
+	r := CallerOf(ctx).Resource(o)
+	if !CallerOf(ctx).May(access.Read, r) { // check: scope
+		if key.Kind == api.KindDevice {
+			return nil, cmp.Or(s.ownerOf(ctx, key.Tenant, 0), store.NotFound(key))
+		}
+		return nil, store.NotFound(key)
 	}
-	return r, nil
+	return o, s.may(ctx, action, r)
+}
+
+// Get reads an object for a room that brings its own routes.
+func (s *Server) Get(ctx context.Context, action access.Action, key api.Key) (*api.Object, error) {
+	return s.get(ctx, action, key)
+}
+
+// Authorize says whether the person who makes a request may do something in a room with a
+// protocol of its own, such as the registry, and tells the room's log who it is. What they
+// may not even read is as if it were not there.
+func (s *Server) Authorize(r *http.Request, action access.Action, on access.Resource) error {
+	c, err := s.Authenticate(r)
+	if err != nil {
+		return err
+	}
+	if on.Tenant != "" && !c.May(access.Pull, on) {
+		return &api.Error{Code: api.NotFound, Message: "there is no tenant " + on.Tenant, Remedy: "mend the first part of the repository's name, or apply a Tenant " + on.Tenant + " first"}
+	}
+	if action == "" {
+		return nil
+	}
+	if on.Tenant == "" {
+		on.Tenant = api.PlatformTenant
+	}
+	return s.may(context.WithValue(r.Context(), callerKey{}, c), action, on)
+}
+
+// mayWrite says whether the caller may write an object (old: as it is; nil where there is
+// none). What says who may what needs more than what runs devices; a tenant is placed by
+// whoever runs the one above it.
+func (s *Server) mayWrite(ctx context.Context, old, o *api.Object, opts writeOptions) error {
+	c := CallerOf(ctx)
+	r := c.Resource(o)
+	if !c.Sees(r.Tenant) && o.Kind != api.KindTenant && r.Tenant != api.DefaultTenant {
+		if r.Tenant = comesBelow(r.Tenant, opts.with, c.Sees); r.Tenant == "" {
+			return store.NoTenant(o.Metadata.Tenant)
+		}
+	}
+	action := access.Write
+	switch {
+	case o.Kind == api.KindTenant:
+		return s.mayPlace(ctx, old, o, opts)
+	case opts.plan:
+		action = access.Plan
+	case o.Kind == api.KindServiceAccount, o.Kind == api.KindRoleBinding:
+		action = access.Govern
+	}
+	if old != nil {
+		if err := s.may(ctx, action, c.Resource(old)); err != nil {
+			return err
+		}
+	}
+	return s.may(ctx, action, r)
+}
+
+// comesBelow is the tenant, known to the caller, below which another comes along; "" for none.
+func comesBelow(tenant string, with map[api.Key]*api.Object, known func(string) bool) string {
+	for range len(with) + 1 {
+		if known(tenant) {
+			return tenant
+		}
+		o := with[api.Key{Tenant: api.DefaultTenant, Kind: api.KindTenant, Name: tenant}]
+		if o == nil {
+			return ""
+		}
+		tenant = parentOf(o)
+	}
+	return ""
+}
+
+// mayPlace is mayWrite of a tenant. Whoever runs it may change it where it is.
+func (s *Server) mayPlace(ctx context.Context, old, o *api.Object, opts writeOptions) error {
+	c, action := CallerOf(ctx), access.Govern
+	if opts.plan {
+		action = access.Plan
+	}
+	in := func(tenant string) error {
+		below := comesBelow(tenant, opts.with, c.Sees)
+		if below == "" { // as one that is not there
+			return api.TenantTree{}.Place(o.Metadata.Name, cmp.Or(tenant, api.PlatformTenant))
+		}
+		return s.may(ctx, action, access.Resource{Tenant: below, Kind: api.KindTenant, Name: o.Metadata.Name})
+	}
+	hidden := old != nil && !c.May(access.Read, c.Resource(old))
+	if old != nil && !hidden && parentOf(old) == parentOf(o) {
+		return in(o.Metadata.Name)
+	}
+	if err := in(parentOf(o)); err != nil || old == nil {
+		return err
+	}
+	if hidden { // names of tenants are the platform's, all in one room
+		return &api.Error{Code: api.Conflict, Field: "metadata.name", Message: "the name " + o.Metadata.Name + " is taken", Remedy: "choose another"}
+	}
+	return in(parentOf(old))
+}
+
+// mayRemove says whether the caller may delete an object; a tenant, when they run the one
+// above it.
+func (s *Server) mayRemove(ctx context.Context, o *api.Object) error {
+	switch o.Kind {
+	case api.KindTenant:
+		return s.may(ctx, access.Govern, access.Resource{Tenant: parentOf(o), Kind: api.KindTenant, Name: o.Metadata.Name})
+	case api.KindServiceAccount, api.KindRoleBinding:
+		return s.may(ctx, access.Govern, CallerOf(ctx).Resource(o))
+	}
+	return s.may(ctx, access.Write, CallerOf(ctx).Resource(o))
 }

@@ -45,7 +45,7 @@ func TestViewersSeeNoCodes(t *testing.T) {
 
 func TestCodesAreTested(t *testing.T) {
 	mutation.Prove(t, mutation.Check{Name: "a pairing code", Test: "^TestViewersSeeNoCodes$", File: "veil.go",
-		From: `if o == nil || o.Kind != api.KindExpectedDevice || seesArguments(ctx) {`, To: `if o == nil || o.Kind != api.KindExpectedDevice || seesArguments(ctx) || GONE {`},
+		From: `if o == nil || o.Kind != api.KindExpectedDevice || CallerOf(ctx).May(access.Reveal, CallerOf(ctx).Resource(o)) {`, To: `if o == nil || o.Kind != api.KindExpectedDevice || CallerOf(ctx).May(access.Reveal, CallerOf(ctx).Resource(o)) || GONE {`},
 		mutation.Check{Name: "a code that a dry run would replace", Test: "^TestViewersSeeNoCodes$", File: "apply.go",
 			From: `|| d.Object.Kind == api.KindExpectedDevice) &&`, To: `|| d.Object.Kind == api.KindExpectedDevice && !GONE) &&`})
 }

@@ -6,56 +6,54 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/access"
 	"tributary.dev/tributary/pkg/core/store"
 	"tributary.dev/tributary/web"
 )
 
 // NewConsole makes the web console over the same store and ledger as the REST API.
 func NewConsole(cfg Config) (*web.Console, error) {
+	s := &Server{cfg: cfg}
 	return web.New(web.Config{
-		Source: consoleSource{cfg.Store, cfg.Ledger, cfg.Heard},
+		Source: consoleSource{s},
 		Inventory: func(ctx context.Context, tenant, name string) (*api.Inventory, error) {
 			if cfg.Inventories == nil {
 				return nil, nil
 			}
-			id, err := (&Server{cfg: cfg}).deviceID(ctx, tenant, name)
+			id, err := s.deviceID(ctx, access.Read, tenant, name)
 			if err != nil {
 				return nil, err
 			}
 			return cfg.Inventories.Inventory(ctx, id)
 		},
-		Who: func(r *http.Request) (string, error) {
-			c, err := r.Cookie(SessionCookie)
-			if err != nil {
-				return "", err
-			}
-			p, err := cfg.Tokens.CheckToken(r.Context(), c.Value)
-			return p.Name, err
+		Who: func(r *http.Request) (context.Context, string, error) {
+			r, err := s.admit(Needs{access.Read, Each}, r)
+			return r.Context(), CallerOf(r.Context()).Name, err
 		},
-		Check:  func(ctx context.Context, token string) error { _, err := cfg.Tokens.CheckToken(ctx, token); return err },
+		Check:  func(ctx context.Context, token string) error { _, err := cfg.Access.ByToken(ctx, token); return err },
 		Cookie: SessionCookie, Version: cfg.Version, Now: cfg.Now, Log: cfg.Log,
 	})
 }
 
-type consoleSource struct {
-	store  store.Store
-	ledger Ledger
-	heard  Heard
-}
+type consoleSource struct{ s *Server }
 
 func (c consoleSource) List(ctx context.Context, kind string) ([]*api.Object, error) {
-	items, _, _, err := c.store.List(ctx, store.Query{Kind: kind})
+	items, _, _, err := c.s.cfg.Store.List(ctx, store.Query{Kind: kind, Only: c.s.only(ctx, kind)})
 	for i := range items {
-		items[i] = c.heard.show(items[i])
+		items[i] = c.s.cfg.Heard.show(items[i])
 	}
 	return items, err
 }
 
 func (c consoleSource) Events(ctx context.Context, limit int) ([]web.Event, error) {
-	if c.ledger == nil {
+	if c.s.cfg.Ledger == nil {
 		return nil, nil
 	}
-	entries, err := c.ledger.Events(ctx, EventScope{}, limit)
+	of, err := c.s.eventScope(ctx, "*", "")
+	if err != nil {
+		return nil, err
+	}
+	entries, err := c.s.cfg.Ledger.Events(ctx, of, limit)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +77,7 @@ func (c consoleSource) Changes(ctx context.Context) <-chan struct{} {
 		defer close(out)
 		tick := time.NewTicker(eventsEvery)
 		defer tick.Stop()
-		events := c.store.Watch(ctx, store.WatchQuery{Kinds: []string{api.KindDevice, api.KindFleet}})
+		events := c.s.cfg.Store.Watch(ctx, store.WatchQuery{Kinds: []string{api.KindDevice, api.KindFleet}})
 		for {
 			select {
 			case e, ok := <-events:
@@ -97,17 +95,4 @@ func (c consoleSource) Changes(ctx context.Context) <-chan struct{} {
 		}
 	}()
 	return out
-}
-
-// Authorize says whether the person who makes a request may reach a room with a
-// protocol of its own, such as the registry.
-func (s *Server) Authorize(r *http.Request, write bool) error {
-	p, err := s.Authenticate(r)
-	if err != nil {
-		return err
-	}
-	if write && p.Role != store.Admin {
-		return &api.Error{Code: api.Forbidden, Message: "a " + string(p.Role) + " may only read", Remedy: "ask for a token of role admin"}
-	}
-	return nil
 }

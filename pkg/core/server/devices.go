@@ -5,10 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"slices"
+	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/access"
 )
 
 // Devices acts on single devices. Both acts may be repeated.
@@ -34,9 +37,9 @@ func (s *Server) inventoryRoute() {
 		return
 	}
 	op := huma.Operation{OperationID: "inventory", Method: http.MethodGet, Path: "/api/v1/devices/{name}/inventory", Summary: "What a device is made of, as it told last", Tags: []string{"devices"},
-		Middlewares: huma.Middlewares{s.authorize}, Responses: s.responses(http.StatusOK, s.schemaOf(new(api.Inventory)))}
+		Middlewares: s.needs(access.Read, Device), Responses: s.responses(http.StatusOK, s.schemaOf(new(api.Inventory)))}
 	huma.Register(s.api, op, func(ctx context.Context, in *ObjectPath) (*inventoryOutput, error) {
-		id, err := s.deviceID(ctx, in.Tenant, in.Name)
+		id, err := s.deviceID(ctx, access.Read, in.Tenant, in.Name)
 		if err != nil {
 			return nil, s.fail(err)
 		}
@@ -64,15 +67,14 @@ func (s *Server) deviceRoutes() {
 	}
 	for _, act := range acts {
 		op := huma.Operation{OperationID: act.verb + "-device", Method: http.MethodPost, Path: "/api/v1/devices/{name}/" + act.verb, Summary: act.summary, Tags: []string{"devices"},
-			Middlewares: huma.Middlewares{s.authorize}, Responses: s.responses(http.StatusOK, &huma.Schema{Ref: "#/components/schemas/" + api.KindDevice})}
+			Middlewares: s.needs(access.Approve, Device), Responses: s.responses(http.StatusOK, &huma.Schema{Ref: "#/components/schemas/" + api.KindDevice})}
 		huma.Register(s.api, op, func(ctx context.Context, in *ObjectPath) (*objectOutput, error) {
 			key := api.Key{Tenant: in.Tenant, Kind: api.KindDevice, Name: in.Name}
 			obj, err := act.do(ctx, key)
 			if err != nil {
 				return nil, s.fail(err)
 			}
-			actor, _ := PrincipalOf(ctx)
-			s.cfg.Log.Info("device "+act.verb+"d", "device", key.String(), "actor", actor.Name)
+			s.cfg.Log.Info("device "+act.verb+"d", "device", key.String(), "actor", CallerOf(ctx).Name)
 			return s.output(ctx, obj), nil
 		})
 	}
@@ -92,20 +94,19 @@ func (s *Server) uncordonRoute() {
 		return
 	}
 	op := huma.Operation{OperationID: "uncordon-device", Method: http.MethodPost, Path: "/api/v1/devices/{name}/uncordon", Summary: "Say that a card or slice is well, so that it is given again", Tags: []string{"devices"},
-		Middlewares: huma.Middlewares{s.authorize}, Responses: s.responses(http.StatusOK, &huma.Schema{Ref: "#/components/schemas/" + api.KindDevice})}
+		Middlewares: s.needs(access.Approve, Device), Responses: s.responses(http.StatusOK, &huma.Schema{Ref: "#/components/schemas/" + api.KindDevice})}
 	huma.Register(s.api, op, func(ctx context.Context, in *uncordonInput) (*objectOutput, error) {
 		obj, err := s.uncordon(ctx, api.Key{Tenant: in.Tenant, Kind: api.KindDevice, Name: in.Name}, in.Body.ID)
 		if err != nil {
 			return nil, s.fail(err)
 		}
-		actor, _ := PrincipalOf(ctx)
-		s.cfg.Log.Info("a card or slice is uncordoned", "device", in.Name, "id", in.Body.ID, "actor", actor.Name)
+		s.cfg.Log.Info("a card or slice is uncordoned", "device", in.Name, "id", in.Body.ID, "actor", CallerOf(ctx).Name)
 		return s.output(ctx, obj), nil
 	})
 }
 
 func (s *Server) uncordon(ctx context.Context, key api.Key, id string) (*api.Object, error) {
-	device, err := s.deviceID(ctx, key.Tenant, key.Name)
+	device, err := s.deviceID(ctx, access.Approve, key.Tenant, key.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -124,14 +125,14 @@ func (s *Server) uncordon(ctx context.Context, key api.Key, id string) (*api.Obj
 	return s.cfg.Devices.Uncordon(ctx, key, id, until)
 }
 
-// deviceID finds the id of a device by its name.
-func (s *Server) deviceID(ctx context.Context, tenant, name string) (api.DeviceID, error) {
+// deviceID finds the id of a device by its name, for a caller who wants to do something with it.
+func (s *Server) deviceID(ctx context.Context, action access.Action, tenant, name string) (api.DeviceID, error) {
 	if name == "" {
 		return api.DeviceID{}, &api.Error{Code: api.Invalid, Field: "device", Message: "no device is named", Remedy: "add ?device=NAME"}
 	}
-	obj, err := s.cfg.Store.Get(ctx, api.Key{Tenant: tenant, Kind: api.KindDevice, Name: name})
+	obj, err := s.get(ctx, action, api.Key{Tenant: tenant, Kind: api.KindDevice, Name: name})
 	if err != nil {
-		return api.DeviceID{}, cmp.Or(s.ownerOf(ctx, tenant, 0), err)
+		return api.DeviceID{}, err
 	}
 	var status api.DeviceStatus
 	if err := json.Unmarshal(obj.Status, &status); err != nil {
@@ -141,20 +142,22 @@ func (s *Server) deviceID(ctx context.Context, tenant, name string) (api.DeviceI
 }
 
 // DeviceOf finds the device that a person's request names in its path and query, for
-// rooms that bring routes under /api/v1/devices/{name}/.
+// rooms that bring routes under /api/v1/devices/{name}/ and say there what they need.
 func (s *Server) DeviceOf(r *http.Request) (api.DeviceID, error) {
 	tenant := r.URL.Query().Get("tenant")
 	if tenant == "" {
 		tenant = api.DefaultTenant
 	}
-	return s.deviceID(r.Context(), tenant, r.PathValue("name"))
+	return s.deviceID(r.Context(), access.Read, tenant, r.PathValue("name"))
 }
 
 type (
 	whoOutput struct {
 		Body struct {
-			Name string `json:"name"`
-			Role string `json:"role"`
+			Name     string           `json:"name"`
+			Role     string           `json:"role" doc:"The roles that its bindings give."`
+			Account  string           `json:"account" doc:"Whose token it is: tenant/name of a service account."`
+			Bindings []access.Binding `json:"bindings"`
 		}
 	}
 	versionOutput struct {
@@ -166,12 +169,19 @@ type (
 
 func (s *Server) aboutRoutes() {
 	op := func(id, path, summary string) huma.Operation {
-		return huma.Operation{OperationID: id, Method: http.MethodGet, Path: path, Summary: summary, Tags: []string{"about"}, Middlewares: huma.Middlewares{s.authorize}}
+		return huma.Operation{OperationID: id, Method: http.MethodGet, Path: path, Summary: summary, Tags: []string{"about"}, Middlewares: s.needs("", Everybody)}
 	}
 	huma.Register(s.api, op("whoami", "/api/v1/whoami", "Whose token this is"), func(ctx context.Context, _ *struct{}) (*whoOutput, error) {
-		p, _ := PrincipalOf(ctx)
+		c := CallerOf(ctx)
 		out := &whoOutput{}
-		out.Body.Name, out.Body.Role = p.Name, string(p.Role)
+		var roles []string
+		for _, b := range c.Bindings {
+			if !slices.Contains(roles, b.Role) {
+				roles = append(roles, b.Role)
+			}
+		}
+		out.Body.Name, out.Body.Role, out.Body.Account = c.Name, cmp.Or(strings.Join(roles, ", "), "no role"), c.Account.Tenant+"/"+c.Account.Name
+		out.Body.Bindings = append([]access.Binding{}, c.Bindings...)
 		return out, nil
 	})
 	huma.Register(s.api, op("version", "/api/v1/version", "The version of the core"), func(context.Context, *struct{}) (*versionOutput, error) {

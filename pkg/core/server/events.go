@@ -2,7 +2,6 @@ package server
 
 import (
 	"cmp"
-	"context"
 	"net/http"
 	"slices"
 	"strconv"
@@ -11,6 +10,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/access"
 )
 
 // eventsPoll is how often a watch of events looks: they are no objects, so the store's
@@ -41,34 +41,41 @@ func (s *Server) streamEvents(w http.ResponseWriter, r *http.Request) error {
 		}
 		limit = n
 	}
-	of, err := s.eventScope(r.Context(), cmp.Or(q.Get("tenant"), api.DefaultTenant), q.Get("device"))
+	newest, err := s.newestEvents(r)
 	if err != nil {
 		return err
 	}
-	newest, err := s.cfg.Ledger.Events(r.Context(), of, maxPage)
-	if err != nil {
-		return err
-	}
-	veilEvents(r.Context(), newest)
 	s.metrics.streams.Inc()
 	defer s.metrics.streams.Dec()
 	out := NewEventStream(w)
 	if !sendEvents(out, newest[:min(limit, len(newest))]) || out.Send("synced", 0, struct{}{}) != nil {
 		return nil
 	}
-	s.followEvents(r.Context(), out, of, newest)
+	s.followEvents(r, out, newest)
 	return nil
+}
+
+// newestEvents gives the newest events that whoever asks may see.
+func (s *Server) newestEvents(r *http.Request) ([]EventEntry, error) {
+	q := r.URL.Query()
+	of, err := s.eventScope(r.Context(), cmp.Or(q.Get("tenant"), api.DefaultTenant), q.Get("device"))
+	if err != nil {
+		return nil, err
+	}
+	list, err := s.cfg.Ledger.Events(r.Context(), of, maxPage)
+	veilEvents(r.Context(), list)
+	return list, err
 }
 
 // followEvents looks for events that were not among the newest before, until the reader
 // leaves. More than a page of them between two looks are more than anybody reads.
-func (s *Server) followEvents(ctx context.Context, out *EventStream, of EventScope, before []EventEntry) {
+func (s *Server) followEvents(r *http.Request, out *EventStream, before []EventEntry) {
 	tick, beat := time.NewTicker(eventsPoll), time.NewTicker(heartbeat)
 	defer tick.Stop()
 	defer beat.Stop()
 	for {
 		select {
-		case <-ctx.Done():
+		case <-r.Context().Done():
 			return
 		case <-beat.C:
 			if out.Beat() != nil {
@@ -77,12 +84,15 @@ func (s *Server) followEvents(ctx context.Context, out *EventStream, of EventSco
 			continue
 		case <-tick.C:
 		}
-		newest, err := s.cfg.Ledger.Events(ctx, of, maxPage)
+		r, err := s.admit(Needs{access.Read, Each}, r) // as of now
+		var newest []EventEntry
+		if err == nil {
+			newest, err = s.newestEvents(r)
+		}
 		if err != nil {
 			_ = out.Send("error", 0, public(err))
 			return
 		}
-		veilEvents(ctx, newest)
 		if !sendEvents(out, fresh(before, newest)) {
 			return
 		}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/access"
 )
 
 // etag is the revision of an object as HTTP writes versions (RFC 9110, section 8.8.3).
@@ -24,7 +25,7 @@ func (s *Server) match(ctx context.Context, header []string, key api.Key, revisi
 	if len(header) == 0 {
 		return nil
 	}
-	obj, err := s.cfg.Store.Get(ctx, key)
+	obj, err := s.get(ctx, access.Read, key)
 	if api.CodeOf(err) == api.NotFound && err != nil {
 		return missed(header, wireError{e: public(err)})
 	}

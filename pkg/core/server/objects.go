@@ -11,6 +11,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/access"
 	"tributary.dev/tributary/pkg/core/store"
 )
 
@@ -84,13 +85,13 @@ func (s *Server) objectRoutes() {
 func (s *Server) kindRoutes(k *api.Kind) {
 	base := "/api/v1/" + k.Plural
 	schema := s.objectSchema(k)
-	op := func(verb, method, path, summary string, status int, answer *huma.Schema) huma.Operation {
+	op := func(verb, method, path, summary string, needs access.Action, status int, answer *huma.Schema) huma.Operation {
 		return huma.Operation{OperationID: verb + "-" + strings.ToLower(k.Name), Method: method, Path: path, Summary: summary, Tags: []string{k.Plural},
-			DefaultStatus: status, MaxBodyBytes: maxBody, BodyReadTimeout: readDeadline, SkipValidateBody: true, Middlewares: huma.Middlewares{s.authorize},
+			DefaultStatus: status, MaxBodyBytes: maxBody, BodyReadTimeout: readDeadline, SkipValidateBody: true, Middlewares: s.needs(needs, Each),
 			Responses: s.responses(status, answer)}
 	}
 
-	list := op("list", http.MethodGet, base, "List or watch "+k.Plural, http.StatusOK, s.listSchema(k))
+	list := op("list", http.MethodGet, base, "List or watch "+k.Plural, access.Read, http.StatusOK, s.listSchema(k))
 	list.Description = k.Doc
 	list.Responses["200"].Content["text/event-stream"] = s.watchMedia(k)
 	list.Responses["410"] = s.gone()
@@ -100,6 +101,7 @@ func (s *Server) kindRoutes(k *api.Kind) {
 		if q.Tenant == "*" {
 			q.Tenant = ""
 		}
+		q.Only = s.only(ctx, k.Name)
 		items, next, rev, err := s.cfg.Store.List(ctx, q)
 		if err != nil {
 			return nil, s.fail(err)
@@ -114,15 +116,15 @@ func (s *Server) kindRoutes(k *api.Kind) {
 		return out, nil
 	})
 
-	huma.Register(s.api, op("get", http.MethodGet, base+"/{name}", "Read one "+k.Name, http.StatusOK, schema), func(ctx context.Context, in *ObjectPath) (*objectOutput, error) {
-		obj, err := s.cfg.Store.Get(ctx, api.Key{Tenant: in.Tenant, Kind: k.Name, Name: in.Name})
+	huma.Register(s.api, op("get", http.MethodGet, base+"/{name}", "Read one "+k.Name, access.Read, http.StatusOK, schema), func(ctx context.Context, in *ObjectPath) (*objectOutput, error) {
+		obj, err := s.get(ctx, access.Read, api.Key{Tenant: in.Tenant, Kind: k.Name, Name: in.Name})
 		if err != nil {
 			return nil, s.fail(err)
 		}
 		return s.output(ctx, obj), nil
 	})
 
-	huma.Register(s.api, op("create", http.MethodPost, base, "Create a "+k.Name, http.StatusCreated, schema), func(ctx context.Context, in *createInput) (*writtenOutput, error) {
+	huma.Register(s.api, op("create", http.MethodPost, base, "Create a "+k.Name, access.Write, http.StatusCreated, schema), func(ctx context.Context, in *createInput) (*writtenOutput, error) {
 		obj, err := decodeOne(in.RawBody, k.Name, in.Tenant, "")
 		if err != nil {
 			return nil, s.fail(err)
@@ -130,7 +132,7 @@ func (s *Server) kindRoutes(k *api.Kind) {
 		return s.answer(k, in.DryRun)(s.write(ctx, obj, writeOptions{create: true, dryRun: in.DryRun}))
 	})
 
-	put := op("put", http.MethodPut, base+"/{name}", "Create or replace a "+k.Name, http.StatusOK, schema)
+	put := op("put", http.MethodPut, base+"/{name}", "Create or replace a "+k.Name, access.Write, http.StatusOK, schema)
 	put.Responses["201"] = s.responses(http.StatusCreated, schema)["201"]
 	huma.Register(s.api, put, func(ctx context.Context, in *putInput) (*writtenOutput, error) {
 		obj, err := decodeOne(in.RawBody, k.Name, in.Tenant, in.Name)
@@ -144,7 +146,7 @@ func (s *Server) kindRoutes(k *api.Kind) {
 		return out, missed(in.IfMatch, err)
 	})
 
-	huma.Register(s.api, op("delete", http.MethodDelete, base+"/{name}", "Delete a "+k.Name, http.StatusNoContent, nil), func(ctx context.Context, in *deleteInput) (*struct{}, error) {
+	huma.Register(s.api, op("delete", http.MethodDelete, base+"/{name}", "Delete a "+k.Name, access.Write, http.StatusNoContent, nil), func(ctx context.Context, in *deleteInput) (*struct{}, error) {
 		key := api.Key{Tenant: in.Tenant, Kind: k.Name, Name: in.Name}
 		if err := s.match(ctx, in.IfMatch, key, &in.Revision); err != nil {
 			return nil, err
@@ -159,17 +161,21 @@ func (s *Server) kindRoutes(k *api.Kind) {
 	}
 }
 
-// ownerOf refuses a list of nothing that names a tenant which is not there: a mistyped
-// name would look like an empty fleet.
+// ownerOf refuses a list of nothing that names a tenant which is not there, or that the
+// caller is not told of: a mistyped name would look like an empty fleet.
 func (s *Server) ownerOf(ctx context.Context, tenant string, found int) error {
-	if found > 0 || tenant == "" || tenant == "*" || tenant == api.DefaultTenant {
+	if found > 0 || tenant == "" || tenant == "*" || tenant == api.DefaultTenant || CallerOf(ctx).Sees(tenant) {
 		return nil
 	}
-	_, err := s.cfg.Store.Get(ctx, api.Key{Tenant: api.DefaultTenant, Kind: api.KindTenant, Name: tenant})
-	if err != nil && api.CodeOf(err) == api.NotFound {
-		return &api.Error{Code: api.NotFound, Field: "query.tenant", Message: "there is no tenant " + tenant, Remedy: "see `edgectl get tenants --tenant " + api.DefaultTenant + "`"}
+	return &api.Error{Code: api.NotFound, Field: "query.tenant", Message: "there is no tenant " + tenant, Remedy: "see `edgectl get tenants --tenant " + api.DefaultTenant + "`"}
+}
+
+// only tells of each object of a kind whether the caller may read it; nil: of all.
+func (s *Server) only(ctx context.Context, kind string) func(*api.Object) bool {
+	if v := CallerOf(ctx).Of(access.Read, kind); !v.Everything { // check: scope of lists
+		return v.Has
 	}
-	return err
+	return nil
 }
 
 // answer tells what a write did. A dry run makes nothing, so nothing is anywhere.
@@ -223,22 +229,20 @@ func decodeOne(body []byte, kind, tenant, name string) (*api.Object, error) {
 	return o, nil
 }
 
-// authorize is the guard of the REST API.
-func (s *Server) authorize(ctx huma.Context, next func(huma.Context)) {
-	s.authorizeAs(People, ctx, next)
+// needs is the guard of an operation of the REST API.
+func (s *Server) needs(action access.Action, on On) huma.Middlewares {
+	return huma.Middlewares{func(ctx huma.Context, next func(huma.Context)) { s.authorize(Needs{action, on}, ctx, next) }}
 }
 
-func (s *Server) authorizeAs(access Access, ctx huma.Context, next func(huma.Context)) {
+func (s *Server) authorize(needs Needs, ctx huma.Context, next func(huma.Context)) {
 	r, w := unwrap(ctx)
-	r, err := s.admit(access, r)
+	r, err := s.admit(needs, r)
 	noteWho(w, r)
 	if err != nil {
 		WriteError(w, err)
 		return
 	}
-	if p, ok := PrincipalOf(r.Context()); ok {
-		ctx = huma.WithValue(ctx, principalKey{}, p)
-	}
+	ctx = huma.WithValue(ctx, callerKey{}, CallerOf(r.Context()))
 	if err := onlyKnown(r, parametersOf(ctx.Operation())); err != nil {
 		writeErrorAs(w, http.StatusBadRequest, err)
 		return

@@ -112,7 +112,7 @@ func (s *Server) describeRoute(r Route) {
 			op.Parameters = append(op.Parameters, &huma.Param{Name: name, In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}})
 		}
 	}
-	if r.Access == Open {
+	if r.Needs.On == Room {
 		op.Security = []map[string][]string{{}}
 	}
 	s.api.OpenAPI().AddOperation(op)

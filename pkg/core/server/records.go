@@ -2,11 +2,14 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 
 	"github.com/danielgtaylor/huma/v2"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/access"
+	"tributary.dev/tributary/pkg/core/store"
 )
 
 // Ledger answers for what devices recorded. All methods only read.
@@ -19,23 +22,56 @@ type Ledger interface {
 	Events(ctx context.Context, of EventScope, limit int) ([]EventEntry, error)
 }
 
-// EventScope says whose events: one device's, or with Device zero those of all devices
-// of a tenant, or with both zero everybody's.
+// EventScope says whose events: everybody's, or those of devices and of all devices of tenants.
 type EventScope struct {
-	Device api.DeviceID
-	Tenant string
+	Everybody bool
+	Devices   []api.DeviceID
+	Tenants   []string
 }
 
-// eventScope reads the scope of a request. A device that was deleted belongs to no tenant:
-// its events are with everybody's.
+// eventScope reads the scope of a request, as far as the caller may read. A device that was
+// deleted belongs to no tenant: its events are with everybody's.
 func (s *Server) eventScope(ctx context.Context, tenant, device string) (of EventScope, err error) {
-	switch {
-	case device != "":
-		of.Device, err = s.deviceID(ctx, tenant, device)
-	case tenant != "*":
-		of.Tenant, err = tenant, s.ownerOf(ctx, tenant, 0)
+	if device != "" {
+		id, err := s.deviceID(ctx, access.Read, tenant, device)
+		return EventScope{Devices: []api.DeviceID{id}}, err
 	}
-	return of, err
+	view := CallerOf(ctx).Of(access.Read, api.KindDevice)
+	of.Everybody = tenant == "*"
+	if !view.Everything { // check: scope of events
+		of.Everybody = false
+	}
+	if of.Everybody {
+		return of, nil
+	}
+	in := []string{tenant}
+	if tenant == "*" {
+		in = view.Reaches()
+	} else if err := s.ownerOf(ctx, tenant, 0); err != nil {
+		return of, err
+	}
+	for _, tenant := range in {
+		part := false
+		if !view.Whole(tenant) { // check: scope of the events of a tenant
+			part = true
+		}
+		if !part {
+			of.Tenants = append(of.Tenants, tenant)
+			continue
+		}
+		devices, _, _, err := s.cfg.Store.List(ctx, store.Query{Kind: api.KindDevice, Tenant: tenant, Only: view.Has})
+		if err != nil {
+			return of, err
+		}
+		for _, o := range devices {
+			var status api.DeviceStatus
+			if err := json.Unmarshal(o.Status, &status); err != nil {
+				return of, err
+			}
+			of.Devices = append(of.Devices, status.ID)
+		}
+	}
+	return of, nil
 }
 
 // UsageReport is what the ledger counted of one device.
@@ -74,6 +110,7 @@ type RecordEntry struct {
 type EventEntry struct {
 	Device string    `json:"device"`
 	Name   string    `json:"name,omitempty" doc:"The device's name."`
+	Tenant string    `json:"tenant,omitempty" doc:"The device's owner; absent when the device is gone."`
 	Seq    uint64    `json:"seq"`
 	Audit  bool      `json:"audit,omitempty"`
 	Core   bool      `json:"core,omitempty" doc:"Noted by the core, not told by the device; seq counts the core's events then."`
@@ -102,12 +139,12 @@ func (s *Server) recordRoutes() {
 	if s.cfg.Ledger == nil {
 		return
 	}
-	op := func(id, path, summary string, answer any) huma.Operation {
+	op := func(id, path, summary string, needs access.Action, answer any) huma.Operation {
 		return huma.Operation{OperationID: id, Method: http.MethodGet, Path: path, Summary: summary, Tags: []string{"records"},
-			Middlewares: huma.Middlewares{s.authorize}, Responses: s.responses(http.StatusOK, s.schemaOf(answer))}
+			Middlewares: s.needs(needs, Each), Responses: s.responses(http.StatusOK, s.schemaOf(answer))}
 	}
-	huma.Register(s.api, op("usage", "/api/v1/usage", "What one device's apps used, counted exactly once", new(UsageReport)), func(ctx context.Context, in *DeviceQuery) (*usageOutput, error) {
-		id, err := s.deviceID(ctx, in.Tenant, in.Device)
+	huma.Register(s.api, op("usage", "/api/v1/usage", "What one device's apps used, counted exactly once", access.Usage, new(UsageReport)), func(ctx context.Context, in *DeviceQuery) (*usageOutput, error) {
+		id, err := s.deviceID(ctx, access.Usage, in.Tenant, in.Device)
 		if err != nil {
 			return nil, s.fail(err)
 		}
@@ -123,8 +160,8 @@ func (s *Server) recordRoutes() {
 		After uint64 `query:"after" doc:"Records with a higher number."`
 		Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"500"`
 	}
-	huma.Register(s.api, op("records", "/api/v1/records", "The records of one device, oldest first", new(recordList)), func(ctx context.Context, in *pageQuery) (*recordsOutput, error) {
-		id, err := s.deviceID(ctx, in.Tenant, in.Device)
+	huma.Register(s.api, op("records", "/api/v1/records", "The records of one device, oldest first", access.Usage, new(recordList)), func(ctx context.Context, in *pageQuery) (*recordsOutput, error) {
+		id, err := s.deviceID(ctx, access.Usage, in.Tenant, in.Device)
 		if err != nil {
 			return nil, s.fail(err)
 		}
@@ -132,7 +169,7 @@ func (s *Server) recordRoutes() {
 		if err != nil {
 			return nil, s.fail(err)
 		}
-		veilRecords(ctx, items)
+		veilRecords(ctx, in.Tenant, items)
 		out := &recordsOutput{Body: recordList{Items: items}}
 		if n := len(items); n > 0 && n == in.Limit {
 			out.Body.Next = max(items[n-1].Seq, items[n-1].Last)
@@ -144,7 +181,7 @@ func (s *Server) recordRoutes() {
 		Limit int  `query:"limit" minimum:"1" maximum:"1000" default:"100"`
 		Watch bool `query:"watch" doc:"Stream events as server-sent events instead: the newest first, the oldest of them leading, then those that come."`
 	}
-	events := op("events", "/api/v1/events", "The newest events, newest first", new(eventList))
+	events := op("events", "/api/v1/events", "The newest events, newest first", access.Read, new(eventList))
 	events.Middlewares = append(events.Middlewares, s.watchEventsOr)
 	events.Responses["200"].Content["text/event-stream"] = &huma.MediaType{Schema: &huma.Schema{OneOf: []*huma.Schema{s.schemaOf(new(EventEntry)), s.schemaOf(new(api.Error))},
 		Description: "With watch=true, server-sent events without end. event: an entry, oldest first; synced: all that was there has come; error: the stream ends. Whoever connects again gets the newest again."}}

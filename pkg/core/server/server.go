@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/access"
 	"tributary.dev/tributary/pkg/core/store"
 )
 
@@ -30,10 +31,10 @@ const (
 	readDeadline = 30 * time.Second // for the body of an API request
 )
 
-// Config is what the hall is given. Store, Tokens, Log, Now and Metrics are needed.
+// Config is what the hall is given. Store, Access, Log, Now and Metrics are needed.
 type Config struct {
 	Store  store.Store
-	Tokens store.Tokens
+	Access *access.Room
 	// Admission holds the rooms' say in writes, by kind.
 	Admission map[string]Admission
 	// Removal holds the rooms' say in deletions, by kind.
@@ -65,7 +66,7 @@ type Config struct {
 // Route is a room's own handler, by a pattern of http.ServeMux.
 type Route struct {
 	Pattern string
-	Access  Access
+	Needs   Needs
 	Handler http.Handler
 	// Doc is one sentence for the description of the REST API; without it the route is not
 	// mentioned there.
@@ -95,12 +96,12 @@ func New(cfg Config) *Server {
 	s.streamRoutes()
 	s.aboutRoutes()
 	own := []Route{
-		{Pattern: "GET /healthz", Access: Open, Handler: http.HandlerFunc(s.healthz), Doc: "Whether the core works: 200 with the text ok, or 503."},
-		{Pattern: "GET /metrics", Access: People, Handler: promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{}), Doc: "Counters and gauges in Prometheus' text format."},
-		{Pattern: "GET /schemas/{file}", Access: Open, Handler: http.HandlerFunc(s.schema), Doc: "The JSON Schema of a kind (KIND.json), or of all (tributary.json), for editors."},
+		{Pattern: "GET /healthz", Handler: http.HandlerFunc(s.healthz), Doc: "Whether the core works: 200 with the text ok, or 503."},
+		{Pattern: "GET /metrics", Needs: Needs{access.Observe, Platform}, Handler: promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{}), Doc: "Counters and gauges in Prometheus' text format."},
+		{Pattern: "GET /schemas/{file}", Handler: http.HandlerFunc(s.schema), Doc: "The JSON Schema of a kind (KIND.json), or of all (tributary.json), for editors."},
 	}
 	for _, r := range append(own, cfg.Routes...) {
-		s.mux.Handle(r.Pattern, s.guard(r.Access, r.Handler))
+		s.mux.Handle(r.Pattern, s.guard(r.Needs, r.Handler))
 		s.describeRoute(r)
 	}
 	s.mux.HandleFunc("/api/", func(w http.ResponseWriter, r *http.Request) {

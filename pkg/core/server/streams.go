@@ -7,6 +7,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/access"
 	"tributary.dev/tributary/pkg/link/stream"
 )
 
@@ -47,7 +48,7 @@ var streamVerbs = []streamVerb{
 }
 
 const streamDoc = "An HTTP/1.1 upgrade (RFC 9110, section 7.8) to `" + stream.Protocol + "`: send `Connection: Upgrade` and `Upgrade: " + stream.Protocol + "`. " +
-	"After 101 both sides send frames, as pkg/link/stream describes them. The device dials the other end itself; what it refuses is still answered in HTTP. For admins; audited by the device."
+	"After 101 both sides send frames, as pkg/link/stream describes them. The device dials the other end itself; what it refuses is still answered in HTTP. For who may operate it; audited by the device."
 
 func (s *Server) streamRoutes() {
 	if s.cfg.Streams == nil {
@@ -64,21 +65,21 @@ func (s *Server) streamRoutes() {
 			Responses: s.responses(http.StatusSwitchingProtocols, nil)}
 		s.api.OpenAPI().AddOperation(op)
 		known := parametersOf(op)
-		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		into := s.guard(Needs{access.Operate, Device}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.streamInto(w, r, v.verb) }))
+		s.mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
 			if err := onlyKnown(r, known); err != nil {
 				writeErrorAs(w, http.StatusBadRequest, err)
 				return
 			}
-			s.streamInto(w, r, v.verb)
+			into.ServeHTTP(w, r)
 		})
-		s.mux.Handle("GET "+path, s.guard(Admins, h))
 	}
 }
 
 // streamInto joins a person's connection with one that the device opens in answer. The
 // device's comes first, so that its failure is still answered in HTTP.
 func (s *Server) streamInto(w http.ResponseWriter, r *http.Request, verb stream.Verb) {
-	actor, _ := PrincipalOf(r.Context())
+	actor := CallerOf(r.Context())
 	device, err := s.DeviceOf(r)
 	if err != nil {
 		WriteError(w, err)

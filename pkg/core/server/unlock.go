@@ -7,6 +7,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/access"
 )
 
 // Unlocks answers the challenges that boxes show (package identity/unlock). Each is
@@ -38,15 +39,15 @@ func (s *Server) unlockRoute() {
 		return
 	}
 	op := huma.Operation{OperationID: "unlock-device", Method: http.MethodPost, Path: "/api/v1/devices/{name}/unlock", Summary: "Answer the challenge of a box's console",
-		Description: "Whoever types the answer at the box gets a root shell there, once, within a quarter of an hour. For rescuers and admins; noted among the device's events before it is given.",
+		Description: "Whoever types the answer at the box gets a root shell there, once, within a quarter of an hour. For who may unlock; noted among the device's events before it is given.",
 		Tags:        []string{"devices"},
-		Middlewares: huma.Middlewares{func(ctx huma.Context, next func(huma.Context)) { s.authorizeAs(Rescuers, ctx, next) }}}
+		Middlewares: s.needs(access.Unlock, Device)}
 	huma.Register(s.api, op, func(ctx context.Context, in *unlockInput) (*unlockOutput, error) {
-		id, err := s.deviceID(ctx, in.Tenant, in.Name)
+		id, err := s.deviceID(ctx, access.Unlock, in.Tenant, in.Name)
 		if err != nil {
 			return nil, s.fail(err)
 		}
-		actor, _ := PrincipalOf(ctx)
+		actor := CallerOf(ctx)
 		a, err := s.cfg.Unlocks.Unlock(ctx, id, in.Name, in.Body.Challenge, actor.Name)
 		if err != nil {
 			s.cfg.Log.Warn("a challenge is not answered", "device", in.Name, "tenant", in.Tenant, "actor", actor.Name, "err", err)

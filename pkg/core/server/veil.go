@@ -1,20 +1,22 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"strings"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/access"
 )
 
 // What somebody ran in a container may hold passwords; only who may run things there
 // sees the arguments. Others see which program it was.
 
-// seesArguments reports whether whoever asks may see what others ran.
-func seesArguments(ctx context.Context) bool {
-	p, ok := PrincipalOf(ctx)
-	return ok && changes(p)
+// reveals reports whether whoever asks may see what others ran on devices of a tenant; ""
+// is that of devices that are gone.
+func reveals(ctx context.Context, tenant string) bool {
+	return CallerOf(ctx).May(access.Reveal, access.Resource{Tenant: cmp.Or(tenant, api.PlatformTenant), Kind: api.KindDevice})
 }
 
 // veiled is an event as those see it who may not see arguments.
@@ -29,18 +31,21 @@ func veiled(e api.Event) api.Event {
 
 // veilEvents changes a list for who asks, in place.
 func veilEvents(ctx context.Context, list []EventEntry) {
-	if seesArguments(ctx) {
-		return
-	}
-	for i := range list {
-		list[i].Event = veiled(list[i].Event)
+	may := map[string]bool{}
+	for i, e := range list {
+		if _, asked := may[e.Tenant]; !asked {
+			may[e.Tenant] = reveals(ctx, e.Tenant)
+		}
+		if !may[e.Tenant] {
+			list[i].Event = veiled(e.Event)
+		}
 	}
 }
 
 // veilCode hides a pairing code from who may not let boxes in: whoever knows it can pass
 // for the owner of a box that shows it.
 func veilCode(ctx context.Context, o *api.Object) *api.Object {
-	if o == nil || o.Kind != api.KindExpectedDevice || seesArguments(ctx) {
+	if o == nil || o.Kind != api.KindExpectedDevice || CallerOf(ctx).May(access.Reveal, CallerOf(ctx).Resource(o)) {
 		return o
 	}
 	var spec api.ExpectedDeviceSpec
@@ -58,8 +63,8 @@ const hidden = "hidden"
 
 // veilRecords is veilEvents for records. A record that could not be read as an event may
 // hold anything.
-func veilRecords(ctx context.Context, list []RecordEntry) {
-	if seesArguments(ctx) {
+func veilRecords(ctx context.Context, tenant string, list []RecordEntry) {
+	if reveals(ctx, tenant) {
 		return
 	}
 	for i := range list {

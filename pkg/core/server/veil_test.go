@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/access"
 	"tributary.dev/tributary/pkg/core/server"
 	"tributary.dev/tributary/pkg/core/store"
 	"tributary.dev/tributary/tests/wait"
@@ -73,8 +74,8 @@ func TestYesInAQuery(t *testing.T) {
 			t.Errorf("dryRun=%s: %d %v", yes, code, e)
 		}
 	}
-	for _, no := range []string{"0", "false", "yes", ""} {
-		if code, _ := c.callAs(c.viewer, "POST", "/api/v1/apply?dryRun="+no, doc, nil); code != 403 {
+	for no, want := range map[string]int{"0": 403, "false": 403, "yes": 422, "": 403} {
+		if code, _ := c.callAs(c.viewer, "POST", "/api/v1/apply?dryRun="+no, doc, nil); code != want {
 			t.Errorf("dryRun=%q: %d", no, code)
 		}
 	}
@@ -89,13 +90,13 @@ func TestRefusedAreNamed(t *testing.T) {
 	var out bytes.Buffer
 	c := start(t, func(cfg *server.Config) {
 		cfg.Log = slog.New(slog.NewJSONHandler(lockedWriter{&mu, &out}, nil))
-		cfg.Routes = []server.Route{{Pattern: "POST /room", Access: server.Admins, Handler: http.NotFoundHandler()}}
+		cfg.Routes = []server.Route{{Pattern: "POST /room", Needs: server.Needs{Action: access.Govern, On: server.Platform}, Handler: http.NotFoundHandler()}}
 	})
 	for _, path := range []string{"/api/v1/sites", "/room"} {
 		mu.Lock()
 		out.Reset()
 		mu.Unlock()
-		if code, _ := c.callAs(c.viewer, "POST", path, `{}`, nil); code != 403 {
+		if code, _ := c.callAs(c.viewer, "POST", path, `{"apiVersion":"tributary/v1","kind":"Site","metadata":{"name":"hill"}}`, nil); code != 403 {
 			t.Fatal(code)
 		}
 		// The line follows the answer.
@@ -132,7 +133,7 @@ func (audits) Records(context.Context, api.DeviceID, uint64, int) ([]server.Reco
 	return []server.RecordEntry{{Seq: 1, Kind: "audit", Event: &e}, {Seq: 2, Kind: "audit", Data: []byte("hunter2"), Poison: "not CBOR"}}, nil
 }
 func (audits) Events(context.Context, server.EventScope, int) ([]server.EventEntry, error) {
-	return []server.EventEntry{{Seq: 1, Audit: true, Event: ran}}, nil
+	return []server.EventEntry{{Seq: 1, Audit: true, Tenant: api.DefaultTenant, Event: ran}}, nil
 }
 
 // What was run in a container is told to viewers by the program's name alone.

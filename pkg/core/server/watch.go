@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/access"
 	"tributary.dev/tributary/pkg/core/store"
 )
 
@@ -95,20 +97,22 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, kind string) err
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 
+	seen := &sight{view: CallerOf(ctx).Of(access.Read, kind), known: map[api.Key]bool{}}
 	var first []*api.Object
 	if from == 0 {
-		if first, _, from, err = s.cfg.Store.List(ctx, store.Query{Tenant: tenant, Kind: kind, Selector: q.Get("selector")}); err != nil {
+		if first, _, from, err = s.cfg.Store.List(ctx, store.Query{Tenant: tenant, Kind: kind, Selector: q.Get("selector"), Only: s.only(ctx, kind)}); err != nil {
 			return err
 		}
 		if err := s.ownerOf(ctx, tenant, len(first)); err != nil {
 			return err
 		}
-	} else if err := s.cfg.Store.Reaches(from); err != nil {
+	} else if err := cmp.Or(s.ownerOf(ctx, tenant, 0), seen.resumes(), s.cfg.Store.Reaches(from)); err != nil {
 		return err
 	}
 	events := s.cfg.Store.Watch(ctx, store.WatchQuery{Kinds: []string{kind}, Tenant: tenant, From: from})
 	out := NewEventStream(w)
 	for _, o := range first {
+		seen.known[o.Key()] = true
 		if out.Send("changed", o.Metadata.Revision, s.show(ctx, o)) != nil {
 			return nil
 		}
@@ -116,8 +120,65 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, kind string) err
 	if out.Send("synced", from, map[string]int64{"revision": from}) != nil {
 		return nil
 	}
-	s.follow(ctx, out, events, selector)
+	s.follow(r.WithContext(ctx), out, events, selector, seen)
 	return nil
+}
+
+// sight is what of a kind a reader is shown.
+type sight struct {
+	view  access.View
+	known map[api.Key]bool // objects that were sent and not said to be gone
+}
+
+// resumes refuses to go on from a revision where it is not known any more what the reader
+// was shown: of an object that is gone or out of sight, nobody else may hear.
+func (s *sight) resumes() error {
+	if s.view.Narrow() {
+		return &api.Error{Code: api.Gone, Message: "what you may see is a part of a tenant, of which no history is kept", Remedy: "list again, then watch without from"}
+	}
+	return nil
+}
+
+// shows turns an event into what the reader may hear of it, if anything. What no longer
+// meets the selector, or went out of sight, goes out as deleted.
+func (s *sight) shows(e store.Event, selector api.Selector) (store.Event, bool) {
+	key := e.Object.Key()
+	whole := s.view.Whole(tenantOf(e.Object))
+	in := e.Type == store.Changed && (selector.Empty() || selector.Matches(e.Object.Metadata.Labels)) && (whole || s.view.Has(e.Object))
+	if in {
+		s.known[key] = true
+		return e, true
+	}
+	known := s.known[key]
+	delete(s.known, key)
+	if !whole && !known { // check: scope of watches
+		return e, false
+	}
+	e.Type = store.Deleted
+	if !whole { // all that is told of it is its name
+		e.Object = &api.Object{APIVersion: api.Version, Kind: key.Kind, Metadata: api.Meta{Tenant: key.Tenant, Name: key.Name, Revision: e.Revision}}
+	}
+	return e, true
+}
+
+// tenantOf is the tenant by which it is decided who sees an object.
+func tenantOf(o *api.Object) string {
+	if o.Kind == api.KindTenant {
+		return o.Metadata.Name
+	}
+	return o.Metadata.Tenant
+}
+
+// looksAgain is how long a reader goes on seeing what was taken from them, while things change.
+const looksAgain = time.Second
+
+// still finds who reads as of now, and ends a watch when what they may see is another.
+func (s *Server) still(r *http.Request, kind string, was access.View) (*http.Request, error) {
+	r, err := s.admit(Needs{access.Read, Each}, r)
+	if err == nil && !CallerOf(r.Context()).Of(access.Read, kind).Same(was) { // check: scope as of now
+		err = &api.Error{Code: api.Gone, Message: "what you may see has changed", Remedy: "list again, then watch from that"}
+	}
+	return r, err
 }
 
 // position reads where to go on; the header is what a browser sends when it
@@ -137,30 +198,42 @@ func position(query, header string) (int64, error) {
 	return n, nil
 }
 
-// follow sends events until the reader leaves or the watch ends. An object that no
-// longer meets the selector goes out as deleted.
-func (s *Server) follow(ctx context.Context, out *EventStream, events <-chan store.Event, selector api.Selector) {
+// follow sends events until the reader leaves or may no longer read, or the watch ends.
+func (s *Server) follow(r *http.Request, out *EventStream, events <-chan store.Event, selector api.Selector, seen *sight) {
 	beat := time.NewTicker(heartbeat)
 	defer beat.Stop()
+	checked := s.cfg.Now()
+	check := func() (err error) {
+		if now := s.cfg.Now(); now.Sub(checked) >= looksAgain {
+			checked = now
+			r, err = s.still(r, seen.view.Kind, seen.view)
+		}
+		return err
+	}
 	for {
 		var err error
 		select {
-		case <-ctx.Done():
+		case <-r.Context().Done():
 			return
 		case <-beat.C:
+			if err = check(); err != nil {
+				_ = out.Send("error", 0, public(err))
+				return
+			}
 			err = out.Beat()
 		case e, ok := <-events:
-			switch {
-			case !ok:
+			if !ok {
 				return
-			case e.Err != nil:
+			}
+			if e.Err == nil {
+				e.Err = check()
+			}
+			if e.Err != nil {
 				_ = out.Send("error", 0, public(e.Err))
 				return
-			case e.Type == store.Changed && !selector.Empty() && !selector.Matches(e.Object.Metadata.Labels):
-				e.Type = store.Deleted
-				fallthrough
-			default:
-				err = out.Send(string(e.Type), e.Revision, s.show(ctx, e.Object))
+			}
+			if e, ok = seen.shows(e, selector); ok {
+				err = out.Send(string(e.Type), e.Revision, s.show(r.Context(), e.Object))
 			}
 		}
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/access"
 	"tributary.dev/tributary/pkg/core/store"
 )
 
@@ -20,7 +21,6 @@ type Change struct {
 	Old    *api.Object // nil: it is created
 	New    *api.Object // defaulted and validated
 	DryRun bool
-	Actor  store.Principal
 	// With holds the objects that the same request writes, as they were sent.
 	With map[api.Key]*api.Object
 }
@@ -40,6 +40,7 @@ type Removal func(ctx context.Context, old *api.Object) error
 // writeOptions tune one write.
 type writeOptions struct {
 	create, update, dryRun bool
+	plan                   bool // it is only asked what would change
 	with                   map[api.Key]*api.Object
 }
 
@@ -55,6 +56,9 @@ func (s *Server) write(ctx context.Context, request *api.Object, o writeOptions)
 	if err != nil && api.CodeOf(err) != api.NotFound {
 		return nil, err
 	}
+	if err := s.mayWrite(ctx, old, request, o); err != nil {
+		return nil, err
+	}
 	if old != nil && o.create {
 		return nil, &api.Error{Code: api.Conflict, Message: request.Kind + " " + request.Metadata.Name + " exists already", Remedy: "change it with PUT or `edgectl apply`"}
 	}
@@ -68,10 +72,9 @@ func (s *Server) write(ctx context.Context, request *api.Object, o writeOptions)
 	if err != nil {
 		return nil, err
 	}
-	actor, _ := PrincipalOf(ctx)
 	var d Decision
 	if admit := s.cfg.Admission[obj.Kind]; admit != nil {
-		if d, err = admit(ctx, Change{Old: old, New: obj, DryRun: o.dryRun, Actor: actor, With: o.with}); err != nil {
+		if d, err = admit(ctx, Change{Old: old, New: obj, DryRun: o.dryRun, With: o.with}); err != nil {
 			return nil, err
 		}
 	}
@@ -80,7 +83,7 @@ func (s *Server) write(ctx context.Context, request *api.Object, o writeOptions)
 		return nil, err
 	}
 	if !o.dryRun && (old == nil || out.Metadata.Revision != old.Metadata.Revision) {
-		s.cfg.Log.Info("object written", "object", out.Key().String(), "revision", out.Metadata.Revision, "generation", out.Metadata.Generation, "actor", actor.Name)
+		s.cfg.Log.Info("object written", "object", out.Key().String(), "revision", out.Metadata.Revision, "generation", out.Metadata.Generation, "actor", CallerOf(ctx).Name)
 	}
 	w := &written{old: redact(old), object: redact(out), warnings: d.Warnings}
 	if d.Reply != nil && !o.dryRun {
@@ -139,7 +142,10 @@ func parentOf(tenant *api.Object) string {
 
 // remove deletes an object.
 func (s *Server) remove(ctx context.Context, key api.Key, revision int64) error {
-	old, err := s.cfg.Store.Get(ctx, key)
+	old, err := s.get(ctx, access.Read, key)
+	if err == nil {
+		err = s.mayRemove(ctx, old)
+	}
 	if err != nil {
 		return err
 	}
@@ -151,8 +157,7 @@ func (s *Server) remove(ctx context.Context, key api.Key, revision int64) error 
 	if err := s.cfg.Store.Delete(ctx, key, revision); err != nil {
 		return err
 	}
-	actor, _ := PrincipalOf(ctx)
-	s.cfg.Log.Info("object deleted", "object", key.String(), "actor", actor.Name)
+	s.cfg.Log.Info("object deleted", "object", key.String(), "actor", CallerOf(ctx).Name)
 	return nil
 }
 

@@ -24,12 +24,12 @@ func (s *SQL) Get(ctx context.Context, key api.Key) (*api.Object, error) {
 
 func (s *SQL) get(ctx context.Context, q database.Querier, key api.Key) (*api.Object, error) {
 	if !storable(key) {
-		return nil, notFound(key)
+		return nil, NotFound(key)
 	}
 	row := q.QueryRowContext(ctx, sqlGet, key.Kind, key.Tenant, key.Name)
 	obj, err := s.scan(row.Scan)
 	if errors.Is(err, sql.ErrNoRows) {
-		return nil, notFound(key)
+		return nil, NotFound(key)
 	}
 	return obj, err
 }
@@ -116,7 +116,7 @@ func (s *SQL) List(ctx context.Context, q Query) (items []*api.Object, next stri
 			if err != nil {
 				return err
 			}
-			if q.Selector != "" && !selector.Matches(obj.Metadata.Labels) {
+			if q.Selector != "" && !selector.Matches(obj.Metadata.Labels) || q.Only != nil && !q.Only(obj) {
 				continue
 			}
 			if q.Limit > 0 && len(items) == q.Limit {
@@ -180,7 +180,7 @@ func merge(old, obj *api.Object, status json.RawMessage, opts PutOptions) (out *
 	key, m := obj.Key(), obj.Metadata
 	switch {
 	case old == nil && (opts.Update || m.Revision != 0):
-		return nil, false, notFound(key)
+		return nil, false, NotFound(key)
 	case old != nil && opts.Create:
 		return nil, false, &api.Error{Code: api.Conflict, Message: key.Kind + " " + key.Name + " exists already", Remedy: "change it with PUT or `edgectl apply`"}
 	case old != nil && m.Revision != 0 && m.Revision != old.Metadata.Revision:
@@ -239,7 +239,7 @@ func (s *SQL) PutStatus(ctx context.Context, key api.Key, status any) error {
 	return s.tx(ctx, func(w *writer) error {
 		found, err := putStatus(ctx, w, key, status, true)
 		if err == nil && !found {
-			return notFound(key)
+			return NotFound(key)
 		}
 		return err
 	})
@@ -287,6 +287,11 @@ func (s *SQL) Delete(ctx context.Context, key api.Key, revision int64) error {
 		}
 		if key.Kind == api.KindTenant {
 			if err := s.tenantEmpty(ctx, w, key.Name); err != nil {
+				return err
+			}
+		}
+		if key.Kind == api.KindServiceAccount { // nobody else shall ever come by its tokens
+			if _, err := w.ExecContext(ctx, "DELETE FROM tokens WHERE account = ?", old.Metadata.UID); err != nil {
 				return err
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"embed"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -56,7 +57,7 @@ const (
 	sqlPutStatus = "UPDATE objects SET status = ?, revision = ? WHERE kind = ? AND tenant = ? AND name = ?"
 	sqlCount     = "SELECT value FROM meta WHERE key = ?"
 	sqlSetCount  = "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
-	sqlToken     = "SELECT hash, name, role, expires FROM tokens WHERE id = ?"
+	sqlToken     = "SELECT hash, name, account, expires FROM tokens WHERE id = ?"
 	sqlPutBox    = "INSERT INTO boxes (device, tenant, name, public_key, seal_key, token) VALUES (?,?,?,?,?,?)" +
 		" ON CONFLICT (device) DO UPDATE SET seal_key = excluded.seal_key, token = excluded.token"
 )
@@ -86,6 +87,9 @@ func Open(ctx context.Context, cfg Config) (_ *SQL, err error) {
 		return nil, err
 	}
 	s.history = newHistory(cfg.History, revision)
+	if err := s.adoptTokens(ctx); err != nil {
+		return nil, err
+	}
 	s.listen()
 	return s, nil
 }
@@ -151,6 +155,11 @@ func (s *SQL) tx(ctx context.Context, f func(w *writer) error) error {
 		if changes = w.changes; len(changes) == 0 {
 			return nil
 		}
+		if slices.ContainsFunc(changes, change.decides) {
+			if err := setCounter(ctx, w, "access", w.revision); err != nil {
+				return err
+			}
+		}
 		if err := s.leave(ctx, w); err != nil {
 			return err
 		}
@@ -197,6 +206,16 @@ func (s *SQL) counter(ctx context.Context, q database.Querier, key string) (int6
 func setCounter(ctx context.Context, q database.Querier, key string, v int64) error {
 	_, err := q.ExecContext(ctx, sqlSetCount, key, v)
 	return err
+}
+
+// decides reports whether a change may alter who may do what.
+func (c change) decides() bool {
+	return !c.statusOnly && slices.Contains([]string{api.KindTenant, api.KindServiceAccount, api.KindRoleBinding, api.KindFleet}, c.key.Kind)
+}
+
+// AccessRevision is the revision of the last change that may alter who may do what.
+func (s *SQL) AccessRevision(ctx context.Context) (int64, error) {
+	return s.counter(ctx, s.db, "access")
 }
 
 // Epoch returns the core's epoch, at least 1: manifests are ordered by it first.

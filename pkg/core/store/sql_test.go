@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
@@ -259,5 +260,43 @@ func TestWatchHearsOfOtherProcesses(t *testing.T) {
 		}
 	case <-ctx.Done():
 		t.Fatal("nothing is heard of a gap")
+	}
+}
+
+// A token of before there were accounts goes on speaking for the role that it had, by an
+// account that is bound to it; an account's tokens go with it.
+func TestTokensOfBefore(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "core.db")
+	s, _ := open(t, path)
+	token, err := s.CreateToken(t.Context(), "ann", store.Viewer, time.Time{}, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, statement := range []string{"UPDATE tokens SET account = '', role = 'viewer'", "DELETE FROM objects"} {
+		if _, err := s.Database().ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Close()
+	s, _ = open(t, path)
+	p, err := s.CheckToken(t.Context(), token)
+	if err != nil || p.Name != "ann" {
+		t.Fatal(p, err)
+	}
+	key := api.Key{Tenant: api.PlatformTenant, Kind: api.KindServiceAccount, Name: "viewer"}
+	account, err := s.Get(t.Context(), key)
+	if err != nil || account.Metadata.UID != p.Account {
+		t.Errorf("the account %+v of %+v: %v", account, p, err)
+	}
+	key.Kind = api.KindRoleBinding
+	if b, err := s.Get(t.Context(), key); err != nil || string(b.Spec) != `{"role":"viewer","subjects":[{"serviceAccount":"viewer"}]}` {
+		t.Errorf("the binding %+v: %v", b, err)
+	}
+	key.Kind = api.KindServiceAccount
+	if err := s.Delete(t.Context(), key, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.CheckToken(t.Context(), token); api.CodeOf(err) != api.Unauthorized {
+		t.Errorf("a token whose account is gone: %v", err)
 	}
 }

@@ -63,7 +63,9 @@ type Store interface {
 type Query struct {
 	// Tenant limits the list to one; "" lists all tenants.
 	Tenant string
-	Kind   string
+	// Only limits it to what it says yes to, beside the selector; nil is no limit.
+	Only func(*api.Object) bool
+	Kind string
 	// Selector is the text form of api.ParseSelector; "" selects all.
 	Selector string
 	// Limit bounds the page; 0 is no bound.
@@ -119,7 +121,8 @@ var errTooOld = &api.Error{Code: api.Gone, Message: "the revision to watch from 
 // IsTooOld reports whether a watch ended because the reader has to list again.
 func IsTooOld(err error) bool { return err == errTooOld }
 
-func notFound(key api.Key) error {
+// NotFound is the error of an object that is not there.
+func NotFound(key api.Key) error {
 	if key.Kind == api.KindTenant {
 		e := &api.Error{Code: api.NotFound, Message: "there is no Tenant " + key.Name, Remedy: "see `edgectl get tenants`"}
 		if key.Name == api.DefaultTenant || key.Name == api.PlatformTenant {

@@ -6,6 +6,7 @@ import (
 	"crypto/subtle"
 	"database/sql"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,29 +17,37 @@ import (
 	"tributary.dev/tributary/pkg/core/database"
 )
 
-// Role is what the bearer of a token may do.
+// Role names one of the accounts of the platform that are there from the first token on, for
+// whoever needs no finer ones: bound at the root, they may do something in every tenant.
 type Role string
 
-// The roles.
+// The accounts.
 const (
-	Admin  Role = "admin"  // everything
-	Viewer Role = "viewer" // read everything but secrets, change nothing
-	// Rescuer reads as a viewer does, and answers boxes' challenges.
-	Rescuer Role = "rescuer"
+	Admin   Role = "admin"   // platform-admin
+	Viewer  Role = "viewer"  // viewer
+	Rescuer Role = "rescuer" // rescuer
 )
 
-// Principal is a person, as the token tells.
+// given is the role that the account is bound to.
+func (r Role) given() string {
+	return map[Role]string{Admin: api.RolePlatformAdmin, Viewer: api.RoleViewer, Rescuer: api.RoleRescuer}[r]
+}
+
+// Principal is who a token speaks for: the token's own name, and the uid of its account.
 type Principal struct {
 	TokenID string
 	Name    string
-	Role    Role
+	Account string
 }
 
-// Tokens keeps bearer tokens of people. Only a hash of the secret part is kept.
+// Tokens keeps bearer tokens of service accounts. Only a hash of the secret part is kept.
 type Tokens interface {
-	// CreateToken makes a token and returns its text, "tp1.<id>.<secret>", which
-	// nobody can read again. expires is zero for one that lasts.
+	// CreateToken makes a token of one of the platform's own accounts, which it makes and
+	// binds when that is not there, and returns its text, "tp1.<id>.<secret>", which nobody
+	// can read again. expires is zero for one that lasts.
 	CreateToken(ctx context.Context, name string, role Role, expires time.Time, rand io.Reader) (token string, err error)
+	// CreateTokenOf makes a token of a service account (code NotFound when there is none).
+	CreateTokenOf(ctx context.Context, name string, account api.Key, expires time.Time, rand io.Reader) (token string, err error)
 	// CheckToken tells whose token it is, or fails with code Unauthorized.
 	CheckToken(ctx context.Context, token string) (Principal, error)
 	// RevokeToken forgets a token by its id (code NotFound when there is none).
@@ -47,19 +56,85 @@ type Tokens interface {
 	ListTokens(ctx context.Context) ([]TokenInfo, error)
 }
 
-// TokenInfo is what is known of a token. Expires is zero for one that lasts.
+// TokenInfo is what is known of a token. Of is its account's key; Expires is zero for one that
+// lasts.
 type TokenInfo struct {
 	Principal
+	Of               api.Key
 	Created, Expires time.Time
 }
 
 const tokenPrefix = "tp1"
 
 // CreateToken implements Tokens.
-func (s *SQL) CreateToken(ctx context.Context, name string, role Role, expires time.Time, rand io.Reader) (string, error) {
-	if role != Admin && role != Viewer && role != Rescuer {
+func (s *SQL) CreateToken(ctx context.Context, name string, role Role, expires time.Time, rand io.Reader) (token string, err error) {
+	if role.given() == "" {
 		return "", &api.Error{Code: api.Invalid, Field: "role", Message: fmt.Sprintf("there is no role %q", role), Remedy: "the roles are admin, viewer and rescuer"}
 	}
+	err = s.tx(ctx, func(w *writer) error {
+		account, err := s.ownAccount(ctx, w, role)
+		if err == nil {
+			token, err = s.mint(ctx, w, name, account, expires, rand)
+		}
+		return err
+	})
+	return token, err
+}
+
+// CreateTokenOf implements Tokens.
+func (s *SQL) CreateTokenOf(ctx context.Context, name string, account api.Key, expires time.Time, rand io.Reader) (token string, err error) {
+	err = s.tx(ctx, func(w *writer) error {
+		o, err := s.get(ctx, w, account)
+		if err == nil {
+			token, err = s.mint(ctx, w, name, o.Metadata.UID, expires, rand)
+		}
+		return err
+	})
+	return token, err
+}
+
+// MakeOwnAccounts makes the platform's own accounts where not even the first is there.
+func (s *SQL) MakeOwnAccounts(ctx context.Context) error {
+	return s.tx(ctx, func(w *writer) error {
+		if _, err := s.get(ctx, w, api.Key{Tenant: api.PlatformTenant, Kind: api.KindServiceAccount, Name: string(Admin)}); err == nil || api.CodeOf(err) != api.NotFound {
+			return err
+		}
+		for _, role := range []Role{Admin, Viewer, Rescuer} {
+			if _, err := s.ownAccount(ctx, w, role); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// ownAccount is the uid of one of the platform's own accounts, made and bound when it is not.
+func (s *SQL) ownAccount(ctx context.Context, w *writer, role Role) (uid string, err error) {
+	binding, err := json.Marshal(api.RoleBindingSpec{Role: role.given(), Subjects: []api.Subject{{ServiceAccount: string(role)}}})
+	if err != nil {
+		return "", err
+	}
+	for _, o := range []*api.Object{{Kind: api.KindServiceAccount, Spec: []byte(`{}`)}, {Kind: api.KindRoleBinding, Spec: binding}} {
+		o.APIVersion, o.Metadata = api.Version, api.Meta{Tenant: api.PlatformTenant, Name: string(role), Generation: 1}
+		old, err := s.get(ctx, w, o.Key())
+		if api.CodeOf(err) == api.NotFound && err != nil {
+			o.Metadata.Revision = w.changed(change{key: o.Key()})
+			s.stamp(o, nil)
+			if err = s.writeRow(ctx, w, o); err == nil {
+				old = o
+			}
+		}
+		if err != nil && old == nil {
+			return "", err
+		}
+		if o.Kind == api.KindServiceAccount {
+			uid = old.Metadata.UID
+		}
+	}
+	return uid, nil
+}
+
+func (s *SQL) mint(ctx context.Context, w *writer, name, account string, expires time.Time, rand io.Reader) (string, error) {
 	var b [6 + 24]byte
 	if _, err := io.ReadFull(rand, b[:]); err != nil {
 		return "", err
@@ -70,8 +145,36 @@ func (s *SQL) CreateToken(ctx context.Context, name string, role Role, expires t
 	if !expires.IsZero() {
 		until = expires.Unix()
 	}
-	_, err := s.db.ExecContext(ctx, "INSERT INTO tokens (id, hash, name, role, created, expires) VALUES (?,?,?,?,?,?)", id, hash[:], database.Legible(name), string(role), s.cfg.Now().Unix(), until)
+	_, err := w.ExecContext(ctx, "INSERT INTO tokens (id, hash, name, role, account, created, expires) VALUES (?,?,?,'',?,?,?)", id, hash[:], database.Legible(name), account, s.cfg.Now().Unix(), until)
 	return tokenPrefix + "." + id + "." + secret, err
+}
+
+// adoptTokens gives tokens that were made before there were accounts to the account that may
+// do what they might.
+func (s *SQL) adoptTokens(ctx context.Context) error {
+	const orphans = "SELECT count(*) FROM tokens WHERE account = ''"
+	var n int
+	if err := s.db.QueryRowContext(ctx, orphans).Scan(&n); err != nil || n == 0 {
+		return err
+	}
+	return s.tx(ctx, func(w *writer) error {
+		for _, role := range []Role{Admin, Viewer, Rescuer} {
+			if err := w.QueryRowContext(ctx, orphans+" AND role = ?", string(role)).Scan(&n); err != nil {
+				return err
+			}
+			if n == 0 {
+				continue
+			}
+			account, err := s.ownAccount(ctx, w, role)
+			if err != nil {
+				return err
+			}
+			if _, err := w.ExecContext(ctx, "UPDATE tokens SET account = ?, role = '' WHERE account = '' AND role = ?", account, string(role)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // CheckToken implements Tokens. The secret has 192 random bits, so one SHA-256 is
@@ -85,7 +188,7 @@ func (s *SQL) CheckToken(ctx context.Context, token string) (Principal, error) {
 	p := Principal{TokenID: parts[1]}
 	var hash []byte
 	var expires int64
-	err := s.db.QueryRowContext(ctx, sqlToken, p.TokenID).Scan(&hash, &p.Name, &p.Role, &expires)
+	err := s.db.QueryRowContext(ctx, sqlToken, p.TokenID).Scan(&hash, &p.Name, &p.Account, &expires)
 	if errors.Is(err, sql.ErrNoRows) {
 		return Principal{}, refused
 	} else if err != nil {
@@ -100,7 +203,7 @@ func (s *SQL) CheckToken(ctx context.Context, token string) (Principal, error) {
 
 // ListTokens implements Tokens.
 func (s *SQL) ListTokens(ctx context.Context) ([]TokenInfo, error) {
-	rows, err := s.db.QueryContext(ctx, "SELECT id, name, role, created, expires FROM tokens ORDER BY created, id")
+	rows, err := s.db.QueryContext(ctx, "SELECT t.id, t.name, t.account, COALESCE(o.tenant, ''), COALESCE(o.name, ''), t.created, t.expires FROM tokens t LEFT JOIN objects o ON o.kind = ? AND o.uid = t.account ORDER BY t.created, t.id", api.KindServiceAccount)
 	if err != nil {
 		return nil, err
 	}
@@ -109,9 +212,10 @@ func (s *SQL) ListTokens(ctx context.Context) ([]TokenInfo, error) {
 	for rows.Next() {
 		var t TokenInfo
 		var created, expires int64
-		if err := rows.Scan(&t.TokenID, &t.Name, &t.Role, &created, &expires); err != nil {
+		if err := rows.Scan(&t.TokenID, &t.Name, &t.Account, &t.Of.Tenant, &t.Of.Name, &created, &expires); err != nil {
 			return nil, err
 		}
+		t.Of.Kind = api.KindServiceAccount
 		if t.Created = time.Unix(created, 0); expires != 0 {
 			t.Expires = time.Unix(expires, 0)
 		}

@@ -1,0 +1,384 @@
+package server_test
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/server"
+	"tributary.dev/tributary/pkg/core/store"
+	"tributary.dev/tributary/pkg/link/stream"
+	"tributary.dev/tributary/tests/mutation"
+)
+
+// canary is in the name of everything that the owner has.
+const canary = "canary-9d2"
+
+// rooms play the rooms behind the server for one device of the owner and one of the stranger.
+type rooms struct{ server.Devices }
+
+var ownersBox, strangersBox = api.DeviceID{1}, api.DeviceID{2}
+
+func (rooms) Approve(_ context.Context, key api.Key) (*api.Object, error) {
+	return &api.Object{APIVersion: api.Version, Kind: api.KindDevice, Metadata: api.Meta{Name: key.Name, Tenant: key.Tenant}, Spec: []byte(`{}`)}, nil
+}
+func (r rooms) Retire(ctx context.Context, key api.Key) (*api.Object, error) {
+	return r.Approve(ctx, key)
+}
+func (r rooms) Uncordon(ctx context.Context, key api.Key, _ string, _ int64) (*api.Object, error) {
+	return r.Approve(ctx, key)
+}
+func (rooms) Inventory(context.Context, api.DeviceID) (*api.Inventory, error) {
+	return &api.Inventory{CPU: &api.CPU{Model: canary}, Accelerators: []api.Accelerator{{ID: "GPU-0", Findings: []api.AcceleratorFinding{{Warning: api.Warning{Name: "gpu-xid", Since: 77}, Action: "move"}}}}}, nil
+}
+func (rooms) Unlock(context.Context, api.DeviceID, string, string, string) (server.UnlockAnswer, error) {
+	return server.UnlockAnswer{Answer: canary}, nil
+}
+func (rooms) Open(context.Context, api.DeviceID, stream.Command) (*stream.Conn, error) {
+	return nil, api.Errorf(api.Unavailable, "%s is away", canary)
+}
+func (rooms) Usage(context.Context, api.DeviceID) (*server.UsageReport, error) {
+	return &server.UsageReport{}, nil
+}
+func (rooms) Records(context.Context, api.DeviceID, uint64, int) ([]server.RecordEntry, error) {
+	return []server.RecordEntry{{Seq: 1, Kind: "event", Event: &api.Event{Name: "x", Subject: canary}}}, nil
+}
+func (rooms) Events(_ context.Context, of server.EventScope, _ int) (out []server.EventEntry, _ error) {
+	for id, e := range map[api.DeviceID]server.EventEntry{ownersBox: {Tenant: "acme", Seq: 1, Event: api.Event{Name: canary}}, strangersBox: {Tenant: "other", Seq: 2, Event: api.Event{Name: "own"}}} {
+		if of.Everybody || slices.Contains(of.Tenants, e.Tenant) || slices.Contains(of.Devices, id) {
+			out = append(out, e)
+		}
+	}
+	return out, nil
+}
+
+func doc(kind, tenant, name, spec string) string {
+	return `{"apiVersion":"tributary/v1","kind":"` + kind + `","metadata":{"tenant":"` + tenant + `","name":"` + name + `"},"spec":` + spec + `}`
+}
+
+// specs are the least of each kind that people write by themselves.
+func specs() map[string]string {
+	return map[string]string{api.KindSite: `{}`, api.KindConfig: `{"env":{"A":"b"}}`, api.KindSecret: `{"data":{"a":"b"}}`, api.KindApp: `{"artifact":"acme/apps/a@sha256:` + strings.Repeat("0", 64) + `"}`,
+		api.KindFleet: `{"selector":{"matchLabels":{"role":"shop"}}}`, api.KindJoinToken: `{}`, api.KindExpectedDevice: `{"serial":"` + canary + `","code":"` + strings.Repeat("A", 26) + `"}`,
+		api.KindServiceAccount: `{}`, api.KindRoleBinding: `{"role":"viewer","subjects":[{"serviceAccount":"nobody"}]}`, api.KindRelease: `{"artifact":"os/vm@sha256:` + strings.Repeat("0", 64) + `"}`,
+		api.KindFlowPolicy: `{"interface":{"name":"enp*"},"rules":[{"name":"r","match":{"vlan":1},"drop":true}]}`, api.KindNetworkPolicy: `{"selector":{"matchLabels":{"a":"b"}},"functions":[{"match":{"driver":"ice"},"virtualFunctions":1}]}`}
+}
+
+// walked is a core with an owner, acme, and strangers to it.
+type walked struct {
+	*core
+	owner     string
+	strangers map[string]string // their tokens
+}
+
+func walk(t *testing.T) *walked {
+	c := &walked{core: start(t, func(cfg *server.Config) {
+		cfg.Devices, cfg.Inventories, cfg.Ledger, cfg.Streams, cfg.Unlocks = rooms{}, rooms{}, rooms{}, rooms{}, rooms{}
+	}), strangers: map[string]string{}}
+	c.seed()
+	docs := doc("Tenant", "", "acme", `{}`) + doc("Tenant", "", "other", `{}`)
+	for name, in := range map[string]string{"owner": "acme", "stranger": "other", "sited": "acme", "fleeted": "acme"} {
+		role, at := "tenant-admin", ""
+		switch name {
+		case "sited":
+			at = `,"site":"elsewhere"`
+		case "fleeted":
+			at = `,"fleet":"others"`
+		}
+		docs += doc("ServiceAccount", in, name, `{}`) + doc("RoleBinding", in, name, `{"role":"`+role+`","subjects":[{"serviceAccount":"`+name+`"}]`+at+`}`)
+	}
+	docs += doc("Fleet", "acme", "others", `{"selector":{"matchLabels":{"role":"elsewhere"}}}`)
+	if code, e := c.call("POST", "/api/v1/apply", docs, nil); code != 200 {
+		t.Fatal(code, e)
+	}
+	for name, in := range map[string]string{"owner": "acme", "stranger": "other", "sited": "acme", "fleeted": "acme"} {
+		token, err := c.store.CreateTokenOf(t.Context(), name, api.Key{Tenant: in, Kind: api.KindServiceAccount, Name: name}, time.Time{}, rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.strangers[name] = token; name == "owner" {
+			c.owner = token
+			delete(c.strangers, name)
+		}
+	}
+	return c
+}
+
+// seed puts one object of each kind into acme, as it was at first.
+func (c *walked) seed() {
+	for i := range api.Kinds {
+		kind, tenant, name := api.Kinds[i].Name, "acme", canary
+		o := &api.Object{APIVersion: api.Version, Kind: kind, Metadata: api.Meta{Tenant: tenant, Name: name}, Spec: json.RawMessage(specs()[kind])}
+		status := any(nil)
+		switch kind {
+		case api.KindTenant: // canary lies below acme
+			o.Metadata.Tenant, o.Spec = api.DefaultTenant, json.RawMessage(`{"parent":"acme"}`)
+			acme := &api.Object{APIVersion: api.Version, Kind: kind, Metadata: api.Meta{Tenant: api.DefaultTenant, Name: "acme"}, Spec: json.RawMessage(`{}`)}
+			if _, err := c.store.Put(c.t.Context(), acme, store.PutOptions{}); err != nil {
+				c.t.Fatal(err)
+			}
+		case api.KindDevice:
+			o.Spec, status = json.RawMessage(`{}`), api.DeviceStatus{ID: ownersBox}
+		}
+		if _, err := c.store.Put(c.t.Context(), o, store.PutOptions{Status: status}); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+}
+
+// ask gives the status and the text of an answer; of a stream, until all that was there has come.
+func (c *walked) ask(token, method, path, body string) (int, string) {
+	c.t.Helper()
+	ctx, cancel := context.WithCancel(c.t.Context())
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, c.url+path, strings.NewReader(body))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+token)
+	if strings.HasPrefix(path, "/api/v1/devices/") && method == "GET" && strings.Count(path, "/") > 4 && !strings.Contains(path, "inventory") {
+		req.Header.Set("Connection", "Upgrade")
+		req.Header.Set("Upgrade", stream.Protocol)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var text []byte
+	for b := make([]byte, 4096); ; {
+		n, err := resp.Body.Read(b)
+		if text = append(text, b[:n]...); err == io.EOF || strings.Contains(string(text), "event: synced") {
+			return resp.StatusCode, string(text)
+		} else if err != nil {
+			c.t.Fatal(err)
+		}
+	}
+}
+
+// probe is one request about what is acme's. want is the owner's status.
+type probe struct {
+	method, path, body string
+	want               int
+}
+
+// probes gives the requests by which each operation of the API is tried, by method and path.
+func probes() map[string][]probe {
+	all := map[string][]probe{}
+	for _, k := range api.Kinds {
+		base, tenant := "/api/v1/"+k.Plural, "tenant=acme"
+		name, spec := canary, specs()[k.Name]
+		body := doc(k.Name, "acme", name, spec)
+		made := strings.ReplaceAll(body, name, name+"-new")
+		if k.Name == api.KindTenant {
+			tenant, body, made = "", doc(k.Name, "", name, `{"parent":"acme","displayName":"x"}`), doc(k.Name, "", name+"-new", `{"parent":"acme"}`)
+		}
+		if k.Name == api.KindDevice {
+			body = doc(k.Name, "acme", name, `{"site":"hill"}`)
+		}
+		all["get "+base] = []probe{{"GET", base + "?" + tenant, "", 200}, {"GET", base + "?tenant=*", "", 200}, {"GET", base + "?watch=true&" + tenant, "", 200}, {"GET", base + "?watch=true&tenant=*", "", 200}}
+		all["get "+base+"/{name}"] = []probe{{"GET", base + "/" + name + "?" + tenant, "", 200}}
+		all["put "+base+"/{name}"] = []probe{{"PUT", base + "/" + name + "?" + tenant, body, 200}}
+		all["delete "+base+"/{name}"] = []probe{{"DELETE", base + "/" + name + "?" + tenant, "", 204}}
+		all["post "+base] = []probe{{"POST", base + "?" + tenant, made, 201}}
+		if k.Name == api.KindDevice {
+			all["post "+base] = []probe{{"POST", base + "?" + tenant, body, 409}} // devices are not made so
+		}
+	}
+	device := "/api/v1/devices/{name}"
+	of := func(verb, query string) string {
+		return "/api/v1/devices/" + canary + "/" + verb + "?tenant=acme" + query
+	}
+	for _, verb := range []string{"approve", "retire"} {
+		all["post "+device+"/"+verb] = []probe{{"POST", of(verb, ""), "", 200}}
+	}
+	all["post "+device+"/uncordon"] = []probe{{"POST", of("uncordon", ""), `{"id":"GPU-0"}`, 200}}
+	all["post "+device+"/unlock"] = []probe{{"POST", of("unlock", ""), `{"challenge":"AAAA"}`, 200}}
+	all["get "+device+"/inventory"] = []probe{{"GET", of("inventory", ""), "", 200}}
+	for verb, query := range map[string]string{"logs": "&app=a", "exec": "&app=a&argv=ls", "port-forward": "&app=a&port=80", "console": "", "line": "&line=rshim0", "top": ""} {
+		all["get "+device+"/"+verb] = []probe{{"GET", of(verb, query), "", 503}} // the device is away
+	}
+	all["get /api/v1/usage"] = []probe{{"GET", "/api/v1/usage?tenant=acme&device=" + canary, "", 200}}
+	all["get /api/v1/records"] = []probe{{"GET", "/api/v1/records?tenant=acme&device=" + canary, "", 200}}
+	for _, query := range []string{"tenant=acme", "tenant=*", "tenant=acme&device=" + canary} {
+		all["get /api/v1/events"] = append(all["get /api/v1/events"], probe{"GET", "/api/v1/events?" + query, "", 200}, probe{"GET", "/api/v1/events?watch=true&" + query, "", 200})
+	}
+	all["post /api/v1/apply"] = []probe{{"POST", "/api/v1/apply?dryRun=true", doc("Config", "acme", canary, `{"env":{"A":"c"}}`), 200}, {"POST", "/api/v1/apply", doc("Secret", "acme", canary, `{"data":{"a":"c"}}`), 200},
+		{"POST", "/api/v1/apply", doc("Tenant", "", canary+"-below", `{"parent":"acme"}`), 200}}
+	return all
+}
+
+// notOfATenant are the operations that tell nothing of any tenant, or are the platform's.
+var notOfATenant = []string{"get /healthz", "get /metrics", "get /schemas/{file}", "get /api/v1/whoami", "get /api/v1/version"}
+
+// Whoever is not bound to a tenant sees nothing of it by any operation of the API: each answer
+// is the one for a tenant, or a part of one, that was never there. The owner succeeds at each.
+func TestStrangersSeeNothing(t *testing.T) {
+	c := walk(t)
+	raw, err := c.server.OpenAPI()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var api struct{ Paths map[string]map[string]any }
+	if err := json.Unmarshal(raw, &api); err != nil {
+		t.Fatal(err)
+	}
+	all := probes()
+	for path, methods := range api.Paths {
+		for method := range methods {
+			if op := method + " " + path; all[op] == nil && !slices.Contains(notOfATenant, op) {
+				t.Errorf("nobody tries %s as a stranger", op)
+			}
+		}
+	}
+	for _, op := range slices.Sorted(maps.Keys(all)) {
+		for _, p := range all[op] {
+			status, text := c.ask(c.owner, p.method, p.path, p.body)
+			if status != p.want || status == 200 && !strings.Contains(op, "usage") && !strings.Contains(text, canary) {
+				t.Errorf("the owner gets %d by %s %s: %s", status, p.method, p.path, text)
+				continue
+			}
+			if p.method != "GET" {
+				c.seed() // what the owner took away
+			}
+			for who, token := range c.strangers {
+				c.unseen(who, token, p)
+			}
+		}
+	}
+}
+
+// unseen holds the answer to a stranger beside the one that asks for what was never there.
+func (c *walked) unseen(who, token string, p probe) {
+	c.t.Helper()
+	// Of acme a part is theirs who are bound to a site or a fleet of it: to them only its things are hidden.
+	never := strings.NewReplacer("acme", "neverland", canary, "nothing-at-all")
+	back := strings.NewReplacer("neverland", "acme", "nothing-at-all", canary)
+	if who != "stranger" {
+		never, back = strings.NewReplacer(canary, "nothing-at-all"), strings.NewReplacer("nothing-at-all", canary)
+	}
+	if who != "stranger" && p.method != "GET" {
+		if status, text := c.ask(token, p.method, p.path, p.body); status < 400 {
+			c.t.Errorf("%s gets %d by %s %s: %s", who, status, p.method, p.path, text)
+		}
+		return
+	}
+	status, text := c.ask(token, p.method, p.path, p.body)
+	wantStatus, want := c.ask(token, p.method, never.Replace(p.path), never.Replace(p.body))
+	if status < 300 && strings.Contains(text, canary) {
+		c.t.Fatalf("%s is seen: %s %s: %s", who, p.method, p.path, text)
+	}
+	if status != wantStatus || back.Replace(want) != text && !strings.Contains(p.path, "watch") {
+		c.t.Errorf("%s is told apart from what never was: %s %s:\n%d %s\n%d %s", who, p.method, p.path, status, text, wantStatus, want)
+	}
+}
+
+// A watch tells a stranger nothing of what happens at the owner's, and ends when what its
+// reader may see is taken away.
+func TestStrangersHearNothing(t *testing.T) {
+	c := walk(t)
+	for who, token := range c.strangers {
+		ctx, cancel := context.WithCancel(t.Context())
+		req, _ := http.NewRequestWithContext(ctx, "GET", c.url+"/api/v1/devices?watch=true&tenant=*", nil)
+		req.Header.Set("Authorization", "Bearer "+token)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		until := func(mark string) string {
+			t.Helper()
+			var text []byte
+			for b := make([]byte, 4096); !strings.Contains(string(text), mark); {
+				n, err := resp.Body.Read(b)
+				if text = append(text, b[:n]...); err != nil && !strings.Contains(string(text), mark) {
+					t.Errorf("%s hears %s and then %v, not %s", who, text, err, mark)
+					break
+				}
+			}
+			return string(text)
+		}
+		until("synced")
+		put := func(tenant, name, spec, label string) {
+			t.Helper()
+			o := &api.Object{APIVersion: api.Version, Kind: api.KindDevice, Metadata: api.Meta{Tenant: tenant, Name: name, Labels: map[string]string{"role": label}}, Spec: json.RawMessage(spec)}
+			if _, err := c.store.Put(t.Context(), o, store.PutOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		put("acme", canary, `{"site":"x"}`, who)
+		if err := c.store.Delete(t.Context(), api.Key{Tenant: "acme", Kind: api.KindDevice, Name: canary}, 0); err != nil {
+			t.Fatal(err)
+		}
+		tenant := map[string]string{"stranger": "other"}[who]
+		if tenant == "" {
+			tenant = "acme"
+		}
+		put(tenant, "own", `{"site":"elsewhere"}`, "elsewhere")
+		if text := until(`"name":"own"`); strings.Contains(text, canary) {
+			t.Errorf("%s is seen by a watch: %s", who, text)
+		}
+		// It leaves what they may see, and later they may see nothing at all.
+		put(tenant, "own", `{"site":"gone"}`, "gone")
+		if who != "stranger" {
+			until("event: deleted")
+		}
+		if code, e := c.call("DELETE", "/api/v1/rolebindings/"+who+"?tenant="+tenant, "", nil); code != 204 {
+			t.Fatal(code, e)
+		}
+		stop, stopped := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(stopped)
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				case <-time.After(100 * time.Millisecond): // the watch looks again when something happens
+					put(tenant, "own", fmt.Sprintf(`{"site":"s%d"}`, i), "elsewhere")
+				}
+			}
+		}()
+		text := make(chan string, 1)
+		go func() { text <- until("event: error") }()
+		select {
+		case <-text:
+		case <-time.After(5 * time.Second):
+			t.Errorf("%s is seen to hear on though nothing is theirs any more", who)
+		}
+		close(stop)
+		<-stopped
+		cancel()
+		resp.Body.Close()
+		c.seed()
+	}
+}
+
+// TestScopesCount: without any of the checks of scope, what is the owner's is seen.
+func TestScopesCount(t *testing.T) {
+	heard := []string{"scope of watches", "scope as of now"}
+	var checks []mutation.Check
+	for _, m := range mutation.Marked(t, "^TestStrangersSeeNothing$", "auth.go", "objects.go", "records.go", "watch.go") {
+		if !strings.HasPrefix(m.Name, "scope") {
+			continue
+		}
+		if m.Says = "is seen"; slices.Contains(heard, m.Name) {
+			m.Test = "^TestStrangersHearNothing$"
+		}
+		if m.Name == "scope" { // the role refuses all the same, and so tells that there is something
+			m.Says = "is told apart"
+		}
+		checks = append(checks, m)
+	}
+	if len(checks) < 6 {
+		t.Fatalf("only %d checks are marked", len(checks))
+	}
+	mutation.Prove(t, checks...)
+}
