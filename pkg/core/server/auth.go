@@ -3,7 +3,9 @@ package server
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"net/http"
+	"reflect"
 	"strconv"
 	"strings"
 
@@ -195,7 +197,21 @@ func (s *Server) mayWrite(ctx context.Context, old, o *api.Object, opts writeOpt
 			return err
 		}
 	}
+	if action == access.Write && widens(old, o) { // check: whom a fleet picks
+		r.Fleets = nil
+	}
 	return s.may(ctx, action, r)
+}
+
+// widens reports whether a fleet may pick other devices than before: who may act within it
+// alone would say by that what they may act upon.
+func widens(old, o *api.Object) bool {
+	if o.Kind != api.KindFleet {
+		return false
+	}
+	var was, is api.FleetSpec
+	_ = json.Unmarshal(o.Spec, &is) // decoded and checked before
+	return old == nil || json.Unmarshal(old.Spec, &was) != nil || !reflect.DeepEqual(was.Selector, is.Selector)
 }
 
 // comesBelow is the tenant, known to the caller, below which another comes along; "" for none.

@@ -361,11 +361,32 @@ func TestStrangersHearNothing(t *testing.T) {
 	}
 }
 
+// Who may act within a fleet alone does not say which devices that are.
+func TestAFleetIsNotWidened(t *testing.T) {
+	c := walk(t)
+	const path = "/api/v1/fleets/others?tenant=acme"
+	for _, x := range []struct {
+		spec string
+		want int
+	}{{`{"selector":{"matchLabels":{"role":"elsewhere"}},"settings":{"meterInterval":"1m"}}`, 200}, {`{"selector":{"matchLabels":{"role":"shop"}}}`, 403}} {
+		if code, text := c.ask(c.strangers["fleeted"], "PUT", path, doc("Fleet", "acme", "others", x.spec)); code != x.want {
+			t.Errorf("%s: it is seen to be %d, want %d: %s", x.spec, code, x.want, text)
+		}
+	}
+	if code, text := c.ask(c.owner, "PUT", path, doc("Fleet", "acme", "others", `{"selector":{"matchLabels":{"role":"shop"}}}`)); code != 200 {
+		t.Errorf("the owner: %d %s", code, text)
+	}
+}
+
 // TestScopesCount: without any of the checks of scope, what is the owner's is seen.
 func TestScopesCount(t *testing.T) {
 	heard := []string{"scope of watches", "scope as of now"}
 	var checks []mutation.Check
 	for _, m := range mutation.Marked(t, "^TestStrangersSeeNothing$", "auth.go", "objects.go", "records.go", "watch.go") {
+		if m.Name == "whom a fleet picks" {
+			m.Test, m.Says = "^TestAFleetIsNotWidened$", "it is seen to be 200"
+			checks = append(checks, m)
+		}
 		if !strings.HasPrefix(m.Name, "scope") {
 			continue
 		}
