@@ -70,11 +70,12 @@ func (b *box) localStatus(w http.ResponseWriter, _ *http.Request) {
 
 // localHardware tells what the box is made of, and who holds what of it.
 func (b *box) localHardware(w http.ResponseWriter, _ *http.Request) {
-	if b.agent.Load() == nil || b.keeper.Inventory() == nil { // the agent is made after the rooms
+	seen := b.inventory()
+	if b.agent.Load() == nil || seen == nil { // the agent is made after the rooms
 		http.Error(w, "starting", http.StatusServiceUnavailable)
 		return
 	}
-	inventory := *b.keeper.Inventory()
+	inventory := *seen
 	inventory.Claims = b.claims.Uses()
 	answer(w, inventory)
 }

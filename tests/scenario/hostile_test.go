@@ -86,12 +86,7 @@ func TestHostileRelay(t *testing.T) {
 // takeOver lets the real relay enrol, and then plays it; the devices below come later
 // and enrol through the impostor.
 func (h *hostile) takeOver(ctx context.Context) {
-	program := filepath.Join(h.t.TempDir(), "hostile")
-	build := exec.CommandContext(ctx, "go", "build", "-o", program, "./tests/hostile")
-	build.Dir = h.Root
-	if out, err := build.CombinedOutput(); err != nil {
-		h.t.Fatalf("build the hostile relay: %v\n%s", err, out)
-	}
+	program := builtHostile(ctx, h.t, h.Root)
 	must(h.t, h.Lab.StartCore(ctx))
 	must(h.t, h.Lab.Join(ctx))
 	must(h.t, h.relay.Start(ctx))
@@ -108,6 +103,18 @@ func (h *hostile) takeOver(ctx context.Context) {
 	must(h.t, h.Lab.Boxes["field-1"].Start(ctx))
 	must(h.t, h.Lab.Boxes["field-2"].Start(ctx))
 	must(h.t, h.Enrolled(ctx))
+}
+
+// builtHostile builds tests/hostile.
+func builtHostile(ctx context.Context, t *testing.T, root string) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "hostile")
+	build := exec.CommandContext(ctx, "go", "build", "-o", program, "./tests/hostile")
+	build.Dir = root
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the hostile relay: %v\n%s", err, out)
+	}
+	return program
 }
 
 // deploy brings the demo's app with the canaries in it.
