@@ -73,6 +73,7 @@ type server struct {
 // card by the same policy; and whoever
 // owns the host, and plays its relay, alters and forges what is meant for the DPU, or ends it, changes nothing there.
 func TestDPU(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	h := newServer(t)
 	ctx := t.Context()
 	_, err := h.Lab.Edgectl(ctx, dpuText, "apply", "-f", "-")

@@ -17,6 +17,7 @@ import (
 // the core and one below a relay: both come back by themselves, wait for a person, and
 // keep what they counted.
 func TestLateBoxes(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	s := raise(t, pair()[:1])
 	s.Fields = nil
 	const name, role = "hello", "aggregation"

@@ -28,6 +28,7 @@ func orchard() []lab.BoxSpec {
 
 // TestOperate plays what people do with a tree from day to day, on one tree.
 func TestOperate(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	s := raise(t, orchard())
 	ctx := t.Context()
 	up(ctx, t, s)

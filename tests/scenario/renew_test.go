@@ -25,6 +25,7 @@ const certLife = 45 * time.Second
 // sleep until their certificates have ended: these open nothing, but for a renewal, and a
 // device's place at its own relay.
 func TestRenewal(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	s := raise(t, pair(), "--device-cert-life", certLife.String())
 	ctx := t.Context()
 	must(t, s.Raise(ctx))
