@@ -20,15 +20,6 @@ func withContainers(t *testing.T, ctx context.Context, files []initramfs.File) [
 	if why := workloadtest.Missing(); why != "" {
 		t.Skip(why)
 	}
-	add := func(path, from string) {
-		data, err := os.ReadFile(from)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !slices.ContainsFunc(files, func(f initramfs.File) bool { return f.Path == path }) {
-			files = append(files, initramfs.File{Path: path, Mode: 0o755, Data: data})
-		}
-	}
 	tools, err := workloadtest.Build(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -38,20 +29,39 @@ func withContainers(t *testing.T, ctx context.Context, files []initramfs.File) [
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		add("tools/"+e.Name(), filepath.Join(tools.Dir, e.Name()))
+		files = withFile(t, files, "tools/"+e.Name(), filepath.Join(tools.Dir, e.Name()))
 	}
-	for _, name := range []string{"containerd", "runc", "containerd-shim-runc-v2"} {
+	return withPrograms(t, ctx, files, "tools", "containerd", "runc", "containerd-shim-runc-v2")
+}
+
+// withPrograms adds programs of the test machine to a folder of a guest, and their libraries.
+func withPrograms(t *testing.T, ctx context.Context, files []initramfs.File, dir string, names ...string) []initramfs.File {
+	t.Helper()
+	for _, name := range names {
 		from, err := exec.LookPath(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		add("tools/"+name, from)
+		files = withFile(t, files, dir+"/"+name, from)
 		out, _ := exec.CommandContext(ctx, "ldd", from).Output() // a static one fails
 		for word := range strings.FieldsSeq(string(out)) {
 			if strings.HasPrefix(word, "/") {
-				add(strings.Replace("usr"+word, "usr/usr/", "usr/", 1), word)
+				files = withFile(t, files, strings.Replace("usr"+word, "usr/usr/", "usr/", 1), word)
 			}
 		}
 	}
 	return files
+}
+
+// withFile adds a file, unless there is one.
+func withFile(t *testing.T, files []initramfs.File, path, from string) []initramfs.File {
+	t.Helper()
+	if slices.ContainsFunc(files, func(f initramfs.File) bool { return f.Path == path }) {
+		return files
+	}
+	data, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(files, initramfs.File{Path: path, Mode: 0o755, Data: data})
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -44,8 +45,8 @@ func netdevsim(t *testing.T) map[string][]byte {
 }
 
 // inGuest runs a package's tests in a guest with Debian's full kernel and some of its modules, and more
-// of others'. None may be skipped.
-func inGuest(t *testing.T, name, pkg string, names []string, more map[string][]byte, run string, atLeast int) {
+// of others'; programs are what they run. None may be skipped.
+func inGuest(t *testing.T, name, pkg string, names []string, more map[string][]byte, run string, atLeast int, programs ...initramfs.File) {
 	t.Helper()
 	const arch = "amd64"
 	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
@@ -53,7 +54,7 @@ func inGuest(t *testing.T, name, pkg string, names []string, more map[string][]b
 	files := []initramfs.File{
 		{Path: "init", Mode: 0o755, Data: compiled(t, "build", "./inside")},
 		{Path: "program.test", Mode: 0o755, Data: compiled(t, "test", "-c", pkg)},
-		{Path: "run.txt", Mode: 0o644, Data: []byte("/program.test\n-test.v\n-test.timeout=20m\n-test.run=" + run + "\n")},
+		{Path: "run.txt", Mode: 0o644, Data: []byte("/program.test\n-test.v\n-test.timeout=40m\n-test.run=" + run + "\n")},
 	}
 	kernel, tree := debian(t, ctx, arch, names)
 	for i := range tree {
@@ -66,8 +67,12 @@ func inGuest(t *testing.T, name, pkg string, names []string, more map[string][]b
 	for m, object := range more {
 		tree = append(tree, initramfs.File{Path: "modules/" + m, Mode: 0o644, Data: object})
 	}
-	image, initrd := onDisk(t, kernel, append(files, tree...))
-	m := power(t, ctx, vm.Spec{Name: name, Arch: arch, MemoryMiB: 1024, Kernel: image, Initrd: initrd, Cmdline: vm.SerialCmdline(arch) + " quiet", NoReboot: true, Life: 4 * patience})
+	files = append(files, tree...)
+	programs = slices.DeleteFunc(programs, func(p initramfs.File) bool { // a library that both bring is the same
+		return slices.ContainsFunc(files, func(f initramfs.File) bool { return f.Path == p.Path })
+	})
+	image, initrd := onDisk(t, kernel, append(files, programs...))
+	m := power(t, ctx, vm.Spec{Name: name, Arch: arch, MemoryMiB: 1024 + 64*len(programs), Kernel: image, Initrd: initrd, Cmdline: vm.SerialCmdline(arch) + " quiet", NoReboot: true, Life: 4 * patience})
 	found, err := m.Expect(ctx, `inside: ended (\d+)`)
 	if err != nil {
 		t.Fatal(err)
@@ -89,4 +94,20 @@ func TestSwitchdev(t *testing.T) {
 	}
 	t.Parallel()
 	inGuest(t, "switchdev", "../../pkg/edge/network/switchdev", []string{"psample"}, netdevsim(t), `^(TestCard|TestFirmware)$`, 2)
+}
+
+// TestDPU has a core, a host's edged below it and a DPU's below that, each in a network of its own, in a guest whose simulated card is
+// the DPU's: its policies at the ports of the host's functions, the host's owner against them, and one that cuts the DPU off.
+func TestDPU(t *testing.T) {
+	if os.Getenv("TRIBUTARY_VMTEST") != "1" {
+		t.Skip("boots a machine: run make vmtest")
+	}
+	t.Parallel()
+	var programs []initramfs.File
+	for _, name := range []string{"cored", "edged", "edged-log", "edgectl"} {
+		programs = append(programs, initramfs.File{Path: "bin/" + name, Mode: 0o755, Data: compiled(t, "build", "-ldflags=-s -w", "../../cmd/"+name)})
+	}
+	programs = append(programs, initramfs.File{Path: "bin/hostile", Mode: 0o755, Data: compiled(t, "build", "-ldflags=-s -w", "../hostile")})
+	programs = withPrograms(t, t.Context(), programs, "usr/bin", "ip", "nsenter", "curl", "containerd", "runc")
+	inGuest(t, "dpu", "../scenario", flowModules, netdevsim(t), `^TestDPU$`, 1, programs...)
 }

@@ -69,7 +69,7 @@ type server struct {
 }
 
 // TestDPU has a DPU's edged, as a child of its host's, follow a NetworkPolicy and a FlowPolicy at the card's ports that stand for the
-// host's functions: down to rules in the card, told by edgectl, where there is a simulated card (a guest with netdevsim), and else to rules that wait for one. The host's own edged finds no
+// host's functions: down to rules in the card, told by edgectl, where there is a simulated card (make vmtest RUN=TestDPU), and else to rules that wait for one. The host's own edged finds no
 // card by the same policy; and whoever
 // owns the host, and plays its relay, alters and forges what is meant for the DPU, or ends it, changes nothing there.
 func TestDPU(t *testing.T) {
@@ -153,7 +153,8 @@ func newServer(t *testing.T) *server {
 	h := &server{hostile{Story: s, t: t, relay: s.Lab.Boxes["host-1"], seen: filepath.Join(s.Lab.Dir, "seen")}, s.Lab.Boxes["dpu-1"], err == nil && os.Getenv("INSIDE_GUEST") != "", api.FlowWaiting}
 	ctx := t.Context()
 	if h.card {
-		s.Wait, h.state = 10*time.Minute, api.FlowInHardware // a trial takes five, and the guest is emulated
+		must(t, unix.Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, "")) // edged counts by it
+		s.Wait, h.state = 10*time.Minute, api.FlowInHardware               // a trial takes five, and the guest is emulated
 		must(t, os.WriteFile("/sys/module/netdevsim/parameters/host_functions", []byte("Y"), 0))
 		must(t, within(h.dpu, func() error { return os.WriteFile(simulator+"/new_device", []byte("8 1"), 0) }))
 		t.Cleanup(func() { _ = os.WriteFile(simulator+"/del_device", []byte("8"), 0) })
@@ -164,6 +165,13 @@ func newServer(t *testing.T) *server {
 	for _, b := range []*lab.Box{h.relay, h.dpu} { // no app runs on them: edged goes on without a containerd
 		must(t, errors.Join(os.MkdirAll(b.Dir(), 0o755), os.MkdirAll(b.Run(), 0o755), b.StartEdged(ctx)))
 	}
+	t.Cleanup(func() {
+		for _, b := range []*lab.Box{h.relay, h.dpu} {
+			if log, err := os.ReadFile(filepath.Join(b.Dir(), "edged.log")); err == nil && t.Failed() {
+				t.Logf("%s: edged runs: %v; the end of its log:\n%s", b.Name, b.EdgedAlive(), log[max(0, len(log)-4000):])
+			}
+		}
+	})
 	must(t, online(ctx, s, "host-1", "dpu-1"))
 	return h
 }
