@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -131,6 +133,59 @@ func TestFunctionProgram(t *testing.T) {
 	b.off()
 }
 
+// TestFunctionReboot has two services hold a function by vfio-pci, an isolated processor and huge pages each, and a third
+// wait for the same. Whether the guest starts anew by its own word or is reset while they run: the two get what they had,
+// as their programs see it, and the third has nothing. What the box keeps lies on the guest's disk.
+func TestFunctionReboot(t *testing.T) {
+	ctx, cancel := functionContext(t, 6*patience)
+	defer cancel()
+	disk := filepath.Join(t.TempDir(), "disk")
+	if out, err := exec.CommandContext(ctx, "mkfs.ext4", "-q", disk, "1G").CombinedOutput(); err != nil {
+		t.Fatalf("making a disk: %v: %s", err, out)
+	}
+	image, initrd := functionImage(t, ctx, "box", "with its program")
+	spec := functionGuest("functions-reboot", image, initrd, "02:00:00:00:0d:00", "user,id=cable,ipv6=off,restrict=on", 6*patience)
+	spec.CPUs, spec.NoReboot, spec.Disks = 4, false, []vm.Disk{{Path: disk}}
+	spec.Cmdline += " isolcpus=2,3 hugepagesz=2M hugepages=8"
+	b := &functionBox{t, ctx, power(t, ctx, spec)}
+	held := func() string {
+		t.Helper()
+		expect(t, ctx, b.m, `functions: ready`)
+		b.do("echo", "held 2")
+		all := regexp.MustCompile(`functions: held (.*)\.`).FindAllStringSubmatch(b.m.Console.String(), -1)
+		return all[len(all)-1][1]
+	}
+	expect(t, ctx, b.m, `functions: ready`)
+	b.do("want 2 none 192.0.2.1/24", "functions 2 igbvf", "want 2 two 192.0.2.1/24")
+	b.do("echo", "held 2", "want 2 three 192.0.2.1/24", "held 2")
+	all := regexp.MustCompile(`functions: held (.*)\.`).FindAllStringSubmatch(b.m.Console.String(), -1)
+	first := all[len(all)-1][1]
+	t.Log(first)
+	each := regexp.MustCompile(`^ran: function (\S+), processor ([23]), 4194304 bytes of huge pages; second: function (\S+), processor ([23]), 4194304 bytes of huge pages$`).FindStringSubmatch(first)
+	if each == nil || each[1] == each[3] || each[2] == each[4] {
+		t.Fatalf("before the reboot they hold %s", first)
+	}
+	for _, round := range []struct {
+		what  string
+		start func() error
+	}{
+		{"started anew", func() error { return b.m.Send("reboot\n") }},
+		{"reset", func() error { return b.m.Do(ctx, "system_reset", nil, nil) }},
+		{"reset again", func() error { return b.m.Do(ctx, "system_reset", nil, nil) }},
+	} {
+		began := time.Now()
+		if err := round.start(); err != nil {
+			t.Fatal(err)
+		}
+		if now := held(); now != first {
+			t.Errorf("%s, they hold %s", round.what, now)
+		}
+		t.Logf("%s: all run again after %.0f s", round.what, time.Since(began).Seconds())
+	}
+	b.do("want 2 none 192.0.2.1/24", "functions 2 igbvf", "home", "want", "found")
+	b.off()
+}
+
 // functionContext is that of a test of virtual functions, or the reason that there is none.
 func functionContext(t *testing.T, life time.Duration) (context.Context, context.CancelFunc) {
 	t.Helper()
@@ -183,6 +238,6 @@ func functionImage(t *testing.T, ctx context.Context, args ...string) (image, in
 		{Path: "functions", Mode: 0o755, Data: compiled(t, "build", "-ldflags=-s -w", "./functions")},
 		{Path: "run.txt", Mode: 0o644, Data: []byte("/functions\n" + strings.Join(args, "\n") + "\n")},
 	}
-	kernel, more := debian(t, ctx, "amd64", []string{"igb", "igbvf", "vfio_pci", "vfio_iommu_type1", "veth", "bridge", "overlay"})
+	kernel, more := debian(t, ctx, "amd64", []string{"igb", "igbvf", "vfio_pci", "vfio_iommu_type1", "veth", "bridge", "overlay", "virtio_pci", "virtio_blk", "ext4", "crc32c_generic"})
 	return onDisk(t, kernel, withContainers(t, ctx, append(files, more...)))
 }

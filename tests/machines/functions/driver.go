@@ -181,25 +181,28 @@ const (
 func (n *nic) reset() error {
 	*n.register(vfControl) |= 1 << 26
 	pause(100 * time.Millisecond)
-	wait := func(what string, bit uint32) (uint32, error) {
-		seen := uint32(0) // some are forgotten when they were read
-		for end := time.Now().Add(time.Minute); time.Now().Before(end); pause(time.Millisecond) {
-			if seen |= *n.register(mailbox); seen&bit != 0 {
-				return seen, nil
+	wait := func(bit uint32) bool {
+		for end := time.Now().Add(5 * time.Second); time.Now().Before(end); pause(time.Millisecond) {
+			if *n.register(mailbox)&bit != 0 {
+				return true
 			}
 		}
-		return 0, errors.New("the card's driver " + what)
+		return false
 	}
-	*n.register(mailbox) = 4 // ours
-	*n.register(words) = 1   // reset
-	*n.register(mailbox) = 1 // there is a message
-	if _, err := wait("answers nothing", 0x10); err != nil {
-		return err
-	}
-	answer := [3]uint32{*n.register(words), *n.register(words + 4), *n.register(words + 8)}
-	*n.register(mailbox) = 2 // it was read
-	if answer[0] != 0x80000001 {
-		return fmt.Errorf("the card's driver answers %x", answer)
+	var answer [3]uint32
+	for end := time.Now().Add(time.Minute); answer[0] != 0x80000001; { // the card's driver also says that its link changed
+		if time.Now().After(end) {
+			return fmt.Errorf("the card's driver answers %x", answer)
+		}
+		_ = *n.register(mailbox) // to read it is to forget what came before, such as an answer to who was killed
+		*n.register(mailbox) = 4 // ours
+		*n.register(words) = 1   // reset
+		*n.register(mailbox) = 1 // there is a message
+		if !wait(0x10) {
+			continue
+		}
+		answer = [3]uint32{*n.register(words), *n.register(words + 4), *n.register(words + 8)}
+		*n.register(mailbox) = 2 // it was read
 	}
 	n.mac = binary.LittleEndian.AppendUint16(binary.LittleEndian.AppendUint32(nil, answer[1]), uint16(answer[2]))
 	return nil

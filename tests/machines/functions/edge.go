@@ -114,8 +114,8 @@ func follow(ctx context.Context, cards *sriov.Manager, work *workload.Manager) {
 	}
 }
 
-// wanted reads NUMBER MODE ADDRESS: how many functions, and whether a service has one (app,
-// vfio) or none does.
+// wanted reads NUMBER MODE ADDRESS: how many functions, and whether a service has one (app, vfio), two services have one
+// each (two), a third wants one as well (three), or none does.
 func wanted(words []string) ([]api.FunctionPolicy, []workload.App) {
 	if len(words) < 3 {
 		return nil, nil
@@ -125,16 +125,27 @@ func wanted(words []string) ([]api.FunctionPolicy, []workload.App) {
 	policy := api.FunctionPolicy{Match: api.FunctionMatch{Driver: "igb"}, VirtualFunctions: &n, Change: api.ChangeDrain, Default: api.VirtualPolicy{MAC: api.MACStable}}
 	function := api.Claim{Class: api.ClaimVF, Count: 1, Options: map[string]string{"network": "fast"}}
 	service := api.Service{Name: "du", Image: os.Getenv("IMAGE"), NetworkMode: "none", Entrypoint: []string{"/app", "serve", ":8080"}, Restart: api.Restart{Policy: "always"}}
+	names := []string{"ran"}
 	switch words[1] {
 	case "app":
 		function.Options["interface"], function.Options["address"] = "fast", words[2]
 		service.Claims = []api.Claim{function}
-	case "vfio": // with a processor and huge pages, as programs with DPDK want them
+	case "vfio", "two", "three": // with a processor and huge pages, as programs with DPDK want them
 		policy.Default.Driver, function.Driver = api.DriverVFIO, api.DriverVFIO
 		service.Claims = []api.Claim{function, {Class: api.ClaimCPU, Count: 1}, {Class: api.ClaimHugePages, Count: 2}}
 		service.Entrypoint = []string{"/functions", "driver"}
+		names = map[string][]string{"vfio": names, "two": {"ran", "second"}, "three": {"earlier", "ran", "second"}}[words[1]]
 	default:
 		return []api.FunctionPolicy{policy}, nil
 	}
-	return []api.FunctionPolicy{policy}, []workload.App{{Digest: "sha256:" + words[1], Bundle: api.Bundle{Version: 2, App: "ran", Services: []api.Service{service}}}}
+	var apps []workload.App
+	for _, name := range names {
+		digest := "sha256:" + words[1]
+		if len(names) > 1 { // the same, whoever else is wanted
+			digest = "sha256:" + name
+		}
+		service.Env = map[string]string{"APP": name}
+		apps = append(apps, workload.App{Digest: digest, Bundle: api.Bundle{Version: 2, App: name, Services: []api.Service{service}}})
+	}
+	return []api.FunctionPolicy{policy}, apps
 }

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	"tributary.dev/tributary/pkg/edge/network/sriov"
 	"tributary.dev/tributary/pkg/edge/workload/workloadtest"
@@ -57,7 +58,7 @@ type box struct {
 // run is the box; with an argument its image holds the third self.
 func run(args []string) error {
 	if err := errors.Join(newroot.Move("+cpu +memory +pids +cpuset +hugetlb"), os.MkdirAll(base, 0o755), os.MkdirAll("/run/box", 0o755),
-		os.Setenv("PATH", "/tools:/usr/sbin:/usr/bin")); err != nil {
+		os.Setenv("PATH", "/tools:/usr/sbin:/usr/bin"), mountDisk()); err != nil {
 		return fmt.Errorf("root: %w", err)
 	}
 	ctx := context.Background()
@@ -93,6 +94,19 @@ func run(args []string) error {
 		fmt.Printf("functions: done %s\n", strings.Join(words, " "))
 	}
 	return in.Err()
+}
+
+// mountDisk has what a box keeps lie on the guest's disk, where it has one. What containerd knows of the processes that run
+// stays in memory, as on a box.
+func mountDisk() error {
+	const disk, running = "/dev/vda", base + "/c/state"
+	if _, err := os.Stat(disk); err != nil {
+		return nil
+	}
+	if err := unix.Mount(disk, base, "ext4", 0, ""); err != nil {
+		return fmt.Errorf("the disk: %w", err)
+	}
+	return errors.Join(os.MkdirAll(running, 0o755), unix.Mount("tmpfs", running, "tmpfs", 0, ""))
 }
 
 // push has an image that holds a small server, and the third self: to pack that takes an emulator a while.
@@ -172,6 +186,16 @@ func (b *box) do(ctx context.Context, words []string) error {
 	case "program":
 		forget()
 		return until("the container's program drives its function", programDrives)
+	case "held": // held SERVICES: what each has whose program drives its function
+		n, err := strconv.Atoi(words[1])
+		if err != nil {
+			return err
+		}
+		forget()
+		return until("programs drive their functions", func() error { return held(n) })
+	case "reboot":
+		unix.Sync()
+		return unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	case "echo": // the card's own interface answers frames of the program's
 		c, err := card()
 		if err != nil {

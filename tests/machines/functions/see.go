@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -194,6 +196,38 @@ func programDrives() error {
 		return fmt.Errorf("the program says %q, and the card is %s, %w", said, c.MAC, err)
 	}
 	fmt.Printf("functions: the program says: %s\n", said)
+	return nil
+}
+
+// held says of each container, from its own view, what its program has, when all programs drive their functions.
+func held(n int) error {
+	var lines []string
+	for _, pid := range apps() {
+		root := fmt.Sprintf("/proc/%d/", pid)
+		read := func(file, pattern string) string {
+			b, _ := os.ReadFile(root + file) // one that ended has none
+			found := regexp.MustCompile(pattern).FindSubmatch(b)
+			if found == nil {
+				return "?"
+			}
+			return string(found[1])
+		}
+		if said := read("root/said", `^(well)`); said != "well" {
+			return fmt.Errorf("the program of %s says %q", read("environ", `\bAPP=(\w+)`), read("root/said", `(.*)`))
+		}
+		group := strings.TrimPrefix(read("cgroup", `0::/?(\S+)`), "../")
+		pages, err := os.ReadFile("/sys/fs/cgroup/" + group + "/hugetlb.2MB.max")
+		if err != nil {
+			return err
+		}
+		lines = append(lines, fmt.Sprintf("%s: function %s, processor %s, %s bytes of huge pages", read("environ", `\bAPP=(\w+)`), read("environ", `\bPCIDEVICE_FAST=([0-9a-f:.]+)`),
+			read("status", `Cpus_allowed_list:\s*(\S+)`), strings.TrimSpace(string(pages))))
+	}
+	if len(lines) != n {
+		return fmt.Errorf("%d programs: %q", len(lines), lines)
+	}
+	slices.Sort(lines)
+	fmt.Printf("functions: held %s.\n", strings.Join(lines, "; "))
 	return nil
 }
 
