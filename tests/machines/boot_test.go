@@ -150,7 +150,13 @@ func raise(t *testing.T, ctx context.Context, boxes ...BoxSpec) (*story.Story, *
 	for _, b := range boxes {
 		needImage(t, archOf(b))
 	}
-	tree, err := New(Spec{Bin: programs(t), Images: images(), Dir: t.TempDir(), Boxes: boxes, CoredArgs: story.CoredArgs, Say: t.Logf})
+	return raiseFrom(t, ctx, images(), boxes...)
+}
+
+// raiseFrom does so with images of the test's own.
+func raiseFrom(t *testing.T, ctx context.Context, images string, boxes ...BoxSpec) (*story.Story, *Tree) {
+	t.Helper()
+	tree, err := New(Spec{Bin: programs(t), Images: images, Dir: t.TempDir(), Boxes: boxes, CoredArgs: story.CoredArgs, Say: t.Logf})
 	if err != nil {
 		t.Fatal(err)
 	}

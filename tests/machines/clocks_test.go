@@ -3,13 +3,19 @@ package machines
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"tributary.dev/tributary/hwprofiles"
+	"tributary.dev/tributary/image/build"
 	"tributary.dev/tributary/image/initramfs"
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/ptp"
@@ -65,6 +71,66 @@ func TestClocks(t *testing.T) {
 		}
 		expect(t, ctx, g.m, `inside: ended 0`)
 	}
+}
+
+// TestClocksImage builds an image whose profile keeps the time by PTP, and has a box of it join a core, with a leader at the
+// other end of a cable. linuxptp runs there, sets the clock and says how far off it is; without the leader the core shows
+// a warning, which ends when the leader is back.
+func TestClocksImage(t *testing.T) {
+	needImage(t, "amd64")
+	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
+	defer cancel()
+	top, err := filepath.Abs(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	profile, err := hwprofiles.Load(Profiles["amd64"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	profile.Modules = append(slices.Clone(profile.Modules), "ptp")
+	profile.PTP = &hwprofiles.PTP{Interfaces: []string{"eth2"}, Domain: 24, Timestamping: "software", BoundNS: int64(clockBound)}
+	built := t.TempDir()
+	if _, err := build.Build(ctx, build.Config{Root: top, Profile: profile, Version: "ptp", Counter: 1, Time: time.Now().Add(-time.Hour), Out: filepath.Join(built, profile.Name), Quick: true, Log: slog.New(slog.DiscardHandler)}); err != nil {
+		t.Fatal(err)
+	}
+	k := newClocks(t, ctx)
+	_, tree := raiseFrom(t, ctx, built, BoxSpec{Name: "box", Arch: "amd64", Parent: "core", Role: "field",
+		Extra: []string{"-netdev", k.end("server=off,reconnect-ms=500"), "-device", "virtio-net-pci,netdev=cable,romfile=,mac=" + vm.MAC("box", 2)}})
+	shows := func(what string, locked, warned bool) {
+		t.Helper()
+		began := time.Now()
+		err := lab.Until(ctx, what, 2*patience, func(ctx context.Context) error {
+			text, err := tree.Box("box").Local(ctx, "/metrics")
+			if err != nil {
+				return err
+			}
+			metrics := strings.Join(regexp.MustCompile(`(?m)^edged_ptp_\S+ \S+$`).FindAllString(string(text), -1), ", ")
+			if strings.Contains(metrics, "edged_ptp_locked 1") != locked || !strings.Contains(metrics, "edged_ptp_offset_seconds ") {
+				return errors.New(metrics)
+			}
+			out, err := tree.Edgectl(ctx, "", "describe", "device", "box")
+			if err == nil && (strings.Contains(out, "ptp-unlocked") != warned || strings.Contains(out, "ptp-offset") || strings.Contains(out, "ptp-not-running")) {
+				err = errors.New(out)
+			}
+			if err == nil {
+				t.Logf("%s, after %v: %s", what, time.Since(began).Round(100*time.Millisecond), metrics)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	shows("nobody gives the time", false, true)
+	leader := k.start("leader", "leader\n", "server=on", time.Time{})
+	shows("it follows the leader", true, false)
+	if err := leader.m.Close(); err != nil {
+		t.Error(err)
+	}
+	shows("the leader is gone", false, true)
+	k.start("leader", "leader\n", "server=on", time.Time{})
+	shows("the leader is back", true, false)
 }
 
 // clocks is what machines that give or take the time start from, and the cable between two of them.
