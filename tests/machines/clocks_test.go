@@ -228,8 +228,8 @@ func (g *clockGuest) until(what string, ok func(clockSaid) bool) {
 	g.t.Logf("%s: seen after %v", what, time.Since(began).Round(100*time.Millisecond))
 }
 
-// tells waits for a KPI of some readings, all while it followed, that is within the bound. An emulated machine that waits for
-// its host's processor is further off meanwhile, and the next one counts.
+// tells waits for a KPI of some readings that is within the bound. An emulated machine that waits for its host's processor is
+// further off meanwhile, or hears nobody for the 0.4 s that a leader is waited for: then the next one counts.
 func (g *clockGuest) tells() {
 	g.t.Helper()
 	var kpi api.KPI
@@ -250,7 +250,7 @@ func (g *clockGuest) tells() {
 		}
 		g.ask("kpi", "kpi", &kpi)
 		g.t.Logf("%d readings, %d missing, from %v to %v, mean %v, root mean square %v", kpi.Count, kpi.Missing, time.Duration(kpi.Min), time.Duration(kpi.Max), time.Duration(kpi.Mean), time.Duration(kpi.RMS))
-		if kpi.Name != "ptp.offset" || kpi.Count < 15 || kpi.Missing > 0 || kpi.RMS > int64(clockBound) {
+		if kpi.Name != "ptp.offset" || kpi.Count < 15 || kpi.RMS > int64(clockBound) {
 			return fmt.Errorf("%+v", kpi)
 		}
 		return nil
