@@ -145,14 +145,7 @@ func watchSheet(cards []api.CardHealth) sheet {
 			s.Rows = append(s.Rows, []string{c.Card, "its driver", "failed to begin anew", "", ""})
 		}
 		for _, r := range c.Reporters {
-			what, state := r.Name, "well"
-			if r.Interface != "" {
-				what += " of " + r.Interface
-			}
-			if r.Failed {
-				state = "failed"
-			}
-			s.Rows = append(s.Rows, []string{c.Card, what, state, fmt.Sprint(r.Errors), fmt.Sprint(r.Recoveries)})
+			s.Rows = append(s.Rows, []string{c.Card, r.What(), r.State(), fmt.Sprint(r.Errors), fmt.Sprint(r.Recoveries)})
 		}
 	}
 	return s

@@ -118,6 +118,22 @@ type HealthReporter struct {
 	Recoveries uint64 `json:"recoveries,omitempty" cbor:"5,keyasint,omitempty"`
 }
 
+// What says for people what it watches: "tx of eth0".
+func (r HealthReporter) What() string {
+	if r.Interface == "" {
+		return r.Name
+	}
+	return r.Name + " of " + r.Interface
+}
+
+// State says for people how that is.
+func (r HealthReporter) State() string {
+	if r.Failed {
+		return "failed"
+	}
+	return "well"
+}
+
 // CPU is all processors together; CPU lists are in the kernel's form: "0-3,8".
 type CPU struct {
 	Model   string `json:"model,omitempty" cbor:"1,keyasint,omitempty"`

@@ -199,14 +199,7 @@ func watchers(i *api.Inventory) *table {
 			t.rows = append(t.rows, []string{c.Card, "its driver", "failed to begin anew", "-", "-"})
 		}
 		for _, r := range c.Reporters {
-			what, state := r.Name, "well"
-			if r.Interface != "" {
-				what += " of " + r.Interface
-			}
-			if r.Failed {
-				state = "failed"
-			}
-			t.rows = append(t.rows, []string{c.Card, what, state, fmt.Sprint(r.Errors), fmt.Sprint(r.Recoveries)})
+			t.rows = append(t.rows, []string{c.Card, r.What(), r.State(), fmt.Sprint(r.Errors), fmt.Sprint(r.Recoveries)})
 		}
 	}
 	return t
