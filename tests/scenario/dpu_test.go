@@ -69,9 +69,9 @@ type server struct {
 }
 
 // TestDPU has a DPU's edged, as a child of its host's, follow a NetworkPolicy and a FlowPolicy at the card's ports that stand for the
-// host's functions: down to rules in the card, told by edgectl, where there is a simulated card (make vmtest RUN=TestDPU), and else to rules that wait for one. The host's own edged finds no
-// card by the same policy; and whoever
-// owns the host, and plays its relay, alters and forges what is meant for the DPU, or ends it, changes nothing there.
+// host's functions: down to rules in the card, told by edgectl, where there is a simulated card (make vmtest RUN=TestDPU), and else to
+// rules that wait for one. The host's own edged finds no card by the same policy; and whoever owns the host, and plays its relay, alters
+// and forges what is meant for the DPU, or ends it, changes nothing there.
 func TestDPU(t *testing.T) {
 	t.Parallel() // it waits more than it works
 	h := newServer(t)

@@ -184,9 +184,6 @@ func (s *Server) url(database string) string {
 	return "postgres:///" + database + "?" + url.Values{"host": {s.dir}, "user": {"postgres"}}.Encode()
 }
 
-// Socket is the path of the server's socket.
-func (s *Server) Socket() string { return filepath.Join(s.dir, ".s.PGSQL.5432") }
-
 // Database makes a database and gives its URL.
 func (s *Server) Database(ctx context.Context) (string, error) {
 	conn, err := pgx.Connect(ctx, s.url("postgres"))
