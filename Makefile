@@ -73,6 +73,10 @@ functions: deps ## kill -9 of every party while containers use virtual functions
 sim: ## the link's simulation, SCHEDULES=5000
 	$(GO) test -count=1 -timeout 60m ./pkg/link/ -run TestSchedules -schedules $(or $(SCHEDULES),5000)
 
+.PHONY: rollout-sim
+rollout-sim: ## rollouts to 10,000 simulated devices of which much fails, in virtual time
+	SIM=1 $(GO) test -count=1 -timeout 60m -v -run TestTenThousand ./pkg/core/rollout
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME=30s
 	tests/run-fuzz $(or $(FUZZTIME),30s)

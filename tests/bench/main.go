@@ -36,6 +36,7 @@ var benches = []bench{
 	{name: "change", run: benchChange},
 	{name: "idle", run: benchIdle},
 	{name: "inventory", run: benchInventory},
+	{name: "rollout", run: benchRollout},
 	{name: "update", run: benchUpdate, asked: true},
 	{name: "update.image", run: benchWhole, asked: true},
 	{name: "boot", run: benchBoot, asked: true},

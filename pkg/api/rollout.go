@@ -1,0 +1,183 @@
+package api
+
+import "time"
+
+// KindRollout is a change on its way to devices.
+const KindRollout = "Rollout"
+
+// RolloutSpec says which revisions reach which devices, in which order, and what stops them.
+type RolloutSpec struct {
+	Target RolloutTarget `json:"target"`
+	// Change lists what the devices get. It is settled when the Rollout is made: what is named
+	// without a revision is the newest then, and what a revision pins comes along.
+	Change []RevisionRef `json:"change"`
+	// Waves are gone through in order. Devices that none of them takes make up a last one.
+	Waves []RolloutWave `json:"waves,omitempty"`
+	// Health says when a device counts as healthy.
+	Health *RolloutHealth `json:"health,omitempty"`
+	// MinHealthy is how many of the devices that a wave reached have to be healthy for the next
+	// wave to begin; one at least. Those that were reached and went away count among them. Default: 90 percent.
+	MinHealthy *Amount `json:"minHealthy,omitempty"`
+	// MaxFailures is how many devices of all may fail. Default: none.
+	MaxFailures *Amount `json:"maxFailures,omitempty"`
+	// OnFailure is what becomes of it when more do: pause (the default), or rollback of what was touched.
+	OnFailure string `json:"onFailure,omitempty"`
+	// AtOnce bounds the devices that are under way together, beside the budget of their sites.
+	// Default: no bound.
+	AtOnce int `json:"atOnce,omitempty"`
+	// PerSite bounds them at each site, where that is less than the site's own budget.
+	PerSite int `json:"perSite,omitempty"`
+	// Hours are when devices may begin, in UTC: "22:00-04:30". Going back heeds none.
+	Hours Hours `json:"hours,omitempty"`
+	// Expires ends it: no device begins after that.
+	Expires *time.Time `json:"expires,omitempty"`
+}
+
+// What OnFailure may say.
+const (
+	FailurePause    = "pause"
+	FailureRollback = "rollback"
+)
+
+// RolloutTarget picks devices: those of a fleet, or those that a selector picks, or both.
+type RolloutTarget struct {
+	Fleet    string    `json:"fleet,omitempty"`
+	Selector *Selector `json:"selector,omitempty"`
+}
+
+// RevisionRef names a revision of an object of the same tenant.
+type RevisionRef struct {
+	Kind string `json:"kind"`
+	Name string `json:"name"`
+	// Revision is its number; 0: the newest.
+	Revision int64 `json:"revision,omitempty"`
+}
+
+// RolloutWave is a part of the devices: those that a selector picks, or a number of them, or a
+// share of all, of those that no wave before it has.
+type RolloutWave struct {
+	Name     string    `json:"name,omitempty"`
+	Devices  int       `json:"devices,omitempty"`
+	Percent  float64   `json:"percent,omitempty"`
+	Selector *Selector `json:"selector,omitempty"`
+	// Approve has the rollout wait for a person after this wave: a canary.
+	Approve bool `json:"approve,omitempty"`
+	// Pause is how long it waits after this wave by itself.
+	Pause Duration `json:"pause,omitempty"`
+}
+
+// RolloutHealth says when a device counts as healthy: what was given to it is in force, its app
+// runs, its release is confirmed, and no warning has come since.
+type RolloutHealth struct {
+	// Soak is how long it has to be so without a break. Default 1m.
+	Soak Duration `json:"soak,omitempty"`
+	// Timeout is how long a device may take until then. Default 10m, of a release 1h.
+	Timeout Duration `json:"timeout,omitempty"`
+	// Warnings of at least this severity that came since it was given: info, degraded, critical
+	// (the default), or none of them: off.
+	Warnings string `json:"warnings,omitempty"`
+	// Absent are the names of warnings that it may not have at all.
+	Absent []string `json:"absent,omitempty"`
+}
+
+// WarningsOff has warnings count for nothing.
+const WarningsOff = "off"
+
+// Amount is a number of devices, or a share of them. Without both it is none.
+type Amount struct {
+	Devices int     `json:"devices,omitempty"`
+	Percent float64 `json:"percent,omitempty"`
+}
+
+// AtLeast is how many of n devices are meant at least: a share is rounded up.
+func (a Amount) AtLeast(n int) int {
+	if a.Percent > 0 {
+		whole := int(a.Percent * float64(n) / 100)
+		if float64(whole)*100 < a.Percent*float64(n) {
+			whole++
+		}
+		return min(whole, n)
+	}
+	return min(a.Devices, n)
+}
+
+// AtMost is how many of n devices are meant at most: a share is rounded down.
+func (a Amount) AtMost(n int) int {
+	if a.Percent > 0 {
+		return min(int(a.Percent*float64(n)/100), n)
+	}
+	return min(a.Devices, n)
+}
+
+// RolloutPhase is the life of a rollout.
+type RolloutPhase string
+
+// The phases. A rollout is on its way in Queued, Running, Waiting, Paused and RollingBack; in the
+// others it has ended, and Complete and RolledBack still bring up those that were away.
+const (
+	RolloutQueued      RolloutPhase = "Queued"      // another has what it changes
+	RolloutRunning     RolloutPhase = "Running"     // devices are given the change
+	RolloutWaiting     RolloutPhase = "Waiting"     // for an approval, or for a pause to end
+	RolloutPaused      RolloutPhase = "Paused"      // by a person, or by what went wrong
+	RolloutComplete    RolloutPhase = "Complete"    // all that are there have it
+	RolloutRollingBack RolloutPhase = "RollingBack" // what was touched goes back
+	RolloutRolledBack  RolloutPhase = "RolledBack"
+	RolloutAborted     RolloutPhase = "Aborted" // by a person; what was given stays
+	RolloutExpired     RolloutPhase = "Expired" // its time was over before all had it
+)
+
+// Ended tells whether a rollout lets others have what it changes.
+func (p RolloutPhase) Ended() bool {
+	switch p {
+	case RolloutComplete, RolloutRolledBack, RolloutAborted, RolloutExpired:
+		return true
+	}
+	return false
+}
+
+// The defaults of a rollout.
+const (
+	defaultSoak           = time.Minute
+	defaultTimeout        = 10 * time.Minute
+	defaultReleaseTimeout = time.Hour
+)
+
+// Least is how many of the devices that a wave reached have to be healthy.
+func (s *RolloutSpec) Least() Amount {
+	if s.MinHealthy != nil {
+		return *s.MinHealthy
+	}
+	return Amount{Percent: 90}
+}
+
+// Soak is how long a device has to be healthy.
+func (s *RolloutSpec) Soak() time.Duration {
+	if s.Health != nil && s.Health.Soak > 0 {
+		return time.Duration(s.Health.Soak)
+	}
+	return defaultSoak
+}
+
+// Timeout is how long a device may take to be healthy.
+func (s *RolloutSpec) Timeout() time.Duration {
+	if s.Health != nil && s.Health.Timeout > 0 {
+		return time.Duration(s.Health.Timeout)
+	}
+	for _, c := range s.Change {
+		if c.Kind == KindRelease || c.Kind == KindFleet {
+			return defaultReleaseTimeout
+		}
+	}
+	return defaultTimeout
+}
+
+// Disrupts tells whether what a device does to take the change interrupts what runs on it.
+// Configs and secrets reach running containers.
+func (s *RolloutSpec) Disrupts() bool {
+	for _, c := range s.Change {
+		if c.Kind != KindConfig && c.Kind != KindSecret {
+			return true
+		}
+	}
+	return false
+}
