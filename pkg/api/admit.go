@@ -59,6 +59,8 @@ func admitSpec(old, o *Object, f *findings) {
 		if json.Unmarshal(old.Spec, &was) == nil && json.Unmarshal(orEmpty(o.Spec), &is) == nil && was.Retired && !is.Retired {
 			f.add("spec.retired", "a retired device does not come back: its certificate is revoked", "let the box enrol anew; it gets a new identity")
 		}
+	case KindPricePlan:
+		admitPricePlan(old, o, f)
 	case KindSecret:
 		var is SecretSpec
 		if json.Unmarshal(orEmpty(o.Spec), &is) == nil && len(is.Data) == 0 {

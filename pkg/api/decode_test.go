@@ -192,6 +192,15 @@ func drawObject(t *rapid.T) *Object {
 	switch kind.Name {
 	case KindTenant:
 		spec = &TenantSpec{DisplayName: text.Draw(t, "display"), Parent: "p" + name.Draw(t, "parent")}
+	case KindPricePlan:
+		spec = &PricePlanSpec{Currency: "EUR", Versions: []PriceVersion{{From: "2026-01-01", Free: []string{"runtime"}, Prices: []Price{
+			{Name: "n" + name.Draw(t, "price"), Description: rapid.StringMatching(`[ -~]{0,20}`).Draw(t, "says"), Model: ModelVolume, Meter: MeterCPU, Unit: "u", Per: rapid.Int64Range(1, 1<<40).Draw(t, "per"),
+				Tiers: []PriceTier{{UpTo: "1.5", Amount: "2"}, {Amount: "0.01", Fixed: "3"}}}}}}}
+	case KindBillingProfile:
+		o.Metadata.Name = BillingProfileName
+		spec = &BillingProfileSpec{LegalName: "x" + rapid.StringMatching(`[ -~]{0,20}`).Draw(t, "legal"), Zone: rapid.SampledFrom([]string{"", "UTC", "Asia/Shanghai"}).Draw(t, "zone"), Tax: &Tax{Name: "VAT", Percent: "19"}}
+	case KindBudget:
+		spec = &BudgetSpec{Amount: "1.50", Thresholds: []int{rapid.IntRange(1, 1000).Draw(t, "threshold")}, Site: "s" + name.Draw(t, "site")}
 	case KindServiceAccount:
 		spec = &ServiceAccountSpec{DisplayName: text.Draw(t, "display"), Disabled: rapid.Bool().Draw(t, "disabled")}
 	case KindRoleBinding:

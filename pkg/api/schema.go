@@ -26,6 +26,8 @@ var (
 	apiSource string
 	//go:embed flow.go
 	flowSource string
+	//go:embed billing.go
+	billingSource string
 )
 
 // Schema returns the JSON Schema (draft 2020-12) of one kind as people write it, for
@@ -106,7 +108,7 @@ func mapType(t reflect.Type) *jsonschema.Schema {
 func comments() map[string]string {
 	const pkg = "tributary.dev/tributary/pkg/api."
 	m := map[string]string{}
-	for _, source := range []string{kindsSource, apiSource, flowSource} {
+	for _, source := range []string{kindsSource, apiSource, flowSource, billingSource} {
 		file, err := parser.ParseFile(token.NewFileSet(), "", source, parser.ParseComments)
 		if err != nil {
 			continue

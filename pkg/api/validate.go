@@ -59,6 +59,9 @@ func validateAt(o *Object, lines map[string]int) error {
 		}
 	}
 	kind.validate(spec, f)
+	if kind.Name == KindBillingProfile && o.Metadata.Name != BillingProfileName {
+		f.add("metadata.name", "a tenant has one BillingProfile, and it is named "+BillingProfileName, "name it "+BillingProfileName)
+	}
 	if kind.Name == KindDevice && o.Metadata.Name == "core" {
 		f.add("metadata.name", `"core" names the root of the tree`, "give the device another name")
 	}

@@ -55,6 +55,8 @@ func (a *app) tableOf(kind string, o getOptions) *table {
 	case api.KindFlowPolicy:
 		t.header = []string{"NAME", "AT", "DIRECTION", "PRIORITY", "RULES", "OFFLOAD", "AGE"}
 		t.row = a.flowRow
+	case api.KindPricePlan, api.KindBillingProfile, api.KindBudget:
+		a.billingColumns(t, kind)
 	case api.KindServiceAccount:
 		t.header = []string{"NAME", "DISPLAY NAME", "STATE", "AGE"}
 		t.row = func(obj *api.Object) []string {

@@ -34,6 +34,8 @@ const (
 	Push      Action = "push"      // artifacts
 	Unpublish Action = "unpublish" // take artifacts away
 	Observe   Action = "observe"   // metrics
+	Price     Action = "price"     // say what usage costs a tenant, and who it is to its invoices; asked of the tenant above
+	Bill      Action = "bill"      // make drafts, issue and credit invoices, decide what blocks them
 )
 
 // Resource is what is acted upon.
@@ -53,6 +55,9 @@ type Resource struct {
 
 // Artifact is the kind of what lies in the registry.
 const Artifact = "Artifact"
+
+// Invoice is the kind of what a tenant owes, drafts and costs included.
+const Invoice = "Invoice"
 
 //go:embed policies.cedar
 var policyText []byte
@@ -201,6 +206,14 @@ func (v View) Reaches() []string {
 func (v View) Has(o *api.Object) bool {
 	r := v.caller.Resource(o)
 	return v.Whole(r.Tenant) || v.caller.May(v.action, r)
+}
+
+// Above is the tenant above another; the root has itself.
+func (c *Caller) Above(tenant string) string {
+	if path := c.tenants.Path(tenant); len(path) > 1 {
+		return path[1]
+	}
+	return api.PlatformTenant
 }
 
 // Sees reports whether a tenant is there as far as the caller is told.

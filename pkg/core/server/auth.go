@@ -187,6 +187,8 @@ func (s *Server) mayWrite(ctx context.Context, old, o *api.Object, opts writeOpt
 	switch {
 	case o.Kind == api.KindTenant:
 		return s.mayPlace(ctx, old, o, opts)
+	case priced(o.Kind):
+		return s.mayPrice(ctx, r, opts.plan)
 	case opts.plan:
 		action = access.Plan
 	case o.Kind == api.KindServiceAccount, o.Kind == api.KindRoleBinding:
@@ -199,6 +201,22 @@ func (s *Server) mayWrite(ctx context.Context, old, o *api.Object, opts writeOpt
 	}
 	if action == access.Write && widens(old, o) { // check: whom a fleet picks
 		r.Fleets = nil
+	}
+	return s.may(ctx, action, r)
+}
+
+// priced are the kinds by which somebody says what another owes.
+func priced(kind string) bool { return kind == api.KindPricePlan || kind == api.KindBillingProfile }
+
+// mayPrice says whether the caller may say what a tenant owes: nobody does for themselves, but
+// whoever runs the tenant above.
+func (s *Server) mayPrice(ctx context.Context, r access.Resource, plan bool) error {
+	action := access.Price
+	if plan {
+		action = access.Plan
+	}
+	if tenant := r.Tenant; r.Tenant != "" {
+		r.Tenant = CallerOf(ctx).Above(tenant)
 	}
 	return s.may(ctx, action, r)
 }
@@ -263,6 +281,8 @@ func (s *Server) mayRemove(ctx context.Context, o *api.Object) error {
 		return s.may(ctx, access.Govern, access.Resource{Tenant: parentOf(o), Kind: api.KindTenant, Name: o.Metadata.Name})
 	case api.KindServiceAccount, api.KindRoleBinding:
 		return s.may(ctx, access.Govern, CallerOf(ctx).Resource(o))
+	case api.KindPricePlan, api.KindBillingProfile:
+		return s.mayPrice(ctx, CallerOf(ctx).Resource(o), false)
 	}
 	return s.may(ctx, access.Write, CallerOf(ctx).Resource(o))
 }

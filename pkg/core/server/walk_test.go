@@ -70,6 +70,7 @@ func specs() map[string]string {
 	return map[string]string{api.KindSite: `{}`, api.KindConfig: `{"env":{"A":"b"}}`, api.KindSecret: `{"data":{"a":"b"}}`, api.KindApp: `{"artifact":"acme/apps/a@sha256:` + strings.Repeat("0", 64) + `"}`,
 		api.KindFleet: `{"selector":{"matchLabels":{"role":"shop"}}}`, api.KindJoinToken: `{}`, api.KindExpectedDevice: `{"serial":"` + canary + `","code":"` + strings.Repeat("A", 26) + `"}`,
 		api.KindServiceAccount: `{}`, api.KindRoleBinding: `{"role":"viewer","subjects":[{"serviceAccount":"nobody"}]}`, api.KindRelease: `{"artifact":"os/vm@sha256:` + strings.Repeat("0", 64) + `"}`,
+		api.KindPricePlan: `{"currency":"EUR","versions":[{"from":"2026-01-01","prices":[]}]}`, api.KindBillingProfile: `{"legalName":"` + canary + `"}`, api.KindBudget: `{"amount":"5"}`,
 		api.KindFlowPolicy: `{"interface":{"name":"enp*"},"rules":[{"name":"r","match":{"vlan":1},"drop":true}]}`, api.KindNetworkPolicy: `{"selector":{"matchLabels":{"a":"b"}},"functions":[{"match":{"driver":"ice"},"virtualFunctions":1}]}`}
 }
 
@@ -126,6 +127,12 @@ func (c *walked) seed() {
 			if _, err := c.store.Put(c.t.Context(), acme, store.PutOptions{}); err != nil {
 				c.t.Fatal(err)
 			}
+		case api.KindPricePlan, api.KindBillingProfile: // of a tenant below, whose prices the owner makes
+			o.Metadata.Tenant, o.Metadata.Name = pricedTenant, pricedName(kind)
+			below := &api.Object{APIVersion: api.Version, Kind: api.KindTenant, Metadata: api.Meta{Tenant: api.DefaultTenant, Name: pricedTenant}, Spec: json.RawMessage(`{"parent":"acme"}`)}
+			if _, err := c.store.Put(c.t.Context(), below, store.PutOptions{}); err != nil {
+				c.t.Fatal(err)
+			}
 		case api.KindDevice:
 			o.Spec, status = json.RawMessage(`{}`), api.DeviceStatus{ID: ownersBox}
 		}
@@ -165,6 +172,15 @@ func (c *walked) ask(token, method, path, body string) (int, string) {
 	}
 }
 
+const pricedTenant = "acme-priced"
+
+func pricedName(kind string) string {
+	if kind == api.KindBillingProfile {
+		return api.BillingProfileName
+	}
+	return canary
+}
+
 // probe is one request about what is acme's. want is the owner's status.
 type probe struct {
 	method, path, body string
@@ -182,6 +198,10 @@ func probes() map[string][]probe {
 		if k.Name == api.KindTenant {
 			tenant, body, made = "", doc(k.Name, "", name, `{"parent":"acme","displayName":"x"}`), doc(k.Name, "", name+"-new", `{"parent":"acme"}`)
 		}
+		if k.Name == api.KindPricePlan || k.Name == api.KindBillingProfile {
+			name, tenant = pricedName(k.Name), "tenant="+pricedTenant
+			body, made = doc(k.Name, pricedTenant, name, spec), doc(k.Name, pricedTenant, name+"-new", spec)
+		}
 		if k.Name == api.KindDevice {
 			body = doc(k.Name, "acme", name, `{"site":"hill"}`)
 		}
@@ -192,6 +212,9 @@ func probes() map[string][]probe {
 		all["post "+base] = []probe{{"POST", base + "?" + tenant, made, 201}}
 		if k.Name == api.KindDevice {
 			all["post "+base] = []probe{{"POST", base + "?" + tenant, body, 409}} // devices are not made so
+		}
+		if k.Name == api.KindBillingProfile {
+			all["post "+base] = []probe{{"POST", base + "?" + tenant, body, 409}} // there is one
 		}
 	}
 	device := "/api/v1/devices/{name}"
