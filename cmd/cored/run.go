@@ -188,6 +188,9 @@ func (c *core) openData(ctx context.Context) error {
 	if err := c.store.MakeOwnAccounts(ctx); err != nil {
 		return err
 	}
+	if err := c.store.AdoptRevisions(ctx); err != nil {
+		return err
+	}
 	return c.o.data.firstToken(ctx, c.store)
 }
 

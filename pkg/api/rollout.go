@@ -181,3 +181,104 @@ func (s *RolloutSpec) Disrupts() bool {
 	}
 	return false
 }
+
+// HasRevisions tells whether each change of an object of this kind is kept as a revision, and
+// reaches devices by a rollout alone.
+func HasRevisions(kind string) bool {
+	switch kind {
+	case KindApp, KindConfig, KindSecret, KindRelease, KindFlowPolicy, KindNetworkPolicy, KindFleet:
+		return true
+	}
+	return false
+}
+
+// Pin names a revision of another object that a revision was made with.
+type Pin struct {
+	Kind     string `json:"kind"`
+	Name     string `json:"name"`
+	Revision int64  `json:"revision"`
+	Digest   string `json:"digest"`
+}
+
+// Permit lets a device take one item of its manifest over what runs. It is signed with the
+// manifest that it stands in.
+type Permit struct {
+	// Rollout is the name of the Rollout that gave it.
+	Rollout string `json:"rollout" cbor:"1,keyasint"`
+	// Until is when the device has to have begun, in Unix seconds; 0: there is no end.
+	Until int64 `json:"until,omitempty" cbor:"2,keyasint,omitempty"`
+	// Hours are when it may begin.
+	Hours Hours `json:"hours,omitempty" cbor:"3,keyasint,omitempty"`
+}
+
+// Open tells whether a device may begin at a time, and if not, why.
+func (p Permit) Open(now time.Time) (ok bool, why string) {
+	switch {
+	case p.Until != 0 && now.Unix() >= p.Until:
+		return false, "the permit of rollout " + p.Rollout + " has ended"
+	case !p.Hours.Contain(now):
+		return false, "it waits for the hours " + string(p.Hours) + " of rollout " + p.Rollout
+	}
+	return true, ""
+}
+
+// RolloutStatus is how far a rollout is.
+type RolloutStatus struct {
+	Phase RolloutPhase `json:"phase,omitempty"`
+	// Change is what it gives, settled: with what was given to all before.
+	Change []RolloutChange `json:"change,omitempty"`
+	// Wave is the number of the one under way, from 1; past the last, all are through.
+	Wave      int        `json:"wave,omitempty"`
+	WaveSince *time.Time `json:"waveSince,omitempty"`
+	// Approved is up to which wave people said yes.
+	Approved int           `json:"approved,omitempty"`
+	Message  string        `json:"message,omitempty"`
+	Waves    []WaveStatus  `json:"waves,omitempty"`
+	Devices  RolloutCounts `json:"devices"`
+	// Unhappy names the first devices that failed, were left out or were left as they are, and why.
+	Unhappy []RolloutDevice `json:"unhappy,omitempty"`
+	Started *time.Time      `json:"started,omitempty"`
+	Ended   *time.Time      `json:"ended,omitempty"`
+	// Estimate is when all that are there may have it, by how it went so far.
+	Estimate *time.Time `json:"estimate,omitempty"`
+}
+
+// RolloutChange is one object of a rollout.
+type RolloutChange struct {
+	RevisionRef
+	Digest string `json:"digest,omitempty"`
+	// Before was given to all when the rollout was made; 0: nothing.
+	Before int64 `json:"before,omitempty"`
+	// PinnedBy is what it comes along with; empty: it is named in the spec.
+	PinnedBy string `json:"pinnedBy,omitempty"`
+}
+
+// WaveStatus sums up a wave.
+type WaveStatus struct {
+	Name string `json:"name,omitempty"`
+	RolloutCounts
+}
+
+// RolloutCounts are numbers of devices.
+type RolloutCounts struct {
+	All       int `json:"all"`
+	Waiting   int `json:"waiting,omitempty"` // those that are away among them
+	Away      int `json:"away,omitempty"`
+	Given     int `json:"given,omitempty"`
+	Healthy   int `json:"healthy,omitempty"`
+	Failed    int `json:"failed,omitempty"`
+	Skipped   int `json:"skipped,omitempty"`
+	Restoring int `json:"restoring,omitempty"`
+	Restored  int `json:"restored,omitempty"`
+	Kept      int `json:"kept,omitempty"`
+}
+
+// RolloutDevice is one device of a rollout.
+type RolloutDevice struct {
+	Name  string     `json:"name"`
+	Site  string     `json:"site,omitempty"`
+	Wave  int        `json:"wave"` // from 1
+	State string     `json:"state"`
+	Since *time.Time `json:"since,omitempty"`
+	Why   string     `json:"why,omitempty"`
+}

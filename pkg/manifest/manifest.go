@@ -46,6 +46,7 @@ const (
 	KeySealing   = "setting/sealing" // Body is a CBOR byte string that names the core's sealing key, once that was rotated
 	KeyUnlock    = "setting/unlock"  // Body is the owner's unlock key, signed (package unlock)
 	KeyRevoked   = "setting/revoked" // for relays: Body is a CBOR byte string, 8 bytes for each retired device
+	KeyPermits   = "setting/permits" // Body is a CBOR map of api.Permit by the key of the item that each is for
 	// KeyExpected is for relays: Body is a CBOR byte string, another one whenever the boxes that are expected at the
 	// relay's site are others. What these are told is fetched then.
 	KeyExpected = "setting/expected"

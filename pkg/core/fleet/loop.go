@@ -26,6 +26,7 @@ type Config struct {
 		store.Store
 		store.Manifests
 		store.Events
+		store.Revisions
 	}
 	// Epoch is the core's; manifests of a lower one are rendered anew.
 	Epoch uint64
@@ -99,7 +100,7 @@ func (l *Loop) Run(ctx context.Context) error {
 	done := make(chan error, 2)
 	go func() {
 		// Apps before fleets before devices: rendering begins when all is known.
-		kinds := []string{api.KindConfig, api.KindSecret, api.KindApp, api.KindRelease, api.KindTenant, api.KindFlowPolicy, api.KindNetworkPolicy, api.KindFleet, api.KindExpectedDevice, api.KindDevice}
+		kinds := []string{api.KindConfig, api.KindSecret, api.KindApp, api.KindRelease, api.KindTenant, api.KindFlowPolicy, api.KindNetworkPolicy, api.KindFleet, api.KindExpectedDevice, api.KindDevice, api.KindRollout}
 		done <- store.Follow(ctx, l.cfg.Store, store.WatchQuery{Kinds: kinds, SpecOnly: true}, sink{l, ctx})
 	}()
 	go func() { done <- l.rollup(ctx) }()
@@ -174,11 +175,13 @@ func (s sink) Reset(objects []*api.Object) error {
 		e.Device = Device{ID: id}
 		s.l.worlds.byID[id] = e
 	}
+	given, err := s.l.cfg.Store.GivenOf(s.ctx, nil)
+	if err != nil {
+		return fmt.Errorf("read who has what: %w", err)
+	}
 	d := dirty{}
 	for _, o := range objects {
-		if err := s.l.worlds.set(o, d); err != nil {
-			s.l.cfg.Log.Error("an object cannot be read; it is passed over", "err", err)
-		}
+		s.l.take(o, given, d)
 	}
 	for id, e := range s.l.worlds.byID {
 		if e.Name == "" { // deleted while nobody looked
@@ -205,9 +208,18 @@ func (s sink) Reset(objects []*api.Object) error {
 func (s sink) Apply(events []store.Event) error {
 	s.l.mu.Lock()
 	defer s.l.mu.Unlock()
+	given, err := s.l.cfg.Store.GivenOf(s.ctx, givenBy(events))
+	if err != nil {
+		return fmt.Errorf("read who has what: %w", err)
+	}
 	d := dirty{}
 	for _, e := range events {
 		if e.Type == store.Deleted {
+			if api.HasRevisions(e.Object.Kind) {
+				if err := s.l.worlds.give(e.Object.Key(), nil, d); err != nil {
+					return err
+				}
+			}
 			if gone := s.l.worlds.unset(e.Object.Key(), d); gone != nil {
 				if err := s.l.drop(s.ctx, gone); err != nil {
 					return err
@@ -216,9 +228,7 @@ func (s sink) Apply(events []store.Event) error {
 			s.l.news.fleets()
 			continue
 		}
-		if err := s.l.worlds.set(e.Object, d); err != nil {
-			s.l.cfg.Log.Error("an object cannot be read; it is passed over", "err", err)
-		}
+		s.l.take(e.Object, given, d)
 		if e.Object.Kind == api.KindFleet || e.Object.Kind == api.KindApp {
 			s.l.news.fleets()
 		}
@@ -261,6 +271,9 @@ func (l *Loop) render(ctx context.Context, d dirty) error {
 		}
 	}
 	slices.SortFunc(todo, func(a, b *entry) int { return strings.Compare(a.Name, b.Name) })
+	for _, e := range todo {
+		l.worlds.tenants[e.Tenant].viewOf(e) // made here: devices are rendered side by side
+	}
 	revoked := l.worlds.revoked()
 	if len(revoked) > link.MaxRevoked {
 		l.cfg.Log.Error("too many retired devices for relays to know; delete those whose certificates have ended", "retired", len(revoked))
@@ -305,9 +318,13 @@ func (l *Loop) renderAll(part []*entry, revoked []api.DeviceID) []result {
 }
 
 func (l *Loop) renderOne(e *entry, revoked []api.DeviceID) result {
-	w := &l.worlds.tenants[e.Tenant].World
+	t := l.worlds.tenants[e.Tenant]
+	w := t.viewOf(e)
 	r := result{e: e, fleets: w.Selected(e.Labels)}
 	want := Desire(&e.Device, w, r.fleets)
+	if permits := t.permits(e); len(permits) > 0 {
+		want[manifest.KeyPermits] = Want{Body: encode(permits)}
+	}
 	if l.cfg.Unlock != nil {
 		if body := l.cfg.Unlock(); body != nil {
 			want[manifest.KeyUnlock] = Want{Body: body}

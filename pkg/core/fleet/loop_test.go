@@ -517,3 +517,67 @@ func TestSealingKeyIsNamed(t *testing.T) {
 	}
 	c.until("the key's name", c.has(id, manifest.KeySealing))
 }
+
+// A device that a rollout gave a revision has that one, whatever the others have, with its permit;
+// what is held nobody gets, and a plain apply reaches all but those that are pinned.
+func TestRevisionsOfTheirOwn(t *testing.T) {
+	c := newCore(t, "")
+	one, two, pinned := c.device(1, map[string]string{"role": "field"}), c.device(2, map[string]string{"role": "field"}), c.device(3, map[string]string{"role": "field"})
+	c.app("web", 1)
+	c.fleet("field", "field", "web")
+	c.put(api.KindRollout, "r", nil, struct{}{}, nil)
+	c.run()
+	runs := func(id api.DeviceID, version int) bool {
+		s := c.published[id]
+		return s != nil && len(s.Manifest.Items["app/web"].Refs) > 0 && s.Manifest.Items["app/web"].Refs[0].Digest == ref(version).Digest
+	}
+	c.until("all have the first", func() bool { return runs(one, 1) && runs(two, 1) && runs(pinned, 1) })
+
+	raw, _ := json.Marshal(api.AppSpec{Compose: "2"})
+	key := api.Key{Tenant: "default", Kind: api.KindApp, Name: "web"}
+	if _, err := c.db.Put(t.Context(), &api.Object{Kind: api.KindApp, Metadata: api.Meta{Tenant: "default", Name: "web"}, Spec: raw},
+		store.PutOptions{Hold: true, Status: api.AppObjectStatus{Repo: "default/web", Bundle: ref(2).Digest}}); err != nil {
+		t.Fatal(err)
+	}
+	step := func(gifts ...store.Gift) {
+		t.Helper()
+		o, err := c.db.Get(t.Context(), api.Key{Tenant: "default", Kind: api.KindRollout, Name: "r"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		status := api.RolloutStatus{Change: []api.RolloutChange{{RevisionRef: api.RevisionRef{Kind: api.KindApp, Name: "web", Revision: 2}}}}
+		if err := c.db.StepRollout(t.Context(), &store.RolloutStep{Key: o.Key(), Revision: o.Metadata.Revision, Status: status, Give: gifts}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	permit := &api.Permit{Rollout: "r", Until: 1_900_000_000, Hours: "22:00-04:30"}
+	step(store.Gift{Device: one, Key: key, OwnRevision: store.OwnRevision{Number: 2, Rollout: "u", Permit: permit}})
+	c.until("one has the second", func() bool { return runs(one, 2) })
+	if !c.now(func() bool { return runs(two, 1) && runs(pinned, 1) }) {
+		t.Fatal("the others have what was held")
+	}
+	var permits map[string]api.Permit
+	if err := decMode.Unmarshal(c.newest(one).Manifest.Items[manifest.KeyPermits].Body, &permits); err != nil || permits["app/web"] != *permit {
+		t.Fatalf("%v %v", permits, err)
+	}
+	c.run() // another process finds it so
+	c.until("it is the same after a start", func() bool { return runs(one, 2) && runs(two, 1) })
+
+	step(store.Gift{Device: one, Key: key, Follow: true})
+	c.until("it is as all again", func() bool { return runs(one, 1) && c.has(one, "app/web")() })
+
+	step(store.Gift{Device: one, Key: key, OwnRevision: store.OwnRevision{Number: 2, Rollout: "u"}})
+	if err := c.db.PinDevice(t.Context(), store.Gift{Device: pinned, Key: key, OwnRevision: store.OwnRevision{Number: 2}}); err != nil {
+		t.Fatal(err)
+	}
+	c.until("two have the second", func() bool { return runs(one, 2) && runs(pinned, 2) })
+	c.app("web", 3)
+	c.until("a plain apply reaches all that are not pinned", func() bool { return runs(one, 3) && runs(two, 3) })
+	if !c.now(func() bool { return runs(pinned, 2) }) {
+		t.Fatal("a plain apply overruled a pin")
+	}
+	if err := c.db.Delete(t.Context(), api.Key{Tenant: "default", Kind: api.KindApp, Name: "web"}, 0); err != nil {
+		t.Fatal(err)
+	}
+	c.until("it is gone everywhere", func() bool { return c.has(one)() && c.has(two)() && c.has(pinned)() })
+}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/store"
 	"tributary.dev/tributary/pkg/manifest"
 )
 
@@ -51,6 +52,10 @@ type tenant struct {
 	unplaced, waits bool
 	short           map[string]map[string]string
 	firsts          map[string][sha256.Size]byte
+	// given is what devices have of each object, and views the worlds of those that have something
+	// of their own (revisions.go).
+	given map[api.Key]*store.Given
+	views map[string]*World
 }
 
 // entry is one device with its newest manifest.
@@ -60,6 +65,8 @@ type entry struct {
 	// that have the same. The signed bytes are in the store and with the link.
 	state  State
 	fleets []string // that pick it, shared between devices
+	// own are revisions that this device has by itself.
+	own map[api.Key]store.OwnRevision
 
 	// what it reported, as far as sums need it
 	parent   string
@@ -88,7 +95,8 @@ func newWorlds() *worlds {
 func (w *worlds) tenant(name string) *tenant {
 	t := w.tenants[name]
 	if t == nil {
-		t = &tenant{World: World{Fleets: map[string]*api.FleetSpec{}, Apps: map[string]*App{}, Configs: map[string][]byte{}, Secrets: map[string][]byte{}, Flows: map[string][]byte{}, Releases: map[string]Want{}, Images: map[string][32]byte{}, Expected: map[string]Expected{}, Policies: map[string]*api.NetworkPolicySpec{}}, devices: map[string]*entry{}}
+		t = &tenant{World: World{Fleets: map[string]*api.FleetSpec{}, Apps: map[string]*App{}, Configs: map[string][]byte{}, Secrets: map[string][]byte{}, Flows: map[string][]byte{}, Releases: map[string]Want{}, Images: map[string][32]byte{}, Expected: map[string]Expected{}, Policies: map[string]*api.NetworkPolicySpec{}},
+			devices: map[string]*entry{}, given: map[api.Key]*store.Given{}}
 		w.tenants[name] = t
 	}
 	return t
@@ -314,6 +322,7 @@ func (w *worlds) setDevice(t *tenant, o *api.Object, d dirty) error {
 		next.ID = status.ID
 		next.Placed = e.Placed
 		e.Device, t.devices[next.Name] = next, e
+		e.own = t.ownOf(next.ID)
 		e.relay = e.relay || status.Relay
 		d[e] = true
 		if next.Spec.Retired {

@@ -166,7 +166,10 @@ func (s *SQL) Put(ctx context.Context, obj *api.Object, opts PutOptions) (out *a
 				return err
 			}
 		}
-		return s.writeRow(ctx, w, out)
+		if err := s.writeRow(ctx, w, out); err != nil {
+			return err
+		}
+		return s.revise(ctx, w, out, opts.Hold)
 	})
 	if err != nil {
 		return nil, err
@@ -294,6 +297,9 @@ func (s *SQL) Delete(ctx context.Context, key api.Key, revision int64) error {
 			if _, err := w.ExecContext(ctx, "DELETE FROM tokens WHERE account = ?", old.Metadata.UID); err != nil {
 				return err
 			}
+		}
+		if err := s.forget(ctx, w, old); err != nil {
+			return err
 		}
 		w.changed(change{key: key, deleted: true})
 		_, err = w.ExecContext(ctx, "DELETE FROM objects WHERE kind = ? AND tenant = ? AND name = ?", key.Kind, key.Tenant, key.Name)

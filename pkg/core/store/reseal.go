@@ -28,7 +28,8 @@ func (s *SQL) sealedSeals(r *ManifestRecord, raw []byte) []byte {
 // HasSealed reports whether anything in the database needs a key.
 func (s *SQL) HasSealed(ctx context.Context) (sealed bool, err error) {
 	err = s.db.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM objects WHERE kind = ?1 AND substr(spec, 1, 1) = ?2)
-		OR EXISTS (SELECT 1 FROM manifests WHERE substr(seals, 1, 1) = ?2)`, api.KindSecret, []byte{sealedMark}).Scan(&sealed)
+		OR EXISTS (SELECT 1 FROM manifests WHERE substr(seals, 1, 1) = ?2)
+		OR EXISTS (SELECT 1 FROM revisions WHERE kind = ?1 AND substr(spec, 1, 1) = ?2)`, api.KindSecret, []byte{sealedMark}).Scan(&sealed)
 	return sealed, err
 }
 
@@ -45,7 +46,11 @@ func (s *SQL) Reseal(ctx context.Context) error {
 			return err
 		}
 		more, err := s.resealSeals(ctx, w)
-		if err != nil || !clear && !more {
+		if err != nil {
+			return err
+		}
+		old, err := s.resealRevisions(ctx, w)
+		if err != nil || !clear && !more && !old {
 			return err
 		}
 		return setCounter(ctx, w, "wipe", 1)

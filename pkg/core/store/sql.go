@@ -96,7 +96,10 @@ func Open(ctx context.Context, cfg Config) (_ *SQL, err error) {
 
 // Migrate brings a database's schema up to date.
 func Migrate(ctx context.Context, db *database.DB) error {
-	return db.Migrate(ctx, migrations, database.VersionTable)
+	if err := db.Migrate(ctx, migrations, database.VersionTable); err != nil {
+		return err
+	}
+	return migrateRollouts(ctx, db)
 }
 
 // Close ends every watch and closes the database.

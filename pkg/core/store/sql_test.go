@@ -58,6 +58,7 @@ func TestSQL(t *testing.T) {
 			})
 			t.Run("manifests", func(t *testing.T) { storetest.Manifests(t, s) })
 			t.Run("boxes", func(t *testing.T) { storetest.Boxes(t, s) })
+			t.Run("revisions", func(t *testing.T) { storetest.Revisions(t, s) })
 			t.Run("events", func(t *testing.T) { storetest.Events(t, s) })
 			t.Run("tokens", func(t *testing.T) { storetest.Tokens(t, s, clock) })
 		})

@@ -84,6 +84,8 @@ type PutOptions struct {
 	InTenant bool
 	// Status, when not nil, is written with the spec in the same revision.
 	Status any
+	// Hold keeps the revision that is written from all devices: a Rollout gives it.
+	Hold bool
 	// DryRun does everything but the write. The object returned carries the revision
 	// and generation it would have had.
 	DryRun bool
