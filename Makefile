@@ -58,7 +58,7 @@ vmtest: deps build ## every scenario on machines, hours; builds the images they 
 	$(GO) run ./tests/vmtest -version '$(VERSION)' $(if $(RUN),-run '$(RUN)') $(if $(RESUME),-resume)
 
 .PHONY: bench
-bench: deps build ## one JSON line a figure; BENCH=name runs one, BENCH=update and BENCH=boot (needs make image PROFILE=vm) take minutes each
+bench: deps build ## one JSON line a figure; BENCH=name runs one, BENCH=update and BENCH=boot (needs make image PROFILE=vm) take minutes each; BENCH=nab NAB=path scores the detector
 	$(GO) run ./tests/bench $(BENCH)
 
 .PHONY: chaos

@@ -43,6 +43,7 @@ var benches = []bench{
 	{name: "boot.containers", run: benchContainers, asked: true},
 	{name: "realtime", run: benchRealtime, asked: true},
 	{name: "sriov", run: benchSRIOV, asked: true},
+	{name: "nab", run: benchNAB, asked: true},
 }
 
 // among tells whether the bench is named: by itself, or by the one that it is a part of.

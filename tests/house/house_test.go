@@ -39,6 +39,7 @@ var rules = []rule{
 	{"pkg/report", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
 	{"pkg/claim", []string{"pkg/", "hwprofiles"}, []string{"pkg/api", "pkg/natural"}, "box and core decide by the same function, which knows the nouns alone"},
 	{"pkg/oci", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
+	{"pkg/anomaly", []string{"pkg/", "hwprofiles"}, nil, "it knows numbers and times alone"},
 	{"pkg/dnssd", []string{"pkg/"}, nil, "relays, the core and boxes without an owner find each other by it; it stands on nothing"},
 	{"pkg/efi", []string{"pkg/edge/", "pkg/core/"}, nil, "the ground floor carries both wings and leans on neither"},
 	{"pkg/tpm", []string{"pkg/", "hwprofiles"}, []string{"pkg/tpm"}, "the box seals and quotes, the core judges, the builder signs: one ground for the three, which stands on nothing"},
