@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/edge/agent"
@@ -32,6 +33,7 @@ import (
 	"tributary.dev/tributary/pkg/edge/update"
 	"tributary.dev/tributary/pkg/edge/uplink/bonding"
 	"tributary.dev/tributary/pkg/edge/uplink/trial"
+	"tributary.dev/tributary/pkg/edge/vitals"
 	"tributary.dev/tributary/pkg/edge/workload"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/link"
@@ -67,6 +69,7 @@ type box struct {
 	claims   *claims.Book
 	gpus     *gpus
 	realtime realTime
+	vitals   *vitals.Keeper
 
 	functions *sriov.Manager    // of network cards
 	switches  *switchdev.Keeper // in them
@@ -177,7 +180,7 @@ func (b *box) runAll(ctx context.Context) error {
 	}{
 		{"state", b.state.Run}, {"membership", b.member.Run}, {"doubt", b.doubt}, {"link", b.link.Run},
 		{"apps", b.work.Run}, {"agent", b.agent.Load().Run}, {"settings", b.applySettings}, {"memory", b.trim}, {"watchdog", b.watch}, {"consoles", b.tellOfConsole},
-		{"hardware", b.keeper.Run}, {"real time", b.keepRealtime}, {"network cards", b.functions.Run}, {"cards' switches", b.switches.Run}, {"accelerators", b.keepGPUs}, {"flow policies", b.keepFlows},
+		{"hardware", b.keeper.Run}, {"real time", b.keepRealtime}, {"vitals", b.vitals.Run}, {"network cards", b.functions.Run}, {"cards' switches", b.switches.Run}, {"accelerators", b.keepGPUs}, {"flow policies", b.keepFlows},
 	}
 	if b.serve != nil {
 		loops = append(loops, []struct {
@@ -426,7 +429,17 @@ func (b *box) makeAgent(context.Context) error {
 		Expected: b.expected(), Warnings: warnings, Stream: b.parents.Stream, Console: "/run/tributary/console.sock", Boot: bootName(), Attest: b.attest, Hold: b.holdApps, Log: b.log,
 	})
 	b.agent.Store(a)
+	b.vitals = vitals.New(vitals.Config{Host: vitalsHost(b.o.data), Now: b.clock.Now, Event: a.Event})
 	return err
+}
+
+// vitalsHost is this machine, with the disk that has a folder.
+func vitalsHost(folder string) vitals.Host {
+	return vitals.Host{Root: os.DirFS("/"), Disk: func() (total, free uint64, err error) {
+		var s unix.Statfs_t
+		err = unix.Statfs(folder, &s)
+		return s.Blocks * uint64(s.Bsize), s.Bavail * uint64(s.Bsize), err
+	}}
 }
 
 // offerSettings keeps the newest settings for applySettings.
@@ -450,6 +463,7 @@ func (b *box) applySettings(ctx context.Context) error {
 			}
 			b.setSpoolBytes(s.SpoolBytes)
 			b.linkSettings(s)
+			b.vitals.SetEvery(time.Duration(s.VitalsInterval))
 			if err := b.gpus.SetPolicies(s.Accelerators); err != nil {
 				b.log.Warn("the accelerators' policies are not kept; the core tells them again", "err", err)
 			}

@@ -63,6 +63,9 @@ type DeviceSettings struct {
 	MeterInterval Duration `json:"meterInterval,omitempty"`
 	// HealthInterval is how often a relay confirms its subtree. Default 1m, from 1s to 1h.
 	HealthInterval Duration `json:"healthInterval,omitempty"`
+	// VitalsInterval is how often a box reads its own numbers, to see what is odd about them.
+	// Default 10s, from 1s to 1h. It has to see a hundred before it tells of any.
+	VitalsInterval Duration `json:"vitalsInterval,omitempty"`
 	// SpoolBytes bounds the record spool. Default 256 MiB, at least 1 MiB. A smaller bound
 	// gives up at once what no longer fits, least important first; usage is summed, never lost.
 	SpoolBytes int64 `json:"spoolBytes,omitempty"`

@@ -90,6 +90,9 @@ func (u *AcceleratorUse) Fields() [6]*uint64 {
 	return [6]*uint64{&u.HeldMillis, &u.SliceMillis, &u.MemoryMiBSeconds, &u.BusyMillis, &u.UnknownMillis, &u.EnergyMillijoules}
 }
 
+// EventAnomaly is the name of an event that tells of a number of the box (its subject) that is odd.
+const EventAnomaly = "anomaly.found"
+
 // Event is something that happened, for people to read.
 type Event struct {
 	// Time is Unix milliseconds by the device's clock.

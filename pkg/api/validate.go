@@ -177,6 +177,7 @@ func validateSettings(s *DeviceSettings, at string, f *findings) {
 	}
 	within(s.MeterInterval, "meterInterval", time.Second, 24*time.Hour)
 	within(s.HealthInterval, "healthInterval", time.Second, time.Hour)
+	within(s.VitalsInterval, "vitalsInterval", time.Second, time.Hour)
 	bytes := func(v int64, name string) {
 		if v != 0 && (v < 1<<20 || v > 1<<50) {
 			f.addf(join(at, name), "from 1 MiB (1048576) to 1 PiB; leave it out for the default", "%d bytes is out of range", v)

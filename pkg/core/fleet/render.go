@@ -175,6 +175,7 @@ func overlay(a, b *api.DeviceSettings) *api.DeviceSettings {
 	return &api.DeviceSettings{
 		MeterInterval:        cmp.Or(a.MeterInterval, b.MeterInterval),
 		HealthInterval:       cmp.Or(a.HealthInterval, b.HealthInterval),
+		VitalsInterval:       cmp.Or(a.VitalsInterval, b.VitalsInterval),
 		SpoolBytes:           cmp.Or(a.SpoolBytes, b.SpoolBytes),
 		CacheBytes:           cmp.Or(a.CacheBytes, b.CacheBytes),
 		UpdateHours:          cmp.Or(a.UpdateHours, b.UpdateHours),
