@@ -109,6 +109,7 @@ type core struct {
 	server   *server.Server
 	https    net.Listener
 	hub      *stream.Hub
+	finder   *server.Finder
 
 	attest    *attest.Room // what devices' TPMs show
 	questions chan question
@@ -347,8 +348,9 @@ func (c *core) openServer(context.Context) (err error) {
 	signer, _ := c.ca.Signer()
 	c.hub = stream.NewHub(stream.HubConfig{Identity: c.live, Signer: signer, Send: c.command, Log: c.log})
 	apps := &server.Apps{Store: c.store, Artifacts: c.registry}
+	c.finder = server.NewFinder(c.store)
 	cfg := server.Config{
-		Store: c.store, Access: access.New(c.store), Devices: c.roster, Inventories: inventories{c.intake, c.log}, Unlocks: c.rescueDesk(), Heard: c.end.Heard, Ledger: ledger{c.intake, c.store, c.roster}, Streams: c.hub,
+		Store: c.store, Access: access.New(c.store), Devices: c.roster, Inventories: inventories{c.intake, c.log}, Unlocks: c.rescueDesk(), Heard: c.end.Heard, Ledger: ledger{c.intake, c.store, c.roster}, Streams: c.hub, Finder: c.finder,
 		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: c.admitToken, api.KindExpectedDevice: c.admitExpected},
 		Removal: map[string]server.Removal{api.KindDevice: func(_ context.Context, o *api.Object) error { return c.roster.MayDelete(o) },
 			api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindFlowPolicy: apps.MayRemove, api.KindSecret: apps.MayRemove},
@@ -411,6 +413,7 @@ func (c *core) serve(ctx context.Context) error {
 		}
 	})
 	g.Go(func() error { return c.fleet.Run(ctx) })
+	g.Go(func() error { return c.finder.Run(ctx) })
 	g.Go(func() error { return c.renew(ctx) })
 	g.Go(func() error { return c.tidy(ctx) })
 	g.Go(func() error { return c.runAttest(ctx) })

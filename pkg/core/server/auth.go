@@ -57,6 +57,9 @@ func (s *Server) Authenticate(r *http.Request) (*access.Caller, error) {
 	if scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " "); ok && strings.EqualFold(scheme, "Bearer") {
 		return s.cfg.Access.ByToken(r.Context(), strings.TrimSpace(token))
 	}
+	if token := socketToken(r); token != "" {
+		return s.cfg.Access.ByToken(r.Context(), token)
+	}
 	if _, password, ok := r.BasicAuth(); ok {
 		return s.cfg.Access.ByToken(r.Context(), password)
 	}

@@ -49,6 +49,8 @@ type Config struct {
 	Heard Heard
 	// Ledger answers for records; nil leaves those routes out.
 	Ledger Ledger
+	// Finder finds objects; nil leaves the search and its stream of changes out.
+	Finder *Finder
 	// Streams opens logs, exec and the like; nil leaves those routes out.
 	Streams Streams
 	// Routes are the rooms' own.
@@ -93,6 +95,7 @@ func New(cfg Config) *Server {
 	s.inventoryRoute()
 	s.uncordonRoute()
 	s.unlockRoute()
+	s.searchRoutes()
 	s.streamRoutes()
 	s.aboutRoutes()
 	own := []Route{

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"net/http"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -48,7 +49,8 @@ var streamVerbs = []streamVerb{
 }
 
 const streamDoc = "An HTTP/1.1 upgrade (RFC 9110, section 7.8) to `" + stream.Protocol + "`: send `Connection: Upgrade` and `Upgrade: " + stream.Protocol + "`. " +
-	"After 101 both sides send frames, as pkg/link/stream describes them. The device dials the other end itself; what it refuses is still answered in HTTP. For who may operate it; audited by the device."
+	"After 101 both sides send frames, as pkg/link/stream describes them. The device dials the other end itself; what it refuses is still answered in HTTP. " +
+	"Browsers send `Upgrade: websocket` with the subprotocol `" + stream.Protocol + "`, and where they have a token, `bearer.TOKEN` beside it; messages carry the same frames, cut anywhere. For who may operate it; audited by the device."
 
 func (s *Server) streamRoutes() {
 	if s.cfg.Streams == nil {
@@ -59,7 +61,7 @@ func (s *Server) streamRoutes() {
 		op := &huma.Operation{OperationID: v.name + "-device", Method: http.MethodGet, Path: path, Summary: v.summary, Description: streamDoc, Tags: []string{"streams"},
 			Parameters: append([]*huma.Param{
 				{Name: "name", In: "path", Required: true, Description: "The device's name.", Schema: &huma.Schema{Type: huma.TypeString}},
-				{Name: "Upgrade", In: "header", Required: true, Schema: &huma.Schema{Type: huma.TypeString, Enum: []any{stream.Protocol}}},
+				{Name: "Upgrade", In: "header", Required: true, Schema: &huma.Schema{Type: huma.TypeString, Enum: []any{stream.Protocol, "websocket"}}},
 				param("tenant", huma.TypeString, "The owner.", false),
 			}, v.params...),
 			Responses: s.responses(http.StatusSwitchingProtocols, nil)}
@@ -77,7 +79,8 @@ func (s *Server) streamRoutes() {
 }
 
 // streamInto joins a person's connection with one that the device opens in answer. The
-// device's comes first, so that its failure is still answered in HTTP.
+// device's comes first, so that its failure is still answered in HTTP; a browser cannot read
+// that of a WebSocket, and gets it as the last frame.
 func (s *Server) streamInto(w http.ResponseWriter, r *http.Request, verb stream.Verb) {
 	actor := CallerOf(r.Context())
 	device, err := s.DeviceOf(r)
@@ -85,8 +88,13 @@ func (s *Server) streamInto(w http.ResponseWriter, r *http.Request, verb stream.
 		WriteError(w, err)
 		return
 	}
+	socket := isWebSocket(r)
 	command, err := stream.FromQuery(verb, r.URL.Query())
-	if err == nil {
+	switch {
+	case err != nil:
+	case socket:
+		err = sameOrigin(r)
+	default:
 		err = stream.Requested(r)
 	}
 	if err != nil {
@@ -95,19 +103,59 @@ func (s *Server) streamInto(w http.ResponseWriter, r *http.Request, verb stream.
 	}
 	command.Actor = actor.Name
 	log := s.cfg.Log.With("device", r.PathValue("name"), "verb", string(verb), "app", command.App, "service", command.Service, "actor", actor.Name)
+	var near *stream.Conn
+	if socket {
+		if near, err = acceptSocket(w, r); err != nil {
+			log.Info("stream not opened", "err", err)
+			return // it was answered
+		}
+		defer near.Close()
+	}
 	far, err := s.cfg.Streams.Open(r.Context(), device, command)
 	if err != nil {
 		log.Info("stream not opened", "err", err)
+		if socket {
+			_ = near.Finish(1, err, socketGrace)
+			return
+		}
 		WriteError(w, err)
 		return
 	}
 	defer far.Close()
-	near, err := stream.Accept(w, r)
-	if err != nil {
-		WriteError(w, err)
-		return
+	if !socket {
+		if near, err = stream.Accept(w, r); err != nil {
+			WriteError(w, err)
+			return
+		}
 	}
 	log.Info("stream opened")
+	done := make(chan struct{})
+	defer close(done)
+	go s.endWhenRevoked(r, near, far, done)
 	up, down, err := stream.Join(near, far)
 	log.Info("stream ended", "toDevice", up, "fromDevice", down, "err", err)
+}
+
+// endWhenRevoked ends a stream once whoever opened it may not have it any more.
+func (s *Server) endWhenRevoked(r *http.Request, near, far *stream.Conn, done <-chan struct{}) {
+	tick := time.NewTicker(looksAgain)
+	defer tick.Stop()
+	for {
+		select {
+		case <-done:
+			return
+		case <-tick.C:
+		}
+		_, err := s.admit(Needs{access.Operate, Device}, r)
+		if api.CodeOf(err) == api.Internal && err != nil {
+			continue // the store cannot be read just now: nothing was taken away
+		}
+		if err != nil { // check: streams end with the right to them
+			s.cfg.Log.Info("stream ended, for who opened it may not have it any more", "device", r.PathValue("name"), "err", err)
+			_ = near.Fail(public(err))
+			far.Close()
+			near.Close()
+			return
+		}
+	}
 }

@@ -84,6 +84,8 @@ type walked struct {
 func walk(t *testing.T) *walked {
 	c := &walked{core: start(t, func(cfg *server.Config) {
 		cfg.Devices, cfg.Inventories, cfg.Ledger, cfg.Streams, cfg.Unlocks = rooms{}, rooms{}, rooms{}, rooms{}, rooms{}
+		cfg.Finder = server.NewFinder(cfg.Store)
+		go func() { _ = cfg.Finder.Run(t.Context()) }()
 	}), strangers: map[string]string{}}
 	c.seed()
 	docs := doc("Tenant", "", "acme", `{}`) + doc("Tenant", "", "other", `{}`)
@@ -235,13 +237,16 @@ func probes() map[string][]probe {
 	for _, query := range []string{"tenant=acme", "tenant=*", "tenant=acme&device=" + canary} {
 		all["get /api/v1/events"] = append(all["get /api/v1/events"], probe{"GET", "/api/v1/events?" + query, "", 200}, probe{"GET", "/api/v1/events?watch=true&" + query, "", 200})
 	}
+	for _, query := range []string{"tenant=acme", "tenant=*", "tenant=*&kind=Device", "tenant=acme&kind=App&sort=-name", "tenant=*&q=" + canary} {
+		all["get /api/v1/search"] = append(all["get /api/v1/search"], probe{"GET", "/api/v1/search?" + query, "", 200})
+	}
 	all["post /api/v1/apply"] = []probe{{"POST", "/api/v1/apply?dryRun=true", doc("Config", "acme", canary, `{"env":{"A":"c"}}`), 200}, {"POST", "/api/v1/apply", doc("Secret", "acme", canary, `{"data":{"a":"c"}}`), 200},
 		{"POST", "/api/v1/apply", doc("Tenant", "", canary+"-below", `{"parent":"acme"}`), 200}}
 	return all
 }
 
 // notOfATenant are the operations that tell nothing of any tenant, or are the platform's.
-var notOfATenant = []string{"get /healthz", "get /metrics", "get /schemas/{file}", "get /api/v1/whoami", "get /api/v1/version"}
+var notOfATenant = []string{"get /healthz", "get /metrics", "get /schemas/{file}", "get /api/v1/whoami", "get /api/v1/version", "get /api/v1/changes"} // TestChangesAreHeard walks the last
 
 // Whoever is not bound to a tenant sees nothing of it by any operation of the API: each answer
 // is the one for a tenant, or a part of one, that was never there. The owner succeeds at each.
@@ -405,7 +410,7 @@ func TestAFleetIsNotWidened(t *testing.T) {
 func TestScopesCount(t *testing.T) {
 	heard := []string{"scope of watches", "scope as of now"}
 	var checks []mutation.Check
-	for _, m := range mutation.Marked(t, "^TestStrangersSeeNothing$", "auth.go", "objects.go", "records.go", "watch.go") {
+	for _, m := range mutation.Marked(t, "^TestStrangersSeeNothing$", "auth.go", "objects.go", "records.go", "search.go", "watch.go") {
 		if m.Name == "whom a fleet picks" {
 			m.Test, m.Says = "^TestAFleetIsNotWidened$", "it is seen to be 200"
 			checks = append(checks, m)

@@ -134,7 +134,7 @@ func (c *Conn) Resize(s Size) error { return c.Write(Resize, s.encode()) }
 func (c *Conn) Finish(code int, err error, grace time.Duration) error {
 	defer c.Close()
 	if err != nil {
-		err = c.fail(err)
+		err = c.Fail(err)
 	} else {
 		err = c.Write(Exit, encodeExit(code))
 	}
@@ -155,7 +155,8 @@ func (c *Conn) Finish(code int, err error, grace time.Duration) error {
 	}
 }
 
-func (c *Conn) fail(err error) error {
+// Fail says why the stream ends: the last frame.
+func (c *Conn) Fail(err error) error {
 	p, merr := json.Marshal(publicError(err))
 	if merr != nil || len(p) > MaxPayload {
 		p = []byte(`{"code":"internal","message":"the error's text is too long to send"}`)
