@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -121,7 +122,9 @@ func (a *Apt) load(dir, codename string, arches []string) (map[string][]Package,
 		return nil, err
 	}
 	out := map[string][]Package{}
-	for suite, archive := range a.suites(codename) {
+	suites := a.suites(codename)
+	for _, suite := range slices.Sorted(maps.Keys(suites)) { // in one order: a version that two of them have comes from the first, each time
+		archive := suites[suite]
 		base := filepath.Join(dir, "lists", listName(a.address(archive)+"/dists/"+suite+"/"))
 		signed, err := boundedfile.Read(base+"InRelease", 4<<20)
 		if err != nil {
