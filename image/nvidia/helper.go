@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/image/deb"
+	"tributary.dev/tributary/image/workshop"
 )
 
 // Helper is the program that speaks with NVIDIA's library.
@@ -70,7 +71,7 @@ func CompileHelper(ctx context.Context, c HelperConfig) (string, error) {
 	defer os.RemoveAll(dir)
 	at := time.Now()
 	c.Log.Info("compiling " + Helper + "; a minute or more, and once for these sources")
-	if err := furnish(c.Cache, c.With, dir, helperRecipe, "go", "mod", "src", "cache"); err != nil {
+	if err := workshop.Furnish(c.Cache, c.With, dir, helperRecipe, "go", "mod", "src", "cache"); err != nil {
 		return "", err
 	}
 	// What this compiler made of Go's own library and of modules serves the next sources too.
@@ -79,7 +80,7 @@ func CompileHelper(ctx context.Context, c HelperConfig) (string, error) {
 		return "", err
 	}
 	binds := [][2]string{{g.root, "/go"}, {g.modules, "/mod"}, {c.Root, "/src"}, {cache, "/cache"}}
-	if err := enter(ctx, dir, Helper, binds, "JOBS="+fmt.Sprint(runtime.GOMAXPROCS(0))); err != nil {
+	if err := workshop.Enter(ctx, dir, Helper, binds, "JOBS="+fmt.Sprint(runtime.GOMAXPROCS(0))); err != nil {
 		return "", err
 	}
 	data, err := os.ReadFile(filepath.Join(dir, "build", Helper))
