@@ -69,6 +69,11 @@ chaos: deps build ## kill -9 of every party during the story, ROUNDS=50
 functions: deps ## kill -9 of every party while containers use virtual functions, in two machines, ROUNDS=200
 	TRIBUTARY_VMTEST=1 TRIBUTARY_ROUNDS=$(or $(ROUNDS),200) $(GO) test -count=1 -timeout 4h -run '^TestFunctions$$' ./tests/machines -v
 
+.PHONY: training
+training: deps ## make the image in which the core trains models, in build/training, and train with it: minutes, 200 MB of packages
+	$(GO) run ./image training
+	TRIBUTARY_TRAINING=$(CURDIR)/build/training $(GO) test -count=1 -timeout 40m -run '^TestTorch$$' ./tests/training -v
+
 .PHONY: sim
 sim: ## the link's simulation, SCHEDULES=5000
 	$(GO) test -count=1 -timeout 60m ./pkg/link/ -run TestSchedules -schedules $(or $(SCHEDULES),5000)

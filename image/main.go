@@ -3,6 +3,7 @@
 //	go run ./image build --profile generic-amd64    all forms of a system, in build/generic-amd64
 //	go run ./image keys                             the signing keys of this checkout
 //	go run ./image lock                             choose package versions anew
+//	go run ./image training                         the image in which the core trains models, in build/training
 //	go run ./image verify build/generic-amd64       read the results again
 package main
 
@@ -30,6 +31,7 @@ import (
 	"tributary.dev/tributary/image/build"
 	"tributary.dev/tributary/image/deb"
 	"tributary.dev/tributary/image/keys"
+	"tributary.dev/tributary/image/training"
 	"tributary.dev/tributary/pkg/flagvalue"
 )
 
@@ -52,7 +54,7 @@ func root(log *slog.Logger) *cobra.Command {
 	c := &cobra.Command{Use: "image", Short: "make systems for boxes", SilenceUsage: true, SilenceErrors: true}
 	c.SetFlagErrorFunc(flagvalue.Explain)
 	checkout := c.PersistentFlags().String("root", ".", "the checkout")
-	c.AddCommand(buildCommand(log, checkout), keysCommand(checkout), lockCommand(log, checkout), verifyCommand(checkout))
+	c.AddCommand(buildCommand(log, checkout), keysCommand(checkout), lockCommand(log, checkout), trainingCommand(log, checkout), verifyCommand(checkout))
 	return c
 }
 
@@ -281,6 +283,40 @@ func lockCommand(log *slog.Logger, checkout *string) *cobra.Command {
 		}
 		_, err := deb.Relock(cmd.Context(), *checkout, out, log)
 		return err
+	}
+	return cmd
+}
+
+func trainingCommand(log *slog.Logger, checkout *string) *cobra.Command {
+	var out string
+	cmd := &cobra.Command{Use: "training", Short: "make the image in which the core trains models", Args: cobra.NoArgs}
+	cmd.Flags().StringVar(&out, "out", "", "folder that becomes an OCI image layout (build/training)")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if out == "" {
+			out = filepath.Join(*checkout, "build", "training")
+		}
+		lock, err := deb.ReadLock(filepath.Join(*checkout, "rootfs", "packages.lock"))
+		if err != nil {
+			return err
+		}
+		list, err := lock.Packages("amd64", training.Set)
+		if err != nil {
+			return err
+		}
+		cache := &deb.Cache{Dir: filepath.Join(*checkout, ".cache", "debs"), Log: log}
+		find := func() (deb.Mirror, error) { return deb.MachineMirror(os.DirFS("/")) }
+		if err := cache.Fetch(cmd.Context(), list, find); err != nil {
+			return err
+		}
+		if err := os.RemoveAll(out); err != nil {
+			return err
+		}
+		digest, err := training.Build(cmd.Context(), training.Config{Cache: cache, Packages: list, Out: out, Work: filepath.Join(*checkout, ".cache"), Log: log})
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(cmd.OutOrStdout(), digest)
+		return nil
 	}
 	return cmd
 }

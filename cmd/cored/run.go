@@ -34,6 +34,7 @@ import (
 	"tributary.dev/tributary/pkg/core/roster"
 	"tributary.dev/tributary/pkg/core/server"
 	"tributary.dev/tributary/pkg/core/store"
+	"tributary.dev/tributary/pkg/core/train"
 	"tributary.dev/tributary/pkg/identity"
 	"tributary.dev/tributary/pkg/link"
 	"tributary.dev/tributary/pkg/link/mqtt"
@@ -50,6 +51,7 @@ type options struct {
 	keepUnbacked bool
 	retention    intake.Retention
 	deviceLife   time.Duration
+	train        trainOptions
 	bootstrap    string // where boxes ask whose they are; empty: nowhere
 	makers       string // file of manufacturers' certificates
 	attach       []string
@@ -83,6 +85,7 @@ func runCommand() *cobra.Command {
 	f.StringVar(&o.makers, "manufacturers", "", "PEM file of the manufacturers whose devices are known by serial number (default: manufacturers.pem in the data folder, if it is there)")
 	f.StringArrayVar(&o.attach, "attach", nil, "host:mqtt-port,https-port at which boxes that find their owner are told to attach, best first, may be repeated (default: the first name that another machine can use, with the ports listened on)")
 	f.BoolVar(&o.mdns, "mdns", true, "answer boxes of this site that ask by multicast DNS where the bootstrap port is (UDP 5353), unless that listens on the loopback alone")
+	o.train.flags(f)
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.BoolVar(&o.logJSON, "log-json", false, "log JSON lines instead of text")
 	return cmd
@@ -114,6 +117,10 @@ type core struct {
 	attest    *attest.Room // what devices' TPMs show
 	questions chan question
 
+	train           *train.Loop
+	drivers         map[string]train.Driver // by name
+	trainingChanged chan struct{}
+
 	bootstrap net.Listener        // nil where boxes do not ask
 	greeter   *onboard.Server     // what answers there
 	claims    claims              // of boxes that are expected
@@ -124,7 +131,7 @@ type core struct {
 
 // run puts a core together, runs it until ctx ends, and takes it apart.
 func run(ctx context.Context, o *options) error {
-	c := &core{o: o, log: newLog(o), metrics: prometheus.NewRegistry()}
+	c := &core{o: o, log: newLog(o), metrics: prometheus.NewRegistry(), trainingChanged: make(chan struct{}, 1)}
 	c.metrics.MustRegister(gauges{c}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	err := c.open(ctx)
 	if err == nil {
@@ -161,6 +168,7 @@ func (c *core) open(ctx context.Context) error {
 		{"what TPMs showed", c.openAttest},
 		{"the fleets", c.openFleet},
 		{"the server", c.openServer},
+		{"the training of models", c.openTrain},
 		{"the bootstrap server", c.openBootstrap},
 	} {
 		if err := step.do(ctx); err != nil {
@@ -367,6 +375,8 @@ func (c *core) openServer(context.Context) (err error) {
 				Doc: "Boxes whose TPM does not give the key of their state ask for it here, by their TPM's word."},
 			{Pattern: "POST /api/v1/devices/{name}/unlock-state", Needs: server.Needs{Action: access.Unlock, On: server.Device}, Handler: http.HandlerFunc(c.unlockState),
 				Doc: "Approves a device's new firmware: a box that waits for the key of its state gets it, encrypted to its TPM."},
+			{Pattern: "GET /api/v1/trainingjobs/{name}/logs", Needs: server.Needs{Action: access.Operate, On: server.Each}, Handler: http.HandlerFunc(c.trainingLogs),
+				Doc: "The newest lines that a training's ranks wrote, as text; tenant and bytes (65536) may be given."},
 			{Pattern: stream.PathPrefix, Handler: c.hub,
 				Doc: "Streams that devices dial in answer to a command, by certificate."},
 		},
@@ -416,6 +426,7 @@ func (c *core) serve(ctx context.Context) error {
 	g.Go(func() error { return c.finder.Run(ctx) })
 	g.Go(func() error { return c.renew(ctx) })
 	g.Go(func() error { return c.tidy(ctx) })
+	g.Go(func() error { return c.runTrain(ctx) })
 	g.Go(func() error { return c.runAttest(ctx) })
 	g.Go(func() error { return c.collect(ctx) })
 	g.Go(func() error { return c.order(ctx) })

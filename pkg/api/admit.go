@@ -3,6 +3,7 @@ package api
 import (
 	"encoding/json"
 	"maps"
+	"reflect"
 	"strings"
 )
 
@@ -61,6 +62,14 @@ func admitSpec(old, o *Object, f *findings) {
 		}
 	case KindPricePlan:
 		admitPricePlan(old, o, f)
+	case KindTrainingJob:
+		var was, is TrainingJobSpec
+		if json.Unmarshal(old.Spec, &was) != nil || json.Unmarshal(orEmpty(o.Spec), &is) != nil {
+			return
+		}
+		if was.Suspend, was.Cancel = is.Suspend, is.Cancel; !reflect.DeepEqual(was.Filled(o.Metadata.Name), is.Filled(o.Metadata.Name)) {
+			f.add("spec", "what a training is stays as it is; spec.suspend and spec.cancel alone may change", "apply another TrainingJob under a name of its own")
+		}
 	case KindSecret:
 		var is SecretSpec
 		if json.Unmarshal(orEmpty(o.Spec), &is) == nil && len(is.Data) == 0 {

@@ -53,6 +53,8 @@ var Kinds = []Kind{
 		NewSpec: func() any { return new(ServiceAccountSpec) }, validate: typed(validateServiceAccount)},
 	{Name: KindRoleBinding, Plural: "rolebindings", Short: []string{"rb"}, Doc: "Gives a role to service accounts, in a tenant, a site or a fleet.",
 		NewSpec: func() any { return new(RoleBindingSpec) }, validate: typed(validateRoleBinding)},
+	{Name: KindTrainingJob, Plural: "trainingjobs", Short: []string{"training", "tj"}, Doc: "A model that the core trains.",
+		NewSpec: func() any { return new(TrainingJobSpec) }, NewStatus: func() any { return new(TrainingJobStatus) }, validate: typed(validateTrainingJob)},
 	{Name: KindExpectedDevice, Plural: "expecteddevices", Short: []string{"expected", "ed"}, Doc: "A box that is to find its owner by itself.",
 		NewSpec: func() any { return new(ExpectedDeviceSpec) }, NewStatus: func() any { return new(ExpectedDeviceStatus) }, validate: typed(validateExpectedDevice)},
 }

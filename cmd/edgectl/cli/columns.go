@@ -57,6 +57,9 @@ func (a *app) tableOf(kind string, o getOptions) *table {
 		t.row = a.flowRow
 	case api.KindPricePlan, api.KindBillingProfile, api.KindBudget:
 		a.billingColumns(t, kind)
+	case api.KindTrainingJob:
+		t.header = []string{"NAME", "PHASE", "STEP", "LOSS", "ENDS", "RESTARTS", "MODEL", "AGE"}
+		t.row = a.trainingRow
 	case api.KindServiceAccount:
 		t.header = []string{"NAME", "DISPLAY NAME", "STATE", "AGE"}
 		t.row = func(obj *api.Object) []string {
@@ -100,6 +103,27 @@ func (a *app) tableOf(kind string, o getOptions) *table {
 		t.row = func(obj *api.Object) []string { return append([]string{obj.Metadata.Tenant}, row(obj)...) }
 	}
 	return t
+}
+
+// trainingRow says how far a training is.
+func (a *app) trainingRow(o *api.Object) []string {
+	var s api.TrainingJobStatus
+	_ = readStatus(o, &s)
+	step, loss, ends := "-", "-", "-"
+	if s.Steps > 0 {
+		step = fmt.Sprintf("%d/%d", s.Step, s.Steps)
+	}
+	if s.Loss != nil {
+		loss = strconv.FormatFloat(*s.Loss, 'g', 4, 64)
+	}
+	switch {
+	case s.Ended != nil:
+		ends = a.age(s.Ended) + " ago"
+	case s.Estimate != nil:
+		ends = s.Estimate.Local().Format("15:04:05")
+	}
+	_, digest, _ := strings.Cut(s.Model, "@")
+	return []string{o.Metadata.Name, orDash(s.Phase), step, loss, ends, strconv.Itoa(s.Restarts), orDash(digest[:min(19, len(digest))]), a.age(o.Metadata.Created)}
 }
 
 // bindingRow says who has which role, and where.

@@ -1,10 +1,12 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"sort"
 
@@ -13,6 +15,8 @@ import (
 	"github.com/distribution/distribution/v3/registry/storage/driver"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
+	specs "github.com/opencontainers/image-spec/specs-go"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/oci"
@@ -299,4 +303,92 @@ func unknown(err error, what string) error {
 		return fmt.Errorf("registry: %s: %w", what, err)
 	}
 	return &api.Error{Code: api.NotFound, Message: "the registry has no " + what, Remedy: "push it first, e.g. with `docker push` or `edgectl app push`"}
+}
+
+// Open reads a manifest or blob of a repository by digest; size in bytes. Close what it returns.
+func (g *Registry) Open(ctx context.Context, repo, dgst string) (body io.ReadCloser, size int64, mediaType string, err error) {
+	if err := errors.Join(oci.CheckRepo(repo), oci.CheckDigest(dgst)); err != nil {
+		return nil, 0, "", err
+	}
+	r, err := g.repository(ctx, repo)
+	if err != nil {
+		return nil, 0, "", err
+	}
+	raw, err := manifestBytes(ctx, r, dgst)
+	if err == nil {
+		content, err := oci.ParseContent(raw)
+		if err != nil {
+			return nil, 0, "", err
+		}
+		return io.NopCloser(bytes.NewReader(raw)), int64(len(raw)), content.MediaType, nil
+	}
+	if api.CodeOf(err) != api.NotFound {
+		return nil, 0, "", err
+	}
+	desc, err := r.Blobs(ctx).Stat(ctx, digest.Digest(dgst))
+	if err != nil {
+		return nil, 0, "", unknown(err, repo+"@"+dgst)
+	}
+	f, err := r.Blobs(ctx).Open(ctx, desc.Digest)
+	if err != nil {
+		return nil, 0, "", unknown(err, repo+"@"+dgst)
+	}
+	return f, desc.Size, desc.MediaType, nil
+}
+
+// Part is one file of an artifact.
+type Part struct {
+	MediaType   string
+	Annotations map[string]string
+	Content     []byte
+}
+
+// PutArtifact keeps files as an OCI artifact in a repository, tags it unless tag is empty, and returns
+// the digest of its manifest. The same parts give the same digest; it may be repeated.
+func (g *Registry) PutArtifact(ctx context.Context, repo, tag, artifactType string, config Part, layers []Part) (string, error) {
+	r, err := g.repository(ctx, repo)
+	if err != nil {
+		return "", err
+	}
+	g.writes.RLock()
+	defer g.writes.RUnlock()
+	put := func(p Part) (v1.Descriptor, error) {
+		d := v1.Descriptor{MediaType: p.MediaType, Digest: digest.FromBytes(p.Content), Size: int64(len(p.Content)), Annotations: p.Annotations}
+		if _, err := r.Blobs(ctx).Stat(ctx, d.Digest); err == nil {
+			return d, nil
+		}
+		_, err := r.Blobs(ctx).Put(ctx, p.MediaType, p.Content)
+		return d, err
+	}
+	m := v1.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest, ArtifactType: artifactType}
+	if m.Config, err = put(config); err != nil {
+		return "", fmt.Errorf("store %s: %w", repo, err)
+	}
+	for _, l := range layers {
+		d, err := put(l)
+		if err != nil {
+			return "", fmt.Errorf("store %s: %w", repo, err)
+		}
+		m.Layers = append(m.Layers, d)
+	}
+	raw, err := json.Marshal(m)
+	if err != nil {
+		return "", err
+	}
+	parsed := new(ocischema.DeserializedManifest)
+	if err := parsed.UnmarshalJSON(raw); err != nil {
+		return "", err
+	}
+	manifests, err := r.Manifests(ctx)
+	if err != nil {
+		return "", err
+	}
+	dgst, err := manifests.Put(ctx, parsed)
+	if err != nil {
+		return "", fmt.Errorf("store %s: %w", repo, err)
+	}
+	if tag != "" {
+		err = r.Tags(ctx).Tag(ctx, tag, v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: dgst, Size: int64(len(raw))})
+	}
+	return dgst.String(), err
 }
