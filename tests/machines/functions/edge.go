@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -68,7 +69,11 @@ func edge(args []string) error {
 		},
 		Drain: func(ctx context.Context, user, reason string) error {
 			app, service, _ := strings.Cut(user, "/")
-			return running.Load().Drain(ctx, app, service, reason)
+			w := running.Load()
+			if w == nil { // as edged answers while it starts: it is tried again
+				return errors.New("containers are not looked after yet")
+			}
+			return w.Drain(ctx, app, service, reason)
 		},
 	})
 	if err != nil {
