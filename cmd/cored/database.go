@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/billing"
 	"tributary.dev/tributary/pkg/core/database"
 	"tributary.dev/tributary/pkg/core/intake"
 	"tributary.dev/tributary/pkg/core/store"
@@ -28,8 +29,13 @@ var parts = []struct {
 	schema, file string
 	migrate      func(context.Context, *database.DB) error // of all rooms that have tables there
 }{
-	{intake.Schema, "ledger.db", intake.Migrate},
+	{intake.Schema, "ledger.db", migrateLedger},
 	{store.Schema, "core.db", store.Migrate},
+}
+
+// migrateLedger brings the tables of all rooms up to date that are in the ledger's database.
+func migrateLedger(ctx context.Context, db *database.DB) error {
+	return errors.Join(intake.Migrate(ctx, db), billing.Migrate(ctx, db))
 }
 
 func (d data) databaseFile() string { return d.path("database") }

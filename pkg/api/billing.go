@@ -183,6 +183,9 @@ var (
 	countryText  = pattern.New(`^[A-Z]{2}$`)
 )
 
+// IsDecimal reports whether a text is an amount as plans and decisions have it.
+func IsDecimal(s string) bool { return decimalText.MatchString(s) }
+
 // Bounds of plans: what an invoice can show, and integers can count.
 const (
 	maxPrices   = 256
@@ -377,7 +380,7 @@ func (s *BillingProfileSpec) Location() (*time.Location, error) {
 		return time.UTC, nil
 	}
 	if s.Zone == "Local" {
-		return nil, fmt.Errorf("Local is where the core happens to run")
+		return nil, fmt.Errorf("the zone %s is where the core happens to run", s.Zone)
 	}
 	return time.LoadLocation(s.Zone)
 }

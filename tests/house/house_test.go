@@ -56,6 +56,8 @@ var halls = map[string]bool{"pkg/edge/agent": true, "pkg/core/server": true}
 var agreed = map[string]string{
 	"pkg/edge/workload -> pkg/edge/meter":   "a workload tells the meter what to measure in the meter's own words",
 	"pkg/core/fleet -> pkg/core/store":      "the store's interface is what the core's rooms share",
+	"pkg/core/billing -> pkg/core/store":    "the store's interface is what the core's rooms share",
+	"pkg/core/billing -> pkg/core/database": "objects and ledger are opened and brought up to date alike",
 	"pkg/core/access -> pkg/core/store":     "the store's interface is what the core's rooms share",
 	"pkg/core/attest -> pkg/core/store":     "the store's interface is what the core's rooms share",
 	"pkg/core/store -> pkg/core/database":   "objects and ledger are opened and brought up to date alike",

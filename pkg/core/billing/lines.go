@@ -38,6 +38,7 @@ type Line struct {
 	// Quantity is in Unit and for people; BaseQuantity is exact, in BaseUnit.
 	Quantity     string     `json:"quantity,omitempty"`
 	Unit         string     `json:"unit,omitempty"`
+	Per          int64      `json:"per,omitempty"` // base units of a unit
 	BaseQuantity string     `json:"baseQuantity,omitempty"`
 	BaseUnit     string     `json:"baseUnit,omitempty"`
 	Tiers        []TierPart `json:"tiers,omitempty"`
@@ -137,6 +138,7 @@ func (n *Tally) price(at, price int, digits int32) (*Line, error) {
 		}
 		c = chargeFor(p, total, s.num, s.den)
 		l.Quantity, l.Unit, l.BaseQuantity, l.BaseUnit, l.Tiers = shown(whole(total), big.NewInt(p.Per)), p.Unit, total.String(), p.EntryUnit(), c.tiers
+		l.Per = p.Per
 	}
 	return l, l.settle(c, parts, digits)
 }
@@ -284,6 +286,7 @@ func (n *Tally) decided(decisions []Decision, digits int32) (out []Line, err err
 			if d.Action == ActionPrice {
 				per := big.NewInt(max(d.Per, 1))
 				l.Quantity, l.Unit, l.Model = shown(whole(total), per), cmp.Or(d.Unit, u.Unit), api.ModelFlat
+				l.Per = per.Int64()
 				c.num, c.den = product(whole(total), dec(d.Amount)), per
 			}
 		}

@@ -57,6 +57,8 @@ func digitsOf(code string) (int32, error) {
 	return int32(scale), nil
 }
 
+var one = big.NewInt(1)
+
 // exact computes without rounding: only sums and products go through it.
 var exact = apd.BaseContext
 
