@@ -95,7 +95,7 @@ func (s *shelf) data(t *testing.T, ref, name string, content []byte) {
 }
 
 // image puts an image there whose python3 is this very program.
-func (s *shelf) image(t *testing.T, ref string) {
+func (s *shelf) image(t *testing.T, ref string) v1.Image {
 	t.Helper()
 	self, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
@@ -129,6 +129,7 @@ func (s *shelf) image(t *testing.T, ref string) {
 	}
 	s.dir = t.TempDir()
 	s.add(t, ref, img)
+	return img
 }
 
 func (s *shelf) add(t *testing.T, ref string, img v1.Image) {
