@@ -28,6 +28,7 @@ import (
 	"tributary.dev/tributary/pkg/core/attest"
 	"tributary.dev/tributary/pkg/core/ca"
 	"tributary.dev/tributary/pkg/core/fleet"
+	"tributary.dev/tributary/pkg/core/insight"
 	"tributary.dev/tributary/pkg/core/intake"
 	"tributary.dev/tributary/pkg/core/onboard"
 	"tributary.dev/tributary/pkg/core/registry"
@@ -51,6 +52,7 @@ type options struct {
 	keepUnbacked bool
 	retention    intake.Retention
 	deviceLife   time.Duration
+	patience     time.Duration // with devices that are away
 	train        trainOptions
 	bootstrap    string // where boxes ask whose they are; empty: nowhere
 	makers       string // file of manufacturers' certificates
@@ -81,6 +83,7 @@ func runCommand() *cobra.Command {
 	f.DurationVar(&o.retention.Intervals, "keep-intervals", 90*24*time.Hour, "how long each interval of usage is kept by itself; older ones are summed by day, exactly (0: for ever)")
 	f.DurationVar(&o.retention.Events, "keep-events", 400*24*time.Hour, "how long events are kept; audits stay (0: for ever)")
 	f.DurationVar(&o.deviceLife, "device-cert-life", ca.DeviceLife, "how long the certificate of a device lives; it renews when two thirds have passed")
+	f.DurationVar(&o.patience, "incident-after", 2*time.Minute, "how long a device that was there is away before that is an incident")
 	f.StringVar(&o.bootstrap, "listen-bootstrap", "", "address at which new boxes find their owner (RFC 8572, RFC 7030), such as :8444; empty: none")
 	f.StringVar(&o.makers, "manufacturers", "", "PEM file of the manufacturers whose devices are known by serial number (default: manufacturers.pem in the data folder, if it is there)")
 	f.StringArrayVar(&o.attach, "attach", nil, "host:mqtt-port,https-port at which boxes that find their owner are told to attach, best first, may be repeated (default: the first name that another machine can use, with the ports listened on)")
@@ -114,6 +117,7 @@ type core struct {
 	hub      *stream.Hub
 	finder   *server.Finder
 
+	insight   *insight.Room
 	attest    *attest.Room // what devices' TPMs show
 	questions chan question
 
@@ -167,6 +171,7 @@ func (c *core) open(ctx context.Context) error {
 		{"the tree of devices", c.openTree},
 		{"what TPMs showed", c.openAttest},
 		{"the fleets", c.openFleet},
+		{"the incidents", c.openInsight},
 		{"the server", c.openServer},
 		{"the training of models", c.openTrain},
 		{"the bootstrap server", c.openBootstrap},
@@ -359,7 +364,7 @@ func (c *core) openServer(context.Context) (err error) {
 	c.finder = server.NewFinder(c.store)
 	cfg := server.Config{
 		Store: c.store, Access: access.New(c.store), Devices: c.roster, Inventories: inventories{c.intake, c.log}, Unlocks: c.rescueDesk(), Heard: c.end.Heard, Ledger: ledger{c.intake, c.store, c.roster}, Streams: c.hub, Finder: c.finder,
-		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: c.admitToken, api.KindExpectedDevice: c.admitExpected},
+		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: c.admitToken, api.KindExpectedDevice: c.admitExpected, api.KindIncident: admitIncident},
 		Removal: map[string]server.Removal{api.KindDevice: func(_ context.Context, o *api.Object) error { return c.roster.MayDelete(o) },
 			api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindFlowPolicy: apps.MayRemove, api.KindSecret: apps.MayRemove},
 		Routes: []server.Route{
@@ -424,6 +429,7 @@ func (c *core) serve(ctx context.Context) error {
 	})
 	g.Go(func() error { return c.fleet.Run(ctx) })
 	g.Go(func() error { return c.finder.Run(ctx) })
+	g.Go(func() error { return c.insight.Run(ctx) })
 	g.Go(func() error { return c.renew(ctx) })
 	g.Go(func() error { return c.tidy(ctx) })
 	g.Go(func() error { return c.runTrain(ctx) })

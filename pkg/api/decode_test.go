@@ -199,6 +199,8 @@ func drawObject(t *rapid.T) *Object {
 	case KindBillingProfile:
 		o.Metadata.Name = BillingProfileName
 		spec = &BillingProfileSpec{LegalName: "x" + rapid.StringMatching(`[ -~]{0,20}`).Draw(t, "legal"), Zone: rapid.SampledFrom([]string{"", "UTC", "Asia/Shanghai"}).Draw(t, "zone"), Tax: &Tax{Name: "VAT", Percent: "19"}}
+	case KindIncident:
+		spec = &IncidentSpec{Acknowledged: rapid.Bool().Draw(t, "acknowledged"), Note: text.Draw(t, "note")}
 	case KindBudget:
 		spec = &BudgetSpec{Amount: "1.50", Thresholds: []int{rapid.IntRange(1, 1000).Draw(t, "threshold")}, Site: "s" + name.Draw(t, "site")}
 	case KindServiceAccount:

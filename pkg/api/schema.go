@@ -28,6 +28,8 @@ var (
 	flowSource string
 	//go:embed billing.go
 	billingSource string
+	//go:embed incident.go
+	incidentSource string
 )
 
 // Schema returns the JSON Schema (draft 2020-12) of one kind as people write it, for
@@ -108,7 +110,7 @@ func mapType(t reflect.Type) *jsonschema.Schema {
 func comments() map[string]string {
 	const pkg = "tributary.dev/tributary/pkg/api."
 	m := map[string]string{}
-	for _, source := range []string{kindsSource, apiSource, flowSource, billingSource} {
+	for _, source := range []string{kindsSource, apiSource, flowSource, billingSource, incidentSource} {
 		file, err := parser.ParseFile(token.NewFileSet(), "", source, parser.ParseComments)
 		if err != nil {
 			continue

@@ -55,6 +55,8 @@ var Kinds = []Kind{
 		NewSpec: func() any { return new(RoleBindingSpec) }, validate: typed(validateRoleBinding)},
 	{Name: KindTrainingJob, Plural: "trainingjobs", Short: []string{"training", "tj"}, Doc: "A model that the core trains.",
 		NewSpec: func() any { return new(TrainingJobSpec) }, NewStatus: func() any { return new(TrainingJobStatus) }, validate: typed(validateTrainingJob)},
+	{Name: KindIncident, Plural: "incidents", Short: []string{"inc"}, Doc: "Something that went wrong, raised by the core.",
+		NewSpec: func() any { return new(IncidentSpec) }, NewStatus: func() any { return new(IncidentStatus) }, validate: typed(validateIncident)},
 	{Name: KindExpectedDevice, Plural: "expecteddevices", Short: []string{"expected", "ed"}, Doc: "A box that is to find its owner by itself.",
 		NewSpec: func() any { return new(ExpectedDeviceSpec) }, NewStatus: func() any { return new(ExpectedDeviceStatus) }, validate: typed(validateExpectedDevice)},
 }

@@ -60,6 +60,9 @@ func (a *app) tableOf(kind string, o getOptions) *table {
 	case api.KindTrainingJob:
 		t.header = []string{"NAME", "PHASE", "STEP", "LOSS", "ENDS", "RESTARTS", "MODEL", "AGE"}
 		t.row = a.trainingRow
+	case api.KindIncident:
+		t.header = []string{"NAME", "STATE", "CAUSE", "DEVICES", "SITES", "FINDINGS", "AGE", "WHAT"}
+		t.row = a.incidentRow
 	case api.KindServiceAccount:
 		t.header = []string{"NAME", "DISPLAY NAME", "STATE", "AGE"}
 		t.row = func(obj *api.Object) []string {

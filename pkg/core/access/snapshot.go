@@ -87,6 +87,11 @@ func (c *Caller) Resource(o *api.Object) Resource {
 		r.Site = o.Metadata.Name
 	case api.KindFleet:
 		r.Fleets = []string{o.Metadata.Name}
+	case api.KindIncident: // of one site alone: whoever looks after that site sees it
+		var status api.IncidentStatus
+		if _ = unmarshal(o.Status, &status); len(status.Sites) == 1 {
+			r.Site = status.Sites[0]
+		}
 	case api.KindRoleBinding:
 		var spec api.RoleBindingSpec
 		_ = unmarshal(o.Spec, &spec) // it was checked when it was written

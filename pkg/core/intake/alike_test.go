@@ -188,6 +188,8 @@ func (p *pair) ask(s *Store) (any, error) {
 	add(s.Events(ctx, ids, 5))
 	add(s.Events(ctx, append(make([]api.DeviceID, 100), ids...), 5))
 	add(s.Events(ctx, nil, 5))
+	named, _, err := s.EventsNamed(ctx, "a", 0, 3) // the places are each ledger's own
+	add(named, err)
 	add(s.Quarantine(ctx, 5))
 	add(s.UsageByApp(ctx, time.Time{}, time.Time{}))
 	return out, failed

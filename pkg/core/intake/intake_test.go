@@ -380,6 +380,13 @@ func queries(t *testing.T, place string) {
 	if err != nil || len(evs) != 2 || evs[0].Seq != 3 || evs[0].Kind != api.RecordAudit || evs[1].Event.Name != "app.started" || evs[1].Device != b.id {
 		t.Errorf("%+v, %v", evs, err)
 	}
+	named, last, err := s.EventsNamed(ctx, "app.started", 0, 10)
+	if err != nil || len(named) != 1 || named[0].Seq != 2 || named[0].Device != b.id || named[0].Event.Name != "app.started" || last == 0 {
+		t.Errorf("events of a name: %+v, %d, %v", named, last, err)
+	}
+	if named, again, err := s.EventsNamed(ctx, "app.started", last, 10); err != nil || len(named) != 0 || again != last {
+		t.Errorf("events of a name after the last: %+v, %d, %v", named, again, err)
+	}
 	for n, of := range map[int][]api.DeviceID{2: {b.id, {9}}, 0: {{9}}} {
 		for _, of := range [][]api.DeviceID{of, append(of, make([]api.DeviceID, 100)...)} {
 			if evs, err := s.Events(ctx, of, 0); err != nil || len(evs) != n {

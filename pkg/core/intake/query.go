@@ -372,6 +372,38 @@ func (s *Store) Events(ctx context.Context, of []api.DeviceID, limit int) (out [
 	return out, err
 }
 
+// EventsNamed lists the events of one name that came after a place in the order of coming, oldest
+// first, and the place of the last event of any name that was looked at.
+func (s *Store) EventsNamed(ctx context.Context, name string, after int64, limit int) (out []Entry, last int64, err error) {
+	err = s.view(ctx, func(tx *database.Tx) error {
+		out, last = nil, after
+		if err := tx.QueryRowContext(ctx, `SELECT coalesce(max(id), 0) FROM events`).Scan(&last); err != nil {
+			return err
+		}
+		rows, err := tx.QueryContext(ctx, `SELECT id, device, events.epoch, seq, last, time, name, subject, message
+			FROM events JOIN devices USING (dev) WHERE id > ? AND name = ? AND audit = 0 ORDER BY id LIMIT ?`, after, name, limit)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		var at int64
+		for rows.Next() {
+			e := Entry{Kind: api.RecordEvent, Event: &api.Event{}}
+			var device []byte
+			if err := rows.Scan(&at, &device, &e.Epoch, &e.Seq, &e.Last, &e.Event.Time, &e.Event.Name, &e.Event.Subject, &e.Event.Message); err != nil {
+				return err
+			}
+			copy(e.Device[:], device)
+			out = append(out, e)
+		}
+		if len(out) == limit {
+			last = at
+		}
+		return rows.Err()
+	})
+	return out, last, err
+}
+
 // Aside is something that was set aside for operators.
 type Aside struct {
 	Device       api.DeviceID

@@ -70,7 +70,7 @@ func specs() map[string]string {
 	return map[string]string{api.KindSite: `{}`, api.KindConfig: `{"env":{"A":"b"}}`, api.KindSecret: `{"data":{"a":"b"}}`, api.KindApp: `{"artifact":"acme/apps/a@sha256:` + strings.Repeat("0", 64) + `"}`,
 		api.KindFleet: `{"selector":{"matchLabels":{"role":"shop"}}}`, api.KindJoinToken: `{}`, api.KindExpectedDevice: `{"serial":"` + canary + `","code":"` + strings.Repeat("A", 26) + `"}`,
 		api.KindServiceAccount: `{}`, api.KindRoleBinding: `{"role":"viewer","subjects":[{"serviceAccount":"nobody"}]}`, api.KindRelease: `{"artifact":"os/vm@sha256:` + strings.Repeat("0", 64) + `"}`,
-		api.KindTrainingJob: `{"trainer":"autoencoder"}`, api.KindPricePlan: `{"currency":"EUR","versions":[{"from":"2026-01-01","prices":[]}]}`, api.KindBillingProfile: `{"legalName":"` + canary + `"}`, api.KindBudget: `{"amount":"5"}`,
+		api.KindTrainingJob: `{"trainer":"autoencoder"}`, api.KindPricePlan: `{"currency":"EUR","versions":[{"from":"2026-01-01","prices":[]}]}`, api.KindBillingProfile: `{"legalName":"` + canary + `"}`, api.KindBudget: `{"amount":"5"}`, api.KindIncident: `{"note":"` + canary + `"}`,
 		api.KindFlowPolicy: `{"interface":{"name":"enp*"},"rules":[{"name":"r","match":{"vlan":1},"drop":true}]}`, api.KindNetworkPolicy: `{"selector":{"matchLabels":{"a":"b"}},"functions":[{"match":{"driver":"ice"},"virtualFunctions":1}]}`}
 }
 

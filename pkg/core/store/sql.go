@@ -211,6 +211,16 @@ func setCounter(ctx context.Context, q database.Querier, key string, v int64) er
 	return err
 }
 
+// Noted is a number that a room of the core noted; 0 when it never did.
+func (s *SQL) Noted(ctx context.Context, name string) (int64, error) {
+	return s.counter(ctx, s.db, "noted."+name)
+}
+
+// Note keeps a number for a room of the core.
+func (s *SQL) Note(ctx context.Context, name string, v int64) error {
+	return s.tx(ctx, func(w *writer) error { return setCounter(ctx, w, "noted."+name, v) })
+}
+
 // decides reports whether a change may alter who may do what.
 func (c change) decides() bool {
 	return !c.statusOnly && slices.Contains([]string{api.KindTenant, api.KindServiceAccount, api.KindRoleBinding, api.KindFleet}, c.key.Kind)
