@@ -72,8 +72,8 @@ func (c *core) mayRemove(ctx context.Context, digest string) error {
 	return nil
 }
 
-// named lists the digests of the bundles and images that a device's newest manifest, or an
-// App, names.
+// named lists the digests of the bundles and images that a device's newest manifest, or a
+// revision of an App, names: devices may go back to each of those.
 func (c *core) named(ctx context.Context) (map[string]bool, error) {
 	all := map[string]bool{}
 	err := c.store.EachManifest(ctx, func(r *store.ManifestRecord) error {
@@ -89,22 +89,19 @@ func (c *core) named(ctx context.Context) (map[string]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	apps, _, _, err := c.store.List(ctx, store.Query{Kind: api.KindApp})
-	if err != nil {
-		return nil, err
-	}
-	for _, o := range apps {
+	err = c.store.EachArtifact(ctx, func(raw []byte) error {
 		var s api.AppObjectStatus
-		if len(o.Status) == 0 {
-			continue
-		}
-		if err := json.Unmarshal(o.Status, &s); err != nil {
-			return nil, fmt.Errorf("status of %s: %w", o.Key(), err)
+		if err := json.Unmarshal(raw, &s); err != nil {
+			return fmt.Errorf("the revision of an app: %w", err)
 		}
 		all[s.Bundle] = true
 		for _, image := range s.Images {
 			all[image.Digest] = true
 		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return all, nil
 }

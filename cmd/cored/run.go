@@ -32,6 +32,7 @@ import (
 	"tributary.dev/tributary/pkg/core/intake"
 	"tributary.dev/tributary/pkg/core/onboard"
 	"tributary.dev/tributary/pkg/core/registry"
+	"tributary.dev/tributary/pkg/core/rollout"
 	"tributary.dev/tributary/pkg/core/roster"
 	"tributary.dev/tributary/pkg/core/server"
 	"tributary.dev/tributary/pkg/core/store"
@@ -55,6 +56,7 @@ type options struct {
 	patience     time.Duration // with devices that are away
 	train        trainOptions
 	bootstrap    string // where boxes ask whose they are; empty: nowhere
+	maxDisrupted int    // by rollouts, of all sites and tenants
 	makers       string // file of manufacturers' certificates
 	attach       []string
 	mdns         bool
@@ -82,6 +84,7 @@ func runCommand() *cobra.Command {
 	f.BoolVar(&o.keepUnbacked, "keep-unbacked", false, "have devices keep records until a backup holds them, also while no backup was ever made")
 	f.DurationVar(&o.retention.Intervals, "keep-intervals", 90*24*time.Hour, "how long each interval of usage is kept by itself; older ones are summed by day, exactly (0: for ever)")
 	f.DurationVar(&o.retention.Events, "keep-events", 400*24*time.Hour, "how long events are kept; audits stay (0: for ever)")
+	f.IntVar(&o.maxDisrupted, "max-disrupted", 1000, "how many devices, of all sites and tenants, rollouts may interrupt at once")
 	f.DurationVar(&o.deviceLife, "device-cert-life", ca.DeviceLife, "how long the certificate of a device lives; it renews when two thirds have passed")
 	f.DurationVar(&o.patience, "incident-after", 2*time.Minute, "how long a device that was there is away before that is an incident")
 	f.StringVar(&o.bootstrap, "listen-bootstrap", "", "address at which new boxes find their owner (RFC 8572, RFC 7030), such as :8444; empty: none")
@@ -112,6 +115,7 @@ type core struct {
 	orders   chan func(context.Context)
 	end      *link.CoreEndpoint
 	fleet    *fleet.Loop
+	rollouts *rollout.Loop
 	server   *server.Server
 	https    net.Listener
 	hub      *stream.Hub
@@ -354,6 +358,7 @@ func (c *core) openFleet(ctx context.Context) error {
 		Sealing: c.ca.SealingName,
 		Publish: c.end.Publish, Reports: reports{c.intake, c.end.Heard}, Attested: c.attest.Attested, Attestation: c.attest.Status, Booted: c.booted, Now: time.Now, Log: c.log,
 	})
+	c.rollouts = rollout.New(rollout.Config{Store: c.store, Most: c.o.maxDisrupted, Now: time.Now, Log: c.log})
 	return c.fleet.Load(ctx)
 }
 
@@ -362,9 +367,10 @@ func (c *core) openServer(context.Context) (err error) {
 	c.hub = stream.NewHub(stream.HubConfig{Identity: c.live, Signer: signer, Send: c.command, Log: c.log})
 	apps := &server.Apps{Store: c.store, Artifacts: c.registry}
 	c.finder = server.NewFinder(c.store)
-	cfg := server.Config{
+	rollouts := rollout.Room{Loop: c.rollouts, Blobs: c.registry.Blobs}
+	cfg := server.Config{Rollouts: rollouts,
 		Store: c.store, Access: access.New(c.store), Devices: c.roster, Inventories: inventories{c.intake, c.log}, Unlocks: c.rescueDesk(), Heard: c.end.Heard, Ledger: ledger{c.intake, c.store, c.roster}, Streams: c.hub, Finder: c.finder,
-		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: c.admitToken, api.KindExpectedDevice: c.admitExpected, api.KindIncident: admitIncident},
+		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: c.admitToken, api.KindExpectedDevice: c.admitExpected, api.KindIncident: admitIncident, api.KindRollout: server.AdmitRollout(rollouts)},
 		Removal: map[string]server.Removal{api.KindDevice: func(_ context.Context, o *api.Object) error { return c.roster.MayDelete(o) },
 			api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindFlowPolicy: apps.MayRemove, api.KindSecret: apps.MayRemove},
 		Routes: []server.Route{
@@ -430,6 +436,7 @@ func (c *core) serve(ctx context.Context) error {
 	g.Go(func() error { return c.fleet.Run(ctx) })
 	g.Go(func() error { return c.finder.Run(ctx) })
 	g.Go(func() error { return c.insight.Run(ctx) })
+	g.Go(func() error { return c.rollouts.Run(ctx) })
 	g.Go(func() error { return c.renew(ctx) })
 	g.Go(func() error { return c.tidy(ctx) })
 	g.Go(func() error { return c.runTrain(ctx) })

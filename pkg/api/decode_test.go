@@ -203,6 +203,9 @@ func drawObject(t *rapid.T) *Object {
 		spec = &IncidentSpec{Acknowledged: rapid.Bool().Draw(t, "acknowledged"), Note: text.Draw(t, "note")}
 	case KindBudget:
 		spec = &BudgetSpec{Amount: "1.50", Thresholds: []int{rapid.IntRange(1, 1000).Draw(t, "threshold")}, Site: "s" + name.Draw(t, "site")}
+	case KindRollout:
+		spec = &RolloutSpec{Target: RolloutTarget{Fleet: "f" + name.Draw(t, "fleet")}, Change: []RevisionRef{{Kind: rapid.SampledFrom(revisioned).Draw(t, "changes"), Name: "c" + name.Draw(t, "changed"), Revision: rapid.Int64Range(0, 9).Draw(t, "revision")}},
+			Waves: []RolloutWave{{Devices: 1, Approve: rapid.Bool().Draw(t, "approve")}, {Percent: rapid.Float64Range(1, 100).Draw(t, "percent"), Pause: Duration(time.Minute)}}, MaxFailures: &Amount{Devices: 2}, OnFailure: FailureRollback, Hours: "22:00-04:30"}
 	case KindServiceAccount:
 		spec = &ServiceAccountSpec{DisplayName: text.Draw(t, "display"), Disabled: rapid.Bool().Draw(t, "disabled")}
 	case KindRoleBinding:

@@ -4,7 +4,7 @@ import (
 	"time"
 )
 
-// The kinds that people write. Later ones (Rollout, Model, TrainingJob,
+// The kinds that people write. Later ones (Model, TrainingJob,
 // PricePlan, …) join by an entry in the Kinds table.
 const (
 	KindTenant    = "Tenant"
@@ -32,6 +32,9 @@ type SiteSpec struct {
 	Address     string   `json:"address,omitempty"`
 	Latitude    *float64 `json:"latitude,omitempty"`
 	Longitude   *float64 `json:"longitude,omitempty"`
+	// MaxDisrupted is how many of its devices rollouts may interrupt at once, of all together.
+	// Default: a quarter of them, and one at least. Never are two of them relays.
+	MaxDisrupted int `json:"maxDisrupted,omitempty"`
 }
 
 // DeviceSpec is what people decide about one box. Devices are created by enrolment.
@@ -186,6 +189,9 @@ type DeviceStatus struct {
 	Epoch   uint64 `json:"epoch,omitempty"`
 	Desired uint64 `json:"desired,omitempty"`
 	Applied uint64 `json:"applied,omitempty"`
+	// Release is the digest of the release that the device runs and has confirmed; empty where no
+	// image of ours runs, or nothing was updated yet.
+	Release string `json:"release,omitempty"`
 	// Capacity is what services can claim of it.
 	Capacity []Capacity `json:"capacity,omitempty"`
 	// Attestation is what the device's TPM said of the system that runs; nil where none ever did.

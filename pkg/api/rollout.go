@@ -1,6 +1,9 @@
 package api
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // KindRollout is a change on its way to devices.
 const KindRollout = "Rollout"
@@ -10,7 +13,7 @@ type RolloutSpec struct {
 	Target RolloutTarget `json:"target"`
 	// Change lists what the devices get. It is settled when the Rollout is made: what is named
 	// without a revision is the newest then, and what a revision pins comes along.
-	Change []RevisionRef `json:"change"`
+	Change []RevisionRef `json:"change,omitempty"`
 	// Waves are gone through in order. Devices that none of them takes make up a last one.
 	Waves []RolloutWave `json:"waves,omitempty"`
 	// Health says when a device counts as healthy.
@@ -182,15 +185,12 @@ func (s *RolloutSpec) Disrupts() bool {
 	return false
 }
 
+// revisioned are the kinds whose changes reach devices by rollouts.
+var revisioned = []string{KindConfig, KindSecret, KindApp, KindRelease, KindFlowPolicy, KindFleet, KindNetworkPolicy}
+
 // HasRevisions tells whether each change of an object of this kind is kept as a revision, and
 // reaches devices by a rollout alone.
-func HasRevisions(kind string) bool {
-	switch kind {
-	case KindApp, KindConfig, KindSecret, KindRelease, KindFlowPolicy, KindNetworkPolicy, KindFleet:
-		return true
-	}
-	return false
-}
+func HasRevisions(kind string) bool { return slices.Contains(revisioned, kind) }
 
 // Pin names a revision of another object that a revision was made with.
 type Pin struct {
@@ -281,4 +281,66 @@ type RolloutDevice struct {
 	State string     `json:"state"`
 	Since *time.Time `json:"since,omitempty"`
 	Why   string     `json:"why,omitempty"`
+}
+
+// RolloutPlan is what a rollout would do, before it does anything.
+type RolloutPlan struct {
+	Change []RolloutChange `json:"change"`
+	// Waits names another rollout that it would wait for; empty when it would begin at once.
+	Waits string     `json:"waits,omitempty"`
+	Waves []PlanWave `json:"waves"`
+	// Refused are devices that would not get it, and why.
+	Refused []RolloutDevice `json:"refused,omitempty"`
+	// Links are the ways over which artifacts would go: a digest crosses each of them once.
+	Links []PlanLink `json:"links,omitempty"`
+}
+
+// PlanWave is one wave of a plan.
+type PlanWave struct {
+	Name    string   `json:"name,omitempty"`
+	Approve bool     `json:"approve,omitempty"`
+	Pause   Duration `json:"pause,omitempty"`
+	Devices []string `json:"devices"`
+	// Away counts those that are not heard of now.
+	Away int `json:"away,omitempty"`
+}
+
+// PlanLink is what would cross the link between a device and its parent.
+type PlanLink struct {
+	Parent    string `json:"parent"` // a device's name, or core
+	Child     string `json:"child"`
+	Artifacts int    `json:"artifacts"`
+	Bytes     int64  `json:"bytes"`
+}
+
+// RevisionHistory is what became of one object.
+type RevisionHistory struct {
+	Kind string `json:"kind"`
+	Name string `json:"name"`
+	// Given is the revision that all devices have that have none of their own; 0: none.
+	Given int64 `json:"given"`
+	// Next is the newest.
+	Newest    int64           `json:"newest"`
+	Revisions []RevisionEntry `json:"revisions"`
+	Turns     []RevisionTurn  `json:"turns"`
+}
+
+// RevisionEntry is one revision.
+type RevisionEntry struct {
+	Revision int64      `json:"revision"`
+	Digest   string     `json:"digest"`
+	Pins     []Pin      `json:"pins,omitempty"`
+	Created  time.Time  `json:"created"`
+	Revoked  *time.Time `json:"revoked,omitempty"`
+	// Devices counts those that have it of their own.
+	Devices int `json:"devices,omitempty"`
+}
+
+// RevisionTurn is one time that all devices were given a revision.
+type RevisionTurn struct {
+	Revision int64 `json:"revision"`
+	Before   int64 `json:"before,omitempty"`
+	// Rollout is by which; empty: by an apply.
+	Rollout string    `json:"rollout,omitempty"`
+	Time    time.Time `json:"time"`
 }

@@ -59,6 +59,8 @@ var Kinds = []Kind{
 		NewSpec: func() any { return new(IncidentSpec) }, NewStatus: func() any { return new(IncidentStatus) }, validate: typed(validateIncident)},
 	{Name: KindExpectedDevice, Plural: "expecteddevices", Short: []string{"expected", "ed"}, Doc: "A box that is to find its owner by itself.",
 		NewSpec: func() any { return new(ExpectedDeviceSpec) }, NewStatus: func() any { return new(ExpectedDeviceStatus) }, validate: typed(validateExpectedDevice)},
+	{Name: KindRollout, Plural: "rollouts", Short: []string{"ro"}, Doc: "A change on its way to devices, wave by wave.",
+		NewSpec: func() any { return new(RolloutSpec) }, NewStatus: func() any { return new(RolloutStatus) }, validate: typed(validateRollout)},
 }
 
 func typed[T any](check func(*T, *findings)) func(any, *findings) {

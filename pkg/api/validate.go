@@ -105,6 +105,9 @@ func validateSite(s *SiteSpec, f *findings) {
 	if (s.Latitude == nil) != (s.Longitude == nil) {
 		f.add("spec", "latitude and longitude come together", "give both or neither")
 	}
+	if s.MaxDisrupted < 0 {
+		f.add("spec.maxDisrupted", "a number of devices counts from 1", "leave it out for a quarter of the site's devices")
+	}
 }
 
 func validateText(s, field string, f *findings) {

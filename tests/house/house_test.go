@@ -58,6 +58,7 @@ var agreed = map[string]string{
 	"pkg/core/fleet -> pkg/core/store":      "the store's interface is what the core's rooms share",
 	"pkg/core/billing -> pkg/core/store":    "the store's interface is what the core's rooms share",
 	"pkg/core/billing -> pkg/core/database": "objects and ledger are opened and brought up to date alike",
+	"pkg/core/rollout -> pkg/core/store":    "the store's interface is what the core's rooms share",
 	"pkg/core/access -> pkg/core/store":     "the store's interface is what the core's rooms share",
 	"pkg/core/attest -> pkg/core/store":     "the store's interface is what the core's rooms share",
 	"pkg/core/store -> pkg/core/database":   "objects and ledger are opened and brought up to date alike",

@@ -26,7 +26,7 @@ func sourceFlags(c *cobra.Command, o *sourceOptions) {
 func (a *app) applyCommand() *cobra.Command {
 	var o sourceOptions
 	var p pruneOptions
-	var dryRun bool
+	var dryRun, hold bool
 	var output string
 	c := &cobra.Command{
 		Use: "apply -f FILE", Short: "Create or change objects, all or none", Args: cobra.NoArgs,
@@ -40,7 +40,7 @@ deleted after that: sites, configs, secrets, apps and fleets of the same tenants
 objects of the files must have the label, so that it is theirs.`,
 		Example: "  edgectl apply -f shop.yaml\n  edgectl apply -f shop/ --prune -l owner=shop --dry-run\n  edgectl apply -f compose.yaml --name shop --set TAG=1.2\n  edgectl apply -f fleets/ --dry-run",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			results, err := a.apply(cmd, o, p, dryRun)
+			results, err := a.apply(cmd, o, p, client.ApplyOptions{DryRun: dryRun, Hold: hold})
 			if len(results) == 0 && err != nil {
 				return err
 			}
@@ -50,13 +50,14 @@ objects of the files must have the label, so that it is theirs.`,
 	}
 	sourceFlags(c, &o)
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "have the core check everything, and change nothing")
+	c.Flags().BoolVar(&hold, "hold", false, "give no device what is written: a Rollout does later (what a Rollout in the files gives is held without this)")
 	c.Flags().BoolVar(&p.on, "prune", false, "delete what --selector picks and the files do not have")
 	c.Flags().StringVarP(&p.selector, "selector", "l", "", "with --prune: the label of the objects of these files")
 	c.Flags().StringVarP(&output, "output", "o", "", "json, yaml or name")
 	return c
 }
 
-func (a *app) apply(cmd *cobra.Command, o sourceOptions, p pruneOptions, dryRun bool) ([]client.Result, error) {
+func (a *app) apply(cmd *cobra.Command, o sourceOptions, p pruneOptions, how client.ApplyOptions) ([]client.Result, error) {
 	sources, err := a.readSources(o)
 	if err != nil {
 		return nil, err
@@ -72,12 +73,12 @@ func (a *app) apply(cmd *cobra.Command, o sourceOptions, p pruneOptions, dryRun 
 	for i, s := range sources {
 		objects[i] = s.object
 	}
-	results, err := cl.Apply(cmd.Context(), objects, dryRun)
+	results, err := cl.ApplyWith(cmd.Context(), objects, how)
 	if err != nil {
 		return nil, whereIs(err, sources)
 	}
 	if p.on {
-		gone, err := prune(cmd.Context(), cl, p, results, dryRun)
+		gone, err := prune(cmd.Context(), cl, p, results, how.DryRun)
 		return append(results, gone...), err
 	}
 	return results, nil
@@ -207,7 +208,7 @@ func (a *app) diffCommand() *cobra.Command {
 		Use: "diff -f FILE", Short: "Show what apply would change", Args: cobra.NoArgs,
 		Long: "Show what apply would change, and change nothing. The exit code is 10 when something would.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			results, err := a.apply(cmd, o, pruneOptions{}, true)
+			results, err := a.apply(cmd, o, pruneOptions{}, client.ApplyOptions{DryRun: true})
 			if err != nil {
 				return err
 			}

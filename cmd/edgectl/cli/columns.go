@@ -52,6 +52,9 @@ func (a *app) tableOf(kind string, o getOptions) *table {
 	case api.KindRelease:
 		t.header = []string{"NAME", "VERSION", "FOR", "COUNTER", "AGE"}
 		t.row = a.releaseRow
+	case api.KindRollout:
+		t.header = []string{"NAME", "CHANGE", "PHASE", "WAVE", "DEVICES", "HEALTHY", "FAILED", "AWAY", "AGE"}
+		t.row = a.rolloutRow
 	case api.KindFlowPolicy:
 		t.header = []string{"NAME", "AT", "DIRECTION", "PRIORITY", "RULES", "OFFLOAD", "AGE"}
 		t.row = a.flowRow

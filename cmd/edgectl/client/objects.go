@@ -146,9 +146,17 @@ type Change struct {
 	New  any    `json:"new,omitempty"`
 }
 
+// ApplyOptions tune one Apply: DryRun writes nothing, Hold gives no device what is written.
+type ApplyOptions struct{ DryRun, Hold bool }
+
 // Apply creates or changes objects, all or none. The n-th object stands on line n of
 // the request, so that an error's line tells which object it means.
 func (c *Client) Apply(ctx context.Context, objects []*api.Object, dryRun bool) ([]Result, error) {
+	return c.ApplyWith(ctx, objects, ApplyOptions{DryRun: dryRun})
+}
+
+// ApplyWith is Apply with all that can be said of it.
+func (c *Client) ApplyWith(ctx context.Context, objects []*api.Object, o ApplyOptions) ([]Result, error) {
 	var body []byte
 	for _, o := range objects {
 		b, err := json.Marshal(o)
@@ -158,8 +166,11 @@ func (c *Client) Apply(ctx context.Context, objects []*api.Object, dryRun bool) 
 		body = append(append(body, b...), '\n')
 	}
 	q := url.Values{}
-	if dryRun {
+	if o.DryRun {
 		q.Set("dryRun", "true")
+	}
+	if o.Hold {
+		q.Set("hold", "true")
 	}
 	reply, err := c.Open(ctx, http.MethodPost, "/api/v1/apply", q, body, "application/yaml")
 	if err != nil {

@@ -392,3 +392,30 @@ func (g *Registry) PutArtifact(ctx context.Context, repo, tag, artifactType stri
 	}
 	return dgst.String(), err
 }
+
+// Blobs lists what somebody fetches of an artifact who has nothing, by digest: manifests, configs
+// and layers, of an index those for one architecture (empty: for all).
+func (g *Registry) Blobs(ctx context.Context, repo, dgst, arch string) (map[string]int64, error) {
+	if err := errors.Join(oci.CheckRepo(repo), oci.CheckDigest(dgst)); err != nil {
+		return nil, err
+	}
+	r, err := g.repository(ctx, repo)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]int64{}
+	err = walk(ctx, r, dgst, 0, func(content *oci.Content, digest string, size int64) error {
+		if !content.Index() {
+			p, err := platformOf(ctx, r, content)
+			if err != nil || arch != "" && p.Architecture != "" && p.Architecture != arch && digest != dgst {
+				return err
+			}
+			for _, d := range content.Children() {
+				out[d.Digest] = d.Size
+			}
+		}
+		out[digest] = size
+		return nil
+	})
+	return out, err
+}

@@ -196,7 +196,7 @@ func (d *decision) advance() bool {
 	case api.RolloutComplete:
 		if all := d.count(everyone); all.waiting > 0 {
 			if d.p.Message = fmt.Sprintf("%d devices are away and get it when they are back", all.waiting); d.tooMany(all) {
-				d.stop(fmt.Sprintf("%d devices failed", all.failed))
+				d.p.Message = fmt.Sprintf("%d devices failed; those that were away keep what they have", all.failed)
 			}
 		} else {
 			d.p.Message = ""
@@ -308,6 +308,9 @@ func (d *decision) nextWave() {
 func (d *decision) gives() bool {
 	switch d.p.Phase {
 	case api.RolloutRunning, api.RolloutWaiting, api.RolloutComplete:
+		if d.p.Phase == api.RolloutComplete && d.tooMany(d.count(everyone)) {
+			return false
+		}
 		return d.spec.Hours.Contain(d.now) && (d.spec.Expires == nil || d.now.Before(*d.spec.Expires))
 	}
 	return false

@@ -26,7 +26,7 @@ func Order(spec *api.RolloutSpec, p Progress, devices []Device, order string, no
 	}
 	switch order {
 	case Pause:
-		if p.Phase != api.RolloutRunning && p.Phase != api.RolloutWaiting && p.Phase != api.RolloutQueued && p.Phase != api.RolloutComplete {
+		if p.Phase != api.RolloutRunning && p.Phase != api.RolloutWaiting {
 			return refuse("only one that is on its way can pause")
 		}
 		p.Phase, p.Message = api.RolloutPaused, "a person paused it"

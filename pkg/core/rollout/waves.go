@@ -30,8 +30,8 @@ func WaveOf(spec *api.RolloutSpec, n int) api.RolloutWave {
 	return api.RolloutWave{Percent: 100}
 }
 
-// Assign gives each device its wave. salt makes the order another one for each rollout, so that
-// the first is not always the same box; sites are gone through in turn, so that the devices of a
+// Assign gives each device its wave. salt, the rollout's name, makes the order another one for
+// each, so that the first is not always the same box, and is known before it begins; sites are gone through in turn, so that the devices of a
 // small wave stand at different ones.
 func Assign(spec *api.RolloutSpec, salt string, devices []Candidate) map[string]int {
 	type ranked struct {

@@ -18,6 +18,7 @@ type (
 	applyInput struct {
 		TenantQuery
 		DryRun  bool   `query:"dryRun" doc:"Tell what would change, write nothing."`
+		Hold    bool   `query:"hold" doc:"Give no device what is written: a Rollout does, later. What a Rollout of the same request gives is held without it."`
 		RawBody []byte `contentType:"application/yaml"`
 	}
 	applyOutput struct {
@@ -73,7 +74,7 @@ func (s *Server) apply(ctx context.Context, in *applyInput) ([]ApplyResult, erro
 	if len(docs) == 0 {
 		return nil, &api.Error{Code: api.Invalid, Message: "there is no object in it", Remedy: "send at least one document with apiVersion, kind, metadata and spec"}
 	}
-	with := map[api.Key]*api.Object{}
+	with, tried := map[api.Key]*api.Object{}, map[api.Key]*api.Object{}
 	var faults []*api.Error
 	for _, d := range docs {
 		if in.Tenant != api.DefaultTenant && d.Object.Metadata.Tenant == api.DefaultTenant {
@@ -94,17 +95,20 @@ func (s *Server) apply(ctx context.Context, in *applyInput) ([]ApplyResult, erro
 		if blind(d) {
 			continue
 		}
-		if _, err := s.write(ctx, d.Object, writeOptions{dryRun: true, plan: in.DryRun, with: with}); err != nil {
+		w, err := s.write(ctx, d.Object, writeOptions{dryRun: true, plan: in.DryRun, with: with})
+		if err != nil {
 			if api.CodeOf(err) == api.Internal {
 				return nil, err
 			}
 			faults = append(faults, explain(d, err))
+			continue
 		}
+		tried[d.Object.Key()] = w.object
 	}
 	if err := api.JoinErrors(faults, "apply"); err != nil {
 		return nil, err
 	}
-	order := orderOf(with)
+	order, hold := orderOf(with), held(with, tried)
 	slices.SortStableFunc(docs, func(a, b api.Document) int { return order(a.Object) - order(b.Object) })
 	results := make([]ApplyResult, 0, len(docs))
 	for _, d := range docs {
@@ -112,7 +116,7 @@ func (s *Server) apply(ctx context.Context, in *applyInput) ([]ApplyResult, erro
 			results = append(results, unknown(d.Object))
 			continue
 		}
-		w, err := s.write(ctx, d.Object, writeOptions{dryRun: in.DryRun, plan: in.DryRun, with: with})
+		w, err := s.write(ctx, d.Object, writeOptions{dryRun: in.DryRun, plan: in.DryRun, hold: in.Hold || hold[d.Object.Key()], with: with})
 		if err != nil {
 			return nil, explain(d, err)
 		}

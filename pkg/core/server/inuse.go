@@ -14,7 +14,7 @@ import (
 // devices of the fleet would lose it at once, an app with its volumes.
 func (a *Apps) MayRemove(ctx context.Context, o *api.Object) error {
 	var users []string
-	for _, kind := range []string{api.KindFleet, api.KindApp} {
+	for _, kind := range []string{api.KindFleet, api.KindApp, api.KindRollout} {
 		objects, _, _, err := a.Store.List(ctx, store.Query{Tenant: o.Metadata.Tenant, Kind: kind})
 		if err != nil {
 			return err
@@ -44,10 +44,24 @@ func namedBy(user *api.Object, kind string) []string {
 		var s api.FleetSpec
 		_ = json.Unmarshal(user.Spec, &s) // one that cannot be read names nothing
 		names = map[string][]string{api.KindApp: s.AllApps(), api.KindConfig: s.Configs, api.KindSecret: s.Secrets, api.KindFlowPolicy: s.FlowPolicies}
+	case api.KindRollout:
+		return changes(user, kind)
 	case api.KindApp:
 		var s api.AppObjectStatus
 		_ = json.Unmarshal(user.Status, &s)
 		names = map[string][]string{api.KindConfig: s.Configs, api.KindSecret: s.Secrets}
 	}
 	return names[kind]
+}
+
+// changes lists the objects of a kind that a rollout gives which has not ended.
+func changes(o *api.Object, kind string) (names []string) {
+	var s api.RolloutStatus
+	_ = json.Unmarshal(o.Status, &s) // one that cannot be read gives nothing
+	for _, c := range s.Change {
+		if c.Kind == kind && !s.Phase.Ended() {
+			names = append(names, c.Name)
+		}
+	}
+	return names
 }

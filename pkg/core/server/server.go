@@ -45,6 +45,8 @@ type Config struct {
 	Inventories Inventories
 	// Unlocks answers boxes' challenges; nil leaves that route out.
 	Unlocks Unlocks
+	// Rollouts carries changes to devices; nil leaves those routes out.
+	Rollouts Rollouts
 	// Heard tells when devices were last seen, newer than their objects do; may be nil.
 	Heard Heard
 	// Ledger answers for records; nil leaves those routes out.
@@ -92,6 +94,7 @@ func New(cfg Config) *Server {
 	s.applyRoute()
 	s.recordRoutes()
 	s.deviceRoutes()
+	s.rolloutRoutes()
 	s.inventoryRoute()
 	s.uncordonRoute()
 	s.unlockRoute()

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/rollout"
 	"tributary.dev/tributary/pkg/core/server"
 	"tributary.dev/tributary/pkg/core/store"
 	"tributary.dev/tributary/pkg/link/stream"
@@ -71,6 +72,7 @@ func specs() map[string]string {
 		api.KindFleet: `{"selector":{"matchLabels":{"role":"shop"}}}`, api.KindJoinToken: `{}`, api.KindExpectedDevice: `{"serial":"` + canary + `","code":"` + strings.Repeat("A", 26) + `"}`,
 		api.KindServiceAccount: `{}`, api.KindRoleBinding: `{"role":"viewer","subjects":[{"serviceAccount":"nobody"}]}`, api.KindRelease: `{"artifact":"os/vm@sha256:` + strings.Repeat("0", 64) + `"}`,
 		api.KindTrainingJob: `{"trainer":"autoencoder"}`, api.KindPricePlan: `{"currency":"EUR","versions":[{"from":"2026-01-01","prices":[]}]}`, api.KindBillingProfile: `{"legalName":"` + canary + `"}`, api.KindBudget: `{"amount":"5"}`, api.KindIncident: `{"note":"` + canary + `"}`,
+		api.KindRollout:    `{"target":{"selector":{"matchLabels":{"role":"shop"}}},"change":[{"kind":"Config","name":"` + canary + `"}]}`,
 		api.KindFlowPolicy: `{"interface":{"name":"enp*"},"rules":[{"name":"r","match":{"vlan":1},"drop":true}]}`, api.KindNetworkPolicy: `{"selector":{"matchLabels":{"a":"b"}},"functions":[{"match":{"driver":"ice"},"virtualFunctions":1}]}`}
 }
 
@@ -83,6 +85,9 @@ type walked struct {
 
 func walk(t *testing.T) *walked {
 	c := &walked{core: start(t, func(cfg *server.Config) {
+		db := cfg.Store.(*store.SQL)
+		cfg.Rollouts = rollout.Room{Loop: rollout.New(rollout.Config{Store: db, Most: 10, Now: time.Now, Log: cfg.Log})}
+		cfg.Admission = map[string]server.Admission{api.KindRollout: server.AdmitRollout(cfg.Rollouts)}
 		cfg.Devices, cfg.Inventories, cfg.Ledger, cfg.Streams, cfg.Unlocks = rooms{}, rooms{}, rooms{}, rooms{}, rooms{}
 		cfg.Finder = server.NewFinder(cfg.Store)
 		go func() { _ = cfg.Finder.Run(t.Context()) }()
@@ -137,6 +142,8 @@ func (c *walked) seed() {
 			}
 		case api.KindDevice:
 			o.Spec, status = json.RawMessage(`{}`), api.DeviceStatus{ID: ownersBox}
+		case api.KindRollout:
+			status = api.RolloutStatus{Phase: api.RolloutQueued, Change: []api.RolloutChange{{RevisionRef: api.RevisionRef{Kind: api.KindConfig, Name: canary, Revision: 1}}}}
 		}
 		if _, err := c.store.Put(c.t.Context(), o, store.PutOptions{Status: status}); err != nil {
 			c.t.Fatal(err)
@@ -232,6 +239,21 @@ func probes() map[string][]probe {
 	for verb, query := range map[string]string{"logs": "&app=a", "exec": "&app=a&argv=ls", "port-forward": "&app=a&port=80", "console": "", "line": "&line=rshim0", "top": ""} {
 		all["get "+device+"/"+verb] = []probe{{"GET", of(verb, query), "", 503}} // the device is away
 	}
+	for _, order := range []string{"pause", "promote", "abort", "keep", "undo"} {
+		all["post /api/v1/rollouts/{name}/"+order] = []probe{{"POST", "/api/v1/rollouts/" + canary + "/" + order + "?tenant=acme", "", map[string]int{"pause": 409, "promote": 409}[order]}}
+		if all["post /api/v1/rollouts/{name}/"+order][0].want == 0 {
+			all["post /api/v1/rollouts/{name}/"+order][0].want = 200
+		}
+	}
+	all["post /api/v1/rollouts/{name}/resume"] = []probe{{"POST", "/api/v1/rollouts/" + canary + "/resume?tenant=acme", "", 409}} // it was not paused
+	all["post /api/v1/rollouts/{name}/approve"] = []probe{{"POST", "/api/v1/rollouts/" + canary + "/approve?tenant=acme", "", 409}}
+	all["get /api/v1/rollouts/{name}/devices"] = []probe{{"GET", "/api/v1/rollouts/" + canary + "/devices?tenant=acme", "", 200}}
+	all["post /api/v1/rollout-plan"] = []probe{{"POST", "/api/v1/rollout-plan", doc("Rollout", "acme", canary+"-plan", specs()[api.KindRollout]), 200}}
+	revisions := "/api/v1/revisions/config/" + canary
+	all["get /api/v1/revisions/{kind}/{name}"] = []probe{{"GET", revisions + "?tenant=acme", "", 200}}
+	all["post /api/v1/revisions/{kind}/{name}/undo"] = []probe{{"POST", revisions + "/undo?tenant=acme&to=1", "", 409}} // there is one alone
+	all["post /api/v1/revisions/{kind}/{name}/revoke"] = []probe{{"POST", revisions + "/revoke?tenant=acme&revision=1", "", 409}}
+	all["post "+device+"/pin"] = []probe{{"POST", of("pin", ""), `{"kind":"Config","object":"` + canary + `"}`, 204}}
 	all["get /api/v1/usage"] = []probe{{"GET", "/api/v1/usage?tenant=acme&device=" + canary, "", 200}}
 	all["get /api/v1/records"] = []probe{{"GET", "/api/v1/records?tenant=acme&device=" + canary, "", 200}}
 	for _, query := range []string{"tenant=acme", "tenant=*", "tenant=acme&device=" + canary} {

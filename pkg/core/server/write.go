@@ -41,6 +41,7 @@ type Removal func(ctx context.Context, old *api.Object) error
 type writeOptions struct {
 	create, update, dryRun bool
 	plan                   bool // it is only asked what would change
+	hold                   bool // no device is given it
 	with                   map[api.Key]*api.Object
 }
 
@@ -78,7 +79,7 @@ func (s *Server) write(ctx context.Context, request *api.Object, o writeOptions)
 			return nil, err
 		}
 	}
-	out, err := s.cfg.Store.Put(ctx, obj, store.PutOptions{Create: o.create, Update: o.update, InTenant: true, Status: d.Status, DryRun: o.dryRun})
+	out, err := s.cfg.Store.Put(ctx, obj, store.PutOptions{Create: o.create, Update: o.update, InTenant: true, Status: d.Status, Hold: o.hold, DryRun: o.dryRun})
 	if err != nil {
 		return nil, err
 	}
@@ -86,6 +87,15 @@ func (s *Server) write(ctx context.Context, request *api.Object, o writeOptions)
 		s.cfg.Log.Info("object written", "object", out.Key().String(), "revision", out.Metadata.Revision, "generation", out.Metadata.Generation, "actor", CallerOf(ctx).Name)
 	}
 	w := &written{old: redact(old), object: redact(out), warnings: d.Warnings}
+	if s.cfg.Rollouts != nil && api.HasRevisions(out.Kind) && !o.dryRun && !o.hold {
+		behind, err := s.cfg.Rollouts.Behind(ctx, out.Key())
+		if err != nil {
+			return nil, err
+		}
+		if behind != "" {
+			w.warnings = append(w.warnings, behind)
+		}
+	}
 	if d.Reply != nil && !o.dryRun {
 		d.Reply(w.object)
 	}

@@ -326,6 +326,21 @@ func (s *SQL) givenOf(ctx context.Context, q database.Querier, out map[api.Key]*
 	})
 }
 
+// EachArtifact calls f with the status of every revision of every App that is kept, until f fails.
+func (s *SQL) EachArtifact(ctx context.Context, f func(status []byte) error) error {
+	rows, err := s.db.QueryContext(ctx, "SELECT status FROM revisions WHERE kind = ?", api.KindApp)
+	if err != nil {
+		return err
+	}
+	return each(rows, func() error {
+		var status []byte
+		if err := rows.Scan(&status); err != nil || len(status) == 0 {
+			return err
+		}
+		return f(status)
+	})
+}
+
 // AdoptRevisions makes the first revisions of objects that are older than revisions are. It may be
 // called at every start.
 func (s *SQL) AdoptRevisions(ctx context.Context) error {

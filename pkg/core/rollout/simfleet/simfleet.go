@@ -293,13 +293,26 @@ func (s *play) ended() bool {
 	if !s.p.Phase.Ended() {
 		return false
 	}
+	all, failed := 0, 0
+	for i := range s.boxes {
+		if s.boxes[i].kept.State != rollout.Skipped {
+			all++
+		}
+		if s.boxes[i].kept.State == rollout.Failed {
+			failed++
+		}
+	}
+	may := 0
+	if s.cfg.Spec.MaxFailures != nil {
+		may = s.cfg.Spec.MaxFailures.AtMost(all)
+	}
 	for i := range s.boxes {
 		b := &s.boxes[i]
 		gone := !b.away.IsZero() && b.back.Sub(s.start) > s.cfg.Limit && !b.online(s.now)
 		switch {
 		case b.kept.State == rollout.Given || b.kept.State == rollout.Restoring:
 			return false
-		case b.kept.State == rollout.Waiting && !gone && s.p.Phase == api.RolloutComplete:
+		case b.kept.State == rollout.Waiting && !gone && s.p.Phase == api.RolloutComplete && failed <= may:
 			return false
 		case b.kept.Touched && b.kept.State == rollout.Waiting && !gone && s.p.Phase == api.RolloutRolledBack:
 			return false
