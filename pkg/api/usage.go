@@ -42,6 +42,9 @@ type Usage struct {
 	From int64          `cbor:"1,keyasint" json:"from"`
 	To   int64          `cbor:"2,keyasint" json:"to"`
 	Uses []ContainerUse `cbor:"3,keyasint" json:"uses"`
+	// Cut says that To is a cut point: midnight where the tenant is, a change of tenant, a
+	// close on order. What is summed up never goes across one.
+	Cut bool `cbor:"4,keyasint,omitempty" json:"cut,omitempty"`
 }
 
 // ContainerUse is the use of one service of one app within the interval.
@@ -59,6 +62,22 @@ type ContainerUse struct {
 	TxBytes uint64 `cbor:"7,keyasint,omitempty" json:"txBytes"`
 	// Accelerator is what it used of cards and slices that it holds.
 	Accelerator AcceleratorUse `cbor:"8,keyasint,omitzero" json:"accelerator,omitzero"`
+	// More is what further meters counted, by meter and class ("vf", "network.rx/cellular"; see
+	// MeterKey), in their base units. Classes of network bytes are parts of RxBytes and TxBytes.
+	More map[string]uint64 `cbor:"9,keyasint,omitempty" json:"more,omitempty"`
+}
+
+// Empty reports whether nothing was used.
+func (c *ContainerUse) Empty() bool {
+	return c.RunMillis|c.CPUMicros|c.MemoryByteSeconds|c.RxBytes|c.TxBytes == 0 && c.Accelerator == (AcceleratorUse{}) && len(c.More) == 0
+}
+
+// MeterKey names a meter and the class that divides it, as ContainerUse.More does.
+func MeterKey(meter, class string) string {
+	if class == "" {
+		return meter
+	}
+	return meter + "/" + class
 }
 
 // AcceleratorUse is what a service used of accelerators.

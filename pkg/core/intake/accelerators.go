@@ -2,7 +2,9 @@ package intake
 
 import (
 	"context"
+	"maps"
 	"math"
+	"slices"
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/database"
@@ -23,8 +25,26 @@ func beyond(u *api.AcceleratorUse) bool {
 	return false
 }
 
-// putAccelerator enters what a row of usage says of cards; most say nothing.
-func putAccelerator(ctx context.Context, tx *database.Tx, dev, epoch, seq, svc int64, u *api.AcceleratorUse) error {
+func beyondMore(more map[string]uint64) bool {
+	for _, n := range more {
+		if n > math.MaxInt64>>10 {
+			return true
+		}
+	}
+	return false
+}
+
+// maxMeter bounds the key of a meter in bytes.
+const maxMeter = 128
+
+// putDetail enters what a row of usage says of cards, and by further meters; most say nothing.
+func putDetail(ctx context.Context, tx *database.Tx, dev, epoch, seq, svc int64, c *api.ContainerUse) error {
+	for _, meter := range slices.Sorted(maps.Keys(c.More)) {
+		if _, err := tx.ExecContext(ctx, `INSERT INTO meters (dev, epoch, seq, svc, meter, quantity) VALUES (?,?,?,?,?,?)`, dev, epoch, seq, svc, meter, int64(c.More[meter])); err != nil {
+			return err
+		}
+	}
+	u := &c.Accelerator
 	if *u == (api.AcceleratorUse{}) {
 		return nil
 	}
@@ -53,6 +73,30 @@ func accelerators(ctx context.Context, tx *database.Tx, from string, args ...any
 			return nil, err
 		}
 		out[svc] = u
+	}
+	return out, rows.Err()
+}
+
+// moreMeters sums up by service what rows of usage say by further meters. From is as for
+// accelerators.
+func moreMeters(ctx context.Context, tx *database.Tx, from string, args ...any) (map[int64]map[string]uint64, error) {
+	rows, err := tx.QueryContext(ctx, `SELECT svc, meter, sum(quantity) FROM meters WHERE (dev, epoch, seq, svc) IN (SELECT dev, epoch, seq, svc`+from+`) GROUP BY svc, meter`, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	out := map[int64]map[string]uint64{}
+	for rows.Next() {
+		var svc int64
+		var meter string
+		var n uint64
+		if err := rows.Scan(&svc, &meter, &n); err != nil {
+			return nil, err
+		}
+		if out[svc] == nil {
+			out[svc] = map[string]uint64{}
+		}
+		out[svc][meter] = n
 	}
 	return out, rows.Err()
 }

@@ -39,6 +39,9 @@ type finding struct {
 	link.BatchResult
 	records []record.Record // to be counted
 	rows    []decoded       // the same, decoded
+	runs    []run           // the usage among them
+	prev    record.Hash     // chain value before the batch
+	raw     []byte          // the batch as it was signed
 	epoch   uint64
 	first   uint64
 	last    uint64
@@ -63,7 +66,7 @@ func (s *Store) AcceptBatches(in []link.BatchIn) ([]link.BatchResult, error) {
 	err := s.inTx(ctx, func(tx *database.Tx) error {
 		clear(written)
 		clear(touched)
-		w := &ledgerWriter{ctx: ctx, s: s, tx: tx, written: written, rows: make([]any, 0, usageRows*usageColumns)}
+		w := newLedgerWriter(ctx, s, tx, written)
 		numbers := make(map[api.DeviceID]*device)
 		for i := range in {
 			<-ex.done[i]
@@ -172,6 +175,7 @@ func (s *Store) examine(ctx context.Context, in []link.BatchIn) *examination {
 					f := judge(d, &in[i], func(from, to uint64) (boundary, bool) { return s.boundary(ctx, d, from, to) })
 					if f.Verdict == link.Accepted || f.Verdict == link.Poison {
 						d.advance(&f, in[i].Raw)
+						f.raw = in[i].Raw
 					}
 					f.decode()
 					e.findings[i] = f
@@ -368,6 +372,6 @@ func fork(in *link.BatchIn, format string, args ...any) finding {
 
 func accept(b *record.Batch, rs []record.Record, end record.Hash) finding {
 	f := verdict(link.Accepted, "")
-	f.records, f.epoch, f.first, f.last, f.end = rs, b.Epoch, rs[0].Seq, b.Last, end
+	f.records, f.epoch, f.first, f.last, f.end, f.prev = rs, b.Epoch, rs[0].Seq, b.Last, end, b.Prev
 	return f
 }

@@ -97,10 +97,10 @@ func drawRecord(rt *rapid.T, b *box) {
 	at := rapid.Int64Range(90, 99).Draw(rt, "day")*dayMillis + int64(len(b.recs))
 	switch kind {
 	case api.RecordUsage:
-		u := api.Usage{From: at, To: at + 1}
+		u := api.Usage{From: at, To: at + 1, Cut: rapid.IntRange(0, 3).Draw(rt, "cut") == 0}
 		for range rapid.IntRange(0, 2).Draw(rt, "services") {
 			u.Uses = append(u.Uses, api.ContainerUse{App: drawText.Draw(rt, "app"), Service: drawText.Draw(rt, "service"), CPUMicros: rapid.Uint64Range(0, 1<<53).Draw(rt, "cpu"),
-				Accelerator: api.AcceleratorUse{HeldMillis: rapid.Uint64Range(0, 3).Draw(rt, "held")}})
+				Accelerator: api.AcceleratorUse{HeldMillis: rapid.Uint64Range(0, 3).Draw(rt, "held")}, More: map[string]uint64{drawText.Draw(rt, "meter"): 2}})
 		}
 		payload, err = record.EncodeUsage(u)
 	case api.RecordEvent, api.RecordAudit:
@@ -137,7 +137,8 @@ func (p *pair) seen(rt *rapid.T) func(*Store) (any, error) {
 
 func (p *pair) tidy(rt *rapid.T) func(*Store) (any, error) {
 	p.now = p.now.Add(time.Duration(rapid.IntRange(0, 40).Draw(rt, "hours")) * time.Hour)
-	r := Retention{Intervals: time.Duration(rapid.IntRange(0, 200).Draw(rt, "intervals")) * time.Hour, Events: time.Duration(rapid.IntRange(0, 100).Draw(rt, "events")) * time.Hour}
+	r := Retention{Intervals: time.Duration(rapid.IntRange(0, 200).Draw(rt, "intervals")) * time.Hour, Events: time.Duration(rapid.IntRange(0, 100).Draw(rt, "events")) * time.Hour,
+		Batches: time.Duration(rapid.IntRange(0, 100).Draw(rt, "kept")) * time.Hour}
 	return func(s *Store) (any, error) { return nil, s.Tidy(context.Background(), r) }
 }
 
@@ -176,6 +177,7 @@ func (p *pair) ask(s *Store) (any, error) {
 		add(s.Usage(ctx, id, time.UnixMilli(93*dayMillis), time.UnixMilli(97*dayMillis)))
 		add(s.Records(ctx, id, 0, 0))
 		add(s.Records(ctx, id, 3, 2))
+		add(s.BatchOf(ctx, id, 100, 3))
 		add(s.Position(id))
 	}
 	err := s.Devices(func(r link.DeviceRow) error {

@@ -360,7 +360,7 @@ func queries(t *testing.T, place string) {
 		t.Fatal(err)
 	}
 	b.append(api.RecordUsage, empty)
-	want(t, s, link.Accepted, 6, b.cut(t, 1, 6, false))
+	want(t, s, link.Accepted, 6, b.cut(t, 1, 1, false), b.cut(t, 2, 5, false), b.cut(t, 6, 6, false))
 	recs, err := s.Records(ctx, b.id, 0, 0)
 	if err != nil || len(recs) != 6 {
 		t.Fatalf("%+v, %v", recs, err)

@@ -19,11 +19,15 @@ type ledgerWriter struct {
 	s       *Store
 	written map[service]int64 // services named for the first time
 
-	tx   *database.Tx
-	rows []any // of usage, not yet inserted
+	tx       *database.Tx
+	usages   bulk
+	verbatim bulk
+	batches  bulk
 }
 
-const usageColumns = 12
+func newLedgerWriter(ctx context.Context, s *Store, tx *database.Tx, written map[service]int64) *ledgerWriter {
+	return &ledgerWriter{ctx: ctx, s: s, tx: tx, written: written, usages: putUsage, verbatim: putVerbatim, batches: putBatch}
+}
 
 // decoded is a record as the ledger enters it: one of the three.
 type decoded struct {
@@ -38,6 +42,7 @@ func (f *finding) decode() {
 	for i := range f.records {
 		f.rows[i] = decodeRecord(&f.records[i])
 	}
+	f.runs = runs(f.records, f.rows)
 }
 
 func decodeRecord(r *record.Record) decoded {
@@ -83,18 +88,24 @@ func (w *ledgerWriter) write(dev int64, f *finding, now int64) error {
 			return err
 		}
 	}
+	for i := range f.runs {
+		if err := w.usage(dev, f.epoch, &f.runs[i]); err != nil {
+			return err
+		}
+	}
 	if f.Verdict != link.Accepted {
 		return nil
 	}
-	_, err := w.tx.ExecContext(w.ctx, sqlPutBatch, dev, int64(f.epoch), int64(f.last), int64(f.first), f.end[:], now)
-	return err
+	return errors.Join(
+		w.batches.add(w.ctx, w.tx, dev, int64(f.epoch), int64(f.last), int64(f.first), f.end[:], now),
+		w.verbatim.add(w.ctx, w.tx, dev, int64(f.epoch), int64(f.last), int64(f.first), now, f.prev[:], f.raw))
 }
 
 // record enters one record. One that cannot be read is kept as it is, with the reason;
 // it counts as seen and is never asked for again.
 func (w *ledgerWriter) record(dev int64, epoch uint64, r *record.Record, as *decoded) error {
 	if as.usage != nil {
-		return w.usage(dev, epoch, r, as.usage)
+		return nil // a run has it
 	}
 	if e := as.event; e != nil {
 		audit := 0
@@ -123,8 +134,13 @@ func checkUsage(u *api.Usage) error {
 		if !nameable(c.App) || !nameable(c.Service) {
 			return errors.New("usage of a service whose name the ledger cannot hold")
 		}
-		if max(c.RunMillis, c.CPUMicros, c.MemoryByteSeconds, c.RxBytes, c.TxBytes) > math.MaxInt64>>10 || beyond(&c.Accelerator) {
+		if max(c.RunMillis, c.CPUMicros, c.MemoryByteSeconds, c.RxBytes, c.TxBytes) > math.MaxInt64>>10 || beyond(&c.Accelerator) || beyondMore(c.More) {
 			return fmt.Errorf("usage of %s/%s is beyond measure", c.App, c.Service)
+		}
+		for meter := range c.More {
+			if len(meter) > maxMeter || !database.Text(meter) {
+				return fmt.Errorf("usage of %s/%s by a meter whose name the ledger cannot hold", c.App, c.Service)
+			}
 		}
 	}
 	return nil
@@ -136,35 +152,36 @@ const maxName = 1024
 // nameable tells whether the ledger can hold something by a name that a device chose.
 func nameable(s string) bool { return len(s) <= maxName && database.Text(s) }
 
-func (w *ledgerWriter) usage(dev int64, epoch uint64, r *record.Record, u *api.Usage) error {
-	if len(u.Uses) == 0 {
-		return w.row(dev, epoch, r, u, 0, &api.ContainerUse{})
+func (w *ledgerWriter) usage(dev int64, epoch uint64, r *run) error {
+	if len(r.Uses) == 0 {
+		return w.row(dev, epoch, r, 0, &api.ContainerUse{})
 	}
-	for i := range u.Uses {
-		c := &u.Uses[i]
+	for i := range r.Uses {
+		c := &r.Uses[i]
 		svc, err := w.service(c.App, c.Service)
 		if err != nil {
 			return err
 		}
-		if err := w.row(dev, epoch, r, u, svc, c); err != nil {
+		if err := w.row(dev, epoch, r, svc, c); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (w *ledgerWriter) row(dev int64, epoch uint64, r *record.Record, u *api.Usage, svc int64, c *api.ContainerUse) error {
-	if err := putAccelerator(w.ctx, w.tx, dev, int64(epoch), int64(r.Seq), svc, &c.Accelerator); err != nil {
+func (w *ledgerWriter) row(dev int64, epoch uint64, r *run, svc int64, c *api.ContainerUse) error {
+	if err := putDetail(w.ctx, w.tx, dev, int64(epoch), int64(r.seq), svc, c); err != nil {
 		return err
 	}
-	w.rows = append(w.rows, dev, int64(epoch), int64(r.Seq), svc, int64(r.Last), u.From, u.To,
-		int64(c.RunMillis), int64(c.CPUMicros), int64(c.MemoryByteSeconds), int64(c.RxBytes), int64(c.TxBytes))
-	if len(w.rows) < usageRows*usageColumns {
-		return nil
+	return w.usages.add(w.ctx, w.tx, dev, int64(epoch), int64(r.seq), svc, int64(r.last), r.From, r.To,
+		int64(c.RunMillis), int64(c.CPUMicros), int64(c.MemoryByteSeconds), int64(c.RxBytes), int64(c.TxBytes), flag(r.Cut), r.records)
+}
+
+func flag(is bool) int64 {
+	if is {
+		return 1
 	}
-	_, err := w.tx.ExecContext(w.ctx, sqlPutUsages, w.rows...)
-	w.rows = w.rows[:0]
-	return err
+	return 0
 }
 
 // service interns a name.
@@ -190,10 +207,8 @@ func (w *ledgerWriter) service(app, name string) (int64, error) {
 
 // finish inserts the rows left over and the devices' new positions.
 func (w *ledgerWriter) finish(touched map[api.DeviceID]*device, now int64) error {
-	for i := 0; i < len(w.rows); i += usageColumns {
-		if _, err := w.tx.ExecContext(w.ctx, sqlPutUsage, w.rows[i:i+usageColumns]...); err != nil {
-			return err
-		}
+	if err := errors.Join(w.usages.flush(w.ctx, w.tx), w.batches.flush(w.ctx, w.tx), w.verbatim.flush(w.ctx, w.tx)); err != nil {
+		return err
 	}
 	for _, d := range touched {
 		var hash []byte

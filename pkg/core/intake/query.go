@@ -132,15 +132,15 @@ type Total struct {
 // Usage is what one device's services used, and the position up to which it counts.
 type Usage struct {
 	SpoolEpoch, Acked, Safe uint64
-	// Intervals is the number of usage records as they are kept (Tidy sums up old ones),
-	// Lost of records that the device gave up.
+	// Intervals is the number of usage records as the device sent them, Lost of records that
+	// it gave up.
 	Intervals, Lost uint64
 	Totals          []Total
 }
 
 // Usage sums up one device's usage in a time range by the device's clock: intervals
-// that end after from and not after to (zero times: no bound). Position and totals are
-// of one moment.
+// that end after from and not after to (zero times: no bound), as they are summed: between UTC
+// midnights and cut points all is in one. Position and totals are of one moment.
 func (s *Store) Usage(ctx context.Context, id api.DeviceID, from, to time.Time) (*Usage, error) {
 	u := &Usage{}
 	err := s.view(ctx, func(tx *database.Tx) error {
@@ -157,7 +157,7 @@ func (s *Store) Usage(ctx context.Context, id api.DeviceID, from, to time.Time) 
 			u.Safe = uint64(min(safe, acked))
 		}
 		lo, hi := bounds(from, to)
-		if err := tx.QueryRowContext(ctx, `SELECT count(*) FROM (SELECT DISTINCT epoch, seq FROM usage WHERE dev = ? AND ended > ? AND ended <= ?) AS intervals`, dev, lo, hi).Scan(&u.Intervals); err != nil {
+		if err := tx.QueryRowContext(ctx, `SELECT coalesce(sum(records), 0) FROM (SELECT DISTINCT epoch, seq, records FROM usage WHERE dev = ? AND ended > ? AND ended <= ?) AS intervals`, dev, lo, hi).Scan(&u.Intervals); err != nil {
 			return err
 		}
 		if err := tx.QueryRowContext(ctx, `SELECT coalesce(sum(last - seq + 1), 0) FROM others WHERE dev = ? AND kind = ?`, dev, int64(record.Lost)).Scan(&u.Lost); err != nil {
@@ -195,6 +195,10 @@ func totals(ctx context.Context, tx *database.Tx, where string, args ...any) (ts
 	if err != nil {
 		return nil, err
 	}
+	more, err := moreMeters(ctx, tx, ` FROM usage WHERE `+where, args...)
+	if err != nil {
+		return nil, err
+	}
 	rows, err := tx.QueryContext(ctx, `SELECT svc, app, service, sum(run_ms), sum(cpu_us), sum(mem_bs), sum(rx_bytes), sum(tx_bytes)
 		FROM usage JOIN services USING (svc) WHERE `+where+` GROUP BY svc, app, service ORDER BY app, service`, args...)
 	if err != nil {
@@ -207,7 +211,7 @@ func totals(ctx context.Context, tx *database.Tx, where string, args ...any) (ts
 		if err := rows.Scan(&svc, &t.App, &t.Service, &t.RunMillis, &t.CPUMicros, &t.MemoryByteSeconds, &t.RxBytes, &t.TxBytes); err != nil {
 			return nil, err
 		}
-		t.ContainerUse.App, t.ContainerUse.Service, t.Accelerator = t.App, t.Service, cards[svc]
+		t.ContainerUse.App, t.ContainerUse.Service, t.Accelerator, t.More = t.App, t.Service, cards[svc], more[svc]
 		ts = append(ts, t)
 	}
 	return ts, rows.Err()
@@ -226,97 +230,6 @@ type Entry struct {
 	Event   *api.Event
 	Payload []byte
 	Poison  string
-}
-
-// Records lists one device's records with a number above after, oldest first, over all
-// its spool epochs. A limit of 0 means 500.
-func (s *Store) Records(ctx context.Context, id api.DeviceID, after uint64, limit int) (out []Entry, err error) {
-	if limit <= 0 {
-		limit = 500
-	}
-	err = s.view(ctx, func(tx *database.Tx) error {
-		var dev int64
-		err := tx.QueryRowContext(ctx, `SELECT dev FROM devices WHERE device = ?`, id[:]).Scan(&dev)
-		if errors.Is(err, sql.ErrNoRows) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		// First the numbers, wherever they are, then what stands there.
-		rows, err := tx.QueryContext(ctx, `SELECT epoch, seq, last, kind FROM (
-			SELECT DISTINCT epoch, seq, last, 1 AS kind FROM usage WHERE dev = ?1 AND seq > ?2
-			UNION ALL SELECT epoch, seq, last, 2 + audit FROM events WHERE dev = ?1 AND seq > ?2
-			UNION ALL SELECT epoch, seq, last, kind FROM others WHERE dev = ?1 AND seq > ?2) AS numbers
-			ORDER BY epoch, seq LIMIT ?3`, dev, int64(after), limit)
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		for rows.Next() {
-			e := Entry{Device: id}
-			if err := rows.Scan(&e.Epoch, &e.Seq, &e.Last, &e.Kind); err != nil {
-				return err
-			}
-			out = append(out, e)
-		}
-		if err := rows.Err(); err != nil {
-			return err
-		}
-		for i := range out {
-			if err := fillEntry(ctx, tx, dev, &out[i]); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	return out, err
-}
-
-func fillEntry(ctx context.Context, tx *database.Tx, dev int64, e *Entry) error {
-	var first, taken int64
-	err := tx.QueryRowContext(ctx, `SELECT first, taken FROM batches WHERE dev = ? AND epoch = ? AND last >= ? ORDER BY last LIMIT 1`, dev, int64(e.Epoch), int64(e.Seq)).Scan(&first, &taken)
-	if err == nil && uint64(first) <= e.Seq { // else its batch is forgotten
-		e.Taken = time.UnixMilli(taken)
-	} else if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return err
-	}
-	var poison sql.NullString
-	err = tx.QueryRowContext(ctx, `SELECT poison, payload FROM others WHERE dev = ? AND epoch = ? AND seq = ?`, dev, int64(e.Epoch), int64(e.Seq)).Scan(&poison, &e.Payload)
-	if err == nil {
-		e.Poison = poison.String
-		return nil
-	}
-	if !errors.Is(err, sql.ErrNoRows) {
-		return err
-	}
-	if e.Kind != api.RecordUsage {
-		e.Event = &api.Event{}
-		return tx.QueryRowContext(ctx, `SELECT time, name, subject, message, actor FROM events WHERE dev = ? AND epoch = ? AND seq = ?`, dev, int64(e.Epoch), int64(e.Seq)).
-			Scan(&e.Event.Time, &e.Event.Name, &e.Event.Subject, &e.Event.Message, &e.Event.Actor)
-	}
-	e.Usage = &api.Usage{}
-	cards, err := accelerators(ctx, tx, ` FROM usage WHERE dev = ? AND epoch = ? AND seq = ?`, dev, int64(e.Epoch), int64(e.Seq))
-	if err != nil {
-		return err
-	}
-	rows, err := tx.QueryContext(ctx, `SELECT began, ended, usage.svc, coalesce(app, ''), coalesce(service, ''), run_ms, cpu_us, mem_bs, rx_bytes, tx_bytes
-		FROM usage LEFT JOIN services USING (svc) WHERE dev = ? AND epoch = ? AND seq = ? ORDER BY usage.svc`, dev, int64(e.Epoch), int64(e.Seq))
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var svc int64
-		var c api.ContainerUse
-		if err := rows.Scan(&e.Usage.From, &e.Usage.To, &svc, &c.App, &c.Service, &c.RunMillis, &c.CPUMicros, &c.MemoryByteSeconds, &c.RxBytes, &c.TxBytes); err != nil {
-			return err
-		}
-		if c.Accelerator = cards[svc]; svc != 0 {
-			e.Usage.Uses = append(e.Usage.Uses, c)
-		}
-	}
-	return rows.Err()
 }
 
 // manyDevices is from how many on Events goes by time rather than by device.
@@ -432,6 +345,9 @@ func (s *Store) Quarantine(ctx context.Context, limit int) (out []Aside, err err
 			}
 			copy(a.Device[:], device)
 			a.At = time.UnixMilli(at)
+			if len(a.Raw) == 0 {
+				a.Raw = nil // SQLite's driver tells no empty value from none
+			}
 			out = append(out, a)
 		}
 		return rows.Err()

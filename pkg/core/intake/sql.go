@@ -1,6 +1,11 @@
 package intake
 
-import "strings"
+import (
+	"context"
+	"strings"
+
+	"tributary.dev/tributary/pkg/core/database"
+)
 
 // The statements that run for every batch and every change of state.
 var (
@@ -17,21 +22,57 @@ var (
 	sqlPruneAside   = `DELETE FROM quarantine WHERE dev = ?1 AND what = ?2 AND id <= (SELECT id FROM quarantine WHERE dev = ?1 AND what = ?2 ORDER BY id DESC LIMIT 1 OFFSET 100)`
 	sqlFindService  = `SELECT svc FROM services WHERE app = ? AND service = ?`
 	sqlNewService   = `INSERT INTO services (app, service) VALUES (?,?) RETURNING svc`
-	sqlPutBatch     = `INSERT INTO batches (dev, epoch, last, first, hash, taken) VALUES (?,?,?,?,?,?)`
-	sqlPutUsage     = `INSERT INTO usage (dev, epoch, seq, svc, last, began, ended, run_ms, cpu_us, mem_bs, rx_bytes, tx_bytes) VALUES ` + usageRow
-	sqlPutUsages    = sqlPutUsage + strings.Repeat(","+usageRow, usageRows-1)
 	sqlPutEvent     = `INSERT INTO events (dev, epoch, seq, last, audit, time, name, subject, message, actor) VALUES (?,?,?,?,?,?,?,?,?,?)`
 	sqlPutOther     = `INSERT INTO others (dev, epoch, seq, last, kind, poison, payload) VALUES (?,?,?,?,?,?,?)`
 	sqlBoundary     = `SELECT last, hash FROM batches WHERE dev = ? AND epoch = ? AND last >= ? AND last <= ? ORDER BY last LIMIT 1`
 )
 
 var hot = []string{sqlNewDevice, sqlPutVector, sqlPutAttachment, sqlPutPosition, sqlPutSeen, sqlPutEntry, sqlDropEntry, sqlClearEntries, sqlSetAside, sqlPruneAside,
-	sqlFindService, sqlNewService, sqlPutBatch, sqlPutUsage, sqlPutUsages, sqlPutEvent, sqlPutOther, sqlBoundary, untidyQuery}
+	sqlFindService, sqlNewService, putUsage.one, putUsage.many, putBatch.one, putBatch.many, putVerbatim.one, putVerbatim.many,
+	sqlPutEvent, sqlPutOther, sqlBoundary, untidyQuery}
 
-// usageRows is how many rows one statement inserts: past sixteen or so nothing is won.
-const usageRows = 32
+var (
+	putUsage = newBulk("usage", "dev", "epoch", "seq", "svc", "last", "began", "ended", "run_ms", "cpu_us", "mem_bs", "rx_bytes", "tx_bytes", "cut", "records")
+	putBatch = newBulk("batches", "dev", "epoch", "last", "first", "hash", "taken")
+	// putVerbatim keeps what devices signed.
+	putVerbatim = newBulk("verbatim", "dev", "epoch", "last", "first", "taken", "prev", "raw")
+)
 
-const usageRow = `(?,?,?,?,?,?,?,?,?,?,?,?)`
+// bulkRows is how many rows one statement inserts: past sixteen or so nothing is won.
+const bulkRows = 32
+
+// bulk inserts rows of a table, many with one statement. A copy begins with none.
+type bulk struct {
+	one, many string
+	columns   int
+	rows      []any // not yet inserted
+}
+
+func newBulk(table string, columns ...string) bulk {
+	row := "(" + strings.Repeat("?,", len(columns)-1) + "?)"
+	one := "INSERT INTO " + table + " (" + strings.Join(columns, ", ") + ") VALUES " + row
+	return bulk{one: one, many: one + strings.Repeat(","+row, bulkRows-1), columns: len(columns)}
+}
+
+func (b *bulk) add(ctx context.Context, tx *database.Tx, values ...any) error {
+	b.rows = append(b.rows, values...)
+	if len(b.rows) < bulkRows*b.columns {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, b.many, b.rows...)
+	b.rows = b.rows[:0]
+	return err
+}
+
+func (b *bulk) flush(ctx context.Context, tx *database.Tx) error {
+	for i := 0; i < len(b.rows); i += b.columns {
+		if _, err := tx.ExecContext(ctx, b.one, b.rows[i:i+b.columns]...); err != nil {
+			return err
+		}
+	}
+	b.rows = b.rows[:0]
+	return nil
+}
 
 // seenAtLeast4 is max(seen, ?4) in the words of both databases.
 const seenAtLeast4 = `seen = CASE WHEN seen < ?4 THEN ?4 ELSE seen END`

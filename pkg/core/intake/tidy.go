@@ -13,10 +13,13 @@ import (
 // whatever it says, audits stay, and so does what a device lost or what could not be read.
 type Retention struct {
 	// Intervals is how long each interval of usage stands by itself; older ones are summed
-	// by UTC day of their end. The chain values of old batches and old telemetry go too.
+	// by UTC day of their end, never across a cut point. The chain values of old batches and old telemetry go too.
 	Intervals time.Duration
 	// Events is how long events stay.
 	Events time.Duration
+	// Batches is how long batches stay as devices signed them: the detail of intervals is in
+	// them, and the proof of what was counted.
+	Batches time.Duration
 }
 
 // dayMillis is a day of Unix milliseconds.
@@ -59,7 +62,13 @@ func (s *Store) Tidy(ctx context.Context, r Retention) error {
 const untidyQuery = `SELECT EXISTS (SELECT 1 FROM events WHERE dev = ?1 AND audit = 0 AND time < ?2)
 	OR EXISTS (SELECT 1 FROM batches b JOIN devices d ON d.dev = b.dev WHERE b.dev = ?1 AND b.taken < ?3 AND (NOT (b.epoch = d.epoch AND b.last = d.acked)
 		OR EXISTS (SELECT 1 FROM others o WHERE o.dev = ?1 AND o.kind = ?4 AND o.poison IS NULL AND o.epoch = b.epoch AND o.seq >= b.first AND o.last <= b.last)))
-	OR EXISTS (SELECT 1 FROM usage WHERE dev = ?1 AND ended < ?6 GROUP BY epoch, ended / ?5 HAVING min(seq) < max(seq))`
+	OR EXISTS (SELECT 1 FROM (SELECT epoch, seq, ended / ?5 AS day, ` + cutsBefore + ` AS piece FROM usage WHERE dev = ?1 AND ended < ?6) AS pieces
+		GROUP BY epoch, day, piece HAVING min(seq) < max(seq))
+	OR EXISTS (SELECT 1 FROM verbatim WHERE dev = ?1 AND taken < ?7)`
+
+// cutsBefore counts the cut points among a device's rows of usage before one: rows of the same
+// count have none between them.
+const cutsBefore = `coalesce(sum(cut) OVER (PARTITION BY epoch ORDER BY seq RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0)`
 
 // untidy tells whether there is anything to do for a device, without a transaction that
 // writes.
@@ -74,14 +83,17 @@ func (s *Store) untidy(ctx context.Context, r Retention, id api.DeviceID) (is bo
 		return false, nil
 	}
 	now := s.cfg.Now()
-	var events, intervals int64 // nothing is from before 1970
+	var events, intervals, batches int64 // nothing is from before 1970
 	if r.Events > 0 {
 		events = now.Add(-r.Events).UnixMilli()
 	}
 	if r.Intervals > 0 {
 		intervals = now.Add(-r.Intervals).UnixMilli()
 	}
-	err = s.db.QueryRowContext(ctx, untidyQuery, dev, events, intervals, int64(api.RecordTelemetry), dayMillis, intervals-intervals%dayMillis).Scan(&is)
+	if r.Batches > 0 {
+		batches = now.Add(-r.Batches).UnixMilli()
+	}
+	err = s.db.QueryRowContext(ctx, untidyQuery, dev, events, intervals, int64(api.RecordTelemetry), dayMillis, intervals-intervals%dayMillis, batches).Scan(&is)
 	return is, err
 }
 
@@ -99,6 +111,11 @@ func (s *Store) tidyDevice(ctx context.Context, r Retention, id api.DeviceID) (m
 	err = s.inTx(ctx, func(tx *database.Tx) error {
 		if r.Events > 0 {
 			if _, err := tx.ExecContext(ctx, `DELETE FROM events WHERE dev = ? AND audit = 0 AND time < ?`, d.dev, now.Add(-r.Events).UnixMilli()); err != nil {
+				return err
+			}
+		}
+		if r.Batches > 0 {
+			if _, err := tx.ExecContext(ctx, `DELETE FROM verbatim WHERE dev = ? AND taken < ?`, d.dev, now.Add(-r.Batches).UnixMilli()); err != nil {
 				return err
 			}
 		}
@@ -137,22 +154,23 @@ func dropBatches(ctx context.Context, tx *database.Tx, d *device, before int64) 
 	return err
 }
 
-// usageDay is the usage of a device in a UTC day, of one spool epoch.
+// usageDay is the usage of a device in a UTC day between two cut points, of one spool epoch.
 type usageDay struct {
-	epoch, day              int64
-	seq, last, began, ended int64
+	epoch, day                            int64
+	seq, newest, last, began, ended, cuts int64
 }
 
 func daysToSum(ctx context.Context, tx *database.Tx, dev, before int64) (days []usageDay, err error) {
-	rows, err := tx.QueryContext(ctx, `SELECT epoch, ended / ?2 AS day, min(seq), max(last), min(began), max(ended) FROM usage
-		WHERE dev = ?1 AND ended < ?3 GROUP BY epoch, day HAVING min(seq) < max(seq) ORDER BY epoch, day LIMIT ?4`, dev, dayMillis, before, tidyDays)
+	rows, err := tx.QueryContext(ctx, `SELECT epoch, day, min(seq), max(seq), max(last), min(began), max(ended), max(cut) FROM (
+		SELECT epoch, seq, last, began, ended, cut, ended / ?2 AS day, `+cutsBefore+` AS piece FROM usage WHERE dev = ?1 AND ended < ?3) AS pieces
+		GROUP BY epoch, day, piece HAVING min(seq) < max(seq) ORDER BY epoch, min(seq) LIMIT ?4`, dev, dayMillis, before, tidyDays)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
 	for rows.Next() {
 		var d usageDay
-		if err := rows.Scan(&d.epoch, &d.day, &d.seq, &d.last, &d.began, &d.ended); err != nil {
+		if err := rows.Scan(&d.epoch, &d.day, &d.seq, &d.newest, &d.last, &d.began, &d.ended, &d.cuts); err != nil {
 			return nil, err
 		}
 		days = append(days, d)
@@ -164,7 +182,11 @@ func daysToSum(ctx context.Context, tx *database.Tx, dev, before int64) (days []
 // numbers go from the first to the last.
 func (u *usageDay) sum(ctx context.Context, tx *database.Tx, dev int64) error {
 	const where = ` FROM usage WHERE dev = ? AND epoch = ? AND ended / ? = ? AND seq BETWEEN ? AND ?`
-	args := []any{dev, u.epoch, dayMillis, u.day, u.seq, u.last}
+	args := []any{dev, u.epoch, dayMillis, u.day, u.seq, u.newest}
+	var records int64
+	if err := tx.QueryRowContext(ctx, `SELECT sum(records) FROM (SELECT DISTINCT seq, records`+where+`) AS intervals`, args...).Scan(&records); err != nil {
+		return err
+	}
 	rows, err := tx.QueryContext(ctx, `SELECT svc, sum(run_ms), sum(cpu_us), sum(mem_bs), sum(rx_bytes), sum(tx_bytes)`+where+` GROUP BY svc ORDER BY svc DESC`, args...)
 	if err != nil {
 		return err
@@ -188,18 +210,23 @@ func (u *usageDay) sum(ctx context.Context, tx *database.Tx, dev int64) error {
 	if err != nil {
 		return err
 	}
-	if _, err := tx.ExecContext(ctx, `DELETE FROM accelerators WHERE (dev, epoch, seq, svc) IN (SELECT dev, epoch, seq, svc`+where+`)`, args...); err != nil {
+	more, err := moreMeters(ctx, tx, where, args...)
+	if err != nil {
 		return err
+	}
+	for _, table := range []string{"accelerators", "meters"} {
+		if _, err := tx.ExecContext(ctx, `DELETE FROM `+table+` WHERE (dev, epoch, seq, svc) IN (SELECT dev, epoch, seq, svc`+where+`)`, args...); err != nil {
+			return err
+		}
 	}
 	if _, err := tx.ExecContext(ctx, `DELETE`+where, args...); err != nil {
 		return err
 	}
 	for _, v := range sums {
-		if _, err := tx.ExecContext(ctx, sqlPutUsage, dev, u.epoch, u.seq, v[0], u.last, u.began, u.ended, v[1], v[2], v[3], v[4], v[5]); err != nil {
+		if _, err := tx.ExecContext(ctx, putUsage.one, dev, u.epoch, u.seq, v[0], u.last, u.began, u.ended, v[1], v[2], v[3], v[4], v[5], u.cuts, records); err != nil {
 			return err
 		}
-		card := cards[v[0]]
-		if err := putAccelerator(ctx, tx, dev, u.epoch, u.seq, v[0], &card); err != nil {
+		if err := putDetail(ctx, tx, dev, u.epoch, u.seq, v[0], &api.ContainerUse{Accelerator: cards[v[0]], More: more[v[0]]}); err != nil {
 			return err
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -17,7 +18,7 @@ import (
 )
 
 // Whatever was recorded and however often the ledger is tidied, every day's totals stay,
-// old days take one record each, and what comes again is known.
+// old days take one row between two cut points, and what comes again is known.
 func TestTidyKeepsTotals(t *testing.T) {
 	key := newKey(t)
 	rapid.Check(t, func(rt *rapid.T) {
@@ -27,13 +28,18 @@ func TestTidyKeepsTotals(t *testing.T) {
 		defer s.Close()
 		b := newBox(rt, 1, key)
 		at := int64(90 * dayMillis)
+		var cuts []int64
 		for range rapid.IntRange(1, 40).Draw(rt, "records") {
 			from := at
 			at += rapid.Int64Range(1, dayMillis/2).Draw(rt, "long")
-			u := api.Usage{From: from, To: at}
+			u := api.Usage{From: from, To: at, Cut: rapid.IntRange(0, 4).Draw(rt, "cut") == 0}
+			if u.Cut {
+				cuts = append(cuts, at)
+			}
 			for svc := range rapid.IntRange(0, 3).Draw(rt, "services") {
 				u.Uses = append(u.Uses, api.ContainerUse{App: "shop", Service: fmt.Sprint("s", svc), RunMillis: 7, CPUMicros: rapid.Uint64Range(0, 1<<40).Draw(rt, "cpu"),
-					Accelerator: api.AcceleratorUse{HeldMillis: rapid.Uint64Range(0, 3).Draw(rt, "held"), EnergyMillijoules: rapid.Uint64Range(0, 1).Draw(rt, "energy")}})
+					Accelerator: api.AcceleratorUse{HeldMillis: rapid.Uint64Range(0, 3).Draw(rt, "held"), EnergyMillijoules: rapid.Uint64Range(0, 1).Draw(rt, "energy")},
+					More:        map[string]uint64{"vf": rapid.Uint64Range(0, 9).Draw(rt, "vf")}})
 			}
 			payload, err := record.EncodeUsage(u)
 			if err != nil {
@@ -57,26 +63,75 @@ func TestTidyKeepsTotals(t *testing.T) {
 				rt.Fatalf("totals by day were %+v, are %+v", before, after)
 			}
 		}
-		list, err := s.Records(context.Background(), b.id, 0, 0)
-		if err != nil {
-			rt.Fatal(err)
-		}
-		old := map[int64]bool{}
-		for i, e := range list {
-			if day := e.Usage.To / dayMillis; (day+1)*dayMillis <= now.UnixMilli()-5*dayMillis {
-				if old[day] {
-					rt.Fatalf("two records of day %d: %+v", day, list)
-				}
-				old[day] = true
-			}
-			if i > 0 && e.Seq != list[i-1].Last+1 {
-				rt.Fatalf("record %d follows %d", e.Seq, list[i-1].Last)
-			}
-		}
+		checkRows(rt, s, cuts, now.UnixMilli()-5*dayMillis)
+		checkRecords(rt, s, b)
 		want(rt, s, link.Duplicate, uint64(n), b.cut(rt, 1, half, true), b.cut(rt, 1, half, false))
 		b.use(rt, 1)
 		want(rt, s, link.Accepted, uint64(n+1), b.cut(rt, n, n+1, true))
 	})
+}
+
+// checkRows looks that rows follow each other and go across no cut point, and that before a
+// time there is but one between two of these on a UTC day.
+func checkRows(t testing_, s *Store, cuts []int64, before int64) {
+	t.Helper()
+	rows, err := s.db.QueryContext(context.Background(), `SELECT DISTINCT seq, last, began, ended, cut FROM usage ORDER BY seq`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	type place struct {
+		day  int64
+		cuts int
+	}
+	seen := map[place]bool{}
+	for next := int64(1); rows.Next(); {
+		var seq, last, began, ended int64
+		var cut bool
+		if err := rows.Scan(&seq, &last, &began, &ended, &cut); err != nil {
+			t.Fatal(err)
+		}
+		passed, _ := slices.BinarySearch(cuts, ended)
+		if from, _ := slices.BinarySearch(cuts, began+1); from != passed || seq != next || cut != slices.Contains(cuts, ended) {
+			t.Fatalf("row %d to %d after %d goes from %d to %d (cut: %v); cut points are %v", seq, last, next-1, began, ended, cut, cuts)
+		}
+		if at := (place{ended / dayMillis, passed}); (at.day+1)*dayMillis <= before {
+			if seen[at] {
+				t.Fatalf("two rows of day %d after %d cut points", at.day, at.cuts)
+			}
+			seen[at] = true
+		}
+		next = last + 1
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// checkRecords looks that each record of a box can be told as it was sent, and led back to a
+// batch under its device's signature.
+func checkRecords(t testing_, s *Store, b *box) {
+	t.Helper()
+	list, err := s.Records(context.Background(), b.id, 0, 0)
+	if err != nil || len(list) != len(b.recs) {
+		t.Fatalf("%d of %d records, %v", len(list), len(b.recs), err)
+	}
+	for i, e := range list {
+		if want, err := b.recs[i].Usage(); err != nil || e.Seq != b.recs[i].Seq || !reflect.DeepEqual(*e.Usage, want) {
+			t.Fatalf("record %d is %+v, was %+v, %v", e.Seq, e.Usage, want, err)
+		}
+		batch, err := s.BatchOf(context.Background(), b.id, e.Epoch, e.Seq)
+		if err != nil {
+			t.Fatal(err)
+		}
+		signed, _, err := record.Open(record.Of(b.key.Public()), batch.Raw, b.id, batch.Prev)
+		if err != nil || !reflect.DeepEqual(signed.Records[e.Seq-signed.First].Payload, b.recs[i].Payload) {
+			t.Fatalf("record %d: %+v, %v", e.Seq, signed, err)
+		}
+	}
+	if _, err := s.BatchOf(context.Background(), b.id, b.epoch, uint64(len(b.recs)+1)); api.CodeOf(err) != api.NotFound {
+		t.Fatalf("a batch of a record that is not there: %v", err)
+	}
 }
 
 // What has nothing to tidy is looked at, and nothing more: records come in meanwhile.

@@ -66,8 +66,8 @@ var (
 
 // pack encodes records in the shortest form.
 func pack(rs []Record) (uint8, []byte, error) {
-	if body, ok := columns(rs); ok {
-		return packColumns, body, nil
+	if packing, body, ok := columns(rs); ok {
+		return packing, body, nil
 	}
 	ws := make([]wireRecord, len(rs))
 	for i, r := range rs {
@@ -120,8 +120,8 @@ func expand(z []byte) ([]byte, error) {
 func unpack(packing uint8, body []byte, first uint64) ([]Record, error) {
 	switch packing {
 	case packPlain:
-	case packColumns:
-		return uncolumns(body, first)
+	case packColumns, packCuts:
+		return uncolumns(body, first, packing == packCuts)
 	case packZstd:
 		plain, err := expand(body)
 		if err != nil {

@@ -281,6 +281,19 @@ func TestGoldenBytes(t *testing.T) {
 			raw, _, err := Seal(tag, dev, Batch{Epoch: 1764000000, First: 21, Last: 21, Records: []Record{u}})
 			return raw, err
 		},
+		"batch-cuts.hex": func() ([]byte, error) {
+			cut, err := u.Usage()
+			if err != nil {
+				return nil, err
+			}
+			cut.Cut = true
+			r := u
+			if r.Payload, err = EncodeUsage(cut); err != nil {
+				return nil, err
+			}
+			raw, _, err := Seal(tag, dev, Batch{Epoch: 1764000000, First: 21, Last: 21, Records: []Record{r}})
+			return raw, err
+		},
 		"ack-short.hex": func() ([]byte, error) {
 			return SealAck(tag, dev, Ack{CoreEpoch: 2, SpoolEpoch: 1764000000, Acked: 300, Safe: 250, Generation: 17, Time: 1764000900, StateEpoch: 3, StateSeq: 40})
 		},

@@ -7,14 +7,18 @@ import (
 )
 
 // SumUsage adds usage of following intervals up to one of the whole time. Nothing
-// is lost but where within it each part fell.
+// is lost but where within it each part fell. What the last one's end is, is the sum's: no
+// other may be a cut point.
 func SumUsage(us ...api.Usage) (api.Usage, error) {
 	if len(us) == 0 {
 		return api.Usage{}, fmt.Errorf("%w: no usage to sum", ErrMalformed)
 	}
-	out := api.Usage{From: us[0].From, To: us[0].To}
+	out := api.Usage{From: us[0].From, To: us[0].To, Cut: us[len(us)-1].Cut}
 	at := make(map[pair]int)
-	for _, u := range us {
+	for i, u := range us {
+		if u.Cut && i < len(us)-1 {
+			return api.Usage{}, fmt.Errorf("%w: a sum across a cut point", ErrMalformed)
+		}
 		out.From, out.To = min(out.From, u.From), max(out.To, u.To)
 		for _, c := range u.Uses {
 			p := pair{c.App, c.Service}
@@ -50,5 +54,14 @@ func addUse(to *api.ContainerUse, c api.ContainerUse) bool {
 	for i, n := range to.Accelerator.Fields() {
 		add(n, *more[i])
 	}
+	for key, n := range c.More {
+		if to.More == nil {
+			to.More = make(map[string]uint64, len(c.More))
+		}
+		sum := to.More[key]
+		add(&sum, n)
+		to.More[key] = sum
+	}
+	ok = ok && len(to.More) <= MaxMeters
 	return ok
 }

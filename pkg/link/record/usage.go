@@ -2,10 +2,13 @@ package record
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
+	"strings"
 	"unicode/utf8"
 
 	"tributary.dev/tributary/pkg/api"
@@ -13,6 +16,9 @@ import (
 
 // MaxUses bounds the containers of one usage record.
 const MaxUses = 4096
+
+// MaxMeters bounds the further meters of one container.
+const MaxMeters = 64
 
 // EncodeUsage writes the payload of a usage record: CBOR with the keys in order and
 // the shortest numbers (RFC 8949 section 4.2.1).
@@ -26,31 +32,59 @@ func EncodeUsage(u api.Usage) ([]byte, error) {
 // appendUsage writes what encMode would, in a sixth of the time: the core does so for
 // every record, to check the chain.
 func appendUsage(b []byte, u *api.Usage) []byte {
-	b = appendInt(append(b, 0xa3, 1), u.From)
+	head := byte(0xa3)
+	if u.Cut {
+		head++
+	}
+	b = appendInt(append(b, head, 1), u.From)
 	b = appendInt(append(b, 2), u.To)
 	b = append(b, 3)
 	if u.Uses == nil {
-		return append(b, 0xf6)
+		b = append(b, 0xf6)
+	} else {
+		b = appendHead(b, 0x80, uint64(len(u.Uses)))
 	}
-	b = appendHead(b, 0x80, uint64(len(u.Uses)))
 	for i := range u.Uses {
-		c := &u.Uses[i]
-		values := [...]uint64{c.RunMillis, c.CPUMicros, c.MemoryByteSeconds, c.RxBytes, c.TxBytes}
-		at := len(b)
-		b = append(b, 0xa2, 1)
-		b = append(appendHead(b, 0x60, uint64(len(c.App))), c.App...)
-		b = append(b, 2)
-		b = append(appendHead(b, 0x60, uint64(len(c.Service))), c.Service...)
-		for k, v := range values {
-			if v != 0 {
-				b[at]++
-				b = appendHead(append(b, byte(3+k)), 0, v)
-			}
-		}
-		if c.Accelerator != (api.AcceleratorUse{}) {
+		b = appendUse(b, &u.Uses[i])
+	}
+	if u.Cut {
+		b = append(b, 4, 0xf5)
+	}
+	return b
+}
+
+func appendUse(b []byte, c *api.ContainerUse) []byte {
+	values := [...]uint64{c.RunMillis, c.CPUMicros, c.MemoryByteSeconds, c.RxBytes, c.TxBytes}
+	at := len(b)
+	b = append(b, 0xa2, 1)
+	b = append(appendHead(b, 0x60, uint64(len(c.App))), c.App...)
+	b = append(b, 2)
+	b = append(appendHead(b, 0x60, uint64(len(c.Service))), c.Service...)
+	for k, v := range values {
+		if v != 0 {
 			b[at]++
-			b = appendAccelerator(append(b, 8), &c.Accelerator)
+			b = appendHead(append(b, byte(3+k)), 0, v)
 		}
+	}
+	if c.Accelerator != (api.AcceleratorUse{}) {
+		b[at]++
+		b = appendAccelerator(append(b, 8), &c.Accelerator)
+	}
+	if len(c.More) > 0 {
+		b[at]++
+		b = appendMore(append(b, 9), c.More)
+	}
+	return b
+}
+
+// appendMore orders keys as RFC 8949 section 4.2.1 does: by their encoded bytes, and so the
+// shorter first.
+func appendMore(b []byte, more map[string]uint64) []byte {
+	keys := slices.SortedFunc(maps.Keys(more), func(a, b string) int { return cmp.Or(len(a)-len(b), strings.Compare(a, b)) })
+	b = appendHead(b, 0xa0, uint64(len(keys)))
+	for _, k := range keys {
+		b = append(appendHead(b, 0x60, uint64(len(k))), k...)
+		b = appendHead(b, 0, more[k])
 	}
 	return b
 }
@@ -100,6 +134,11 @@ func DecodeUsage(payload []byte) (u api.Usage, err error) {
 	if len(u.Uses) > MaxUses {
 		return u, fmt.Errorf("%w: usage of %d containers", ErrMalformed, len(u.Uses))
 	}
+	for i := range u.Uses {
+		if len(u.Uses[i].More) > MaxMeters {
+			return u, fmt.Errorf("%w: usage of %d meters", ErrMalformed, len(u.Uses[i].More))
+		}
+	}
 	return u, nil
 }
 
@@ -127,42 +166,51 @@ func DecodeEvent(payload []byte) (e api.Event, err error) {
 //
 // All are varints; differences are zigzagged and wrap. A lifelike record of ten
 // containers takes 550 bytes in CBOR, 370 with zstd and 270 so.
-const packColumns = 2
+const (
+	packColumns = 2
+	packCuts    = 3
+)
 
 // columns packs rs; ok is false when one of them would not come out byte for byte.
-func columns(rs []Record) (body []byte, ok bool) {
+//
+// packCuts is the same with the flags of each record after its uses: 1 for a cut.
+func columns(rs []Record) (packing uint8, body []byte, ok bool) {
 	us := make([]api.Usage, len(rs))
 	for i, r := range rs {
 		if r.Kind != api.RecordUsage {
-			return nil, false
+			return 0, nil, false
 		}
 		u, err := DecodeUsage(r.Payload)
 		if err != nil {
-			return nil, false
+			return 0, nil, false
 		}
 		if len(u.Uses) == 0 {
 			u.Uses = nil
 		}
 		again, err := EncodeUsage(u)
 		if err != nil || !bytes.Equal(again, r.Payload) {
-			return nil, false
+			return 0, nil, false
 		}
 		// Few boxes have accelerators: their records are packed as others are.
-		if slices.ContainsFunc(u.Uses, func(c api.ContainerUse) bool { return c.Accelerator != (api.AcceleratorUse{}) }) {
-			return nil, false
+		if slices.ContainsFunc(u.Uses, func(c api.ContainerUse) bool { return c.Accelerator != (api.AcceleratorUse{}) || c.More != nil }) {
+			return 0, nil, false
 		}
 		us[i] = u
 	}
-	var w columnWriter
+	w := columnWriter{cuts: slices.ContainsFunc(us, func(u api.Usage) bool { return u.Cut })}
 	w.tables(us)
 	w.records(rs, us)
-	return w.out, true
+	if w.cuts {
+		return packCuts, w.out, true
+	}
+	return packColumns, w.out, true
 }
 
 type pair struct{ app, service string }
 
 type columnWriter struct {
 	out   []byte
+	cuts  bool
 	pairs map[pair]uint64
 }
 
@@ -241,11 +289,21 @@ func (w *columnWriter) records(rs []Record, us []api.Usage) {
 			w.num(c.RxBytes)
 			w.num(c.TxBytes)
 		}
+		if w.cuts {
+			w.num(flags(&us[i]))
+		}
 	}
 }
 
+func flags(u *api.Usage) uint64 {
+	if u.Cut {
+		return 1
+	}
+	return 0
+}
+
 // uncolumns is the reverse of columns.
-func uncolumns(body []byte, first uint64) ([]Record, error) {
+func uncolumns(body []byte, first uint64, cuts bool) ([]Record, error) {
 	r := columnReader{in: body}
 	n := r.count(MaxRecords)
 	r.tables()
@@ -288,6 +346,10 @@ func uncolumns(body []byte, first uint64) ([]Record, error) {
 				break
 			}
 			u.Uses = append(u.Uses, c)
+		}
+		if cuts {
+			n := r.num()
+			u.Cut, r.failed = n == 1, r.failed || n > 1
 		}
 		if r.failed {
 			break

@@ -54,6 +54,7 @@ func TestUsageBatchIsSmall(t *testing.T) {
 
 func drawUsage(t *rapid.T) api.Usage {
 	u := api.Usage{From: rapid.Int64().Draw(t, "from"), To: rapid.Int64().Draw(t, "to")}
+	u.Cut = rapid.IntRange(0, 3).Draw(t, "cut") == 0
 	n := rapid.IntRange(0, 8).Draw(t, "n")
 	for range n {
 		u.Uses = append(u.Uses, api.ContainerUse{
@@ -64,6 +65,9 @@ func drawUsage(t *rapid.T) api.Usage {
 			for _, f := range u.Uses[len(u.Uses)-1].Accelerator.Fields() {
 				*f = rapid.Uint64().Draw(t, "counter") >> rapid.IntRange(0, 64).Draw(t, "shift")
 			}
+		}
+		if rapid.IntRange(0, 3).Draw(t, "metered") == 0 {
+			u.Uses[len(u.Uses)-1].More = rapid.MapOfN(rapid.StringMatching("[a-z./]{0,30}"), rapid.Uint64(), 1, 4).Draw(t, "more")
 		}
 	}
 	return u
@@ -210,4 +214,17 @@ func FuzzDecodeKPI(f *testing.F) {
 			t.Fatalf("%+v, %v", got, err)
 		}
 	})
+}
+
+// A sum keeps what each meter counted, and is none across a cut point.
+func TestSumUsage(t *testing.T) {
+	a := api.Usage{From: 1, To: 2, Uses: []api.ContainerUse{{App: "a", More: map[string]uint64{"vf": 1, "storage": 3}}}}
+	b := api.Usage{From: 2, To: 3, Cut: true, Uses: []api.ContainerUse{{App: "a", More: map[string]uint64{"vf": 5}}}}
+	sum, err := SumUsage(a, b)
+	if err != nil || !sum.Cut || sum.From != 1 || sum.To != 3 || sum.Uses[0].More["vf"] != 6 || sum.Uses[0].More["storage"] != 3 || a.Uses[0].More["vf"] != 1 {
+		t.Errorf("%+v, %v", sum, err)
+	}
+	if sum, err = SumUsage(b, a); err == nil {
+		t.Errorf("summed across a cut point: %+v", sum)
+	}
 }

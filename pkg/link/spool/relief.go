@@ -18,7 +18,7 @@ const (
 	dropCounted          // telemetry and events that the core has counted
 	dropTelemetry        // telemetry never sent
 	dropEvents           // events never sent
-	sumUsage             // usage never sent: eight intervals become one
+	sumUsage             // usage never sent: eight intervals between two cut points become one
 	sumAudit             // audit never sent: eight become one that counts them
 	dropUnbackedUp       // everything that the core has counted, though no backup holds it
 )
@@ -213,6 +213,9 @@ func sumRuns(in []linked, sent uint64, kind api.RecordKind, sum func([][]byte) (
 			if in[end].Kind == kind {
 				payloads = append(payloads, in[end].Payload)
 				j = end + 1
+				if kind == api.RecordUsage && endsAtCut(in[end].Payload) {
+					break
+				}
 			}
 		}
 		if len(payloads) > 1 {
@@ -227,6 +230,13 @@ func sumRuns(in []linked, sent uint64, kind api.RecordKind, sum func([][]byte) (
 		i++
 	}
 	return out
+}
+
+// endsAtCut tells that an interval of usage ends at a cut point, which sums do not cross.
+// One that cannot be read is not summed with what follows either.
+func endsAtCut(payload []byte) bool {
+	u, err := record.DecodeUsage(payload)
+	return err != nil || u.Cut
 }
 
 func sumUsageOf(payloads [][]byte) ([]byte, error) {
