@@ -426,7 +426,7 @@ func (b *box) makeAgent(context.Context) error {
 		Identity: b.member.Live, Link: b.link, Workload: b.work, Meter: b.meter, Records: b.spool, State: b.state, Clock: b.clock,
 		Artifacts: b.artifacts(), Parents: b.parents, Settings: b.offerSettings, Network: b.setNetwork, Flows: b.flows.Set, RenewTrust: b.member.RenewSoon,
 		Hardware: b.hardware, Inventory: b.inventory, NewInventory: b.flows.news, Uses: b.claims.Uses, NewUses: b.claims.Changed(), Labels: b.labels, Addresses: hardware.Addresses, Relay: b.o.relay, Version: version,
-		Expected: b.expected(), Warnings: warnings, Stream: b.parents.Stream, Console: "/run/tributary/console.sock", Boot: bootName(), Attest: b.attest, Hold: b.holdApps, Log: b.log,
+		Expected: b.expected(), Warnings: warnings, Stream: b.parents.Stream, Console: "/run/tributary/console.sock", Boot: bootName(), Release: b.confirmed, Attest: b.attest, Hold: b.holdApps, Log: b.log,
 	})
 	b.agent.Store(a)
 	b.vitals = vitals.New(vitals.Config{Host: vitalsHost(b.o.data), Now: b.clock.Now, Event: a.Event})

@@ -192,7 +192,42 @@ func (b *box) wantedRelease() (w *update.Want, known bool) {
 	if len(item.Body) > 0 && cbor.Unmarshal(item.Body, &more) == nil {
 		w.Attempt = more.Attempt
 	}
+	if !b.mayUpdate(m.Manifest.Items[manifest.KeyPermits].Body, w.Digest) {
+		return nil, false // what is under way goes on, and nothing begins
+	}
 	return w, true
+}
+
+// mayUpdate tells whether a release may be begun with: where a rollout gave it, only by its permit.
+func (b *box) mayUpdate(body []byte, digest string) bool {
+	var permits map[string]api.Permit
+	if len(body) == 0 || cbor.Unmarshal(body, &permits) != nil {
+		return true
+	}
+	p, has := permits[manifest.KeyRelease]
+	if !has || b.updater != nil && begun(b.updater.State(), b.updater.Running(), digest) {
+		return true
+	}
+	ok, _ := p.Open(b.clock.Now()) // check: the permit of a release
+	return ok
+}
+
+// begun tells whether a box is on its way to a release, or runs it.
+func begun(s update.State, running update.Slot, digest string) bool {
+	return s.Target != nil && s.Target.Digest == digest || s.Slots[running].Digest == digest
+}
+
+// confirmed is the digest of the release that the box runs, once that is no trial any more; empty where
+// there never was an update.
+func (b *box) confirmed() string {
+	if b.updater == nil {
+		return ""
+	}
+	s := b.updater.State()
+	if s.Phase == update.Trial || s.Phase == update.Confirming {
+		return ""
+	}
+	return s.Slots[b.updater.Running()].Digest
 }
 
 // updateSettings reads the manifest's settings; an unknown manifest has none.

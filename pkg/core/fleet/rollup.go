@@ -43,6 +43,7 @@ const (
 	keyAddresses = "addresses"
 	keyRelay     = "relay"
 	keyBoot      = "boot"
+	keyRelease   = "release"
 )
 
 // StatusOf turns a report into the status of a device, on top of the one before: a
@@ -50,7 +51,7 @@ const (
 // desired is the manifest it should have. Entries that do not decode are passed over and
 // named in bad.
 func StatusOf(before api.DeviceStatus, r *Report, tier int, epoch, desired uint64, warnings []api.Warning) (s api.DeviceStatus, labels map[string]string, bad []string) {
-	s = api.DeviceStatus{ID: before.ID, Relay: before.Relay, Addresses: before.Addresses, Hardware: before.Hardware, Version: before.Version,
+	s = api.DeviceStatus{ID: before.ID, Relay: before.Relay, Addresses: before.Addresses, Hardware: before.Hardware, Version: before.Version, Release: before.Release,
 		Tier: tier, Parent: r.Parent, Online: r.Online, Epoch: epoch, Desired: desired, LastSeen: before.LastSeen}
 	if !r.LastSeen.IsZero() {
 		seen := r.LastSeen.UTC().Truncate(time.Second)
@@ -69,6 +70,7 @@ func StatusOf(before api.DeviceStatus, r *Report, tier int, epoch, desired uint6
 	take(keyHealth, &s.Health)
 	take(keyVersion, &s.Version)
 	take(keyRelay, &s.Relay)
+	take(keyRelease, &s.Release)
 	take(keyApplied, &applied)
 	take(keyLabels, &labels)
 	if _, ok := r.Entries[keyAddresses]; ok {

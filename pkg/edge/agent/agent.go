@@ -122,6 +122,8 @@ type Config struct {
 	Console string
 	// Lines is the folder of the consoles of cards: /dev if empty.
 	Lines string
+	// Release is the digest of the release that runs and is confirmed; empty for none. May be nil.
+	Release func() string
 	// Boot names this start of the box, where the core is to ask its TPM after each. May be empty.
 	Boot string
 	// Attest answers the core's question what this box runs, on its stream. May be nil.

@@ -488,6 +488,41 @@ func TestWhatCannotBeFetchedTakesNothingDown(t *testing.T) {
 	b.wait("the warning goes", func() bool { return !b.warned("manifest-incomplete") })
 }
 
+// A version that a rollout gave waits while its permit is closed: what runs goes on, also after a
+// restart; a first version waits for nothing.
+func TestPermitsAreHeeded(t *testing.T) {
+	b := newBench(t)
+	b.start()
+	id := b.id.ID()
+	v1, v2 := b.up.push(t, shop("web@sha256:1")), b.up.push(t, shop("web@sha256:2"))
+	with := func(ref manifest.Ref, p api.Permit) map[string]manifest.Item {
+		items := app(ref)
+		items[manifest.KeyPermits] = manifest.Item{Body: encode(t, map[string]api.Permit{"app/shop": p})}
+		return items
+	}
+	past, future := time.Now().Add(-time.Minute).Unix(), time.Now().Add(time.Hour).Unix()
+	closed := api.Hours(time.Now().UTC().Add(2*time.Hour).Format("15:04") + "-" + time.Now().UTC().Add(3*time.Hour).Format("15:04"))
+	b.link.publish(1, id, with(v1, api.Permit{Rollout: "r", Until: past}))
+	b.wait("v1 runs", func() bool { return b.applied() == 1 })
+	b.link.publish(2, id, with(v2, api.Permit{Rollout: "r", Until: past}))
+	b.wait("a warning names it", func() bool { return b.warned("manifest-incomplete") })
+	if r := b.work.running(); r["shop"] != v1.Digest || b.applied() != 1 {
+		t.Fatalf("by a permit that has ended it runs %v, applied %d", r, b.applied())
+	}
+	b.halt()
+	b.start()
+	b.wait("v1 runs after a restart", func() bool { return b.work.running()["shop"] == v1.Digest })
+	b.link.publish(3, id, with(v1, api.Permit{Rollout: "r", Until: past}))
+	b.wait("the warning goes", func() bool { return b.applied() == 3 && !b.warned("manifest-incomplete") })
+	b.link.publish(4, id, with(v2, api.Permit{Rollout: "r", Until: future, Hours: closed}))
+	b.wait("a warning names the hours", func() bool { return b.warned("manifest-incomplete") })
+	if r := b.work.running(); r["shop"] != v1.Digest {
+		t.Fatalf("outside of its hours it runs %v", r)
+	}
+	b.link.publish(5, id, with(v2, api.Permit{Rollout: "r", Until: future}))
+	b.wait("v2 runs", func() bool { return b.applied() == 5 && b.work.running()["shop"] == v2.Digest })
+}
+
 func TestAnAppThatCannotBeMadeReadyIsHeld(t *testing.T) {
 	b := newBench(t)
 	b.start()

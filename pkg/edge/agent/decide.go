@@ -40,6 +40,7 @@ type wish struct {
 	network  []api.FunctionPolicy
 	flows    map[string]api.FlowPolicySpec // by name
 	sealing  []byte                        // names the core's sealing key; nil: it was never another
+	permits  map[string]api.Permit         // by the key of the item that each is for
 	expected string                        // another one: other boxes are expected at the site
 }
 
@@ -102,6 +103,8 @@ func (w *wish) item(key string, item manifest.Item) error {
 		return decode(&w.network)
 	case key == manifest.KeyParents:
 		return decode(&w.parents)
+	case key == manifest.KeyPermits:
+		return decode(&w.permits)
 	case key == manifest.KeyRevoked: // the link's
 		return nil
 	case key == manifest.KeyExpected: // the greeter's

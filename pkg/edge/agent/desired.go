@@ -82,7 +82,11 @@ func (a *Agent) apply(ctx context.Context, m *manifest.Signed) bool {
 			apps = append(apps, workload.App{Bundle: api.Bundle{App: want.name}, Hold: hold})
 			continue
 		}
-		app, err := a.prepare(ctx, want, w.configs, secrets)
+		var app workload.App
+		err := a.mayBegin(want, w.permits)
+		if err == nil {
+			app, err = a.prepare(ctx, want, w.configs, secrets)
+		}
 		if err != nil {
 			out.unready[want.name] = err.Error()
 			if app, err = a.lastGood(want.name, w.configs, secrets); err != nil {
@@ -104,6 +108,23 @@ func (a *Agent) apply(ctx context.Context, m *manifest.Signed) bool {
 		a.clear("manifest-incomplete")
 	}
 	return len(out.unready) == 0
+}
+
+// mayBegin says why another version of an app may not take the place of what runs: its rollout gave
+// a permit for a time, and that is over or has not come. What runs nothing yet interrupts nothing.
+func (a *Agent) mayBegin(want wantedApp, permits map[string]api.Permit) error {
+	p, has := permits[manifest.PrefixApp+want.name]
+	if !has {
+		return nil
+	}
+	now, err := a.cfg.State.Get(goodBucket, want.name)
+	if err != nil || now == nil || string(now) == want.bundle.Digest {
+		return nil
+	}
+	if ok, why := p.Open(a.cfg.Clock.Now()); !ok { // check: the permit of an app
+		return api.Errorf(api.Unavailable, "%s", why)
+	}
+	return nil
 }
 
 // remember puts the outcome where the report loop sees it.

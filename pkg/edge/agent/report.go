@@ -24,6 +24,7 @@ const (
 	keyVersion   = "version"   // text
 	keyAddresses = "addresses" // []string
 	keyRelay     = "relay"     // bool
+	keyRelease   = "release"   // text: the digest of the release that runs and is confirmed
 	keyBoot      = "boot"      // text: another at each start of a box whose TPM the core asks
 )
 
@@ -121,6 +122,11 @@ func (a *Agent) reportNow() {
 		a.reportApps(o.statuses(status))
 	}
 	a.put(keyHealth, a.Warnings())
+	if a.cfg.Release != nil {
+		if digest := a.cfg.Release(); digest != "" {
+			a.put(keyRelease, digest)
+		}
+	}
 	if o.applied != (version{}) {
 		a.put(keyApplied, []uint64{o.applied.epoch, o.applied.gen})
 	}
