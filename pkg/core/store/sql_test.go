@@ -56,6 +56,7 @@ func TestSQL(t *testing.T) {
 				s, _ := open(t, place(t))
 				return s
 			})
+			storetest.Clear(t, s)
 			t.Run("manifests", func(t *testing.T) { storetest.Manifests(t, s) })
 			t.Run("boxes", func(t *testing.T) { storetest.Boxes(t, s) })
 			t.Run("revisions", func(t *testing.T) { storetest.Revisions(t, s) })

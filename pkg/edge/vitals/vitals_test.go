@@ -95,6 +95,7 @@ func TestRun(t *testing.T) {
 		pass := func(seconds int, share uint64) {
 			for i := range seconds {
 				time.Sleep(time.Second)
+				synctest.Wait() // the reading of this second is over, which the race detector hears of by this alone
 				m.busy += share + uint64(i*7%3)
 				m.idle += 100 - share - uint64(i*7%3)
 				synctest.Wait()
