@@ -242,6 +242,10 @@ func drawObject(t *rapid.T) *Object {
 		spec = &FlowPolicySpec{Interface: InterfaceSelector{Name: "enp*"}, Rules: []FlowRule{{Name: "r", Match: FlowMatch{VLAN: rapid.IntRange(1, 4094).Draw(t, "vlan")}, Drop: true}}}
 	case KindTrainingJob:
 		spec = &TrainingJobSpec{Trainer: "autoencoder", Data: "kpis:1", Ranks: rapid.IntRange(1, 64).Draw(t, "ranks"), Parameters: map[string]string{"steps": text.Draw(t, "steps")}}
+	case KindQuota:
+		o.Metadata.Name = QuotaName
+		n := rapid.Int64Range(0, 1e6).Draw(t, "devices")
+		spec = &QuotaSpec{Devices: &n}
 	case KindExpectedDevice:
 		spec = &ExpectedDeviceSpec{Serial: "TB-1", Site: "hall"}
 	}

@@ -23,6 +23,8 @@ type Kind struct {
 var Kinds = []Kind{
 	{Name: KindTenant, Plural: "tenants", Doc: "An owner of devices and apps, below another.",
 		NewSpec: func() any { return new(TenantSpec) }, validate: typed(validateTenant)},
+	{Name: KindQuota, Plural: "quotas", Short: []string{"quota"}, Doc: "The most that a tenant may have, with all below it.",
+		NewSpec: func() any { return new(QuotaSpec) }, NewStatus: func() any { return new(QuotaStatus) }, validate: typed(validateQuota)},
 	{Name: KindSite, Plural: "sites", Doc: "A place where devices stand.",
 		NewSpec: func() any { return new(SiteSpec) }, validate: typed(validateSite)},
 	{Name: KindConfig, Plural: "configs", Short: []string{"cfg"}, Doc: "Files and environment for apps; changes reach running containers.",

@@ -62,6 +62,9 @@ func validateAt(o *Object, lines map[string]int) error {
 	if kind.Name == KindBillingProfile && o.Metadata.Name != BillingProfileName {
 		f.add("metadata.name", "a tenant has one BillingProfile, and it is named "+BillingProfileName, "name it "+BillingProfileName)
 	}
+	if kind.Name == KindQuota && o.Metadata.Name != QuotaName {
+		f.add("metadata.name", "a tenant has one Quota, and it is named "+QuotaName, "name it "+QuotaName)
+	}
 	if kind.Name == KindDevice && o.Metadata.Name == "core" {
 		f.add("metadata.name", `"core" names the root of the tree`, "give the device another name")
 	}

@@ -60,6 +60,9 @@ func (a *app) tableOf(kind string, o getOptions) *table {
 		t.row = a.flowRow
 	case api.KindPricePlan, api.KindBillingProfile, api.KindBudget:
 		a.billingColumns(t, kind)
+	case api.KindQuota:
+		t.header = []string{"NAME", "DEVICES", "APPS", "TRAININGS", "RANKS", "AGE"}
+		t.row = a.quotaRow
 	case api.KindTrainingJob:
 		t.header = []string{"NAME", "PHASE", "STEP", "LOSS", "ENDS", "RESTARTS", "MODEL", "AGE"}
 		t.row = a.trainingRow
@@ -109,6 +112,23 @@ func (a *app) tableOf(kind string, o getOptions) *table {
 		t.row = func(obj *api.Object) []string { return append([]string{obj.Metadata.Tenant}, row(obj)...) }
 	}
 	return t
+}
+
+// quotaRow says what is used of what there may be.
+func (a *app) quotaRow(o *api.Object) []string {
+	var s api.QuotaSpec
+	var st api.QuotaStatus
+	_, _ = readSpec(o, &s), readStatus(o, &st)
+	bounds := s.Bounds()
+	row := []string{o.Metadata.Name}
+	for _, name := range []string{"devices", "apps", "trainingJobs", "trainingRanks"} {
+		most := "-"
+		if n, ok := bounds[name]; ok {
+			most = strconv.FormatInt(n, 10)
+		}
+		row = append(row, strconv.FormatInt(st.Used[name], 10)+"/"+most)
+	}
+	return append(row, a.age(o.Metadata.Created))
 }
 
 // trainingRow says how far a training is.

@@ -190,8 +190,8 @@ func (s *Server) mayWrite(ctx context.Context, old, o *api.Object, opts writeOpt
 	switch {
 	case o.Kind == api.KindTenant:
 		return s.mayPlace(ctx, old, o, opts)
-	case priced(o.Kind):
-		return s.mayPrice(ctx, r, opts.plan)
+	case fromAbove(o.Kind) != "":
+		return s.mayAbove(ctx, fromAbove(o.Kind), r, opts.plan)
 	case opts.plan:
 		action = access.Plan
 	case o.Kind == api.KindServiceAccount, o.Kind == api.KindRoleBinding:
@@ -208,13 +208,21 @@ func (s *Server) mayWrite(ctx context.Context, old, o *api.Object, opts writeOpt
 	return s.may(ctx, action, r)
 }
 
-// priced are the kinds by which somebody says what another owes.
-func priced(kind string) bool { return kind == api.KindPricePlan || kind == api.KindBillingProfile }
+// fromAbove is what is needed in the tenant above to write a kind by which somebody says what another
+// owes, or may have; "" for the other kinds.
+func fromAbove(kind string) access.Action {
+	switch kind {
+	case api.KindPricePlan, api.KindBillingProfile:
+		return access.Price
+	case api.KindQuota:
+		return access.Govern
+	}
+	return ""
+}
 
-// mayPrice says whether the caller may say what a tenant owes: nobody does for themselves, but
-// whoever runs the tenant above.
-func (s *Server) mayPrice(ctx context.Context, r access.Resource, plan bool) error {
-	action := access.Price
+// mayAbove says whether the caller may say what a tenant owes, or may have: nobody does for themselves,
+// but whoever runs the tenant above.
+func (s *Server) mayAbove(ctx context.Context, action access.Action, r access.Resource, plan bool) error {
 	if plan {
 		action = access.Plan
 	}
@@ -284,8 +292,8 @@ func (s *Server) mayRemove(ctx context.Context, o *api.Object) error {
 		return s.may(ctx, access.Govern, access.Resource{Tenant: parentOf(o), Kind: api.KindTenant, Name: o.Metadata.Name})
 	case api.KindServiceAccount, api.KindRoleBinding:
 		return s.may(ctx, access.Govern, CallerOf(ctx).Resource(o))
-	case api.KindPricePlan, api.KindBillingProfile:
-		return s.mayPrice(ctx, CallerOf(ctx).Resource(o), false)
+	case api.KindPricePlan, api.KindBillingProfile, api.KindQuota:
+		return s.mayAbove(ctx, fromAbove(o.Kind), CallerOf(ctx).Resource(o), false)
 	}
 	return s.may(ctx, access.Write, CallerOf(ctx).Resource(o))
 }

@@ -15,7 +15,24 @@ type Heard func(api.DeviceID) (at time.Time, reachable bool)
 // when it was last seen as of now. The store's own is from when something else of its
 // status changed, for being heard of is no change.
 func (s *Server) show(ctx context.Context, o *api.Object) *api.Object {
-	return s.cfg.Heard.show(veilCode(ctx, redact(o)))
+	return s.cfg.Heard.show(s.showUsed(ctx, veilCode(ctx, redact(o))))
+}
+
+// showUsed adds to a Quota what of it is used now.
+func (s *Server) showUsed(ctx context.Context, o *api.Object) *api.Object {
+	if o == nil || o.Kind != api.KindQuota {
+		return o
+	}
+	used, err := s.cfg.Store.Used(ctx, o.Metadata.Tenant)
+	if err != nil {
+		s.cfg.Log.Warn("what is used of a quota cannot be told", "quota", o.Key().String(), "err", err)
+		return o
+	}
+	c := *o
+	if c.Status, err = json.Marshal(api.QuotaStatus{Used: used}); err != nil {
+		return o
+	}
+	return &c
 }
 
 func (h Heard) show(o *api.Object) *api.Object {

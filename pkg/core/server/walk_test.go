@@ -73,6 +73,7 @@ func specs() map[string]string {
 		api.KindServiceAccount: `{}`, api.KindRoleBinding: `{"role":"viewer","subjects":[{"serviceAccount":"nobody"}]}`, api.KindRelease: `{"artifact":"os/vm@sha256:` + strings.Repeat("0", 64) + `"}`,
 		api.KindTrainingJob: `{"trainer":"autoencoder"}`, api.KindPricePlan: `{"currency":"EUR","versions":[{"from":"2026-01-01","prices":[]}]}`, api.KindBillingProfile: `{"legalName":"` + canary + `"}`, api.KindBudget: `{"amount":"5"}`, api.KindIncident: `{"note":"` + canary + `"}`,
 		api.KindRollout:    `{"target":{"selector":{"matchLabels":{"role":"shop"}}},"change":[{"kind":"Config","name":"` + canary + `"}]}`,
+		api.KindQuota:      `{"devices":1000000,"note":"` + canary + `"}`,
 		api.KindFlowPolicy: `{"interface":{"name":"enp*"},"rules":[{"name":"r","match":{"vlan":1},"drop":true}]}`, api.KindNetworkPolicy: `{"selector":{"matchLabels":{"a":"b"}},"functions":[{"match":{"driver":"ice"},"virtualFunctions":1}]}`}
 }
 
@@ -134,7 +135,7 @@ func (c *walked) seed() {
 			if _, err := c.store.Put(c.t.Context(), acme, store.PutOptions{}); err != nil {
 				c.t.Fatal(err)
 			}
-		case api.KindPricePlan, api.KindBillingProfile: // of a tenant below, whose prices the owner makes
+		case api.KindPricePlan, api.KindBillingProfile, api.KindQuota: // of a tenant below, whose prices the owner makes
 			o.Metadata.Tenant, o.Metadata.Name = pricedTenant, pricedName(kind)
 			below := &api.Object{APIVersion: api.Version, Kind: api.KindTenant, Metadata: api.Meta{Tenant: api.DefaultTenant, Name: pricedTenant}, Spec: json.RawMessage(`{"parent":"acme"}`)}
 			if _, err := c.store.Put(c.t.Context(), below, store.PutOptions{}); err != nil {
@@ -184,8 +185,11 @@ func (c *walked) ask(token, method, path, body string) (int, string) {
 const pricedTenant = "acme-priced"
 
 func pricedName(kind string) string {
-	if kind == api.KindBillingProfile {
+	switch kind {
+	case api.KindBillingProfile:
 		return api.BillingProfileName
+	case api.KindQuota:
+		return api.QuotaName
 	}
 	return canary
 }
@@ -207,7 +211,7 @@ func probes() map[string][]probe {
 		if k.Name == api.KindTenant {
 			tenant, body, made = "", doc(k.Name, "", name, `{"parent":"acme","displayName":"x"}`), doc(k.Name, "", name+"-new", `{"parent":"acme"}`)
 		}
-		if k.Name == api.KindPricePlan || k.Name == api.KindBillingProfile {
+		if k.Name == api.KindPricePlan || k.Name == api.KindBillingProfile || k.Name == api.KindQuota {
 			name, tenant = pricedName(k.Name), "tenant="+pricedTenant
 			body, made = doc(k.Name, pricedTenant, name, spec), doc(k.Name, pricedTenant, name+"-new", spec)
 		}
@@ -222,7 +226,7 @@ func probes() map[string][]probe {
 		if k.Name == api.KindDevice {
 			all["post "+base] = []probe{{"POST", base + "?" + tenant, body, 409}} // devices are not made so
 		}
-		if k.Name == api.KindBillingProfile {
+		if k.Name == api.KindBillingProfile || k.Name == api.KindQuota {
 			all["post "+base] = []probe{{"POST", base + "?" + tenant, body, 409}} // there is one
 		}
 	}

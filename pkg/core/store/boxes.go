@@ -72,6 +72,9 @@ func (s *SQL) Enrol(ctx context.Context, e Enrolment) error {
 			}
 			out.Metadata.Revision = w.changed(change{key: out.Key()})
 			s.stamp(out, nil)
+			if err := s.reserve(ctx, w, out); err != nil {
+				return err
+			}
 			if err := s.writeRow(ctx, w, out); err != nil {
 				return err
 			}

@@ -153,6 +153,11 @@ func (s *SQL) Put(ctx context.Context, obj *api.Object, opts PutOptions) (out *a
 		}
 		out.Metadata.Revision = w.changed(change{key: out.Key()})
 		s.stamp(out, old)
+		if old == nil {
+			if err := s.reserve(ctx, w, out); err != nil {
+				return err
+			}
+		}
 		if opts.DryRun {
 			return errDryRun
 		}
@@ -162,7 +167,7 @@ func (s *SQL) Put(ctx context.Context, obj *api.Object, opts PutOptions) (out *a
 			}
 		}
 		if out.Kind == api.KindTenant {
-			if err := s.tenantPlaced(ctx, w, out); err != nil {
+			if err := errors.Join(s.tenantPlaced(ctx, w, out), s.reserveMove(ctx, w, old, out)); err != nil {
 				return err
 			}
 		}

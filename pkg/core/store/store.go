@@ -42,6 +42,9 @@ type Store interface {
 	GetMany(ctx context.Context, keys []api.Key) (map[api.Key]*api.Object, error)
 	// Tenants gives the tree of tenants as of now.
 	Tenants(ctx context.Context) (api.TenantTree, error)
+	// Used tells how much of what Quotas bound a tenant has, with all below it, by the names of
+	// api.QuotaSpec's fields. Put and Enrol refuse what is more than a Quota lets in (code Conflict).
+	Used(ctx context.Context, tenant string) (map[string]int64, error)
 	// Delete removes an object; revision 0 removes whatever is there. A Tenant that owns
 	// anything, or that another lies below, stays (code Conflict): nobody could name its
 	// objects any more.

@@ -32,11 +32,19 @@ type Whole interface {
 func Clear(t interface{ Fatal(args ...any) }, s Whole) {
 	ctx := context.Background()
 	var errs []error
-	for _, kind := range []string{api.KindConfig, api.KindApp, api.KindSite, api.KindDevice, api.KindTenant} {
-		items, _, _, err := s.List(ctx, store.Query{Kind: kind})
-		errs = append(errs, err)
-		for _, o := range items {
-			errs = append(errs, s.Delete(ctx, o.Key(), 0))
+	for i := range api.Kinds { // what others refer to comes first there, and goes last here
+		kind := api.Kinds[len(api.Kinds)-1-i].Name
+		for left := -1; left != 0; { // tenants go from the leaves up
+			items, _, _, err := s.List(ctx, store.Query{Kind: kind})
+			if errs = append(errs, err); len(items) == left || err != nil {
+				t.Fatal(errors.Join(errs...))
+			}
+			left = len(items)
+			for _, o := range items {
+				if err := s.Delete(ctx, o.Key(), 0); err != nil && kind != api.KindTenant {
+					errs = append(errs, err)
+				}
+			}
 		}
 	}
 	for n := range byte(4) {

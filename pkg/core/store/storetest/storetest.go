@@ -46,6 +46,7 @@ func Objects(t *testing.T, historyLimit int, open func(t *testing.T) store.Store
 		"probed":                                 probed,
 		"dry run":                                dryRun,
 		"list":                                   lists,
+		"quotas":                                 quotas,
 	} {
 		t.Run(name, func(t *testing.T) { run(t, open(t)) })
 	}
