@@ -26,6 +26,7 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/access"
 	"tributary.dev/tributary/pkg/core/attest"
+	"tributary.dev/tributary/pkg/core/billing"
 	"tributary.dev/tributary/pkg/core/ca"
 	"tributary.dev/tributary/pkg/core/fleet"
 	"tributary.dev/tributary/pkg/core/insight"
@@ -51,6 +52,7 @@ type options struct {
 	names        []string
 	broker       string // of somebody else; empty: the embedded one
 	keepUnbacked bool
+	font         string // for invoices
 	retention    intake.Retention
 	deviceLife   time.Duration
 	patience     time.Duration // with devices that are away
@@ -86,6 +88,7 @@ func runCommand() *cobra.Command {
 	f.DurationVar(&o.retention.Batches, "keep-batches", 0, "how long the batches of records are kept as devices signed them, which show each interval by itself and prove what was counted (0: for ever)")
 	f.DurationVar(&o.retention.Events, "keep-events", 400*24*time.Hour, "how long events are kept; audits stay (0: for ever)")
 	f.IntVar(&o.maxDisrupted, "max-disrupted", 1000, "how many devices, of all sites and tenants, rollouts may interrupt at once")
+	f.StringVar(&o.font, "invoice-font", "", "TrueType file for what invoices' own font lacks, such as Chinese (default: Debian's fonts-droid-fallback, if it is there)")
 	f.DurationVar(&o.deviceLife, "device-cert-life", ca.DeviceLife, "how long the certificate of a device lives; it renews when two thirds have passed")
 	f.DurationVar(&o.patience, "incident-after", 2*time.Minute, "how long a device that was there is away before that is an incident")
 	f.StringVar(&o.bootstrap, "listen-bootstrap", "", "address at which new boxes find their owner (RFC 8572, RFC 7030), such as :8444; empty: none")
@@ -111,6 +114,7 @@ type core struct {
 	roster   *roster.Roster
 	registry *registry.Registry
 	intake   *intake.Store
+	billing  *billing.Room
 	broker   carrier
 	external *mqtt.External // the broker, when it is somebody else's
 	orders   chan func(context.Context)
@@ -174,6 +178,7 @@ func (c *core) open(ctx context.Context) error {
 		{"the roster of devices", c.openRoster},
 		{"the registry", c.openRegistry},
 		{"the tree of devices", c.openTree},
+		{"billing", c.openBilling},
 		{"what TPMs showed", c.openAttest},
 		{"the fleets", c.openFleet},
 		{"the incidents", c.openInsight},
@@ -324,6 +329,20 @@ func (c *core) openTree(ctx context.Context) (err error) {
 	return err
 }
 
+func (c *core) openBilling(ctx context.Context) error {
+	fonts, err := billing.LoadFonts(c.o.font)
+	if err != nil {
+		return err
+	}
+	room, end, err := c.o.data.openBilling(ctx, billing.Config{Store: c.store, Epoch: c.epoch, Fonts: fonts, Log: c.log}, c.intake, c.ca)
+	if err != nil {
+		return err
+	}
+	c.billing = room
+	c.closers = append(c.closers, end)
+	return nil
+}
+
 // randomNumber names feeds and spreads reconnections.
 func randomNumber() uint64 {
 	var b [8]byte
@@ -370,10 +389,10 @@ func (c *core) openServer(context.Context) (err error) {
 	c.finder = server.NewFinder(c.store)
 	rollouts := rollout.Room{Loop: c.rollouts, Blobs: c.registry.Blobs}
 	cfg := server.Config{Rollouts: rollouts,
-		Store: c.store, Access: access.New(c.store), Devices: c.roster, Inventories: inventories{c.intake, c.log}, Unlocks: c.rescueDesk(), Heard: c.end.Heard, Ledger: ledger{c.intake, c.store, c.roster}, Streams: c.hub, Finder: c.finder,
+		Store: c.store, Access: access.New(c.store), Devices: c.roster, Inventories: inventories{c.intake, c.log}, Unlocks: c.rescueDesk(), Heard: c.end.Heard, Ledger: ledger{c.intake, c.store, c.roster}, Billing: c.billing, Streams: c.hub, Finder: c.finder,
 		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: c.admitToken, api.KindExpectedDevice: c.admitExpected, api.KindIncident: admitIncident, api.KindRollout: server.AdmitRollout(rollouts)},
 		Removal: map[string]server.Removal{api.KindDevice: func(_ context.Context, o *api.Object) error { return c.roster.MayDelete(o) },
-			api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindFlowPolicy: apps.MayRemove, api.KindSecret: apps.MayRemove},
+			api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindFlowPolicy: apps.MayRemove, api.KindSecret: apps.MayRemove, api.KindPricePlan: c.billing.MayRemove},
 		Routes: []server.Route{
 			{Pattern: "/v2/", Handler: c.registry,
 				Doc: "The OCI registry (distribution-spec 1.1): people by token as the password of Basic authentication, devices by certificate; repositories are TENANT/NAME."},
@@ -440,6 +459,7 @@ func (c *core) serve(ctx context.Context) error {
 	g.Go(func() error { return c.rollouts.Run(ctx) })
 	g.Go(func() error { return c.renew(ctx) })
 	g.Go(func() error { return c.tidy(ctx) })
+	g.Go(func() error { return c.checkBudgets(ctx) })
 	g.Go(func() error { return c.runTrain(ctx) })
 	g.Go(func() error { return c.runAttest(ctx) })
 	g.Go(func() error { return c.collect(ctx) })

@@ -46,6 +46,9 @@ func (a *app) getCommand() *cobra.Command {
 }
 
 func (a *app) get(cmd *cobra.Command, args []string, o getOptions) error {
+	if len(args) == 1 && isInvoices(args[0]) {
+		return a.getInvoices(cmd, o)
+	}
 	refs, err := parseRefs(args)
 	if err != nil {
 		return err

@@ -152,10 +152,11 @@ func (a *app) root() *cobra.Command {
 	f.StringVar(&a.ca, "ca", "", "file with the core's root certificate in PEM (EDGECTL_CA)")
 	f.StringVar(&a.tenant, "tenant", "", "tenant (EDGECTL_TENANT); default \"default\"")
 	f.StringVar(&a.context, "context", "", "context of the configuration file (EDGECTL_CONTEXT)")
-	root.AddGroup(&cobra.Group{ID: "objects", Title: "Objects:"}, &cobra.Group{ID: "devices", Title: "Devices:"}, &cobra.Group{ID: "setup", Title: "Setup:"})
+	root.AddGroup(&cobra.Group{ID: "objects", Title: "Objects:"}, &cobra.Group{ID: "devices", Title: "Devices:"}, &cobra.Group{ID: "billing", Title: "Billing:"}, &cobra.Group{ID: "setup", Title: "Setup:"})
 	for group, commands := range map[string][]*cobra.Command{
 		"objects": {a.applyCommand(), a.getCommand(), a.describeCommand(), a.deleteCommand(), a.diffCommand(), a.appCommand(), a.rolloutCommand(), a.trainingCommand()},
 		"devices": {a.deviceCommand(), a.incidentCommand(), a.logsCommand(), a.execCommand(), a.forwardCommand(), a.topCommand(), a.consoleCommand(), a.recordsCommand(), a.usageCommand(), a.eventsCommand()},
+		"billing": {a.costCommand(), a.billingCommand(), a.invoiceCommand()},
 		"setup":   {a.loginCommand(), a.contextCommand(), a.tokenCommand(), a.voucherCommand(), a.hwCommand(), a.releaseCommand(), a.schemaCommand(), a.versionCommand()},
 	} {
 		for _, c := range commands {

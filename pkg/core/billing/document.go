@@ -60,7 +60,7 @@ type Document struct {
 	OtherEnergyMillijoules int64 `json:"otherEnergyMillijoules,omitempty"`
 	// Usage tells which entries were counted, Decisions what people said about others, and
 	// Corrected the same of earlier periods that were rated again.
-	Usage     Usage       `json:"usage"`
+	Usage     Counted     `json:"usage"`
 	Decisions []Decision  `json:"decisions,omitempty"`
 	Corrected []Corrected `json:"corrected,omitempty"`
 }
@@ -69,7 +69,7 @@ type Document struct {
 type Corrected struct {
 	Period    string     `json:"period"`
 	Invoice   string     `json:"invoice"`
-	Usage     Usage      `json:"usage"`
+	Usage     Counted    `json:"usage"`
 	Decisions []Decision `json:"decisions,omitempty"`
 }
 

@@ -275,15 +275,15 @@ func (n *Tally) Merge(o *Tally) {
 	mixIn(&n.mixed, &o.mixed)
 }
 
-// Usage tells which entries were counted: how many, and a digest that any other set would not have.
-type Usage struct {
+// Counted tells which entries were counted: how many, and a digest that any other set would not have.
+type Counted struct {
 	Entries int64  `json:"entries"`
 	Digest  string `json:"digest"`
 }
 
-// Usage implements the above.
-func (n *Tally) Usage() Usage {
-	return Usage{n.count, "sha256-sum:" + hex.EncodeToString(n.mixed[:])}
+// Usage tells which entries were counted.
+func (n *Tally) Usage() Counted {
+	return Counted{n.count, "sha256-sum:" + hex.EncodeToString(n.mixed[:])}
 }
 
 // Unpriced lists the usage that no price is for, by name.

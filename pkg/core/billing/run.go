@@ -14,7 +14,7 @@ import (
 type rating struct {
 	lines     []Line
 	other     int64 // energy of no line
-	usage     Usage
+	usage     Counted
 	decisions []Decision // those that count
 	blockers  []Blocker
 }

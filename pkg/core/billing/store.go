@@ -102,13 +102,14 @@ func document(ctx context.Context, q database.Querier, number string) (*Issued, 
 	var b [4][]byte
 	d, err := scanDocument(q.QueryRowContext(ctx, `SELECT `+documentColumns+`, json, csv, focus, pdf FROM bill_documents WHERE number = ?`, number), &b[0], &b[1], &b[2], &b[3])
 	if errors.Is(err, sql.ErrNoRows) {
-		return nil, noInvoice(number)
+		return nil, NoInvoice(number)
 	}
 	d.JSON, d.CSV, d.FOCUS, d.PDF = b[0], b[1], b[2], b[3]
 	return d, err
 }
 
-func noInvoice(number string) error {
+// NoInvoice is the error of a document that is not there.
+func NoInvoice(number string) error {
 	return &api.Error{Code: api.NotFound, Message: "there is no invoice " + number, Remedy: "see `edgectl get invoices`"}
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/billing"
 )
 
 func (s *Server) apiConfig() huma.Config {
@@ -21,6 +22,7 @@ func (s *Server) apiConfig() huma.Config {
 	c.Security = []map[string][]string{{"token": {}}}
 	registry := c.Components.Schemas
 	registry.RegisterTypeAlias(reflect.TypeFor[api.Duration](), reflect.TypeFor[string]())
+	registry.RegisterTypeAlias(reflect.TypeFor[billing.Money](), reflect.TypeFor[string]())
 	return c
 }
 

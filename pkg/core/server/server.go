@@ -53,6 +53,8 @@ type Config struct {
 	Ledger Ledger
 	// Finder finds objects; nil leaves the search and its stream of changes out.
 	Finder *Finder
+	// Billing answers for what tenants owe; nil leaves those routes out.
+	Billing Billing
 	// Streams opens logs, exec and the like; nil leaves those routes out.
 	Streams Streams
 	// Routes are the rooms' own.
@@ -93,6 +95,7 @@ func New(cfg Config) *Server {
 	s.objectRoutes()
 	s.applyRoute()
 	s.recordRoutes()
+	s.billingRoutes()
 	s.deviceRoutes()
 	s.rolloutRoutes()
 	s.inventoryRoute()

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/billing"
 	"tributary.dev/tributary/pkg/core/rollout"
 	"tributary.dev/tributary/pkg/core/server"
 	"tributary.dev/tributary/pkg/core/store"
@@ -62,6 +63,47 @@ func (rooms) Events(_ context.Context, of server.EventScope, _ int) (out []serve
 	return out, nil
 }
 
+// bills plays billing: of one invoice, acme's.
+type bills struct{ of *walked }
+
+func (b bills) issued() *billing.Issued {
+	acme, err := b.of.store.Get(b.of.t.Context(), api.Key{Tenant: api.DefaultTenant, Kind: api.KindTenant, Name: "acme"})
+	if err != nil {
+		b.of.t.Fatal(err)
+	}
+	text := []byte(`{"number":"` + canary + `"}`)
+	return &billing.Issued{Number: canary, Kind: billing.KindInvoice, Tenant: acme.Metadata.UID, JSON: text, CSV: text, FOCUS: text, PDF: text}
+}
+func (b bills) Document(_ context.Context, number string) (*billing.Issued, error) {
+	if number != canary {
+		return nil, billing.NoInvoice(number)
+	}
+	return b.issued(), nil
+}
+func (b bills) Documents(_ context.Context, uid string) ([]*billing.Issued, error) {
+	if d := b.issued(); uid == "" || uid == d.Tenant {
+		return []*billing.Issued{d}, nil
+	}
+	return nil, nil
+}
+func (bills) Run(_ context.Context, tenants []string, _, _ string, _ bool) (out []*billing.Outcome, _ error) {
+	for _, t := range tenants {
+		out = append(out, &billing.Outcome{Tenant: t, Period: map[bool]string{true: canary}[t == "acme"]})
+	}
+	return out, nil
+}
+func (bills) Decide(context.Context, string, string, billing.Decision) error { return nil }
+func (bills) Credit(context.Context, string, string, string, string, string) (*billing.Document, error) {
+	return &billing.Document{Number: canary}, nil
+}
+func (bills) Cost(_ context.Context, tenant, _, by string) (*billing.Cost, error) {
+	return &billing.Cost{Tenant: tenant, By: by, Period: map[bool]string{true: canary}[tenant == "acme"]}, nil
+}
+func (bills) Forecast(_ context.Context, tenant string) (*billing.Forecast, error) {
+	return &billing.Forecast{Tenant: tenant, Period: canary}, nil
+}
+func (bills) Tenants(context.Context) ([]string, error) { return []string{"acme", "other"}, nil }
+
 func doc(kind, tenant, name, spec string) string {
 	return `{"apiVersion":"tributary/v1","kind":"` + kind + `","metadata":{"tenant":"` + tenant + `","name":"` + name + `"},"spec":` + spec + `}`
 }
@@ -85,14 +127,16 @@ type walked struct {
 }
 
 func walk(t *testing.T) *walked {
-	c := &walked{core: start(t, func(cfg *server.Config) {
+	c := &walked{strangers: map[string]string{}}
+	c.core = start(t, func(cfg *server.Config) {
+		cfg.Billing = bills{c}
 		db := cfg.Store.(*store.SQL)
 		cfg.Rollouts = rollout.Room{Loop: rollout.New(rollout.Config{Store: db, Most: 10, Now: time.Now, Log: cfg.Log})}
 		cfg.Admission = map[string]server.Admission{api.KindRollout: server.AdmitRollout(cfg.Rollouts)}
 		cfg.Devices, cfg.Inventories, cfg.Ledger, cfg.Streams, cfg.Unlocks = rooms{}, rooms{}, rooms{}, rooms{}, rooms{}
 		cfg.Finder = server.NewFinder(cfg.Store)
 		go func() { _ = cfg.Finder.Run(t.Context()) }()
-	}), strangers: map[string]string{}}
+	})
 	c.seed()
 	docs := doc("Tenant", "", "acme", `{}`) + doc("Tenant", "", "other", `{}`)
 	for name, in := range map[string]string{"owner": "acme", "stranger": "other", "sited": "acme", "fleeted": "acme"} {
@@ -105,6 +149,7 @@ func walk(t *testing.T) *walked {
 		}
 		docs += doc("ServiceAccount", in, name, `{}`) + doc("RoleBinding", in, name, `{"role":"`+role+`","subjects":[{"serviceAccount":"`+name+`"}]`+at+`}`)
 	}
+	docs += doc("RoleBinding", "acme", "bills", `{"role":"billing","subjects":[{"serviceAccount":"owner"}]}`)
 	docs += doc("Fleet", "acme", "others", `{"selector":{"matchLabels":{"role":"elsewhere"}}}`)
 	if code, e := c.call("POST", "/api/v1/apply", docs, nil); code != 200 {
 		t.Fatal(code, e)
@@ -266,6 +311,16 @@ func probes() map[string][]probe {
 	for _, query := range []string{"tenant=acme", "tenant=*", "tenant=*&kind=Device", "tenant=acme&kind=App&sort=-name", "tenant=*&q=" + canary} {
 		all["get /api/v1/search"] = append(all["get /api/v1/search"], probe{"GET", "/api/v1/search?" + query, "", 200})
 	}
+	all["get /api/v1/invoices"] = []probe{{"GET", "/api/v1/invoices?tenant=acme", "", 200}, {"GET", "/api/v1/invoices?tenant=*", "", 200}}
+	all["get /api/v1/invoices/{number}"] = []probe{{"GET", "/api/v1/invoices/" + canary, "", 200}}
+	for _, format := range []string{"json", "csv", "pdf", "focus"} {
+		all["get /api/v1/invoices/{number}/{format}"] = append(all["get /api/v1/invoices/{number}/{format}"], probe{"GET", "/api/v1/invoices/" + canary + "/" + format, "", 200})
+	}
+	all["post /api/v1/invoices/{number}/credit"] = []probe{{"POST", "/api/v1/invoices/" + canary + "/credit", `{"reason":"x"}`, 200}}
+	all["post /api/v1/billing/run"] = []probe{{"POST", "/api/v1/billing/run?tenant=acme", `{"period":"2026-11","final":true}`, 200}}
+	all["post /api/v1/billing/decide"] = []probe{{"POST", "/api/v1/billing/decide?tenant=acme", `{"period":"2026-11","subject":"x","action":"waive","reason":"x"}`, 204}}
+	all["get /api/v1/cost"] = []probe{{"GET", "/api/v1/cost?tenant=acme&by=site", "", 200}, {"GET", "/api/v1/cost?tenant=*", "", 200}}
+	all["get /api/v1/forecast"] = []probe{{"GET", "/api/v1/forecast?tenant=acme", "", 200}}
 	all["post /api/v1/apply"] = []probe{{"POST", "/api/v1/apply?dryRun=true", doc("Config", "acme", canary, `{"env":{"A":"c"}}`), 200}, {"POST", "/api/v1/apply", doc("Secret", "acme", canary, `{"data":{"a":"c"}}`), 200},
 		{"POST", "/api/v1/apply", doc("Tenant", "", canary+"-below", `{"parent":"acme"}`), 200}}
 	return all
@@ -436,7 +491,7 @@ func TestAFleetIsNotWidened(t *testing.T) {
 func TestScopesCount(t *testing.T) {
 	heard := []string{"scope of watches", "scope as of now"}
 	var checks []mutation.Check
-	for _, m := range mutation.Marked(t, "^TestStrangersSeeNothing$", "auth.go", "objects.go", "records.go", "search.go", "watch.go") {
+	for _, m := range mutation.Marked(t, "^TestStrangersSeeNothing$", "auth.go", "objects.go", "records.go", "search.go", "watch.go", "billing.go") {
 		if m.Name == "whom a fleet picks" {
 			m.Test, m.Says = "^TestAFleetIsNotWidened$", "it is seen to be 200"
 			checks = append(checks, m)

@@ -1,0 +1,374 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
+	"text/tabwriter"
+	"time"
+	_ "time/tzdata" // zones of tenants are the same on every machine
+
+	"github.com/spf13/cobra"
+
+	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/billing"
+	"tributary.dev/tributary/pkg/core/ca"
+	"tributary.dev/tributary/pkg/core/database"
+	"tributary.dev/tributary/pkg/core/intake"
+	"tributary.dev/tributary/pkg/core/store"
+)
+
+// billSettle is how long usage may take from being received to being seen by an invoice.
+const billSettle = time.Minute
+
+// budgetCheck is how often budgets are looked at.
+const budgetCheck = 5 * time.Minute
+
+func (d data) billingHeads() string { return d.path("billing.heads") }
+
+// openBilling opens the room over the ledger's database.
+func (d data) openBilling(ctx context.Context, cfg billing.Config, in *intake.Store, authority *ca.CA) (*billing.Room, func() error, error) {
+	place, err := d.place("ledger.db")
+	if err != nil {
+		return nil, nil, err
+	}
+	db, err := database.Open(ctx, database.Config{Place: place, Schema: intake.Schema})
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := billing.Migrate(ctx, db); err != nil {
+		return nil, nil, errors.Join(err, db.Close())
+	}
+	cfg.DB, cfg.Usage, cfg.Heads, cfg.Now, cfg.Settle = db, counted{cfg.Store, in}, &headFile{d.billingHeads(), authority}, time.Now, billSettle
+	return billing.New(cfg), db.Close, nil
+}
+
+// counted tells billing what devices recorded, as belonging to who owns them now.
+type counted struct {
+	store  store.Store
+	intake *intake.Store
+}
+
+// Entries implements billing.Source.
+func (s counted) Entries(ctx context.Context, tenant string, from, to time.Time, each func(*api.UsageEntry) error) error {
+	name, apps, err := s.owner(ctx, tenant)
+	if err != nil || name == "" {
+		return err
+	}
+	devices, _, _, err := s.store.List(ctx, store.Query{Kind: api.KindDevice, Tenant: name})
+	if err != nil {
+		return err
+	}
+	fleets, _, _, err := s.store.List(ctx, store.Query{Kind: api.KindFleet, Tenant: name})
+	if err != nil {
+		return err
+	}
+	for _, o := range devices {
+		var spec api.DeviceSpec
+		var status api.DeviceStatus
+		if err := errors.Join(json.Unmarshal(o.Spec, &spec), json.Unmarshal(o.Status, &status)); err != nil {
+			return err
+		}
+		base := api.UsageEntry{Tenant: tenant, TenantName: name, Device: o.Metadata.UID, DeviceName: o.Metadata.Name, Site: spec.Site, Fleet: fleetOf(fleets, o.Metadata.Labels), Labels: o.Metadata.Labels}
+		err := s.intake.UsedBetween(ctx, status.ID, from, to, func(u *intake.Used) error {
+			e := base
+			e.AppName, e.App, e.Service = u.Use.App, apps[u.Use.App], u.Use.Service
+			return entriesOf(e, status.ID, u, each)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// owner finds a tenant by its uid, with the uids of its apps.
+func (s counted) owner(ctx context.Context, uid string) (name string, apps map[string]string, err error) {
+	tenants, _, _, err := s.store.List(ctx, store.Query{Kind: api.KindTenant})
+	if err != nil {
+		return "", nil, err
+	}
+	if uid == api.PlatformTenant || uid == api.DefaultTenant {
+		name = uid
+	}
+	for _, o := range tenants {
+		if o.Metadata.UID == uid {
+			name = o.Metadata.Name
+		}
+	}
+	if name == "" {
+		return "", nil, nil
+	}
+	list, _, _, err := s.store.List(ctx, store.Query{Kind: api.KindApp, Tenant: name})
+	apps = map[string]string{}
+	for _, o := range list {
+		apps[o.Metadata.Name] = o.Metadata.UID
+	}
+	return name, apps, err
+}
+
+// fleetOf is the first fleet, by name, that picks a device.
+func fleetOf(fleets []*api.Object, labels map[string]string) string {
+	for _, f := range fleets {
+		var spec api.FleetSpec
+		if json.Unmarshal(f.Spec, &spec) == nil && spec.Selector.Matches(labels) {
+			return f.Metadata.Name
+		}
+	}
+	return ""
+}
+
+// entriesOf makes an entry of each meter that a row of a record counts.
+func entriesOf(e api.UsageEntry, id api.DeviceID, u *intake.Used, each func(*api.UsageEntry) error) error {
+	e.From, e.To, e.Received = time.UnixMilli(u.From).UTC(), time.UnixMilli(u.To).UTC(), u.Taken
+	e.Coarse = u.Last > u.Seq
+	a := &u.Use.Accelerator
+	quantities := []struct {
+		meter string
+		n     uint64
+	}{{api.MeterRuntime, u.Use.RunMillis}, {api.MeterCPU, u.Use.CPUMicros}, {api.MeterMemory, u.Use.MemoryByteSeconds}, {api.MeterNetworkRx, u.Use.RxBytes}, {api.MeterNetworkTx, u.Use.TxBytes},
+		{api.MeterGPUHeld, a.HeldMillis}, {api.MeterGPUSlice, a.SliceMillis}, {api.MeterGPUMemory, a.MemoryMiBSeconds}, {api.MeterGPUBusy, a.BusyMillis}, {api.MeterEnergy, a.EnergyMillijoules}}
+	for i, q := range quantities {
+		if q.n == 0 {
+			continue
+		}
+		e := e
+		e.ID, e.Meter, e.Unit, e.Quantity = api.RecordEntryID(id, u.Epoch, u.Seq, u.N*len(quantities)+i), q.meter, api.MeterUnit(q.meter), int64(q.n)
+		if err := each(&e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Gaps implements billing.Source: what devices gave up is all that is known to be missing.
+func (s counted) Gaps(context.Context, string, time.Time, time.Time) ([]api.UsageGap, error) {
+	return nil, nil
+}
+
+// headFile keeps heads of the ledger in a file, a line each, signed with the core's key.
+type headFile struct {
+	path string
+	ca   *ca.CA
+}
+
+type headLine struct {
+	billing.Head
+	Signature string `json:"signature"`
+}
+
+func headDigest(h billing.Head) []byte {
+	sum := sha256.Sum256(fmt.Appendf(nil, "tributary-billing-head/1 %d %s", h.Seq, h.Hash))
+	return sum[:]
+}
+
+// Add implements billing.Heads.
+func (f *headFile) Add(ctx context.Context, h billing.Head) (err error) {
+	file, err := os.OpenFile(f.path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, file.Close()) }()
+	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX); err != nil { // another process may add, too
+		return err
+	}
+	all, err := f.All(ctx)
+	if err != nil {
+		return err
+	}
+	if n := len(all); n > 0 && all[n-1].Seq >= h.Seq {
+		return nil
+	}
+	key, _ := f.ca.Signer()
+	sig, err := ecdsa.SignASN1(rand.Reader, key, headDigest(h))
+	if err != nil {
+		return err
+	}
+	line, err := json.Marshal(headLine{h, base64.StdEncoding.EncodeToString(sig)})
+	if err != nil {
+		return err
+	}
+	if info, err := file.Stat(); err != nil {
+		return err
+	} else if whole := f.whole(); whole < info.Size() { // a line that a power cut tore
+		if err := file.Truncate(whole); err != nil {
+			return err
+		}
+	}
+	if _, err := file.Write(append(line, '\n')); err != nil {
+		return err
+	}
+	return file.Sync()
+}
+
+// whole is up to where the file has whole lines.
+func (f *headFile) whole() int64 {
+	b, err := os.ReadFile(f.path)
+	if err != nil {
+		return 0
+	}
+	return int64(bytes.LastIndexByte(b, '\n') + 1)
+}
+
+// All implements billing.Heads.
+func (f *headFile) All(context.Context) (out []billing.Head, err error) {
+	b, err := os.ReadFile(f.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	b = b[:bytes.LastIndexByte(b, '\n')+1]
+	lines := bufio.NewScanner(bytes.NewReader(b))
+	for n := 1; lines.Scan(); n++ {
+		var l headLine
+		bad := json.Unmarshal(lines.Bytes(), &l)
+		sig, err := base64.StdEncoding.DecodeString(l.Signature)
+		if bad != nil || err != nil || !f.signed(l.Head, sig) {
+			return out, &api.Error{Code: api.Invalid, Message: fmt.Sprintf("line %d of %s is not signed by this core", n, f.path), Remedy: "compare it with a copy that was kept elsewhere"}
+		}
+		out = append(out, l.Head)
+	}
+	return out, lines.Err()
+}
+
+// signed reports whether one of the core's signers, of now or before, signed a head.
+func (f *headFile) signed(h billing.Head, sig []byte) bool {
+	for _, cert := range f.ca.Trust().Signers {
+		if key, ok := cert.PublicKey.(*ecdsa.PublicKey); ok && ecdsa.VerifyASN1(key, headDigest(h), sig) {
+			return true
+		}
+	}
+	return false
+}
+
+// checkBudgets looks at budgets now and then.
+func (c *core) checkBudgets(ctx context.Context) error {
+	tick := time.NewTicker(budgetCheck)
+	defer tick.Stop()
+	for {
+		if err := c.billing.CheckBudgets(ctx); err != nil && ctx.Err() == nil {
+			c.log.Error("budgets cannot be checked; tried again soon", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// withBilling opens billing for a command, beside a core that runs or not.
+func withBilling(ctx context.Context, d data, f func(*billing.Room) error) (err error) {
+	if err := d.exists(); err != nil {
+		return err
+	}
+	objects, err := d.openStore(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, objects.Close()) }()
+	epoch, err := objects.Epoch(ctx)
+	if err != nil {
+		return err
+	}
+	authority, err := ca.Open(d.ca(), ca.Options{})
+	if err != nil {
+		return err
+	}
+	in, err := d.openLedger(ctx, intake.Config{Now: time.Now})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, in.Close()) }()
+	fonts, err := billing.LoadFonts("")
+	if err != nil {
+		return err
+	}
+	room, end, err := d.openBilling(ctx, billing.Config{Store: objects, Epoch: epoch, Fonts: fonts}, in, authority)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, end()) }()
+	return f(room)
+}
+
+func billingCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "billing", Short: "Invoices: make drafts, issue, verify (beside a core that runs, or without)"}
+	cmd.AddCommand(billingRun("run", "Show what the invoices of a period would be", false), billingRun("close", "Issue the invoices of a period; those of before stay as they are", true), billingVerify())
+	return cmd
+}
+
+func billingRun(use, short string, final bool) *cobra.Command {
+	var dir string
+	var tenants []string
+	cmd := &cobra.Command{Use: use + " PERIOD", Short: short, Args: cobra.ExactArgs(1), Long: short + ".\n\nA period is a month (2026-11), a day (2026-11-23), or an hour of UTC (2026-11-23T14Z).",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return withBilling(cmd.Context(), data(dir), func(r *billing.Room) error {
+				out, err := r.Run(cmd.Context(), tenants, args[0], "cored billing", final)
+				if err != nil {
+					return err
+				}
+				w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+				fmt.Fprintln(w, "TENANT\tPERIOD\tNUMBER\tNET\tGROSS\tBLOCKED BY")
+				blocked := 0
+				for _, o := range out {
+					row := []string{"-", "-", "-"}
+					if d := o.Document; d != nil {
+						if row = []string{d.Number, d.Net.String() + " " + d.Currency, d.Gross.String() + " " + d.Currency}; d.Number == "" {
+							row[0] = "draft"
+						}
+					}
+					why := "-"
+					if n := len(o.Blockers); n > 0 {
+						blocked++
+						if why = o.Blockers[0].What; n > 1 {
+							why += fmt.Sprintf(" (and %d more)", n-1)
+						}
+					}
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", o.Tenant, o.Period, row[0], row[1], row[2], why)
+				}
+				if err := w.Flush(); err != nil || !final || blocked == 0 {
+					return err
+				}
+				return &api.Error{Code: api.Conflict, Message: fmt.Sprintf("%d invoices are blocked", blocked), Remedy: "see `edgectl billing draft PERIOD --tenant T`, and decide"}
+			})
+		}}
+	cmd.Flags().StringVar(&dir, "data", "/var/lib/cored", "folder of the core")
+	cmd.Flags().StringSliceVar(&tenants, "tenant", nil, "of these tenants (default: all that have a plan)")
+	return cmd
+}
+
+func billingVerify() *cobra.Command {
+	var dir string
+	cmd := &cobra.Command{Use: "verify", Short: "Make every invoice again from usage and price versions, check the ledger's chain, and name any difference", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return withBilling(cmd.Context(), data(dir), func(r *billing.Room) error {
+				v, err := r.Verify(cmd.Context())
+				if err != nil {
+					return err
+				}
+				for _, d := range v.Differences {
+					fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", d.Where, d.What)
+				}
+				fmt.Fprintf(cmd.OutOrStdout(), "%d entries, %d documents, of which %d were made again, %d heads kept outside: %d differences\n", v.Entries, v.Documents, v.Derived, v.Heads, len(v.Differences))
+				if n := len(v.Differences); n > 0 {
+					return &api.Error{Code: api.Conflict, Message: fmt.Sprintf("the ledger has %d differences", n), Remedy: "compare with a backup; an invoice that was wrong is credited, not changed"}
+				}
+				return nil
+			})
+		}}
+	cmd.Flags().StringVar(&dir, "data", "/var/lib/cored", "folder of the core")
+	return cmd
+}
