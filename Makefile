@@ -27,6 +27,26 @@ build: ## build cored, edged, edgectl, the log helper and the CNI plugins into b
 	$(if $(filter amd64,$(shell $(GO) env GOARCH)),$(GO) build -trimpath -ldflags '-s -w -E main.bare' -o $(BIN)/ ./cmd/edged-log)
 	$(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/cni/ $(CNI)/main/bridge $(CNI)/main/loopback $(CNI)/ipam/host-local $(CNI)/meta/portmap $(CNI)/meta/firewall
 
+.PHONY: web
+web: ## build the web console into web/dist, from where the next build takes it into cored (needs Node 20.19 or newer)
+	@tests/web-build
+
+.PHONY: openapi
+openapi: ## note the REST API as it is now in web/openapi.json, of which the console's types are made
+	$(GO) test -count=1 ./cmd/cored -run '^TestTheAPIKeepsItsWord$$' -args -update
+
+.PHONY: webtest
+webtest: web-deps web build ## a person at the console: Chromium against a real core with a real tree
+	$(GO) test -count=1 -timeout 10m -run '^TestConsole$$' ./tests/console -v
+
+.PHONY: web-deps
+web-deps: deps
+	@tests/install-deps web
+
+.PHONY: screens
+screens: web-deps web build ## every page of the console in both languages and themes, as pictures in build/screens
+	TRIBUTARY_SCREENS=$(CURDIR)/build/screens $(GO) test -count=1 -timeout 15m -run '^TestConsole$$' ./tests/console -v
+
 .PHONY: demo
 demo: QUICK := vm vm-arm64
 demo: deps build $(if $(filter ns,$(DEMO)),,quick-images) ## boot a relay and two field boxes on this machine and play the story (KEEP=1 leaves them up; DEMO=ns: five boxes in namespaces)

@@ -42,6 +42,7 @@ import (
 	"tributary.dev/tributary/pkg/link"
 	"tributary.dev/tributary/pkg/link/mqtt"
 	"tributary.dev/tributary/pkg/link/stream"
+	"tributary.dev/tributary/web"
 )
 
 // options are the flags of run.
@@ -413,9 +414,7 @@ func (c *core) openServer(context.Context) (err error) {
 		},
 		Metrics: c.metrics, Log: c.log, Now: time.Now, Version: version,
 	}
-	if cfg.Console, err = server.NewConsole(cfg); err != nil {
-		return err
-	}
+	cfg.Console = web.New()
 	c.server = server.New(cfg)
 	c.https, err = net.Listen("tcp", c.o.https)
 	return err

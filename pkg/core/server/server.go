@@ -59,8 +59,7 @@ type Config struct {
 	Streams Streams
 	// Routes are the rooms' own.
 	Routes []Route
-	// Console is the web console, served at /; nil leaves it out. It checks on its own
-	// who looks (Authenticate), because it answers strangers with a page to log in.
+	// Console is the web console, served at / to everybody: files, which ask the API for all else; nil leaves it out.
 	Console http.Handler
 
 	Metrics *prometheus.Registry

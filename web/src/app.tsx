@@ -1,0 +1,146 @@
+import { Brand, Button, Masthead, MastheadBrand, MastheadContent, MastheadLogo, MastheadMain, MastheadToggle, Nav, NavGroup, NavItem, NavList, Page, PageSidebar, PageSidebarBody, PageToggleButton, SkipToContent, Toolbar, ToolbarContent, ToolbarGroup, ToolbarItem, Tooltip, Alert, Label, MenuToggle, Dropdown, DropdownItem, DropdownList } from '@patternfly/react-core'
+import { BarsIcon, LanguageIcon, MoonIcon, SearchIcon, SunIcon, UserIcon } from '@patternfly/react-icons'
+import { useQuery, useQueryClient } from '@tanstack/react-query'
+import { lazy, Suspense, useEffect, useState } from 'react'
+import { NavLink, Route, Routes, useLocation } from 'react-router'
+import { get, session, type Who } from './api/client'
+import { follow, linkSince, useLink } from './api/live'
+import { speak, t, useLanguage, type Key } from './i18n'
+import mark from './mark.svg'
+import { Login } from './pages/login'
+import { Palette } from './ui/palette'
+import { ago, Head, Loading, Problem } from './ui/bits'
+import { Fault } from './api/client'
+
+const Overview = lazy(() => import('./pages/overview'))
+const Devices = lazy(() => import('./pages/devices'))
+const DevicePage = lazy(() => import('./pages/device'))
+const Sites = lazy(() => import('./pages/sites'))
+const Fleets = lazy(() => import('./pages/fleets'))
+const Apps = lazy(() => import('./pages/apps'))
+const Library = lazy(() => import('./pages/library'))
+const Edit = lazy(() => import('./pages/edit'))
+const Onboarding = lazy(() => import('./pages/onboarding'))
+const Accelerators = lazy(() => import('./pages/accelerators'))
+const Events = lazy(() => import('./pages/events'))
+const Admin = lazy(() => import('./pages/admin'))
+
+const nav: { title: Key; items: [string, Key][] }[] = [
+  { title: 'nav.see', items: [['/', 'nav.overview'], ['/devices', 'nav.devices'], ['/sites', 'nav.sites'], ['/accelerators', 'nav.accelerators'], ['/events', 'nav.events']] },
+  { title: 'nav.run', items: [['/fleets', 'nav.fleets'], ['/apps', 'nav.apps'], ['/library', 'nav.library'], ['/onboarding', 'nav.onboarding']] },
+  { title: 'nav.rule', items: [['/admin', 'nav.admin']] },
+]
+
+const kept = localStorage.getItem('tributary.theme')
+const wanted = () => kept === 'dark' || (kept !== 'light' && matchMedia('(prefers-color-scheme: dark)').matches)
+
+function useDark(): [boolean, () => void] {
+  const [dark, set] = useState(wanted)
+  useEffect(() => { document.documentElement.classList.toggle('pf-v6-theme-dark', dark) }, [dark])
+  return [dark, () => set((d) => { localStorage.setItem('tributary.theme', d ? 'light' : 'dark'); return !d })]
+}
+
+function LinkLabel() {
+  const link = useLink()
+  return <span role="status"><Label isCompact variant="outline" className={`link-${link}`} color={link === 'live' ? 'green' : link === 'connecting' ? 'blue' : 'red'}>{t(`link.${link}`)}</Label></span>
+}
+
+export function App() {
+  const language = useLanguage()
+  const [inside, setInside] = useState(session.token() !== '')
+  const [dark, switchDark] = useDark()
+  const client = useQueryClient()
+  useEffect(() => session.onEnd(() => { client.clear(); setInside(false) }), [client])
+  if (!inside) return <Login key={language} dark={dark} switchDark={switchDark} entered={() => setInside(true)} />
+  return <Shell key={language} dark={dark} switchDark={switchDark} />
+}
+
+function User({ who }: { who?: Who }) {
+  const [open, setOpen] = useState(false)
+  return (
+    <Dropdown isOpen={open} onOpenChange={setOpen} popperProps={{ position: 'right' }} toggle={(ref) => <MenuToggle ref={ref} variant="plainText" isExpanded={open} onClick={() => setOpen(!open)} icon={<UserIcon />} aria-label={t('user.menu')}>{who?.name ?? ''}</MenuToggle>}>
+      <DropdownList>
+        {who && <DropdownItem isDisabled key="roles" description={who.account}>{t('user.roles', { roles: who.role })}</DropdownItem>}
+        <DropdownItem key="leave" onClick={() => session.end()}>{t('user.leave')}</DropdownItem>
+      </DropdownList>
+    </Dropdown>
+  )
+}
+
+export function Switches({ dark, switchDark }: { dark: boolean; switchDark: () => void }) {
+  const language = useLanguage()
+  return (
+    <>
+      <Tooltip content={t('lang.switch')}><Button variant="plain" aria-label={t('lang.switch')} icon={<LanguageIcon />} onClick={() => speak(language === 'en' ? 'zh' : 'en')} /></Tooltip>
+      <Tooltip content={t('theme.switch')}><Button variant="plain" aria-label={t('theme.switch')} icon={dark ? <SunIcon /> : <MoonIcon />} onClick={switchDark} /></Tooltip>
+    </>
+  )
+}
+
+function Shell({ dark, switchDark }: { dark: boolean; switchDark: () => void }) {
+  const client = useQueryClient()
+  const at = useLocation()
+  const link = useLink()
+  const [palette, setPalette] = useState(false)
+  const who = useQuery({ queryKey: ['whoami'], queryFn: () => get<Who>('/api/v1/whoami'), meta: { kinds: ['RoleBinding', 'ServiceAccount'] } })
+  useEffect(() => follow(client), [client])
+  useEffect(() => {
+    const key = (e: KeyboardEvent) => { if ((e.ctrlKey || e.metaKey) && e.key.toLowerCase() === 'k') { e.preventDefault(); setPalette(true) } }
+    window.addEventListener('keydown', key)
+    return () => window.removeEventListener('keydown', key)
+  }, [])
+  const header = (
+    <Masthead>
+      <MastheadMain>
+        <MastheadToggle><PageToggleButton aria-label={t('nav.main')} icon={<BarsIcon />} /></MastheadToggle>
+        <MastheadBrand><MastheadLogo component="span" className="brand"><Brand src={mark} alt="" widths={{ default: '28px' }} /><b>{t('app.name')}</b></MastheadLogo></MastheadBrand>
+      </MastheadMain>
+      <MastheadContent>
+        <Toolbar isFullHeight isStatic>
+          <ToolbarContent>
+            <ToolbarItem className="grow"><Button variant="control" className="search-button" icon={<SearchIcon />} onClick={() => setPalette(true)}>{t('search.open')} <kbd>{t('search.keys')}</kbd></Button></ToolbarItem>
+            <ToolbarGroup variant="action-group-plain" align={{ default: 'alignEnd' }}>
+              <ToolbarItem className="mid"><LinkLabel /></ToolbarItem>
+              <ToolbarItem><Switches dark={dark} switchDark={switchDark} /></ToolbarItem>
+              <ToolbarItem><User who={who.data} /></ToolbarItem>
+            </ToolbarGroup>
+          </ToolbarContent>
+        </Toolbar>
+      </MastheadContent>
+    </Masthead>
+  )
+  const here = (to: string) => to === '/' ? at.pathname === '/' : at.pathname.startsWith(to)
+  const sidebar = (
+    <PageSidebar><PageSidebarBody>
+      <Nav aria-label={t('nav.main')}>
+        {nav.map((g) => <NavGroup key={g.title} title={t(g.title)}><NavList>{g.items.map(([to, name]) => <NavItem key={to} isActive={here(to)}><NavLink to={to} end={to === '/'}>{t(name)}</NavLink></NavItem>)}</NavList></NavGroup>)}
+      </Nav>
+    </PageSidebarBody></PageSidebar>
+  )
+  return (
+    <Page masthead={header} sidebar={sidebar} isManagedSidebar mainContainerId="main" skipToContent={<SkipToContent href="#main">{t('nav.skip')}</SkipToContent>}>
+      {link === 'away' && <Alert component="p" isInline variant="warning" title={t('link.old', { ago: ago(linkSince()) })} />}
+      <Suspense fallback={<Loading />}>
+        <Routes>
+          <Route path="/" element={<Overview />} />
+          <Route path="/devices" element={<Devices />} />
+          <Route path="/devices/:tenant/:name" element={<DevicePage />} />
+          <Route path="/devices/:tenant/:name/:tab" element={<DevicePage />} />
+          <Route path="/sites" element={<Sites />} />
+          <Route path="/fleets" element={<Fleets />} />
+          <Route path="/apps" element={<Apps />} />
+          <Route path="/library" element={<Library />} />
+          <Route path="/library/:plural" element={<Library />} />
+          <Route path="/edit/:kind" element={<Edit />} />
+          <Route path="/edit/:kind/:tenant/:name" element={<Edit />} />
+          <Route path="/onboarding" element={<Onboarding />} />
+          <Route path="/accelerators" element={<Accelerators />} />
+          <Route path="/events" element={<Events />} />
+          <Route path="/admin" element={<Admin />} />
+          <Route path="*" element={<><Head title={t('missing.title')} /><Problem error={new Fault(404, 'not-found', at.pathname, '', '', [])} /></>} />
+        </Routes>
+      </Suspense>
+      {palette && <Palette close={() => setPalette(false)} />}
+    </Page>
+  )
+}
