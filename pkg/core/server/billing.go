@@ -175,7 +175,10 @@ func (s *Server) maybe(ctx context.Context, action access.Action, tenant string)
 // reaches lists those of tenants with which the caller may do something.
 func (s *Server) reaches(ctx context.Context, action access.Action, tenants []string) []string {
 	return slices.DeleteFunc(slices.Clone(tenants), func(t string) bool {
-		return !CallerOf(ctx).May(action, access.Resource{Tenant: t, Kind: access.Invoice}) // check: scope of invoices
+		if !CallerOf(ctx).May(action, access.Resource{Tenant: t, Kind: access.Invoice}) { // check: scope of invoices
+			return true
+		}
+		return false
 	})
 }
 
