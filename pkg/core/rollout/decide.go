@@ -357,7 +357,20 @@ func (d *decision) claim(i int) bool {
 	if d.spec.PerSite > 0 {
 		most = min(most, d.spec.PerSite)
 	}
-	if d.budget.Left <= 0 || site.Taken >= most || x.Relay && site.Relays > 0 || d.budget.Others[x.ID] {
+	full := false
+	if d.budget.Left <= 0 { // check: budget of all
+		full = true
+	}
+	if site.Taken >= most { // check: budget of a site
+		full = true
+	}
+	if x.Relay && site.Relays > 0 { // check: one relay of a site
+		full = true
+	}
+	if d.budget.Others[x.ID] { // check: one rollout of a device
+		full = true
+	}
+	if full {
 		return false
 	}
 	d.budget.Left--
@@ -383,7 +396,7 @@ func (d *decision) restore() {
 		case !turned(x):
 		case x.Changed != "":
 			d.set(i, Kept, x.Changed)
-		case x.Barred != "":
+		case x.Barred != "": // check: what must not come back
 			d.set(i, Kept, x.Barred)
 		case x.Online && (x.Slot || d.claim(i)):
 			d.begin(i, Restoring, Restore)

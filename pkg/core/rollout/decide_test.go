@@ -328,6 +328,28 @@ func TestOneRelayOfASite(t *testing.T) {
 	s.is(rollout.Given, "acd")
 }
 
+// The budget of all, of a site, and a device that another rollout has under way.
+func TestBudgets(t *testing.T) {
+	for name, x := range map[string]struct {
+		budget rollout.Budget
+		want   string
+	}{
+		"all":   {rollout.Budget{Left: 1, Sites: map[string]rollout.Site{"s": {Max: 9}}}, "a"},
+		"site":  {rollout.Budget{Left: 9, Sites: map[string]rollout.Site{"s": {Max: 3, Taken: 1}}}, "ab"},
+		"other": {rollout.Budget{Left: 9, Sites: map[string]rollout.Site{"s": {Max: 9}}, Others: map[string]bool{"b": true}}, "acd"},
+	} {
+		s := fleet(t, "0000", api.RolloutSpec{})
+		_, steps := rollout.Decide(&s.spec, s.p, s.devices, x.budget, s.now)
+		given := ""
+		for _, step := range steps {
+			given += step.Device.ID
+		}
+		if given != x.want {
+			t.Errorf("%s: %q are given it over the budget; want %q", name, given, x.want)
+		}
+	}
+}
+
 func TestHoursAndExpiry(t *testing.T) {
 	end := t0.Add(11 * time.Hour)
 	s := fleet(t, "00", api.RolloutSpec{Hours: "22:00-02:00", Expires: &end, AtOnce: 1})

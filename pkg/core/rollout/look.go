@@ -192,7 +192,7 @@ func (l *look) barred(k *kept, f *fact) string {
 // the security floor that the device has by now. f may be nil where that does not matter.
 func (l *look) barredOne(i int, k *kept, f *fact) string {
 	c, r := l.status.Change[i], l.before(i, k)
-	if r != nil && r.Revoked != 0 {
+	if r != nil && r.Revoked != 0 { // check: revoked
 		return fmt.Sprintf("%s %s stays: revision %d was revoked", c.Kind, c.Name, r.Number)
 	}
 	if c.Kind == api.KindRelease && f != nil && r != nil {
