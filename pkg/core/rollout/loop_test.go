@@ -17,6 +17,7 @@ import (
 	"tributary.dev/tributary/pkg/core/database/databasetest"
 	"tributary.dev/tributary/pkg/core/rollout"
 	"tributary.dev/tributary/pkg/core/store"
+	"tributary.dev/tributary/tests/mutation"
 	"tributary.dev/tributary/tests/wait"
 )
 
@@ -290,6 +291,62 @@ func TestLoopRollsBack(t *testing.T) {
 	if why, err := r.room.Behind(t.Context(), key(api.KindApp, "web")); err != nil || !strings.Contains(why, "rolled back") {
 		t.Fatal(why, err)
 	}
+}
+
+// A release below the security floor of the one that a device runs does not come back, by a rollback
+// or by an undo.
+func TestFloorStays(t *testing.T) {
+	r := newRig(t, "")
+	labels := map[string]string{"role": "field", api.Reserved + "profile": "vm", api.Reserved + "arch": "amd64"}
+	r.devices["d1"] = api.DeviceID{1}
+	report := func(version int) {
+		t.Helper()
+		if err := r.db.PutStatuses(t.Context(), map[api.Key]any{key(api.KindDevice, "d1"): api.DeviceStatus{ID: api.DeviceID{1}, Online: true, Release: bundle(version)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.put(api.KindDevice, "d1", labels, api.DeviceSpec{Approved: true}, api.DeviceStatus{ID: api.DeviceID{1}}, store.PutOptions{})
+	release := func(version int, hold bool) {
+		r.put(api.KindRelease, "os", nil, api.ReleaseSpec{Systems: []api.ReleaseSystem{{Profile: "vm", Arch: "amd64", Artifact: "os/vm@" + bundle(version), Counter: uint64(version)}}}, nil, store.PutOptions{Hold: hold})
+	}
+	release(1, false)
+	release(2, true)
+	report(1)
+	r.roll("up", api.RolloutSpec{Waves: []api.RolloutWave{{Devices: 1, Approve: true}, {Devices: 1}}, Change: []api.RevisionRef{{Kind: api.KindRelease, Name: "os"}}})
+	wait.Until(t, "it is given the second", func() bool { return r.status("up").Devices.Given == 1 })
+	report(2)
+	wait.Until(t, "it is healthy", func() bool { return r.status("up").Devices.Healthy == 1 })
+	if err := r.room.Order(t.Context(), key(api.KindRollout, "up"), rollout.Abort); err != nil {
+		t.Fatal(err)
+	}
+	var s api.RolloutStatus
+	wait.Until(t, "it is rolled back", func() bool {
+		s = r.status("up")
+		return s.Phase == api.RolloutRolledBack || s.Devices.Restoring > 0
+	})
+	if len(s.Unhappy) != 1 || s.Unhappy[0].State != string(rollout.Kept) || !strings.Contains(s.Unhappy[0].Why, "security counter 1") {
+		t.Fatalf("below its floor it went back: %+v", s)
+	}
+	release(3, false)
+	if _, err := r.room.Back(t.Context(), key(api.KindRelease, "os"), 1); api.CodeOf(err) != api.Conflict {
+		t.Fatal("one goes back below the floor: ", err)
+	}
+}
+
+// TestRefusalsCount: without any of the checks, what it keeps away happens.
+func TestRefusalsCount(t *testing.T) {
+	tests := map[string]string{"budget of all": "^TestBudgets$", "budget of a site": "^TestBudgets$", "one rollout of a device": "^TestBudgets$", "one relay of a site": "^TestOneRelayOfASite$",
+		"what must not come back": "^TestRollbackLeaves$", "a revoked revision": "^TestRevokedStays$", "the floor": "^TestFloorStays$", "the floor of an undo": "^TestFloorStays$"}
+	var checks []mutation.Check
+	for _, m := range mutation.Marked(t, "", "decide.go", "look.go", "settle.go") {
+		if m.Test = tests[m.Name]; m.Test != "" {
+			checks = append(checks, m)
+		}
+	}
+	if len(checks) != len(tests) {
+		t.Fatalf("%d checks are marked; %d are known", len(checks), len(tests))
+	}
+	mutation.Prove(t, checks...)
 }
 
 // A secret that was revoked does not come back; what else the rollout gave does.
