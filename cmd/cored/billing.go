@@ -49,18 +49,18 @@ func (d data) openBilling(ctx context.Context, cfg billing.Config, in *intake.St
 	if err := billing.Migrate(ctx, db); err != nil {
 		return nil, nil, errors.Join(err, db.Close())
 	}
-	cfg.DB, cfg.Usage, cfg.Heads, cfg.Now, cfg.Settle = db, counted{cfg.Store, in}, &headFile{d.billingHeads(), authority}, time.Now, billSettle
+	cfg.DB, cfg.Usage, cfg.Heads, cfg.Now, cfg.Settle = db, billedUsage{cfg.Store, in}, &headFile{d.billingHeads(), authority}, time.Now, billSettle
 	return billing.New(cfg), db.Close, nil
 }
 
-// counted tells billing what devices recorded, as belonging to who owns them now.
-type counted struct {
+// billedUsage tells billing what devices recorded, as belonging to who owns them now.
+type billedUsage struct {
 	store  store.Store
 	intake *intake.Store
 }
 
 // Entries implements billing.Source.
-func (s counted) Entries(ctx context.Context, tenant string, from, to time.Time, each func(*api.UsageEntry) error) error {
+func (s billedUsage) Entries(ctx context.Context, tenant string, from, to time.Time, each func(*api.UsageEntry) error) error {
 	name, apps, err := s.owner(ctx, tenant)
 	if err != nil || name == "" {
 		return err
@@ -93,7 +93,7 @@ func (s counted) Entries(ctx context.Context, tenant string, from, to time.Time,
 }
 
 // owner finds a tenant by its uid, with the uids of its apps.
-func (s counted) owner(ctx context.Context, uid string) (name string, apps map[string]string, err error) {
+func (s billedUsage) owner(ctx context.Context, uid string) (name string, apps map[string]string, err error) {
 	tenants, _, _, err := s.store.List(ctx, store.Query{Kind: api.KindTenant})
 	if err != nil {
 		return "", nil, err
@@ -151,8 +151,8 @@ func entriesOf(e api.UsageEntry, id api.DeviceID, u *intake.Used, each func(*api
 	return nil
 }
 
-// Gaps implements billing.Source: what devices gave up is all that is known to be missing.
-func (s counted) Gaps(context.Context, string, time.Time, time.Time) ([]api.UsageGap, error) {
+// Gaps implements billing.Source: no gaps are known by rows of usage alone.
+func (s billedUsage) Gaps(context.Context, string, time.Time, time.Time) ([]api.UsageGap, error) {
 	return nil, nil
 }
 
