@@ -81,6 +81,10 @@ vmtest: deps build ## every scenario on machines, hours; builds the images they 
 bench: deps build ## one JSON line a figure; BENCH=name runs one, BENCH=update and BENCH=boot (needs make image PROFILE=vm) take minutes each; BENCH=nab NAB=path scores the detector
 	$(GO) run ./tests/bench $(BENCH)
 
+.PHONY: replicas
+replicas: ## kill -9 of either of two cores under load, ROUNDS=20
+	TRIBUTARY_REPLICAS=$(or $(ROUNDS),20) $(GO) test -count=1 -timeout 120m -run TestReplicasUnderKills ./cmd/cored -v
+
 .PHONY: chaos
 chaos: deps build ## kill -9 of every party during the story, ROUNDS=50
 	TRIBUTARY_CHAOS=$(or $(ROUNDS),50) $(GO) test -count=1 -timeout 120m -run TestChaos ./tests/scenario -v

@@ -45,7 +45,7 @@ func (c *core) openAttest(ctx context.Context) (err error) {
 		Systems: func(id api.DeviceID) []judge.Release { return c.fleet.Systems(id) },
 		OpenKey: c.ca.OpenSealed,
 		Changed: func(id api.DeviceID) { c.fleet.Reported(id) },
-		Alarm:   func(id api.DeviceID, w api.Warning) { c.fleet.Alarm(id, w) },
+		Alarm:   func(id api.DeviceID, w api.Warning) { c.raise(id, w) },
 	})
 	if err == nil {
 		err = c.tidySealing(ctx, false)
@@ -81,12 +81,15 @@ func (c *core) runAttest(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-minute.C:
-			if err := c.reviewAttest(ctx); err != nil {
-				return err
+			if !c.fleet.Rendering() {
+				continue // another core's
+			}
+			if err := c.reviewAttest(ctx); err != nil && ctx.Err() == nil {
+				c.log.Error("what TPMs showed cannot be looked through; tried again in a minute", "err", err)
 			}
 		case <-hour.C:
 			for _, id := range c.attest.Known() {
-				if c.attest.Due(id) && c.end.Reachable(id) {
+				if _, mine := c.end.mine(id); mine && c.attest.Due(id) && c.end.Reachable(id) {
 					c.question(question{id: id})
 				}
 			}
@@ -143,7 +146,7 @@ func (c *core) reviewAttest(ctx context.Context) error {
 	}
 	changed, err := c.attest.Review(ctx)
 	for _, id := range changed {
-		err = errors.Join(err, c.fleet.Touch(ctx, id))
+		err = errors.Join(err, c.touch(ctx, id))
 	}
 	return err
 }
@@ -170,7 +173,7 @@ func (c *core) ask(ctx context.Context, q question) (again bool) {
 	before, _ := c.attest.Attested(q.id)
 	err := c.askTPM(ctx, q.id)
 	if after, _ := c.attest.Attested(q.id); after != before {
-		if err := c.fleet.Touch(ctx, q.id); err != nil {
+		if err := c.touch(ctx, q.id); err != nil {
 			c.log.Error("a device is not rendered anew", "device", q.id, "err", err)
 		}
 	}

@@ -23,7 +23,17 @@ type carrier interface {
 func (c *core) openBroker() error {
 	c.orders = make(chan func(context.Context), 256)
 	if c.o.broker != "" {
-		c.external = mqtt.NewExternal(mqtt.ExternalConfig{Address: strings.TrimPrefix(c.o.broker, "mqtts://"), TLS: c.live.ClientTLS(identity.CoreName), Log: c.log})
+		cfg := mqtt.ExternalConfig{Address: strings.TrimPrefix(c.o.broker, "mqtts://"), TLS: c.live.ClientTLS(identity.CoreName), Log: c.log}
+		if c.shared() {
+			id, err := c.ca.Replica(c.brokerName())
+			if err != nil {
+				return err
+			}
+			c.member = identity.NewLive(id)
+			cfg.Out = c.roster.TurnedAway
+			cfg.Username, cfg.Introduce, cfg.TLS = c.brokerName(), cfg.TLS, c.member.ClientTLS(identity.CoreName)
+		}
+		c.external = mqtt.NewExternal(cfg)
 		c.broker = c.external
 		// Remembered till there is a session; then the broker learns of all.
 		if err := c.admit(context.Background(), c.roster.AllActive()...); err != nil {

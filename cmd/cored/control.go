@@ -25,18 +25,18 @@ const maxControl = 64 << 20
 
 // control gives the path of the control socket, by way of an open folder: the path of a
 // socket has at most 108 bytes, that of the data folder may have more.
-func (d data) control() (path string, dir *os.File, err error) {
+func (d data) control(name string) (path string, dir *os.File, err error) {
 	dir, err = os.Open(string(d))
 	if err != nil {
 		return "", nil, err
 	}
-	return fmt.Sprintf("/proc/self/fd/%d/control.sock", dir.Fd()), dir, nil
+	return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name), dir, nil
 }
 
 // serveControl answers other cored commands on the same machine. The socket lies in the
 // data folder, which only the owner enters.
 func (c *core) serveControl(ctx context.Context) error {
-	path, dir, err := c.o.data.control()
+	path, dir, err := c.o.data.control(c.socket())
 	if err != nil {
 		return err
 	}
@@ -85,14 +85,7 @@ func markSafe(ctx context.Context, d data, counted intake.Watermark) (err error)
 
 // order has the core that runs on the folder do something.
 func (d data) order(ctx context.Context, what string, body []byte) error {
-	path, dir, err := d.control()
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", path)
-	}}}
+	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return d.dial(ctx) }}}
 	defer client.CloseIdleConnections()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://cored"+what, bytes.NewReader(body))
 	if err != nil {
@@ -114,6 +107,24 @@ func (d data) order(ctx context.Context, what string, body []byte) error {
 	return errors.Join(err, fmt.Errorf("the running core answered %s: %s", resp.Status, b))
 }
 
+// dial reaches a core that runs on the folder: any of several.
+func (d data) dial(ctx context.Context) (conn net.Conn, err error) {
+	err = &api.Error{Code: api.Unavailable, Message: "no cored answers on " + string(d), Remedy: "start it"}
+	for _, name := range d.sockets() {
+		path, dir, fault := d.control(name)
+		if fault != nil {
+			return nil, fault
+		}
+		conn, fault = new(net.Dialer).DialContext(ctx, "unix", path)
+		dir.Close()
+		if fault == nil {
+			return conn, nil
+		}
+		err = errors.Join(err, fault)
+	}
+	return nil, err
+}
+
 // controls are the routes of the control socket. What a person began there goes on when they
 // hang up.
 func (c *core) controls() http.Handler {
@@ -121,7 +132,11 @@ func (c *core) controls() http.Handler {
 	mux.HandleFunc("POST /safe", c.backedUp)
 	turn := func(path, key string, rotate func(ctx context.Context, lost bool) error) {
 		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
-			if err := rotate(context.WithoutCancel(r.Context()), r.URL.Query().Has("lost")); err != nil {
+			err := c.onlyOne()
+			if err == nil {
+				err = rotate(context.WithoutCancel(r.Context()), r.URL.Query().Has("lost"))
+			}
+			if err != nil {
 				c.log.Error("the "+key+" cannot be rotated", "err", err)
 				server.WriteError(w, err)
 				return

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/lease"
 	"tributary.dev/tributary/pkg/core/store"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
 )
@@ -68,7 +69,14 @@ func (d data) openStore(ctx context.Context) (*store.SQL, error) {
 	if err != nil {
 		return nil, err
 	}
-	return store.Open(ctx, store.Config{Place: place, Now: time.Now, NewUID: newUID, Vault: vault})
+	db, err := store.Open(ctx, store.Config{Place: place, Now: time.Now, NewUID: newUID, Vault: vault})
+	if err != nil {
+		return nil, err
+	}
+	if err := lease.Migrate(ctx, db.Database()); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
 }
 
 // sealStore opens the store of the core that runs: it makes the key of secrets when there

@@ -16,6 +16,7 @@ import (
 	"tributary.dev/tributary/pkg/core/billing"
 	"tributary.dev/tributary/pkg/core/database"
 	"tributary.dev/tributary/pkg/core/intake"
+	"tributary.dev/tributary/pkg/core/lease"
 	"tributary.dev/tributary/pkg/core/store"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
 )
@@ -30,12 +31,17 @@ var parts = []struct {
 	migrate      func(context.Context, *database.DB) error // of all rooms that have tables there
 }{
 	{intake.Schema, "ledger.db", migrateLedger},
-	{store.Schema, "core.db", store.Migrate},
+	{store.Schema, "core.db", migrateStoreRooms},
 }
 
 // migrateLedger brings the tables of all rooms up to date that are in the ledger's database.
 func migrateLedger(ctx context.Context, db *database.DB) error {
 	return errors.Join(intake.Migrate(ctx, db), billing.Migrate(ctx, db))
+}
+
+// migrateStoreRooms does so for those that are in the store's.
+func migrateStoreRooms(ctx context.Context, db *database.DB) error {
+	return errors.Join(store.Migrate(ctx, db), lease.Migrate(ctx, db))
 }
 
 func (d data) databaseFile() string { return d.path("database") }

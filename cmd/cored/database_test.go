@@ -14,7 +14,12 @@ import (
 	"tributary.dev/tributary/tests/wait"
 )
 
-func TestMain(m *testing.M) { os.Exit(databasetest.Run(m)) }
+func TestMain(m *testing.M) {
+	if os.Getenv(asCored) != "" {
+		os.Exit(Main())
+	}
+	os.Exit(databasetest.Run(m))
+}
 
 // cored runs a command as a person does.
 func cored(t *testing.T, args ...string) (string, error) {

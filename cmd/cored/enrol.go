@@ -32,7 +32,7 @@ func (r registrar) Enrol(ctx context.Context, a ca.Application) (ca.Grant, error
 func (r registrar) Renew(ctx context.Context, a ca.Application) (ca.Grant, error) {
 	g, err := r.c.roster.Renew(ctx, applicant(a))
 	if err == nil {
-		err = r.c.fleet.Touch(ctx, a.Device)
+		err = r.c.touch(ctx, a.Device)
 	}
 	return ca.Grant(g), err
 }

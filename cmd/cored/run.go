@@ -31,6 +31,7 @@ import (
 	"tributary.dev/tributary/pkg/core/fleet"
 	"tributary.dev/tributary/pkg/core/insight"
 	"tributary.dev/tributary/pkg/core/intake"
+	"tributary.dev/tributary/pkg/core/lease"
 	"tributary.dev/tributary/pkg/core/onboard"
 	"tributary.dev/tributary/pkg/core/registry"
 	"tributary.dev/tributary/pkg/core/rollout"
@@ -51,6 +52,8 @@ type options struct {
 	database     string // URL of a PostgreSQL; empty: as the folder knows, or files in it
 	https, mqtt  string
 	names        []string
+	replica      string // this core's name among several on one database; empty: it is the only one
+	replicaAt    string // where the others reach its HTTPS; empty: by its first name
 	broker       string // of somebody else; empty: the embedded one
 	keepUnbacked bool
 	font         string // for invoices
@@ -84,6 +87,8 @@ func runCommand() *cobra.Command {
 	f.StringVar(&o.mqtt, "listen-mqtt", ":8883", "address for devices")
 	f.StringVar(&o.broker, "mqtt-broker", "", "[mqtts://]host[:port] of a Mosquitto that devices reach instead of the embedded broker (see `cored mosquitto-config`)")
 	f.StringSliceVar(&o.names, "names", nil, "host names and addresses in the core's certificate (default: this host's)")
+	f.StringVar(&o.replica, "replica", "", "name of this core among several that share --data, a PostgreSQL and a broker (see docs/replicas.md)")
+	f.StringVar(&o.replicaAt, "replica-address", "", "host:port at which the other replicas reach this one's HTTPS (default: the first of --names, with the port listened on)")
 	f.BoolVar(&o.keepUnbacked, "keep-unbacked", false, "have devices keep records until a backup holds them, also while no backup was ever made")
 	f.DurationVar(&o.retention.Intervals, "keep-intervals", 90*24*time.Hour, "after how long rows of usage are summed by day, exactly and never across a cut point (0: never)")
 	f.DurationVar(&o.retention.Batches, "keep-batches", 0, "how long the batches of records are kept as devices signed them, which show each interval by itself and prove what was counted (0: for ever)")
@@ -119,7 +124,10 @@ type core struct {
 	broker   carrier
 	external *mqtt.External // the broker, when it is somebody else's
 	orders   chan func(context.Context)
-	end      *link.CoreEndpoint
+	member   *identity.Live // by which one of several cores reaches the broker
+	end      *endpoint
+	lease    *lease.Room
+	entered  func() // ends what only one core may do at a time while it starts
 	fleet    *fleet.Loop
 	rollouts *rollout.Loop
 	server   *server.Server
@@ -186,21 +194,25 @@ func (c *core) open(ctx context.Context) error {
 		{"the server", c.openServer},
 		{"the training of models", c.openTrain},
 		{"the bootstrap server", c.openBootstrap},
+		{"the leases", c.openLeases},
 	} {
 		if err := step.do(ctx); err != nil {
 			return fmt.Errorf("open %s: %w", step.what, err)
 		}
 	}
+	c.entered()
 	return nil
 }
 
 func (c *core) openData(ctx context.Context) error {
-	lock, err := c.o.data.lock()
+	err := c.lockData(ctx)
 	if err != nil {
 		return err
 	}
-	c.closers = append(c.closers, lock.Close)
 	if err := c.o.data.useDatabase(ctx, c.o.database); err != nil {
+		return err
+	}
+	if err := c.mayShare(); err != nil {
 		return err
 	}
 	if c.store, err = c.o.data.sealStore(ctx, c.log); err != nil {
@@ -257,7 +269,7 @@ func (c *core) openRoster(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	c.roster, err = roster.Open(ctx, roster.Config{Store: c.store, Fingerprint: c.ca.Fingerprint(), Restored: restored, Came: c.came, Gone: c.gone, Actor: actorOf, Now: time.Now, Random: rand.Reader, Log: c.log})
+	c.roster, err = roster.Open(ctx, roster.Config{Store: c.store, Fingerprint: c.ca.Fingerprint(), Restored: restored, Came: c.came, Gone: c.gone, Notes: c.notes, Actor: actorOf, Now: time.Now, Random: rand.Reader, Log: c.log})
 	c.live.Refused = func(id api.DeviceID) bool { return c.roster.Refused(id) }
 	return err
 }
@@ -314,7 +326,7 @@ func (c *core) openTree(ctx context.Context) (err error) {
 		return err
 	}
 	restored := c.epoch > 1
-	c.intake, err = c.o.data.openLedger(ctx, intake.Config{Now: time.Now, Log: c.log, KeepUnbacked: c.o.keepUnbacked || backed || restored,
+	c.intake, err = c.o.data.openLedger(ctx, intake.Config{Now: time.Now, Log: c.log, KeepUnbacked: c.o.keepUnbacked || backed || restored, Shared: c.shared(),
 		Changed: func(id api.DeviceID) { c.fleet.Reported(id) }})
 	if err != nil {
 		return err
@@ -323,10 +335,13 @@ func (c *core) openTree(ctx context.Context) (err error) {
 	if err := c.openBroker(); err != nil {
 		return err
 	}
-	c.end, err = link.NewCoreEndpoint(link.CoreEndpointConfig{
-		CoreConfig: link.CoreConfig{Config: link.Config{Rand: randomNumber, Log: c.log}, Epoch: c.epoch, Store: c.intake, Keys: &keys{c: c, state: map[api.DeviceID]stateKeys{}}},
-		Downlink:   c.broker, Online: c.presence, Alarm: c.alarm,
-	})
+	c.end = newEndpoint(c)
+	if c.shared() {
+		c.end.set(nil, lease.Held{}) // where devices are it reads when it hears others
+		return nil
+	}
+	end, err := c.end.make()
+	c.end.set(end, nil)
 	return err
 }
 
@@ -360,6 +375,9 @@ func (c *core) presence(news []link.Presence) {
 		if p.Online && c.attest.Due(p.Device) {
 			c.question(question{id: p.Device})
 		}
+		if c.shared() {
+			c.end.note(intake.Presence{Device: p.Device, Online: p.Online, Heard: max(p.Heard.UnixMilli(), 0)})
+		}
 		c.fleet.Reported(p.Device)
 	}
 }
@@ -367,17 +385,18 @@ func (c *core) presence(news []link.Presence) {
 // alarm notes what the link finds wrong about devices.
 func (c *core) alarm(list []link.Alarm) {
 	for _, a := range list {
-		c.fleet.Alarm(a.Device, api.Warning{Name: a.Name, Severity: a.Severity, Message: a.Message})
+		c.raise(a.Device, api.Warning{Name: a.Name, Severity: a.Severity, Message: a.Message})
 	}
 }
 
 func (c *core) openFleet(ctx context.Context) error {
 	c.fleet = fleet.New(fleet.Config{
 		Store: c.store, Epoch: c.epoch, SealKey: c.roster.SealKey,
-		Signer:  func() (*ecdsa.PrivateKey, []byte) { return c.ca.Signer() },
-		Unlock:  c.unlockStatement,
-		Sealing: c.ca.SealingName,
-		Publish: c.end.Publish, Reports: reports{c.intake, c.end.Heard}, Attested: c.attest.Attested, Attestation: c.attest.Status, Booted: c.booted, Now: time.Now, Log: c.log,
+		Signer:    func() (*ecdsa.PrivateKey, []byte) { return c.ca.Signer() },
+		Unlock:    c.unlockStatement,
+		Sealing:   c.ca.SealingName,
+		Following: c.shared(),
+		Publish:   c.end.Publish, Reports: reports{c.intake, c.end.Heard}, Attested: c.attest.Attested, Attestation: c.attest.Status, Booted: c.booted, Now: time.Now, Log: c.log,
 	})
 	c.rollouts = rollout.New(rollout.Config{Store: c.store, Most: c.o.maxDisrupted, Now: time.Now, Log: c.log})
 	return c.fleet.Load(ctx)
@@ -385,7 +404,7 @@ func (c *core) openFleet(ctx context.Context) error {
 
 func (c *core) openServer(context.Context) (err error) {
 	signer, _ := c.ca.Signer()
-	c.hub = stream.NewHub(stream.HubConfig{Identity: c.live, Signer: signer, Send: c.command, Log: c.log})
+	c.hub = stream.NewHub(stream.HubConfig{Identity: c.live, Signer: signer, Send: c.command, Mark: c.mark(), Peer: c.peer, Log: c.log})
 	apps := &server.Apps{Store: c.store, Artifacts: c.registry}
 	c.finder = server.NewFinder(c.store)
 	rollouts := rollout.Room{Loop: c.rollouts, Blobs: c.registry.Blobs}
@@ -444,29 +463,21 @@ func (c *core) admitToken(_ context.Context, ch server.Change) (server.Decision,
 func (c *core) serve(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.roster.Run(ctx) })
-	g.Go(func() error {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-c.fleet.Ready():
-			return c.end.Run(ctx)
-		}
-	})
+	g.Go(func() error { return c.lease.Run(ctx) })
+	if c.shared() {
+		g.Go(func() error { return c.end.run(ctx) })
+		g.Go(func() error { return c.hear(ctx) })
+	}
 	g.Go(func() error { return c.fleet.Run(ctx) })
 	g.Go(func() error { return c.finder.Run(ctx) })
-	g.Go(func() error { return c.insight.Run(ctx) })
 	g.Go(func() error { return c.rollouts.Run(ctx) })
 	g.Go(func() error { return c.renew(ctx) })
-	g.Go(func() error { return c.tidy(ctx) })
-	g.Go(func() error { return c.checkBudgets(ctx) })
-	g.Go(func() error { return c.runTrain(ctx) })
 	g.Go(func() error { return c.runAttest(ctx) })
-	g.Go(func() error { return c.collect(ctx) })
 	g.Go(func() error { return c.order(ctx) })
 	g.Go(func() error { return c.serveHTTPS(ctx) })
 	g.Go(func() error { return c.serveControl(ctx) })
 	g.Go(func() error { return c.serveBootstrap(ctx) })
-	c.log.Info("the core runs", "version", version, "https", c.https.Addr().String(), "mqtt", c.mqttAddress(), "bootstrap", c.bootstrapAddress(), "epoch", c.epoch, "devices", c.roster.Len(),
+	c.log.Info("the core runs", "version", version, "https", c.https.Addr().String(), "mqtt", c.mqttAddress(), "bootstrap", c.bootstrapAddress(), "epoch", c.epoch, "replica", c.o.replica, "devices", c.roster.Len(),
 		"names", strings.Join(c.o.names, ","), "adminToken", c.o.data.adminToken(), "ca", c.o.data.ca()+"/root.crt")
 	err := g.Wait()
 	c.lastHeard()
@@ -498,6 +509,9 @@ func (c *core) renew(ctx context.Context) error {
 				continue
 			}
 			c.live.Set(id)
+			if err := c.renewMember(); err != nil {
+				c.log.Error("the certificate for the broker cannot be renewed; tried again tomorrow", "err", err)
+			}
 			c.checkBroker()
 		}
 	}

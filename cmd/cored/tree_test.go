@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -40,6 +41,7 @@ type box struct {
 	id   *identity.Identity
 	live *identity.Live
 	end  *link.Endpoint
+	last atomic.Uint64 // record that use made
 }
 
 func attach(t *testing.T, id *identity.Identity, address string) *box {
@@ -96,7 +98,9 @@ func (b *box) use(from, to int64, millis uint64) {
 	b.t.Helper()
 	raw, err := record.EncodeUsage(api.Usage{From: from, To: to, Uses: []api.ContainerUse{{App: "web", Service: "web", RunMillis: millis, CPUMicros: 2 * millis}}})
 	if err == nil {
-		_, err = b.end.Append(api.RecordUsage, raw)
+		var seq uint64
+		seq, err = b.end.Append(api.RecordUsage, raw)
+		b.last.Store(seq)
 	}
 	if err != nil {
 		b.t.Fatal(err)

@@ -60,6 +60,13 @@ func peekAttachment(raw []byte) (Attachment, error) {
 	return a, err
 }
 
+// AttachmentCounter reads the number of an attachment, of which the higher wins, without
+// checking who signed it.
+func AttachmentCounter(raw []byte) (uint64, error) {
+	a, err := peekAttachment(raw)
+	return a.Counter, err
+}
+
 func openAttachment(verify func(pub crypto.PublicKey, cose, aad []byte) ([]byte, error), pub crypto.PublicKey, raw []byte) (Attachment, error) {
 	payload, err := verify(pub, raw, []byte(AttachPurpose))
 	if err != nil {

@@ -98,6 +98,36 @@ func (k *Core) Command(id api.DeviceID, raw []byte) error {
 	return nil
 }
 
+// CommandFrame is a frame that takes a signed command towards a device by way of a child of the
+// core that its way leads through, from a core that does not speak with that child itself.
+func CommandFrame(id api.DeviceID, raw []byte) []byte {
+	return packFrame(putBytes(putID(putMessage(nil, downCommand, 2), id), raw))
+}
+
+// Learn takes in where a device is attached from another core, which has checked it. What is
+// not newer is ignored.
+func (k *Core) Learn(now time.Time, raw []byte) {
+	a, err := peekAttachment(raw)
+	if err != nil {
+		k.warn(now, "attachment", api.Degraded, "an attachment in the store cannot be read: "+err.Error())
+		return
+	}
+	r := k.row(a.Device)
+	if a.Counter <= r.att.Counter {
+		return
+	}
+	old, had := k.via(a.Device)
+	k.attach(r, a)
+	r.absent = false
+	next, ok := k.via(a.Device)
+	if c := k.children[old]; had && c != nil && c.greeted && (!ok || next != old) {
+		k.toChild(old, state, putBytes(putMessage(nil, downMoved, 1), a.Raw), true)
+	}
+}
+
+// Via finds the child of the core that the way to a device goes through.
+func (k *Core) Via(id api.DeviceID) (child api.DeviceID, ok bool) { return k.via(id) }
+
 // Forget drops a retired device: what it sends from now on is foreign.
 func (k *Core) Forget(now time.Time, id api.DeviceID) {
 	r := k.rows[id]

@@ -34,7 +34,25 @@ type CoreEndpoint struct {
 
 	mu   sync.Mutex
 	core *Core
+	away outage
 }
+
+// outage is that the store does not answer; all of mu.
+type outage struct {
+	since time.Time // zero while it answers
+	why   error
+	held  int // bytes of frames taken in since
+}
+
+const (
+	// firstWait and lastWait are how long a store that does not answer is left alone.
+	firstWait, lastWait = 100 * time.Millisecond, 2 * time.Second
+	// maxHeld bounds what is taken in while it does not: what is more is dropped, and found
+	// missing by its sender when the store is back.
+	maxHeld = 32 << 20
+
+	awayWarning = "store-away"
+)
 
 // NewCoreEndpoint makes the endpoint. Publish every device's manifest before Run.
 func NewCoreEndpoint(cfg CoreEndpointConfig) (*CoreEndpoint, error) {
@@ -50,7 +68,8 @@ func NewCoreEndpoint(cfg CoreEndpointConfig) (*CoreEndpoint, error) {
 }
 
 // Run serves until ctx ends, or until the store fails: what the core knows beyond its
-// store is then void, and the process should begin again.
+// store is then void, and the process should begin again. A store that does not answer
+// (api.Unavailable) has not failed: what came in waits for it, unacknowledged.
 func (c *CoreEndpoint) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.cfg.Downlink.Run(ctx, (*toCore)(c)) })
@@ -85,35 +104,89 @@ func (c *CoreEndpoint) pump(ctx context.Context) error {
 		eff := c.core.Take()
 		asked := c.core.Asked()
 		c.mu.Unlock()
-		if err := c.settle(eff, asked); err != nil {
+		if err := c.settle(ctx, eff, asked); err != nil {
 			return fmt.Errorf("the core's store failed: %w", err)
 		}
 	}
 }
 
 // settle commits, then lets the world know.
-func (c *CoreEndpoint) settle(eff Effects, asked []api.DeviceID) error {
+func (c *CoreEndpoint) settle(ctx context.Context, eff Effects, asked []api.DeviceID) error {
 	if len(eff.State) > 0 {
-		if err := c.cfg.Store.ApplyState(eff.State); err != nil {
+		if err := c.insist(ctx, func() error { return c.cfg.Store.ApplyState(eff.State) }); err != nil {
 			return err
 		}
 	}
 	c.act(eff)
 	if len(eff.Batches) > 0 {
-		results, err := c.cfg.Store.AcceptBatches(eff.Batches)
-		if err != nil {
+		var results []BatchResult
+		if err := c.insist(ctx, func() (err error) { results, err = c.cfg.Store.AcceptBatches(eff.Batches); return err }); err != nil {
 			return err
 		}
 		c.step(func(k *Core, now time.Time) { k.Counted(now, eff.Batches, results) })
 	}
 	for _, id := range asked {
-		p, err := c.cfg.Store.Position(id)
-		if err != nil {
+		var p Position
+		if err := c.insist(ctx, func() (err error) { p, err = c.cfg.Store.Position(id); return err }); err != nil {
 			return err
 		}
 		c.step(func(k *Core, now time.Time) { k.Answer(now, id, p) })
 	}
 	return nil
+}
+
+// insist does something with the store until it answers. Whether a call that failed was
+// committed nobody knows: the store takes it again.
+func (c *CoreEndpoint) insist(ctx context.Context, do func() error) error {
+	for wait := firstWait; ; wait = min(2*wait, lastWait) {
+		err := do()
+		if err == nil || api.CodeOf(err) != api.Unavailable {
+			c.answered()
+			return err
+		}
+		c.silent(err)
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		case <-timer.C:
+		}
+	}
+}
+
+// silent notes that the store does not answer.
+func (c *CoreEndpoint) silent(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.away.since.IsZero() {
+		c.away = outage{since: c.cfg.Now(), why: err}
+		c.cfg.Log.Warn("the core's store does not answer: devices keep their records meanwhile", "err", err)
+	}
+}
+
+// answered notes that it does.
+func (c *CoreEndpoint) answered() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.away.since.IsZero() {
+		c.cfg.Log.Info("the core's store answers again", "after", c.cfg.Now().Sub(c.away.since).Round(time.Millisecond))
+		c.away = outage{}
+	}
+}
+
+// room tells whether a frame may be taken in.
+func (c *CoreEndpoint) room(size int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.away.since.IsZero() {
+		return true
+	}
+	if c.away.held+size > maxHeld { // check: held
+		return false
+	}
+	c.away.held += size
+	return true
 }
 
 // act does the effects that are not commits. Frames that find no session are dropped:
@@ -163,6 +236,18 @@ func (c *CoreEndpoint) Answer(id api.DeviceID, p Position) {
 	c.step(func(k *Core, now time.Time) { k.Answer(now, id, p) })
 }
 
+// Learn takes in where a device is attached, as another core has found it.
+func (c *CoreEndpoint) Learn(attachment []byte) {
+	c.step(func(k *Core, now time.Time) { k.Learn(now, attachment) })
+}
+
+// Via finds the child of the core that the way to a device goes through.
+func (c *CoreEndpoint) Via(id api.DeviceID) (child api.DeviceID, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.core.Via(id)
+}
+
 // Reachable reports whether the way to a device is open as far as is known.
 func (c *CoreEndpoint) Reachable(id api.DeviceID) bool {
 	c.mu.Lock()
@@ -182,7 +267,11 @@ func (c *CoreEndpoint) Heard(id api.DeviceID) (at time.Time, reachable bool) {
 func (c *CoreEndpoint) Warnings() []api.Warning {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.core.Warnings()
+	list := c.core.Warnings()
+	if !c.away.since.IsZero() {
+		list = append(list, api.Warning{Name: awayWarning, Severity: api.Critical, Since: c.away.since.Unix(), Message: "the core's store does not answer: " + c.away.why.Error()})
+	}
+	return list
 }
 
 // Stats returns the byte counters so far.
@@ -204,5 +293,8 @@ func (h *toCore) ChildDown(child api.DeviceID) {
 }
 
 func (h *toCore) FromChild(child api.DeviceID, frame []byte) {
-	(*CoreEndpoint)(h).step(func(k *Core, now time.Time) { k.FromChild(now, child, frame) })
+	c := (*CoreEndpoint)(h)
+	if c.room(len(frame)) {
+		c.step(func(k *Core, now time.Time) { k.FromChild(now, child, frame) })
+	}
 }

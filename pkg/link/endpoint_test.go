@@ -5,7 +5,9 @@ import (
 	"crypto/rand"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -201,6 +203,95 @@ func TestEndpoints(t *testing.T) {
 	running.Wait()
 	for seq := uint64(1); seq <= 50; seq++ {
 		if l := db.Ledger[fieldID][seq]; l == nil || l.Count != 1 {
+			t.Errorf("record %d is counted %+v", seq, l)
+		}
+	}
+}
+
+// faint is a store that sometimes does not answer. What it was told before it fell silent may
+// have been committed, or not.
+type faint struct {
+	*guarded
+	away atomic.Bool
+	late atomic.Bool // it commits, and cannot tell
+}
+
+var errAway = &api.Error{Code: api.Unavailable, Message: "the database does not answer"}
+
+func (f *faint) ApplyState(changes []link.StateChange) error {
+	if f.away.Load() {
+		return errAway
+	}
+	return f.guarded.ApplyState(changes)
+}
+
+func (f *faint) AcceptBatches(in []link.BatchIn) ([]link.BatchResult, error) {
+	if f.away.Load() {
+		return nil, errAway
+	}
+	out, err := f.guarded.AcceptBatches(in)
+	if err == nil && f.late.CompareAndSwap(true, false) {
+		f.away.Store(true)
+		return nil, errAway
+	}
+	return out, err
+}
+
+// A store that does not answer ends nothing: what comes meanwhile waits unacknowledged, and is
+// counted once when it is back, also what it had committed without a word.
+func TestStoreAway(t *testing.T) {
+	defer wait.NoLeaks(t)
+	keys, id := keyring(t), api.DeviceID{2}
+	db := &faint{guarded: &guarded{Database: linksim.NewDatabase()}}
+	top := newHub(api.DeviceID{})
+	core, err := link.NewCoreEndpoint(link.CoreEndpointConfig{CoreConfig: link.CoreConfig{Epoch: 1, Store: db, Keys: keys.Core()}, Downlink: top})
+	if err != nil {
+		t.Fatal(err)
+	}
+	field := box(t, keys, id, top, nil)
+	ctx, stop := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	ended := make(chan error, 1)
+	running.Go(func() { ended <- core.Run(ctx) })
+	running.Go(func() { _ = field.Run(ctx) })
+	defer running.Wait()
+	defer stop()
+	tell := func(n int) {
+		t.Helper()
+		for i := range n {
+			if _, err := field.Append(api.RecordEvent, []byte{byte(i)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	warned := func() bool {
+		return slices.ContainsFunc(core.Warnings(), func(w api.Warning) bool { return w.Name == "store-away" && w.Severity == api.Critical })
+	}
+	tell(5)
+	wait.Until(t, "the first records to be acknowledged", func() bool { return field.Acked() == 5 })
+	db.late.Store(true)
+	tell(5)
+	wait.Until(t, "the core to say that its store is away", warned)
+	if err := field.Report("key", []byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	tell(5)
+	if n := field.Acked(); n != 5 {
+		t.Errorf("%d records are acknowledged, of which the store said nothing", n)
+	}
+	db.away.Store(false)
+	wait.Until(t, "all records to be acknowledged", func() bool { return field.Acked() == 15 })
+	wait.Until(t, "the key", func() bool { return db.keys(id) == 1 })
+	wait.Until(t, "the warning to end", func() bool { return !warned() })
+	select {
+	case err := <-ended:
+		t.Fatal("the core's end of the link ended: ", err)
+	default:
+	}
+	stop()
+	running.Wait()
+	for seq := uint64(1); seq <= 15; seq++ {
+		if l := db.Ledger[id][seq]; l == nil || l.Count != 1 {
 			t.Errorf("record %d is counted %+v", seq, l)
 		}
 	}

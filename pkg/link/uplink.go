@@ -235,6 +235,11 @@ func (r *Relay) welcomeIn(now time.Time, m *message) {
 	if m.fields >= 4 {
 		feed, pos := m.r.uint(), m.r.uint()
 		if m.r.err == nil {
+			if feed != r.u.downFeed && r.path {
+				// The parent began anew under a session that its broker kept, or another core took
+				// its place: what was on its way up is lost, and those below hear of that, too.
+				r.setPath(now, false, r.coreEpoch)
+			}
 			r.u.downFeed, r.u.downPos = feed, pos
 		}
 	}

@@ -135,6 +135,38 @@ func Open(ctx context.Context, cfg Config) (*Room, error) {
 	return r, err
 }
 
+// Refresh reads what another core may have found about devices; about all for none.
+func (r *Room) Refresh(ctx context.Context, ids []api.DeviceID) error {
+	known := map[api.DeviceID]*record{}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	err := r.cfg.Store.EachAttestation(ctx, func(id api.DeviceID, text []byte) error {
+		if ids != nil && !slices.Contains(ids, id) {
+			return nil
+		}
+		rec := &record{}
+		if err := json.Unmarshal(text, rec); err != nil {
+			return fmt.Errorf("what is known of the TPM of %s: %w", id, err)
+		}
+		if old := r.records[id]; old != nil && old.Waiting != nil && rec.Waiting != nil {
+			rec.Waiting.Last = old.Waiting.Last
+		}
+		known[id] = rec
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if ids == nil {
+		r.records = known
+		return nil
+	}
+	for id, rec := range known {
+		r.records[id] = rec
+	}
+	return nil
+}
+
 // save keeps a record, durably, in memory only when that worked. The caller holds mu.
 func (r *Room) save(ctx context.Context, id api.DeviceID, rec *record) error {
 	text, err := json.Marshal(rec)

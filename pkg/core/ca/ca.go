@@ -21,6 +21,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
@@ -100,9 +101,6 @@ func Open(dir string, opts Options) (*CA, error) {
 	if c.deviceLife <= 0 {
 		c.deviceLife = DeviceLife
 	}
-	if _, err := rand.Read(c.nonces.key[:]); err != nil {
-		return nil, err
-	}
 	if err := os.MkdirAll(filepath.Join(dir, previousDir), 0o700); err != nil {
 		return nil, err
 	}
@@ -126,6 +124,12 @@ func Open(dir string, opts Options) (*CA, error) {
 	if err := c.readPrevious(); err != nil {
 		return nil, fmt.Errorf("ca: %w", err)
 	}
+	// The same for all who have this folder: a box may ask one core and enrol at another.
+	own, err := c.issuer.key.Bytes()
+	if err != nil {
+		return nil, fmt.Errorf("ca: issuer: %w", err)
+	}
+	c.nonces.key = sha256.Sum256(append([]byte("tributary nonces of enrolment\x00"), own...))
 	// One look through the eyes of a box, before any box looks.
 	if _, err := identity.DecodeTrust(c.Trust().Encode(), nil); err != nil {
 		return nil, fmt.Errorf("ca: folder %s does not hold together: %w", dir, err)
@@ -350,6 +354,31 @@ func (c *CA) Identity(names []string) (*identity.Identity, error) {
 		return nil, err
 	}
 	return &identity.Identity{Key: p.key, Seal: c.SealingKeys()[0], Cert: chain, Trust: c.Trust(), Now: c.now}, nil
+}
+
+// Replica is the identity by which one of several cores reaches the broker that they share: of
+// a name of its own.
+func (c *CA) Replica(name string) (*identity.Identity, error) {
+	trust := c.Trust()
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	ext, err := identity.RoleExtension(identity.RoleCore)
+	if err != nil {
+		return nil, err
+	}
+	tmpl := c.template(name, tlsLife)
+	tmpl.ExtraExtensions = []pkix.Extension{ext}
+	tmpl.KeyUsage = x509.KeyUsageDigitalSignature
+	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	cert, err := c.issue(tmpl, &key.PublicKey)
+	if err != nil {
+		return nil, err
+	}
+	return &identity.Identity{Key: key, Seal: c.sealing.key, Cert: []*x509.Certificate{cert, c.issuer.cert}, Trust: trust, Now: c.now}, nil
 }
 
 // ServerFile keeps a key and server certificate of the core's in a file of its own, for a

@@ -64,7 +64,7 @@ type Row struct {
 }
 
 // Scan reads the row; the error is sql.ErrNoRows when there is none.
-func (r *Row) Scan(into ...any) error { return r.db.explain(r.row.Scan(into...)) }
+func (r *Row) Scan(into ...any) error { return r.db.Explain(r.row.Scan(into...)) }
 
 var _, _ Querier = (*DB)(nil), (*Tx)(nil)
 
@@ -155,7 +155,7 @@ func (db *DB) QueryContext(ctx context.Context, text string, args ...any) (*sql.
 		p.text = db.dialect.bind(text)
 	}
 	rows, err := db.read.QueryContext(ctx, p.text, args...)
-	return rows, db.explain(err)
+	return rows, db.Explain(err)
 }
 
 // QueryRowContext reads one row, outside of any transaction.

@@ -31,6 +31,15 @@ func (d Dialect) ForUpdate() string {
 	return ""
 }
 
+// Hold ends a SELECT of rows whose key nobody shall change until the transaction's end; what
+// else stands in them may change.
+func (d Dialect) Hold() string {
+	if d == Postgres {
+		return " FOR KEY SHARE"
+	}
+	return ""
+}
+
 // Blobs is a subquery of the values of one parameter, a JSON list of texts in hexadecimal.
 func (d Dialect) Blobs() string {
 	if d == Postgres {

@@ -49,7 +49,7 @@ func openPostgres(ctx context.Context, c Config) (*DB, error) {
 	pool.SetMaxIdleConns(postgresConns)
 	db := &DB{dialect: Postgres, place: shown, schema: c.Schema, write: pool, read: pool}
 	if err := db.greet(ctx); err != nil {
-		return nil, errors.Join(db.explain(err), pool.Close())
+		return nil, errors.Join(db.Explain(err), pool.Close())
 	}
 	return db, nil
 }
@@ -108,18 +108,19 @@ func lostRace(err error) bool {
 	return code == "40001" || code == "40P01"
 }
 
-// explain says in our words that a server does not answer.
-func (db *DB) explain(err error) error {
+// Explain says in our words that a server does not answer, or cannot be written to now. What a
+// room reads row by row it passes through here.
+func (db *DB) Explain(err error) error {
 	if db.dialect != Postgres || err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
 	var connect *pgconn.ConnectError
 	var network net.Error
 	state := SQLState(err)
-	// Classes 08 and 57 (connection exception, operator intervention) and too_many_connections
-	// (PostgreSQL 15, appendix A).
-	if errors.As(err, &connect) || errors.As(err, &network) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, driver.ErrBadConn) ||
-		strings.HasPrefix(state, "08") || strings.HasPrefix(state, "57P") || state == "53300" {
+	// Classes 08 and 57 (connection exception, operator intervention), 53 (no disk, no memory, no
+	// connection left), an I/O error, and a server that became a standby (PostgreSQL 15, appendix A).
+	if errors.As(err, &connect) || errors.As(err, &network) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, driver.ErrBadConn) || errors.Is(err, pgconn.ErrConnClosed) ||
+		strings.HasPrefix(state, "08") || strings.HasPrefix(state, "57P") || strings.HasPrefix(state, "53") || state == "58030" || state == "25006" {
 		return &api.Error{Code: api.Unavailable, Message: "the database " + db.place + " does not answer", Remedy: "see that its server runs and can be reached", Err: err}
 	}
 	return err

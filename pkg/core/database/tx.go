@@ -29,7 +29,7 @@ func (db *DB) Write(ctx context.Context, f func(*Tx) error) error {
 	for try := 1; ; try++ {
 		err := db.once(ctx, f)
 		if err == nil || try == maxTries || !lostRace(err) {
-			return db.explain(err)
+			return db.Explain(err)
 		}
 		wait := time.NewTimer(rand.N(2 * firstWait << min(try-1, 8)))
 		select {
@@ -47,7 +47,11 @@ func (db *DB) once(ctx context.Context, f func(*Tx) error) error {
 		return err
 	}
 	defer tx.Rollback() //nolint:errcheck // after Commit it does nothing
-	if err := f(&Tx{tx: tx, db: db, write: true}); err != nil {
+	t := &Tx{tx: tx, db: db, write: true}
+	if err := fenceOf(ctx)(ctx, t); err != nil {
+		return err
+	}
+	if err := f(t); err != nil {
 		return err
 	}
 	if err := tx.Commit(); err != nil || db.written == nil {
@@ -64,10 +68,10 @@ func (db *DB) Read(ctx context.Context, f func(*Tx) error) error {
 	}
 	tx, err := db.read.BeginTx(ctx, &o)
 	if err != nil {
-		return db.explain(err)
+		return db.Explain(err)
 	}
 	defer tx.Rollback() //nolint:errcheck // it only read
-	return db.explain(f(&Tx{tx: tx, db: db}))
+	return db.Explain(f(&Tx{tx: tx, db: db}))
 }
 
 // Dialect tells how this database wants its queries.

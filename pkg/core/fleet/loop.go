@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
@@ -51,6 +52,8 @@ type Config struct {
 	// Booted is told of devices that started anew, by the name that they give the start, and of
 	// each when it is first heard of; it returns at once. May be nil.
 	Booted func(id api.DeviceID, boot string)
+	// Following: other cores have these fleets, too, and nothing is written but while Lead runs.
+	Following bool
 	// Homecoming is how long after the start a device may stay away before that is an
 	// event, and Quiet how long an alarm stands after it was raised last. Zero is the
 	// default: 2 and 15 minutes.
@@ -70,6 +73,11 @@ type Loop struct {
 	shared shared
 	turned dirty // whether they are relays has changed; of mu
 
+	lead    bool                            // Lead runs; of mu
+	leading bool                            // it writes: Lead runs, and all is known; of mu
+	under   atomic.Pointer[context.Context] // Lead's, whose values writing has
+	anew    chan struct{}                   // Run begins anew
+
 	news   *news
 	alarms *alarms
 
@@ -88,13 +96,108 @@ func New(cfg Config) *Loop {
 	if cfg.Quiet == 0 {
 		cfg.Quiet = quiet
 	}
-	return &Loop{cfg: cfg, turned: dirty{}, ready: make(chan struct{}), worlds: newWorlds(), news: newNews(), started: cfg.Now(), told: map[api.DeviceID]bool{}, awaited: map[api.DeviceID]bool{},
+	return &Loop{cfg: cfg, leading: !cfg.Following, anew: make(chan struct{}, 1), turned: dirty{}, ready: make(chan struct{}), worlds: newWorlds(), news: newNews(), started: cfg.Now(), told: map[api.DeviceID]bool{}, awaited: map[api.DeviceID]bool{},
 		alarms: &alarms{quiet: cfg.Quiet, byID: map[api.DeviceID]map[string]*alarm{}}}
 }
 
 // Run reads fleets, apps, configs, secrets and devices; it writes manifests, and the
-// status of devices and fleets; until ctx ends.
+// status of devices and fleets; until ctx ends. While the store does not answer it waits:
+// what was half done then is done anew from the whole.
 func (l *Loop) Run(ctx context.Context) error {
+	for {
+		again, err := l.runUntilAnew(ctx)
+		if again {
+			continue
+		}
+		if err == nil || ctx.Err() != nil || api.CodeOf(err) != api.Unavailable {
+			return err
+		}
+		l.cfg.Log.Warn("fleets wait for the store", "err", err)
+		wait := time.NewTimer(away)
+		select {
+		case <-ctx.Done():
+		case <-wait.C:
+		}
+		wait.Stop()
+	}
+}
+
+// away is how long the loops leave a store alone that does not answer.
+const away = time.Second
+
+// runUntilAnew runs until it fails, or Lead wants everything begun anew.
+func (l *Loop) runUntilAnew(ctx context.Context) (again bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- l.run(ctx) }()
+	select {
+	case err = <-done:
+		return false, err
+	case <-l.anew:
+	}
+	cancel()
+	<-done
+	return true, nil
+}
+
+// Lead renders and writes until ctx ends, as this core alone does of those that have the
+// fleets: what others rendered is read first. Run runs beside it.
+func (l *Loop) Lead(ctx context.Context) error {
+	l.mu.Lock()
+	l.under.Store(&ctx)
+	l.worlds, l.turned, l.awaited, l.started = newWorlds(), dirty{}, map[api.DeviceID]bool{}, l.cfg.Now()
+	err := l.load(ctx, func(*manifest.Signed, map[string]uint64) error { return nil })
+	l.lead = err == nil
+	l.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	poke(l.anew)
+	<-ctx.Done()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lead, l.leading = false, false
+	return ctx.Err()
+}
+
+func poke(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// Rendering tells whether this core renders and writes.
+func (l *Loop) Rendering() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.leading
+}
+
+// writing gives a context the values of Lead's, by which what is written is fenced.
+func (l *Loop) writing(ctx context.Context) context.Context {
+	if under := l.under.Load(); under != nil {
+		return fenced{ctx, *under}
+	}
+	return ctx
+}
+
+// fenced is a context with the values of another, too.
+type fenced struct {
+	context.Context
+	under context.Context
+}
+
+// Value implements context.Context.
+func (f fenced) Value(key any) any {
+	if v := f.under.Value(key); v != nil {
+		return v
+	}
+	return f.Context.Value(key)
+}
+
+func (l *Loop) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan error, 2)
@@ -118,6 +221,11 @@ func (l *Loop) Ready() <-chan struct{} { return l.ready }
 func (l *Loop) Load(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.load(ctx, l.cfg.Publish)
+}
+
+// load reads what was signed, and publishes it. The caller holds mu.
+func (l *Loop) load(ctx context.Context, publish func(*manifest.Signed, map[string]uint64) error) error {
 	var err error
 	if l.told, err = l.cfg.Store.LastPresence(ctx); err != nil {
 		return err
@@ -132,7 +240,7 @@ func (l *Loop) Load(ctx context.Context) error {
 		if r.Epoch != l.cfg.Epoch {
 			return nil // a manifest of an earlier epoch is a base for the next one only
 		}
-		return l.cfg.Publish(signed, r.Tombstones)
+		return publish(signed, r.Tombstones)
 	})
 }
 
@@ -169,6 +277,7 @@ type sink struct {
 func (s sink) Reset(objects []*api.Object) error {
 	s.l.mu.Lock()
 	defer s.l.mu.Unlock()
+	s.l.leading = s.l.leading || s.l.lead
 	old := s.l.worlds
 	s.l.worlds = newWorlds()
 	for id, e := range old.byID { // manifests outlive what is known of their devices
@@ -222,6 +331,8 @@ func (s sink) Apply(events []store.Event) error {
 			}
 			if gone := s.l.worlds.unset(e.Object.Key(), d); gone != nil {
 				if err := s.l.drop(s.ctx, gone); err != nil {
+					gone.Device = Device{ID: gone.ID}
+					s.l.worlds.byID[gone.ID] = gone // for the next Reset to drop
 					return err
 				}
 			}
@@ -240,7 +351,10 @@ func (s sink) Apply(events []store.Event) error {
 
 func (l *Loop) drop(ctx context.Context, e *entry) error {
 	delete(l.told, e.ID)
-	return l.cfg.Store.DeleteManifest(ctx, e.ID)
+	if !l.leading {
+		return nil
+	}
+	return l.cfg.Store.DeleteManifest(l.writing(ctx), e.ID)
 }
 
 // batch is how many manifests are signed, kept in one transaction, then published. It
@@ -263,6 +377,10 @@ type result struct {
 // render brings the manifests of devices up to date. Faults of one device do not stop
 // the others; a fault of the store does.
 func (l *Loop) render(ctx context.Context, d dirty) error {
+	if !l.leading {
+		return nil // who leads does
+	}
+	ctx = l.writing(ctx)
 	start, changed := l.cfg.Now(), 0
 	todo := make([]*entry, 0, len(d))
 	for e := range d {

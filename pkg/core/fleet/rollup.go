@@ -272,11 +272,15 @@ func (l *Loop) rollup(ctx context.Context) error {
 		}
 		began := time.Now()
 		devices, fleets := l.news.take()
+		if !l.Rendering() {
+			continue // who leads sums up
+		}
+		ctx := l.writing(ctx)
 		if err := l.sum(ctx, devices); err != nil {
 			return err
 		}
-		if err := l.cfg.Store.AppendEvents(ctx, l.takeEvents()); err != nil {
-			return fmt.Errorf("keep events: %w", err)
+		if err := l.keepEvents(ctx); err != nil {
+			return err
 		}
 		if fleets || len(devices) > 0 {
 			if err := l.sumFleets(ctx); err != nil {
@@ -285,6 +289,19 @@ func (l *Loop) rollup(ctx context.Context) error {
 		}
 		wait = min(max(pause, time.Since(began)), longPause)
 	}
+}
+
+// keepEvents writes what is new; what cannot be written is written later.
+func (l *Loop) keepEvents(ctx context.Context) error {
+	events := l.takeEvents()
+	err := l.cfg.Store.AppendEvents(ctx, events)
+	if err == nil {
+		return nil
+	}
+	l.eventsMu.Lock()
+	defer l.eventsMu.Unlock()
+	l.events = append(events, l.events...)
+	return fmt.Errorf("keep events: %w", err)
 }
 
 // sum writes the status of devices, in parts.

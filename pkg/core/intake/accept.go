@@ -6,7 +6,9 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
+	"slices"
 	"sync"
 
 	"tributary.dev/tributary/pkg/api"
@@ -51,13 +53,18 @@ type finding struct {
 
 // AcceptBatches implements link.CoreStore: it verifies batches on all processors, each
 // device's in order, and meanwhile writes those that follow in one transaction.
-func (s *Store) AcceptBatches(in []link.BatchIn) ([]link.BatchResult, error) {
-	ctx := context.Background()
+func (s *Store) AcceptBatches(in []link.BatchIn) (out []link.BatchResult, err error) {
+	ctx := s.work()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.fresh(ctx); err != nil {
-		return nil, err
-	}
+	err = s.settled(ctx, func() error {
+		out, err = s.acceptBatches(ctx, in)
+		return err
+	})
+	return out, err
+}
+
+func (s *Store) acceptBatches(ctx context.Context, in []link.BatchIn) ([]link.BatchResult, error) {
 	now := s.cfg.Now().UnixMilli()
 	written := make(map[service]int64)
 	ex := s.examine(ctx, in)
@@ -66,6 +73,9 @@ func (s *Store) AcceptBatches(in []link.BatchIn) ([]link.BatchResult, error) {
 	err := s.inTx(ctx, func(tx *database.Tx) error {
 		clear(written)
 		clear(touched)
+		if err := s.confirm(ctx, tx, slices.Collect(maps.Keys(ex.devices))); err != nil {
+			return err
+		}
 		w := newLedgerWriter(ctx, s, tx, written)
 		numbers := make(map[api.DeviceID]*device)
 		for i := range in {
@@ -116,6 +126,9 @@ func (s *Store) Position(id api.DeviceID) (link.Position, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.fresh(context.Background()); err != nil {
+		return link.Position{}, err
+	}
+	if err := s.reread(context.Background(), id); err != nil {
 		return link.Position{}, err
 	}
 	if d := s.devices[id]; d != nil {

@@ -57,6 +57,7 @@ func (s *Store) Keep() { s.keeping.Store(true) }
 func (s *Store) MarkSafe(ctx context.Context, w Watermark) (moved []api.DeviceID, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.stale = s.stale || s.cfg.Shared
 	if err := s.fresh(ctx); err != nil {
 		return nil, err
 	}
@@ -71,13 +72,16 @@ func (s *Store) MarkSafe(ctx context.Context, w Watermark) (moved []api.DeviceID
 			}
 			d := old.clone()
 			d.safe = at.Acked
-			if _, err := tx.ExecContext(ctx, `UPDATE devices SET safe = ? WHERE dev = ?`, int64(d.safe), d.dev); err != nil {
+			if _, err := tx.ExecContext(ctx, `UPDATE devices SET safe = ?1 WHERE dev = ?2 AND safe < ?1`, int64(d.safe), d.dev); err != nil {
 				return err
 			}
 			touched[id] = d
 			moved = append(moved, id)
 		}
-		return nil
+		if !s.cfg.Shared || len(moved) == 0 {
+			return nil
+		}
+		return tx.Say(ctx, SaidSafe, moved)
 	})
 	if err != nil {
 		return nil, err

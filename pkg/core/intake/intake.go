@@ -8,6 +8,7 @@ package intake
 
 import (
 	"context"
+	"database/sql"
 	"embed"
 	"errors"
 	"fmt"
@@ -33,14 +34,26 @@ type Config struct {
 	// KeepUnbacked has devices keep what is counted until MarkSafe says that a backup
 	// holds it. Without it, counted is safe.
 	KeepUnbacked bool
+	// Shared: other cores write this ledger, too, each what comes to it. What is kept in memory
+	// of devices is then looked after in each transaction, and others hear of changes
+	// (database.Tx.Say, on Said).
+	Shared bool
 	// Changed is called after a commit for each device whose reported state or
 	// attachment changed. It must return at once.
 	Changed func(api.DeviceID)
 }
 
+// What is said to other cores of a ledger that is shared: devices of which something else is
+// known now, and those of which a backup holds more.
+const (
+	Said     = "device"
+	SaidSafe = "safe"
+)
+
 // Store implements link.CoreStore, and answers questions from any goroutine.
 type Store struct {
 	cfg     Config
+	under   atomic.Pointer[context.Context]
 	keeping atomic.Bool // KeepUnbacked, or turned on since
 	db      *database.DB
 
@@ -116,24 +129,17 @@ func (d *device) clone() *device { c := *d; return &c }
 
 // load reads what the writer keeps in memory of devices.
 func (s *Store) load(ctx context.Context) error {
-	rows, err := s.db.QueryContext(ctx, `SELECT dev, device, attachment, state_epoch, state_seq, epoch, acked, hash, safe FROM devices`)
+	rows, err := s.db.QueryContext(ctx, `SELECT `+deviceColumns+` FROM devices`)
 	if err != nil {
 		return err
 	}
 	defer rows.Close()
 	devices := make(map[api.DeviceID]*device, len(s.devices))
 	for rows.Next() {
-		d := &device{}
-		var id, hash []byte
-		var stateEpoch, stateSeq, epoch, acked, safe int64
-		if err := rows.Scan(&d.dev, &id, &d.attachment, &stateEpoch, &stateSeq, &epoch, &acked, &hash, &safe); err != nil {
+		d, err := scanDevice(rows)
+		if err != nil {
 			return err
 		}
-		copy(d.id[:], id)
-		d.stateEpoch, d.stateSeq = uint64(stateEpoch), uint64(stateSeq)
-		d.epoch, d.acked, d.safe = uint64(epoch), uint64(acked), uint64(safe)
-		d.known = hash != nil
-		copy(d.hash[:], hash)
 		devices[d.id] = d
 	}
 	if err := rows.Err(); err != nil {
@@ -141,6 +147,24 @@ func (s *Store) load(ctx context.Context) error {
 	}
 	s.devices, s.stale = devices, false
 	return nil
+}
+
+const deviceColumns = `dev, device, attachment, state_epoch, state_seq, epoch, acked, hash, safe`
+
+// scanDevice reads a row of deviceColumns.
+func scanDevice(rows *sql.Rows) (*device, error) {
+	d := &device{}
+	var id, hash []byte
+	var stateEpoch, stateSeq, epoch, acked, safe int64
+	if err := rows.Scan(&d.dev, &id, &d.attachment, &stateEpoch, &stateSeq, &epoch, &acked, &hash, &safe); err != nil {
+		return nil, err
+	}
+	copy(d.id[:], id)
+	d.stateEpoch, d.stateSeq = uint64(stateEpoch), uint64(stateSeq)
+	d.epoch, d.acked, d.safe = uint64(epoch), uint64(acked), uint64(safe)
+	d.known = hash != nil
+	copy(d.hash[:], hash)
+	return d, nil
 }
 
 // fresh makes memory what the database says again, after a transaction of which nobody knows
@@ -151,15 +175,33 @@ func (s *Store) fresh(ctx context.Context) error {
 	}
 	clear(s.services)
 	if err := s.load(ctx); err != nil {
-		return fmt.Errorf("read the ledger's devices again: %w", err)
+		return fmt.Errorf("read the ledger's devices again: %w", s.db.Explain(err))
 	}
 	return nil
+}
+
+// Work has reported state and records taken in under the values of ctx: its fence, where several
+// cores share the ledger. What is in memory is read anew.
+func (s *Store) Work(ctx context.Context) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ctx = context.WithoutCancel(ctx) // what has begun is ended
+	s.under.Store(&ctx)
+	s.stale = s.stale || s.cfg.Shared
+}
+
+// work is the context of what comes in.
+func (s *Store) work() context.Context {
+	if ctx := s.under.Load(); ctx != nil {
+		return *ctx
+	}
+	return context.Background()
 }
 
 // inTx runs fn in one transaction. What fn changes in memory it must change in clones, and
 // hand over after the commit; it may run again.
 func (s *Store) inTx(ctx context.Context, fn func(*database.Tx) error) error {
 	err := s.db.Write(ctx, fn)
-	s.stale = s.stale || err != nil
+	s.stale = s.stale || err != nil && !errors.Is(err, errMoved)
 	return err
 }

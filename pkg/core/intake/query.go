@@ -343,6 +343,9 @@ func (s *Store) Quarantine(ctx context.Context, limit int) (out []Aside, err err
 			if err := rows.Scan(&device, &at, &a.What, &a.Detail, &a.Raw); err != nil {
 				return err
 			}
+			if len(a.Raw) == 0 {
+				a.Raw = nil // as SQLite gives what is empty
+			}
 			copy(a.Device[:], device)
 			a.At = time.UnixMilli(at)
 			if len(a.Raw) == 0 {

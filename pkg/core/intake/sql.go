@@ -9,7 +9,7 @@ import (
 
 // The statements that run for every batch and every change of state.
 var (
-	sqlNewDevice     = `INSERT INTO devices (device) VALUES (?) ON CONFLICT (device) DO UPDATE SET device = excluded.device RETURNING dev`
+	sqlNewDevice     = `INSERT INTO devices (device) VALUES (?) ON CONFLICT (device) DO UPDATE SET device = excluded.device RETURNING dev, epoch + acked + state_epoch + state_seq`
 	sqlPutVector     = `UPDATE devices SET state_epoch = ?2, state_seq = ?3, ` + seenAtLeast4 + ` WHERE dev = ?1`
 	sqlPutAttachment = `UPDATE devices SET attachment = ?2, parent = ?3 WHERE dev = ?1`
 	sqlPutPosition   = `UPDATE devices SET epoch = ?2, acked = ?3, ` + seenAtLeast4 + `, hash = ?5 WHERE dev = ?1`
@@ -21,7 +21,7 @@ var (
 	sqlSetAside     = `INSERT INTO quarantine (dev, at, what, detail, raw) VALUES (?,?,?,?,?)`
 	sqlPruneAside   = `DELETE FROM quarantine WHERE dev = ?1 AND what = ?2 AND id <= (SELECT id FROM quarantine WHERE dev = ?1 AND what = ?2 ORDER BY id DESC LIMIT 1 OFFSET 100)`
 	sqlFindService  = `SELECT svc FROM services WHERE app = ? AND service = ?`
-	sqlNewService   = `INSERT INTO services (app, service) VALUES (?,?) RETURNING svc`
+	sqlNewService   = `INSERT INTO services (app, service) VALUES (?,?) ON CONFLICT (app, service) DO UPDATE SET app = excluded.app RETURNING svc`
 	sqlPutEvent     = `INSERT INTO events (dev, epoch, seq, last, audit, time, name, subject, message, actor) VALUES (?,?,?,?,?,?,?,?,?,?)`
 	sqlPutOther     = `INSERT INTO others (dev, epoch, seq, last, kind, poison, payload) VALUES (?,?,?,?,?,?,?)`
 	sqlBoundary     = `SELECT last, hash FROM batches WHERE dev = ? AND epoch = ? AND last >= ? AND last <= ? ORDER BY last LIMIT 1`

@@ -3,6 +3,8 @@ package intake
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
@@ -61,27 +63,33 @@ func (s *Store) liveKeys(ctx context.Context) (map[int64][]link.LiveKey, error) 
 
 // ApplyState implements link.CoreStore.
 func (s *Store) ApplyState(changes []link.StateChange) error {
-	ctx := context.Background()
+	ctx := s.work()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.fresh(ctx); err != nil {
-		return err
-	}
 	touched := make(map[api.DeviceID]*device)
+	ids := make([]api.DeviceID, 0, len(changes))
+	for i := range changes {
+		ids = append(ids, changes[i].Device)
+	}
 	now := s.cfg.Now()
-	err := s.inTx(ctx, func(tx *database.Tx) error {
-		clear(touched)
-		for i := range changes {
-			c := &changes[i]
-			d, err := s.touch(ctx, tx, touched, c.Device)
-			if err != nil {
+	err := s.settled(ctx, func() error {
+		return s.inTx(ctx, func(tx *database.Tx) error {
+			clear(touched)
+			if err := s.confirm(ctx, tx, ids); err != nil {
 				return err
 			}
-			if err := s.applyOne(ctx, tx, d, c, now); err != nil {
-				return fmt.Errorf("state of device %s: %w", c.Device, err)
+			for i := range changes {
+				c := &changes[i]
+				d, err := s.touch(ctx, tx, touched, c.Device)
+				if err != nil {
+					return err
+				}
+				if err := s.applyOne(ctx, tx, d, c, now); err != nil {
+					return fmt.Errorf("state of device %s: %w", c.Device, err)
+				}
 			}
-		}
-		return nil
+			return s.say(ctx, tx, slices.Collect(maps.Keys(touched)))
+		})
 	})
 	if err != nil {
 		return err
@@ -130,7 +138,7 @@ func (s *Store) applyOne(ctx context.Context, tx *database.Tx, d *device, c *lin
 		}
 	}
 	d.stateSeq = max(d.stateSeq, c.Seq)
-	if c.Attachment != nil {
+	if c.Attachment != nil && !s.outdone(d.attachment, c.Attachment) {
 		d.attachment = append([]byte(nil), c.Attachment...)
 		if _, err := tx.ExecContext(ctx, sqlPutAttachment, d.dev, d.attachment, c.Parent[:]); err != nil {
 			return err
@@ -164,8 +172,13 @@ func (s *Store) touch(ctx context.Context, tx *database.Tx, touched map[api.Devi
 		touched[id] = d
 	}
 	if d.dev == 0 {
-		if err := tx.QueryRowContext(ctx, sqlNewDevice, id[:]).Scan(&d.dev); err != nil {
+		var known int64
+		if err := tx.QueryRowContext(ctx, sqlNewDevice, id[:]).Scan(&d.dev, &known); err != nil {
 			return nil, fmt.Errorf("enter device %s: %w", id, err)
+		}
+		if known != 0 { // another core entered it at the same moment
+			s.stale = true
+			return nil, errMoved
 		}
 	}
 	return d, nil

@@ -32,6 +32,11 @@ const tidyDays = 16
 // and repeated at any time.
 func (s *Store) Tidy(ctx context.Context, r Retention) error {
 	s.mu.Lock()
+	s.stale = s.stale || s.cfg.Shared
+	if err := s.fresh(ctx); err != nil {
+		s.mu.Unlock()
+		return err
+	}
 	ids := make([]api.DeviceID, 0, len(s.devices))
 	for id := range s.devices {
 		ids = append(ids, id)
@@ -102,6 +107,9 @@ func (s *Store) tidyDevice(ctx context.Context, r Retention, id api.DeviceID) (m
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.fresh(ctx); err != nil {
+		return false, err
+	}
+	if err := s.reread(ctx, id); err != nil {
 		return false, err
 	}
 	d, now := s.devices[id], s.cfg.Now()

@@ -38,10 +38,10 @@ type GCResult struct {
 // pushes are answered 503 while it runs. A push that counted on an old, unnamed blob
 // at that very moment is told that the blob is unknown, and succeeds when repeated.
 func (g *Registry) Collect(ctx context.Context, opts GCOptions) (GCResult, error) {
-	if !g.writes.TryLock() {
+	if !g.writes.tryCollect() {
 		return GCResult{}, &api.Error{Code: api.Unavailable, Message: "somebody is pushing", Remedy: "collect again in a while"}
 	}
-	defer g.writes.Unlock()
+	defer g.writes.collected()
 	c := &collection{g: g, opts: opts, ctx: ctx, vacuum: storage.NewVacuum(ctx, g.driver), marked: map[string]bool{}}
 	if err := c.mark(); err != nil {
 		return c.result, fmt.Errorf("registry garbage: mark: %w", err)

@@ -194,8 +194,10 @@ func (g *Registry) PutBundle(ctx context.Context, repo string, bundle []byte) (d
 	if err != nil {
 		return "", 0, err
 	}
-	g.writes.RLock()
-	defer g.writes.RUnlock()
+	if !g.writes.write() {
+		return "", 0, &api.Error{Code: api.Unavailable, Message: "the folder of the registry cannot be locked", Remedy: "see that it can be written to"}
+	}
+	defer g.writes.written()
 	for mediaType, b := range map[string][]byte{oci.TypeEmpty: oci.EmptyConfig, api.BundleType: bundle} {
 		if _, err := r.Blobs(ctx).Stat(ctx, digest.FromBytes(b)); err == nil {
 			continue
@@ -350,8 +352,10 @@ func (g *Registry) PutArtifact(ctx context.Context, repo, tag, artifactType stri
 	if err != nil {
 		return "", err
 	}
-	g.writes.RLock()
-	defer g.writes.RUnlock()
+	if !g.writes.write() {
+		return "", &api.Error{Code: api.Unavailable, Message: "the folder of the registry cannot be locked", Remedy: "see that it can be written to"}
+	}
+	defer g.writes.written()
 	put := func(p Part) (v1.Descriptor, error) {
 		d := v1.Descriptor{MediaType: p.MediaType, Digest: digest.FromBytes(p.Content), Size: int64(len(p.Content)), Annotations: p.Annotations}
 		if _, err := r.Blobs(ctx).Stat(ctx, d.Digest); err == nil {

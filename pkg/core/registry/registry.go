@@ -18,7 +18,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 
 	"github.com/distribution/distribution/v3"
 	"github.com/distribution/distribution/v3/configuration"
@@ -81,7 +80,7 @@ type Registry struct {
 	driver driver.StorageDriver
 	store  distribution.Namespace
 	// writes is held shared by requests that write and alone by garbage collection.
-	writes sync.RWMutex
+	writes turns
 }
 
 // New opens or creates the registry in cfg.Dir. Close it to end its background work
@@ -128,7 +127,7 @@ func New(cfg Config) (reg *Registry, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Registry{cfg: cfg, app: handlers.NewApp(ctx, conf), driver: d, store: store}, nil
+	return &Registry{cfg: cfg, app: handlers.NewApp(ctx, conf), driver: d, store: store, writes: turns{path: filepath.Join(cfg.Dir, "writes.lock")}}, nil
 }
 
 // Close ends background work. Requests under way are not waited for.
@@ -182,12 +181,12 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		r = g.checkMount(r)
 	}
 	if access.Action == Push || access.Action == Delete {
-		if !g.writes.TryRLock() {
+		if !g.writes.tryWrite() {
 			w.Header().Set("Retry-After", "5")
 			oci.WriteError(w, http.StatusServiceUnavailable, "UNAVAILABLE", "the registry collects its garbage; try again")
 			return
 		}
-		defer g.writes.RUnlock()
+		defer g.writes.written()
 	}
 	if access.Action == Delete && access.ByDigest {
 		if err := g.mayRemove(r.Context(), route); err != nil {

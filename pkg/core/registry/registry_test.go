@@ -401,19 +401,23 @@ func TestCollect(t *testing.T) {
 	}
 
 	// Pushes and collection exclude each other.
-	reg.writes.RLock()
+	if !reg.writes.tryWrite() {
+		t.Fatal("nobody may write")
+	}
 	if _, err := reg.Collect(t.Context(), opts); api.CodeOf(err) != api.Unavailable {
 		t.Fatal(err)
 	}
-	reg.writes.RUnlock()
-	reg.writes.Lock()
+	reg.writes.written()
+	if !reg.writes.tryCollect() {
+		t.Fatal("nobody may collect")
+	}
 	req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, srv.URL+"/v2/alpha/web/blobs/uploads/", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	req.SetBasicAuth("x", "alpha-token")
 	res, err := http.DefaultClient.Do(req)
-	reg.writes.Unlock()
+	reg.writes.collected()
 	if err != nil || res.StatusCode != http.StatusServiceUnavailable {
 		t.Fatal(res, err)
 	}

@@ -37,6 +37,9 @@ type Config struct {
 	// more; both may be told again, and must not call the roster.
 	Came func(api.DeviceID)
 	Gone func(api.DeviceID)
+	// Notes tells whether this core notes as events what others did; nil is yes. Of several on one
+	// database one does.
+	Notes func() bool
 	// Actor tells who asks, for events; nil when nobody knows.
 	Actor  func(context.Context) string
 	Now    func() time.Time
@@ -164,41 +167,83 @@ func (r *Roster) Apply(events []store.Event) error {
 
 // echo learns what the store tells.
 func (r *Roster) echo(o *api.Object) error {
+	ctx := context.Background()
 	r.turn.Lock()
 	defer r.turn.Unlock()
-	return r.learn(context.Background(), o)
+	if err := r.meet(ctx, o.Key()); err != nil {
+		return err
+	}
+	events, err := r.learn(ctx, o)
+	if err != nil || r.cfg.Notes != nil && !r.cfg.Notes() {
+		return err
+	}
+	// Who did it by another core is noted with the change itself.
+	since := time.Time{}
+	if at := o.Metadata.Updated; at != nil {
+		since = at.Add(-echoSlack)
+	}
+	return r.cfg.Store.AppendNew(ctx, events, since)
 }
 
-// learn takes in what people decided about a device, and notes what is new of it. The
+// echoSlack is how much earlier than its object's change an event of it may be noted.
+const echoSlack = time.Second
+
+// meet takes in a device that enrolled at another core.
+func (r *Roster) meet(ctx context.Context, key api.Key) error {
+	r.mu.RLock()
+	_, known := r.names[key]
+	r.mu.RUnlock()
+	if known {
+		return nil
+	}
+	b, err := r.cfg.Store.BoxOf(ctx, key.Tenant, key.Name)
+	if err != nil || b == nil {
+		return err // a Device that nobody enrolled as yet
+	}
+	e, err := open(*b)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.boxes[b.Device], r.names[key] = e, b.Device
+	return nil
+}
+
+// learn takes in what people decided about a device, and tells what is new of it. The
 // caller holds turn.
-func (r *Roster) learn(ctx context.Context, o *api.Object) error {
+func (r *Roster) learn(ctx context.Context, o *api.Object) ([]store.DeviceEvent, error) {
 	var spec api.DeviceSpec
 	if err := json.Unmarshal(o.Spec, &spec); err != nil {
-		return fmt.Errorf("spec of %s: %w", o.Key(), err)
+		return nil, fmt.Errorf("spec of %s: %w", o.Key(), err)
 	}
 	r.mu.Lock()
 	id := r.names[o.Key()]
 	b := r.boxes[id]
 	var before, after bool
-	var news []string
+	events := r.newsOf(ctx, id, b, o.Metadata.Name, &spec)
 	if b != nil {
 		before = b.active()
-		if b.seen && spec.Approved && !b.approved {
-			news = append(news, store.EventApproved)
-		}
-		if b.seen && spec.Retired && !b.retired {
-			news = append(news, store.EventRetired)
-		}
 		b.approved, b.retired, b.seen = spec.Approved, spec.Retired, true
 		after = b.active()
 	}
 	r.mu.Unlock()
 	r.tell(id, before, after)
-	var events []store.DeviceEvent
-	for _, name := range news {
-		events = append(events, r.event(ctx, id, o.Metadata.Name, name, ""))
+	return events, nil
+}
+
+// newsOf is what a spec says of a device that is worth an event. The caller holds mu.
+func (r *Roster) newsOf(ctx context.Context, id api.DeviceID, b *box, label string, spec *api.DeviceSpec) (events []store.DeviceEvent) {
+	if b == nil || !b.seen {
+		return nil
 	}
-	return r.cfg.Store.AppendEvents(ctx, events)
+	if spec.Approved && !b.approved {
+		events = append(events, r.event(ctx, id, label, store.EventApproved, ""))
+	}
+	if spec.Retired && !b.retired {
+		events = append(events, r.event(ctx, id, label, store.EventRetired, ""))
+	}
+	return events
 }
 
 func (r *Roster) event(ctx context.Context, id api.DeviceID, label, name, message string) store.DeviceEvent {
@@ -287,6 +332,14 @@ func (r *Roster) AllActive() []api.DeviceID {
 // Refused reports whether a device is to be turned away: unknown, waiting for approval,
 // or retired.
 func (r *Roster) Refused(id api.DeviceID) bool { return !r.Active(id) }
+
+// TurnedAway reports whether a device is known, and may not take part.
+func (r *Roster) TurnedAway(id api.DeviceID) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	b := r.boxes[id]
+	return b != nil && !b.active()
+}
 
 // ObjectOf names the Device object of an id.
 func (r *Roster) ObjectOf(id api.DeviceID) (api.Key, bool) {
@@ -377,14 +430,19 @@ func (r *Roster) change(ctx context.Context, key api.Key, f func(*api.DeviceSpec
 		if o.Spec, err = json.Marshal(spec); err != nil {
 			return nil, err
 		}
-		out, err := r.cfg.Store.Put(ctx, o, store.PutOptions{Update: true})
+		r.mu.RLock()
+		id := r.names[key]
+		events := r.newsOf(ctx, id, r.boxes[id], key.Name, &spec)
+		r.mu.RUnlock()
+		out, err := r.cfg.Store.Put(ctx, o, store.PutOptions{Update: true, Events: events})
 		if api.CodeOf(err) == api.Conflict && err != nil {
 			continue // somebody wrote in between; each round somebody gets on
 		}
 		if err != nil {
 			return nil, err
 		}
-		return out, r.learn(ctx, out)
+		_, err = r.learn(ctx, out)
+		return out, err
 	}
 }
 

@@ -7,6 +7,7 @@
 package server
 
 import (
+	"context"
 	"encoding/json"
 	"log/slog"
 	"net/http"
@@ -129,11 +130,17 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // OpenAPI returns the description of the REST API, in JSON.
 func (s *Server) OpenAPI() ([]byte, error) { return json.MarshalIndent(s.api.OpenAPI(), "", "  ") }
 
-// healthz tells whether the store can be read: without it nothing works.
+// healthLimit bounds how long healthz waits for the store: who asks has others to ask.
+const healthLimit = 5 * time.Second
+
+// healthz tells whether the store can be read: without it nothing works, though the core
+// goes on, and devices keep what they have until it is back.
 func (s *Server) healthz(w http.ResponseWriter, r *http.Request) {
-	if _, _, _, err := s.cfg.Store.List(r.Context(), store.Query{Kind: "Tenant", Limit: 1}); err != nil {
+	ctx, cancel := context.WithTimeout(r.Context(), healthLimit)
+	defer cancel()
+	if _, _, _, err := s.cfg.Store.List(ctx, store.Query{Kind: "Tenant", Limit: 1}); err != nil {
 		s.cfg.Log.Error("the store cannot be read", "err", err)
-		http.Error(w, "the store cannot be read", http.StatusServiceUnavailable)
+		http.Error(w, "the store cannot be read: see that its database runs and can be reached", http.StatusServiceUnavailable)
 		return
 	}
 	_, _ = w.Write([]byte("ok\n"))

@@ -4,7 +4,24 @@ import (
 	"context"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/database"
 )
+
+// What is said to other cores on the same database (database.Tx.Say).
+const (
+	SaidManifest    = "manifest"
+	SaidAttestation = "attest"
+)
+
+// Say tells other cores on the same database of news about devices (database.Tx.Say).
+func (s *SQL) Say(ctx context.Context, kind string, ids []api.DeviceID) error {
+	return s.db.Write(ctx, func(tx *database.Tx) error { return tx.Say(ctx, kind, ids) })
+}
+
+// Tell tells them a text.
+func (s *SQL) Tell(ctx context.Context, kind, text string) error {
+	return s.db.Write(ctx, func(tx *database.Tx) error { return tx.Tell(ctx, kind, text) })
+}
 
 // Attestations keeps what the core knows of the devices' TPMs. It goes with the device.
 type Attestations interface {
@@ -14,8 +31,12 @@ type Attestations interface {
 
 // PutAttestation implements Attestations. It is durable when it returns.
 func (s *SQL) PutAttestation(ctx context.Context, device api.DeviceID, record []byte) error {
-	_, err := s.db.ExecContext(ctx, "INSERT INTO attestations (device, record) VALUES (?, ?) ON CONFLICT (device) DO UPDATE SET record = excluded.record", device[:], record)
-	return err
+	return s.db.Write(ctx, func(tx *database.Tx) error {
+		if _, err := tx.ExecContext(ctx, "INSERT INTO attestations (device, record) VALUES (?, ?) ON CONFLICT (device) DO UPDATE SET record = excluded.record", device[:], record); err != nil {
+			return err
+		}
+		return tx.Say(ctx, SaidAttestation, []api.DeviceID{device})
+	})
 }
 
 // EachAttestation implements Attestations.

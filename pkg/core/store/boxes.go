@@ -36,6 +36,8 @@ type Boxes interface {
 	// Enrol writes an enrolment. It fails with code Conflict when the token or the name
 	// was changed or taken meanwhile: read again, decide again.
 	Enrol(ctx context.Context, e Enrolment) error
+	// BoxOf finds the device of a name; nil when there is none.
+	BoxOf(ctx context.Context, tenant, name string) (*Box, error)
 	// EachBox calls f for every device that ever enrolled and was not deleted.
 	EachBox(ctx context.Context, f func(Box) error) error
 	// DeleteBox forgets a device; it is no error when it is not known.
@@ -90,9 +92,17 @@ func (s *SQL) Enrol(ctx context.Context, e Enrolment) error {
 	})
 }
 
+// BoxOf implements Boxes.
+func (s *SQL) BoxOf(ctx context.Context, tenant, name string) (found *Box, err error) {
+	err = s.eachBox(ctx, func(b Box) error { found = &b; return nil }, " WHERE tenant = ? AND name = ?", tenant, name)
+	return found, err
+}
+
 // EachBox implements Boxes.
-func (s *SQL) EachBox(ctx context.Context, f func(Box) error) error {
-	rows, err := s.db.QueryContext(ctx, "SELECT device, tenant, name, public_key, seal_key, token FROM boxes")
+func (s *SQL) EachBox(ctx context.Context, f func(Box) error) error { return s.eachBox(ctx, f, "") }
+
+func (s *SQL) eachBox(ctx context.Context, f func(Box) error, where string, args ...any) error {
+	rows, err := s.db.QueryContext(ctx, "SELECT device, tenant, name, public_key, seal_key, token FROM boxes"+where, args...)
 	if err != nil {
 		return err
 	}

@@ -35,6 +35,9 @@ type DeviceEvent struct {
 type Events interface {
 	// AppendEvents writes all or none.
 	AppendEvents(ctx context.Context, list []DeviceEvent) error
+	// AppendNew writes those of which there is none of the device and name since a time: another
+	// core on the same database may have noted them.
+	AppendNew(ctx context.Context, list []DeviceEvent, since time.Time) error
 	// Events lists the newest first, of some devices, or of all for nil.
 	Events(ctx context.Context, of []api.DeviceID, limit int) ([]DeviceEvent, error)
 	// LastPresence tells of each device that ever came or went which of the two was last.
@@ -49,6 +52,26 @@ func (s *SQL) AppendEvents(ctx context.Context, list []DeviceEvent) error {
 		return nil
 	}
 	return s.tx(ctx, func(w *writer) error { return appendEvents(ctx, w, list) })
+}
+
+// AppendNew implements Events.
+func (s *SQL) AppendNew(ctx context.Context, list []DeviceEvent, since time.Time) error {
+	if len(list) == 0 {
+		return nil
+	}
+	return s.tx(ctx, func(w *writer) error {
+		for _, e := range list {
+			var there bool
+			err := w.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM events WHERE device = ? AND name = ? AND time >= ?)", e.Device[:], e.Name, since.UnixMilli()).Scan(&there)
+			if err == nil && !there {
+				err = appendEvents(ctx, w, []DeviceEvent{e})
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 func appendEvents(ctx context.Context, w *writer, list []DeviceEvent) error {

@@ -24,29 +24,48 @@ const (
 	gatherMax = 4096
 )
 
+// away is how long Follow leaves a store alone that does not answer.
+const away = time.Second
+
 // Follow lists the kinds, passes them to the sink, then passes every change until ctx
-// ends or the sink fails. When the history does not reach back it lists again.
+// ends or the sink fails. When the history does not reach back it lists again, and so it
+// does when the store was away, or the sink found it so: a Reset makes good what an Apply
+// left half done.
 func Follow(ctx context.Context, s Store, w WatchQuery, sink Sink) error {
 	for ctx.Err() == nil {
-		var all []*api.Object
-		for i, kind := range w.Kinds {
-			items, _, rev, err := s.List(ctx, Query{Kind: kind, Tenant: w.Tenant})
-			if err != nil {
-				return err
+		err := listAndFollow(ctx, s, w, sink)
+		switch {
+		case IsTooOld(err):
+		case err != nil && api.CodeOf(err) == api.Unavailable:
+			wait := time.NewTimer(away)
+			select {
+			case <-ctx.Done():
+			case <-wait.C:
 			}
-			if i == 0 {
-				w.From = rev // later lists may hold more; hearing of it twice does no harm
-			}
-			all = append(all, items...)
-		}
-		if err := sink.Reset(all); err != nil {
-			return err
-		}
-		if err := follow(ctx, s, w, sink); !IsTooOld(err) {
+			wait.Stop()
+		default:
 			return err
 		}
 	}
 	return ctx.Err()
+}
+
+func listAndFollow(ctx context.Context, s Store, w WatchQuery, sink Sink) error {
+	var all []*api.Object
+	for i, kind := range w.Kinds {
+		items, _, rev, err := s.List(ctx, Query{Kind: kind, Tenant: w.Tenant})
+		if err != nil {
+			return err
+		}
+		if i == 0 {
+			w.From = rev // later lists may hold more; hearing of it twice does no harm
+		}
+		all = append(all, items...)
+	}
+	if err := sink.Reset(all); err != nil {
+		return err
+	}
+	return follow(ctx, s, w, sink)
 }
 
 func follow(ctx context.Context, s Store, w WatchQuery, sink Sink) error {

@@ -29,6 +29,8 @@ type Manifests interface {
 	SaveManifests(ctx context.Context, records []*ManifestRecord) error
 	// EachManifest calls f for every device, in no order, until f fails.
 	EachManifest(ctx context.Context, f func(*ManifestRecord) error) error
+	// EachManifestOf calls f for those of some devices that have one; of all for nil.
+	EachManifestOf(ctx context.Context, of []api.DeviceID, f func(*ManifestRecord) error) error
 	// DeleteManifest forgets a device's; it is no error when there is none.
 	DeleteManifest(ctx context.Context, device api.DeviceID) error
 }
@@ -42,7 +44,9 @@ func (s *SQL) SaveManifests(ctx context.Context, records []*ManifestRecord) erro
 			return err
 		}
 		defer stmt.Close()
+		ids := make([]api.DeviceID, 0, len(records))
 		for _, r := range records {
+			ids = append(ids, r.Device)
 			tombstones, err := cbor.Marshal(r.Tombstones)
 			if err != nil {
 				return err
@@ -55,13 +59,22 @@ func (s *SQL) SaveManifests(ctx context.Context, records []*ManifestRecord) erro
 				return err
 			}
 		}
-		return nil
+		return w.Say(ctx, SaidManifest, ids)
 	})
 }
 
 // EachManifest implements Manifests.
 func (s *SQL) EachManifest(ctx context.Context, f func(*ManifestRecord) error) error {
-	rows, err := s.db.QueryContext(ctx, "SELECT device, epoch, generation, raw, tombstones, seals FROM manifests")
+	return s.EachManifestOf(ctx, nil, f)
+}
+
+// EachManifestOf implements Manifests.
+func (s *SQL) EachManifestOf(ctx context.Context, of []api.DeviceID, f func(*ManifestRecord) error) error {
+	query, args := "SELECT device, epoch, generation, raw, tombstones, seals FROM manifests", []any(nil)
+	if of != nil {
+		query, args = query+" WHERE device IN "+s.db.Dialect().Blobs(), []any{hexList(of)}
+	}
+	rows, err := s.db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return err
 	}

@@ -174,6 +174,11 @@ func (s *SQL) Put(ctx context.Context, obj *api.Object, opts PutOptions) (out *a
 		if err := s.writeRow(ctx, w, out); err != nil {
 			return err
 		}
+		if len(opts.Events) > 0 {
+			if err := appendEvents(ctx, w, opts.Events); err != nil {
+				return err
+			}
+		}
 		return s.revise(ctx, w, out, opts.Hold)
 	})
 	if err != nil {

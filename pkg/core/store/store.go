@@ -89,6 +89,8 @@ type PutOptions struct {
 	Status any
 	// Hold keeps the revision that is written from all devices: a Rollout gives it.
 	Hold bool
+	// Events are noted with the write.
+	Events []DeviceEvent
 	// DryRun does everything but the write. The object returned carries the revision
 	// and generation it would have had.
 	DryRun bool

@@ -66,6 +66,20 @@ func coreACLs() []acl {
 	}
 }
 
+// replicaRole lets one of several cores administer the plugin.
+const replicaRole = "tributary-replica"
+
+// introduceCommands let one of several cores in, by a name of its own: two sessions of one name
+// would end each other.
+func introduceCommands(name string) []command {
+	const control = "$CONTROL/dynamic-security/#"
+	return []command{
+		{Command: "createRole", Rolename: coreRole, ACLs: coreACLs()},
+		{Command: "createRole", Rolename: replicaRole, ACLs: []acl{allow("publishClientSend", control), allow("subscribePattern", control), allow("publishClientReceive", control)}},
+		{Command: "createClient", Username: name, Roles: []roleRef{{replicaRole}, {coreRole}}},
+	}
+}
+
 // dynsecPage is how many clients one answer of the plugin lists.
 const dynsecPage = 5000
 

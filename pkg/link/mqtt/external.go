@@ -28,12 +28,18 @@ type ExternalConfig struct {
 	// Username is the core's client in the dynamic-security plugin: the common name of
 	// its certificate where the broker takes names from certificates. Default "core".
 	Username, Password string
-	KeepAlive          time.Duration
-	Backoff            Backoff
-	MaxQueue           int // bytes that wait for the broker; default 64 MiB
-	Traffic            *Traffic
-	Log                *slog.Logger
-	Random             func() float64
+	// Introduce reaches the broker as somebody who may let the core in (identity.CoreName), for
+	// a Username that the broker does not know yet: that of one of several cores. nil: it does.
+	Introduce *tls.Config
+	// Out tells of a device that the broker lets in, and that nobody admitted, whether it is to be
+	// put out: another core may have admitted it just now. nil: it is.
+	Out       func(api.DeviceID) bool
+	KeepAlive time.Duration
+	Backoff   Backoff
+	MaxQueue  int // bytes that wait for the broker; default 64 MiB
+	Traffic   *Traffic
+	Log       *slog.Logger
+	Random    func() float64
 }
 
 // External is the core's way to its children over a Mosquitto 2 that stands beside it,
@@ -55,6 +61,7 @@ type External struct {
 	retained map[api.DeviceID][]byte
 	waiting  map[string]chan answer // by the mark of a message of commands
 	marks    uint64
+	own      func(api.DeviceID) bool // nil: all children are this core's
 
 	// up is used by Run's goroutine alone.
 	up map[api.DeviceID]bool
@@ -89,6 +96,18 @@ func NewExternal(cfg ExternalConfig) *External {
 // Traffic is what crossed between the core and its broker.
 func (e *External) Traffic() *Traffic { return e.cfg.Traffic }
 
+// Only has the carrier pass on from those children alone that own says yes to, and keep
+// manifests for no others: they are another core's. It is for the time before Run.
+func (e *External) Only(own func(api.DeviceID) bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.own = own
+	clear(e.retained)
+}
+
+// mine tells whether a child is this core's. e.mu is held.
+func (e *External) mine(id api.DeviceID) bool { return e.own == nil || e.own(id) }
+
 // Run implements link.Downlink. All of h is called from Run's goroutine.
 func (e *External) Run(ctx context.Context, h link.DownlinkHandler) error {
 	failures := 0
@@ -121,6 +140,9 @@ func (e *External) serve(ctx context.Context, h link.DownlinkHandler) error {
 		traffic: e.cfg.Traffic, log: e.cfg.Log, dial: (&net.Dialer{KeepAlive: -1}).DialContext,
 	})
 	if err != nil {
+		if e.cfg.Introduce != nil && ctx.Err() == nil {
+			err = errors.Join(err, e.introduce(ctx))
+		}
 		return err
 	}
 	e.up = map[api.DeviceID]bool{}
@@ -158,6 +180,46 @@ func (e *External) serve(ctx context.Context, h link.DownlinkHandler) error {
 	}
 }
 
+// introduceLimit bounds how long the broker takes to let a core in.
+const introduceLimit = 10 * time.Second
+
+// introduce has the broker let this core in.
+func (e *External) introduce(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, introduceLimit)
+	defer cancel()
+	s, err := open(ctx, sessionConfig{
+		addr: withPort(e.cfg.Address), tls: e.cfg.Introduce, clientID: identity.CoreName, username: identity.CoreName,
+		subscribe: []string{dynsecResponse}, keepAlive: e.cfg.KeepAlive, maxQueue: e.cfg.MaxQueue,
+		traffic: e.cfg.Traffic, log: e.cfg.Log, dial: (&net.Dialer{KeepAlive: -1}).DialContext,
+	})
+	if err != nil {
+		return err
+	}
+	answered := make(chan answer, 1)
+	e.mu.Lock()
+	err = e.command(s, introduceCommands(e.cfg.Username), answered)
+	e.mu.Unlock()
+	for err == nil {
+		select {
+		case m := <-s.events:
+			if m.topic == dynsecResponse {
+				e.answer(m.payload)
+			}
+			continue
+		case a := <-answered:
+			err = a.failed
+		case <-s.done:
+			err = link.ErrDown
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		break
+	}
+	s.end(err)
+	e.stop()
+	return s.finish(err)
+}
+
 // proceed goes on from the answer to baseCommands, then from those to listCommands.
 // listed is whom the broker is known to let in so far.
 func (e *External) proceed(s *session, a answer, answers chan answer, listed []string) error {
@@ -184,7 +246,7 @@ func (e *External) prepare(s *session, listed []string) (err error) {
 		if err != nil {
 			continue // the core, and whoever else the operator lets in
 		}
-		if in[id] = e.admitted[id]; !in[id] {
+		if in[id] = e.admitted[id]; !in[id] && (e.cfg.Out == nil || e.cfg.Out(id)) {
 			out = append(out, id)
 		}
 	}
@@ -194,7 +256,7 @@ func (e *External) prepare(s *session, listed []string) (err error) {
 		err = errors.Join(err, s.push(op{topic: retainedTopic(id), payload: raw, qos: 1, retain: true}))
 	}
 	for id := range in {
-		if in[id] {
+		if in[id] && e.mine(id) {
 			err = errors.Join(err, s.push(op{topic: downTopic(id), payload: link.GreetFrame()}))
 		}
 	}
@@ -224,7 +286,7 @@ func (e *External) Expires() time.Time {
 // command queues a message of commands; answered hears how it went. e.mu is held.
 func (e *External) command(s *session, cmds []command, answered chan answer) error {
 	e.marks++
-	mark := strconv.FormatUint(e.marks, 36)
+	mark := e.cfg.Username + "." + strconv.FormatUint(e.marks, 36) // other cores hear the answers, too
 	b, err := encodeCommands(cmds, mark)
 	if err != nil {
 		return err
@@ -252,6 +314,12 @@ func (e *External) receive(h link.DownlinkHandler, m message) {
 	}
 	id, ok := childOf(m.topic)
 	if !ok {
+		return
+	}
+	e.mu.Lock()
+	mine := e.mine(id)
+	e.mu.Unlock()
+	if !mine {
 		return
 	}
 	if isFarewell(m.payload) {
@@ -354,6 +422,9 @@ func (e *External) Send(id api.DeviceID, frame []byte, reliable bool) error {
 func (e *External) Retain(id api.DeviceID, raw []byte) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if !e.mine(id) {
+		return nil
+	}
 	raw = bytes.Clone(raw)
 	if len(raw) == 0 {
 		delete(e.retained, id)

@@ -5,11 +5,13 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,8 +34,13 @@ type HubConfig struct {
 	// Max bounds the sessions that wait or run, PerDevice those of one device. Defaults
 	// 1,024 and PerDevice.
 	Max, PerDevice int
-	Now            func() time.Time // default time.Now
-	Log            *slog.Logger
+	// Mark tells this core from others on the same database; 0 when there are none. Sessions begin
+	// with it, and a device that dials in at another core is passed on to who waits, by Peer; it
+	// is nil for a mark that is nobody's now.
+	Mark uint32
+	Peer func(mark uint32) Parent
+	Now  func() time.Time // default time.Now
+	Log  *slog.Logger
 }
 
 // Hub is the core's http.Handler for PathPrefix; Open waits for a device there.
@@ -88,6 +95,9 @@ func (h *Hub) Open(ctx context.Context, dev api.DeviceID, c Command) (*Conn, err
 		return nil, err
 	}
 	c.Issued = h.conf.Now().Unix()
+	if h.conf.Mark != 0 { // the other 96 bits nobody guesses
+		binary.BigEndian.PutUint32(c.Session[:], h.conf.Mark)
+	}
 	// The session ends with Wait, whatever the command says; the rest is for a device
 	// whose clock is ahead.
 	c.Expires = c.Issued + int64((h.conf.Wait+Skew+time.Second-1)/time.Second)
@@ -190,9 +200,13 @@ func (h *Hub) deliver(s SessionID, w *waiting, conn net.Conn) bool {
 }
 
 func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	session, _, err := streamRequest(r)
+	session, _, err := h.request(r)
 	var waits *waiting
 	if err == nil {
+		if peer := h.elsewhere(session, r); peer != nil {
+			h.pass(w, r, session, peer)
+			return
+		}
 		waits, err = h.knock(session)
 	}
 	if err != nil {
@@ -212,6 +226,60 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if !h.deliver(session, waits, conn) {
 		conn.Close()
+	}
+}
+
+// headerPassed tells that a stream comes by way of another core.
+const headerPassed = "Tributary-Passed"
+
+// request checks a request. One that another core passes on shows no certificate of a device:
+// who knows the session's number may bring what answers it, and the device proves itself inside.
+func (h *Hub) request(r *http.Request) (SessionID, api.DeviceID, error) {
+	if h.conf.Mark == 0 || r.Header.Get(headerPassed) == "" || r.TLS == nil {
+		return streamRequest(r)
+	}
+	session, err := ParseSessionID(strings.TrimPrefix(r.URL.Path, PathPrefix))
+	if err == nil {
+		err = Requested(r)
+	}
+	return session, api.DeviceID{}, err
+}
+
+// elsewhere finds the other core that waits for a session; nil where that is this one, or none.
+func (h *Hub) elsewhere(s SessionID, r *http.Request) Parent {
+	mark := binary.BigEndian.Uint32(s[:])
+	if h.conf.Mark == 0 || mark == h.conf.Mark || r.Header.Get(headerPassed) != "" {
+		return nil
+	}
+	return h.conf.Peer(mark)
+}
+
+// pass carries a stream to the core that waits for it, as a relay would.
+func (h *Hub) pass(w http.ResponseWriter, r *http.Request, s SessionID, to Parent) {
+	header := r.Header.Clone()
+	up, err := func() (net.Conn, error) {
+		base, conf, err := to()
+		if err != nil {
+			return nil, err
+		}
+		u := *base
+		u.Path = s.Path()
+		return Upgrade(r.Context(), &u, conf, http.Header{headerPassed: {"1"}, headerDevice: header[headerDevice]}, nil)
+	}()
+	if err != nil {
+		h.conf.Log.Info("stream not passed on to another core", "err", err)
+		WriteError(w, err)
+		return
+	}
+	defer up.Close()
+	down, err := Hijack(w, r)
+	if err != nil {
+		WriteError(w, err)
+		return
+	}
+	defer down.Close()
+	if _, _, err = splice(down, up, 2*Idle); err != nil {
+		h.conf.Log.Debug("a stream to another core ended", "err", err)
 	}
 }
 

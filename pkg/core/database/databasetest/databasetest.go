@@ -28,6 +28,8 @@ import (
 // Server is a running PostgreSQL.
 type Server struct {
 	dir  string
+	bin  string
+	as   *syscall.Credential // whom it runs as; nil for who runs the test
 	cmd  *exec.Cmd
 	done chan struct{} // closed when it ended
 	made atomic.Int64  // databases
@@ -77,7 +79,7 @@ func Start() (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{done: make(chan struct{})}
+	s := &Server{}
 	if s.dir, err = os.MkdirTemp("", "pg-"); err != nil {
 		return nil, err
 	}
@@ -86,41 +88,22 @@ func Start() (_ *Server, err error) {
 			os.RemoveAll(s.dir)
 		}
 	}()
-	as := &syscall.SysProcAttr{Pdeathsig: syscall.SIGQUIT}
+	s.bin = bin
 	if os.Geteuid() == 0 { // PostgreSQL does not run as root
-		if as.Credential, err = unprivileged(); err != nil {
+		if s.as, err = unprivileged(); err != nil {
 			return nil, err
 		}
-		if err := os.Chown(s.dir, int(as.Credential.Uid), int(as.Credential.Gid)); err != nil {
+		if err := os.Chown(s.dir, int(s.as.Uid), int(s.as.Gid)); err != nil {
 			return nil, err
 		}
 	}
-	data := filepath.Join(s.dir, "data")
-	initdb := exec.Command(filepath.Join(bin, "initdb"), "--pgdata", data, "--username", "postgres", "--auth", "trust", "--no-sync", "--no-instructions",
+	initdb := exec.Command(filepath.Join(bin, "initdb"), "--pgdata", s.data(), "--username", "postgres", "--auth", "trust", "--no-sync", "--no-instructions",
 		"--encoding", "UTF8", "--locale", "C.UTF-8", "--locale-provider", "icu", "--icu-locale", "en-US")
-	initdb.Dir, initdb.SysProcAttr = s.dir, &syscall.SysProcAttr{Credential: as.Credential}
+	initdb.Dir, initdb.SysProcAttr = s.dir, &syscall.SysProcAttr{Credential: s.as}
 	if out, err := initdb.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("initdb: %w: %s", err, out)
 	}
-	log, err := os.Create(filepath.Join(s.dir, "log"))
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close()
-	s.cmd = exec.Command(filepath.Join(bin, "postgres"), "-D", data, "-k", s.dir, "-c", "listen_addresses=", "-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=60",
-		"-c", "shared_buffers=32MB", "-c", "autovacuum=off", "-c", "log_min_messages=fatal")
-	s.cmd.Dir, s.cmd.SysProcAttr, s.cmd.Stdout, s.cmd.Stderr = s.dir, &syscall.SysProcAttr{Credential: as.Credential}, log, log
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread() // the server ends with the thread that started it
-		err := s.cmd.Start()
-		started <- err
-		if err == nil {
-			_ = s.cmd.Wait()
-		}
-		close(s.done)
-	}()
-	if err := <-started; err != nil {
+	if err := s.launch(); err != nil {
 		return nil, err
 	}
 	if err := s.await(); err != nil {
@@ -128,6 +111,57 @@ func Start() (_ *Server, err error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+func (s *Server) data() string { return filepath.Join(s.dir, "data") }
+
+// launch starts the server's process.
+func (s *Server) launch() error {
+	log, err := os.Create(filepath.Join(s.dir, "log"))
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	s.cmd = exec.Command(filepath.Join(s.bin, "postgres"), "-D", s.data(), "-k", s.dir, "-c", "listen_addresses=", "-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=60",
+		"-c", "shared_buffers=32MB", "-c", "autovacuum=off", "-c", "log_min_messages=fatal")
+	s.cmd.Dir, s.cmd.SysProcAttr, s.cmd.Stdout, s.cmd.Stderr = s.dir, &syscall.SysProcAttr{Credential: s.as, Pdeathsig: syscall.SIGQUIT}, log, log
+	started := make(chan error)
+	done := make(chan struct{})
+	s.done = done
+	cmd := s.cmd
+	go func() {
+		runtime.LockOSThread() // the server ends with the thread that started it
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait()
+		}
+		close(done)
+	}()
+	return <-started
+}
+
+// Kill ends the server as a crash would: nothing is told to who is connected.
+func (s *Server) Kill() {
+	_ = s.cmd.Process.Kill() // an error says that it ended by itself
+	<-s.done
+}
+
+// Again starts a server that was killed, once what is left of the old one has ended.
+func (s *Server) Again(t testing.TB) {
+	t.Helper()
+	for try := 0; ; try++ {
+		err := s.launch()
+		if err == nil {
+			err = s.await()
+		}
+		if err == nil {
+			return
+		}
+		if try == 50 {
+			t.Fatal(err)
+		}
+	}
 }
 
 // binaries finds the newest PostgreSQL of Debian, 15 or newer.

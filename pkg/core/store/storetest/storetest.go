@@ -467,6 +467,12 @@ func Boxes(t *testing.T, s interface {
 	}
 	var boxes []store.Box
 	each := func(b store.Box) error { boxes = append(boxes, b); return nil }
+	if got, err := s.BoxOf(ctx, box.Tenant, box.Name); err != nil || !reflect.DeepEqual(got, &box) {
+		t.Errorf("the box by its name: %+v, %v", got, err)
+	}
+	if got, err := s.BoxOf(ctx, box.Tenant, "nobody"); err != nil || got != nil {
+		t.Errorf("nobody's box: %+v, %v", got, err)
+	}
 	if err := s.EachBox(ctx, each); err != nil || !reflect.DeepEqual(boxes, []store.Box{box}) {
 		t.Fatalf("%+v %v", boxes, err)
 	}
