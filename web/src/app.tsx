@@ -1,4 +1,4 @@
-import { Brand, Button, Masthead, MastheadBrand, MastheadContent, MastheadLogo, MastheadMain, MastheadToggle, Nav, NavGroup, NavItem, NavList, Page, PageSidebar, PageSidebarBody, PageToggleButton, SkipToContent, Toolbar, ToolbarContent, ToolbarGroup, ToolbarItem, Tooltip, Alert, Label, MenuToggle, Dropdown, DropdownItem, DropdownList } from '@patternfly/react-core'
+import { Brand, Button, Masthead, MastheadBrand, MastheadContent, MastheadLogo, MastheadMain, MastheadToggle, Nav, NavGroup, NavItem, Page, PageSidebar, PageSidebarBody, PageToggleButton, SkipToContent, Toolbar, ToolbarContent, ToolbarGroup, ToolbarItem, Tooltip, Alert, Label, MenuToggle, Dropdown, DropdownItem, DropdownList } from '@patternfly/react-core'
 import { BarsIcon, LanguageIcon, MoonIcon, SearchIcon, SunIcon, UserIcon } from '@patternfly/react-icons'
 import { useQuery, useQueryClient } from '@tanstack/react-query'
 import { lazy, Suspense, useEffect, useState } from 'react'
@@ -113,7 +113,7 @@ function Shell({ dark, switchDark }: { dark: boolean; switchDark: () => void }) 
   const sidebar = (
     <PageSidebar><PageSidebarBody>
       <Nav aria-label={t('nav.main')}>
-        {nav.map((g) => <NavGroup key={g.title} title={t(g.title)}><NavList>{g.items.map(([to, name]) => <NavItem key={to} isActive={here(to)}><NavLink to={to} end={to === '/'}>{t(name)}</NavLink></NavItem>)}</NavList></NavGroup>)}
+        {nav.map((g) => <NavGroup key={g.title} title={t(g.title)}>{g.items.map(([to, name]) => <NavItem key={to} isActive={here(to)}><NavLink to={to} end={to === '/'}>{t(name)}</NavLink></NavItem>)}</NavGroup>)}
       </Nav>
     </PageSidebarBody></PageSidebar>
   )

@@ -27,10 +27,10 @@ export default function DevicePage() {
       <Head title={name} aside={d && <Acts device={d} tenant={tenant} />}><p className="sub"><StateLabel state={state} /> <span className="dim">{tenant}</span> {d?.spec?.site && <Link to={`/devices?site=${d.spec.site}`}>{d.spec.site}</Link>} <Labels of={d?.metadata.labels} /></p></Head>
       <PageSection type="tabs" hasBodyWrapper={false}>
         <Tabs activeKey={tab} onSelect={(_, k) => { void go(`/devices/${tenant}/${name}/${String(k)}`, { replace: true }) }} aria-label={name} usePageInsets>
-          {tabs.map(([k, title]) => <Tab key={k} eventKey={k} title={<TabTitleText>{t(title)}</TabTitleText>} />)}
+          {tabs.map(([k, title]) => <Tab key={k} eventKey={k} tabContentId="device-panel" title={<TabTitleText>{t(title)}</TabTitleText>} />)}
         </Tabs>
       </PageSection>
-      <PageSection>
+      <PageSection id="device-panel" aria-label={t(tabs.find(([k]) => k === tab)?.[1] ?? 'tab.summary')}>
         {!d ? <Loading /> : (
           <Suspense fallback={<Loading />}>
             {tab === 'summary' && <Summary d={d} />}
