@@ -96,7 +96,7 @@ export default function Devices() {
         )}
         <Shown of={found}>{(f) => f.items.length === 0 ? (filtered ? <Empty filtered title={t('empty.filter')}><Button variant="link" onClick={clear}>{t('empty.clear')}</Button></Empty> : <Empty title={t('dev.none')} body={t('over.first.body')}><Button component={(p) => <Link {...p} to="/onboarding" />}>{t('over.first.do')}</Button></Empty>) : (
           <Table variant="compact" aria-label={t('nav.devices')} className={found.isPlaceholderData ? 'stale' : ''}>
-            <Thead><Tr>{columns.map((c, i) => <Th key={c.key} sort={sorted(i)}>{t(c.key)}</Th>)}</Tr></Thead>
+            <Thead><Tr>{columns.map((c, i) => <Th key={c.key} modifier="nowrap" sort={sorted(i)}>{t(c.key)}</Th>)}</Tr></Thead>
             <Tbody>{f.items.map(({ tenant, name, state, object: d }) => (
               <Tr key={`${tenant}/${name}`}>
                 <Td dataLabel={t('col.name')} modifier="nowrap"><Link to={`/devices/${tenant}/${name}`}>{name}</Link>{tenant !== 'default' && <span className="dim"> {tenant}</span>}</Td>
@@ -106,7 +106,7 @@ export default function Devices() {
                 <Td dataLabel={t('col.hardware')}>{[d?.status?.hardware?.product, d?.status?.hardware?.arch].filter(Boolean).join(' · ')}</Td>
                 <Td dataLabel={t('col.apps')} modifier="nowrap">{t('fleet.of', { n: (d?.status?.apps ?? []).filter((a) => a.state === 'Running').length, total: d?.status?.apps?.length ?? 0 })}</Td>
                 <Td dataLabel={t('col.version')}>{d?.status?.version}</Td>
-                <Td dataLabel={t('col.labels')}><Labels of={d?.metadata.labels} /></Td>
+                <Td dataLabel={t('col.labels')}><Labels of={Object.fromEntries(Object.entries(d?.metadata.labels ?? {}).filter(([k]) => !k.startsWith('hw.tributary/')))} /></Td>
                 <Td dataLabel={t('col.seen')}><Ago time={d?.status?.lastSeen} /></Td>
               </Tr>
             ))}</Tbody>
