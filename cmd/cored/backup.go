@@ -19,6 +19,7 @@ import (
 	"golang.org/x/term"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/audit"
 	"tributary.dev/tributary/pkg/core/backup"
 	"tributary.dev/tributary/pkg/core/ca"
 	"tributary.dev/tributary/pkg/core/intake"
@@ -211,6 +212,14 @@ func keysAndToken(d data) ([]backup.Entry, error) {
 	for name, b := range keys {
 		out = append(out, backup.Entry{Name: "ca/" + filepath.ToSlash(name), Data: b})
 	}
+	for _, name := range append([]string{d.auditKey()}, audit.HeadFiles(d.heads())...) {
+		b, err := os.ReadFile(name)
+		if err == nil {
+			out = append(out, backup.Entry{Name: filepath.Base(name), Data: b})
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
 	token, err := os.ReadFile(d.adminToken())
 	if err == nil {
 		out = append(out, backup.Entry{Name: "admin.token", Data: token})
@@ -393,7 +402,8 @@ func settle(ctx context.Context, d data, epoch uint64, made time.Time) (err erro
 		return err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	if err := errors.Join(db.SetEpoch(ctx, epoch), db.SetRestored(ctx, made)); err != nil {
+	restored := api.AuditEntry{Action: audit.ActionRestored, Message: fmt.Sprintf("the core was made from its backup of %s, under epoch %d; rows written since are lost with the old one", made.Format(time.RFC3339), epoch)}
+	if err := errors.Join(db.SetEpoch(ctx, epoch), db.SetRestored(ctx, made), db.Audit(ctx, restored)); err != nil {
 		return err
 	}
 	b, err := os.ReadFile(d.path(bundlesDir + "/index.json"))

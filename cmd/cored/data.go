@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/audit"
 	"tributary.dev/tributary/pkg/core/lease"
 	"tributary.dev/tributary/pkg/core/store"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
@@ -28,6 +29,8 @@ func (d data) store() string           { return d.path("core.db") }
 func (d data) ca() string              { return d.path("ca") }
 func (d data) registry() string        { return d.path("registry") }
 func (d data) secretKey() string       { return d.path("secret.key") }
+func (d data) auditKey() string        { return d.path("audit.key") }
+func (d data) heads() string           { return d.path("heads.log") }
 func (d data) adminToken() string      { return d.path("admin.token") }
 
 // lock keeps a second cored out of the folder. The lock ends with the process.
@@ -69,11 +72,18 @@ func (d data) openStore(ctx context.Context) (*store.SQL, error) {
 	if err != nil {
 		return nil, err
 	}
-	db, err := store.Open(ctx, store.Config{Place: place, Now: time.Now, NewUID: newUID, Vault: vault})
+	key, err := d.openAuditKey(ctx, place)
+	if err != nil {
+		return nil, err
+	}
+	db, err := store.Open(ctx, store.Config{Place: place, Now: time.Now, NewUID: newUID, Vault: vault, Auditor: audit.NewChain(key, time.Now), Rooms: audit.Migrate})
 	if err != nil {
 		return nil, err
 	}
 	if err := lease.Migrate(ctx, db.Database()); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	if err := db.Adopt(ctx); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return db, nil

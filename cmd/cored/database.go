@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tributary.dev/tributary/pkg/api"
+	"tributary.dev/tributary/pkg/core/audit"
 	"tributary.dev/tributary/pkg/core/billing"
 	"tributary.dev/tributary/pkg/core/database"
 	"tributary.dev/tributary/pkg/core/intake"
@@ -41,7 +42,7 @@ func migrateLedger(ctx context.Context, db *database.DB) error {
 
 // migrateStoreRooms does so for those that are in the store's.
 func migrateStoreRooms(ctx context.Context, db *database.DB) error {
-	return errors.Join(store.Migrate(ctx, db), lease.Migrate(ctx, db))
+	return errors.Join(store.Migrate(ctx, db), audit.Migrate(ctx, db), lease.Migrate(ctx, db))
 }
 
 func (d data) databaseFile() string { return d.path("database") }

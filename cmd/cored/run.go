@@ -26,6 +26,7 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/access"
 	"tributary.dev/tributary/pkg/core/attest"
+	"tributary.dev/tributary/pkg/core/audit"
 	"tributary.dev/tributary/pkg/core/billing"
 	"tributary.dev/tributary/pkg/core/ca"
 	"tributary.dev/tributary/pkg/core/fleet"
@@ -61,6 +62,7 @@ type options struct {
 	deviceLife   time.Duration
 	patience     time.Duration // with devices that are away
 	train        trainOptions
+	auditHeads   []string
 	bootstrap    string // where boxes ask whose they are; empty: nowhere
 	maxDisrupted int    // by rollouts, of all sites and tenants
 	makers       string // file of manufacturers' certificates
@@ -101,6 +103,7 @@ func runCommand() *cobra.Command {
 	f.StringVar(&o.makers, "manufacturers", "", "PEM file of the manufacturers whose devices are known by serial number (default: manufacturers.pem in the data folder, if it is there)")
 	f.StringArrayVar(&o.attach, "attach", nil, "host:mqtt-port,https-port at which boxes that find their owner are told to attach, best first, may be repeated (default: the first name that another machine can use, with the ports listened on)")
 	f.BoolVar(&o.mdns, "mdns", true, "answer boxes of this site that ask by multicast DNS where the bootstrap port is (UDP 5353), unless that listens on the loopback alone")
+	f.StringArrayVar(&o.auditHeads, "audit-heads", nil, "file, on another disk best, that keeps the signed heads of the audit log beside heads.log in the data folder; may be repeated")
 	o.train.flags(f)
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.BoolVar(&o.logJSON, "log-json", false, "log JSON lines instead of text")
@@ -132,6 +135,8 @@ type core struct {
 	rollouts *rollout.Loop
 	server   *server.Server
 	https    net.Listener
+	heads    *audit.Heads
+	audited  *audit.Notes
 	hub      *stream.Hub
 	finder   *server.Finder
 
@@ -219,6 +224,9 @@ func (c *core) openData(ctx context.Context) error {
 		return err
 	}
 	c.closers = append(c.closers, c.store.Close)
+	if err := c.openAudit(ctx); err != nil {
+		return err
+	}
 	if c.epoch, err = c.store.Epoch(ctx); err != nil {
 		return err
 	}
@@ -409,7 +417,7 @@ func (c *core) openServer(context.Context) (err error) {
 	c.finder = server.NewFinder(c.store)
 	rollouts := rollout.Room{Loop: c.rollouts, Blobs: c.registry.Blobs}
 	cfg := server.Config{Rollouts: rollouts,
-		Store: c.store, Access: access.New(c.store), Devices: c.roster, Inventories: inventories{c.intake, c.log}, Unlocks: c.rescueDesk(), Heard: c.end.Heard, Ledger: ledger{c.intake, c.store, c.roster}, Billing: c.billing, Streams: c.hub, Finder: c.finder,
+		Store: c.store, Access: access.New(c.store), Devices: c.roster, Inventories: inventories{c.intake, c.log}, Unlocks: c.rescueDesk(), Heard: c.end.Heard, Ledger: ledger{c.intake, c.store, c.roster}, Billing: c.billing, Audit: c.audited, Streams: c.hub, Finder: c.finder,
 		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: c.admitToken, api.KindExpectedDevice: c.admitExpected, api.KindIncident: admitIncident, api.KindRollout: server.AdmitRollout(rollouts)},
 		Removal: map[string]server.Removal{api.KindDevice: func(_ context.Context, o *api.Object) error { return c.roster.MayDelete(o) },
 			api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindFlowPolicy: apps.MayRemove, api.KindSecret: apps.MayRemove, api.KindPricePlan: c.billing.MayRemove},
@@ -472,6 +480,7 @@ func (c *core) serve(ctx context.Context) error {
 	g.Go(func() error { return c.finder.Run(ctx) })
 	g.Go(func() error { return c.rollouts.Run(ctx) })
 	g.Go(func() error { return c.renew(ctx) })
+	g.Go(func() error { return c.heads.Run(ctx, c.headFailed) })
 	g.Go(func() error { return c.runAttest(ctx) })
 	g.Go(func() error { return c.order(ctx) })
 	g.Go(func() error { return c.serveHTTPS(ctx) })

@@ -155,7 +155,7 @@ func (a *app) root() *cobra.Command {
 	root.AddGroup(&cobra.Group{ID: "objects", Title: "Objects:"}, &cobra.Group{ID: "devices", Title: "Devices:"}, &cobra.Group{ID: "billing", Title: "Billing:"}, &cobra.Group{ID: "setup", Title: "Setup:"})
 	for group, commands := range map[string][]*cobra.Command{
 		"objects": {a.applyCommand(), a.getCommand(), a.describeCommand(), a.deleteCommand(), a.diffCommand(), a.appCommand(), a.rolloutCommand(), a.trainingCommand()},
-		"devices": {a.deviceCommand(), a.incidentCommand(), a.logsCommand(), a.execCommand(), a.forwardCommand(), a.topCommand(), a.consoleCommand(), a.recordsCommand(), a.usageCommand(), a.eventsCommand()},
+		"devices": {a.deviceCommand(), a.incidentCommand(), a.logsCommand(), a.execCommand(), a.forwardCommand(), a.topCommand(), a.consoleCommand(), a.recordsCommand(), a.usageCommand(), a.eventsCommand(), a.auditCommand()},
 		"billing": {a.costCommand(), a.billingCommand(), a.invoiceCommand()},
 		"setup":   {a.loginCommand(), a.contextCommand(), a.tokenCommand(), a.voucherCommand(), a.hwCommand(), a.releaseCommand(), a.schemaCommand(), a.versionCommand()},
 	} {

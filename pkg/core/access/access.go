@@ -34,6 +34,7 @@ const (
 	Push      Action = "push"      // artifacts
 	Unpublish Action = "unpublish" // take artifacts away
 	Observe   Action = "observe"   // metrics
+	Audit     Action = "audit"     // who did what
 	Price     Action = "price"     // say what usage costs a tenant, and who it is to its invoices; asked of the tenant above
 	Bill      Action = "bill"      // make drafts, issue and credit invoices, decide what blocks them
 )
@@ -75,6 +76,8 @@ var policies = func() *cedar.PolicySet {
 type Caller struct {
 	// Name stands in logs and audits.
 	Name string
+	// UID is that of the person or account who acts, and How tells by what they are known.
+	UID, How string
 	// Account is the service account that the caller acts for.
 	Account api.Key
 	// Bindings are the caller's.

@@ -74,7 +74,7 @@ func (s *Snapshot) Caller(account, name string) *Caller {
 	if o == nil {
 		return nil
 	}
-	return &Caller{Name: name, Account: o.Key(), Bindings: s.bound[o.Key()], tenants: s.Tenants, fleets: s.fleets, from: s}
+	return &Caller{Name: name, UID: account, Account: o.Key(), Bindings: s.bound[o.Key()], tenants: s.Tenants, fleets: s.fleets, from: s}
 }
 
 // Resource is an object as policies see it.
@@ -178,5 +178,6 @@ func (r *Room) ByToken(ctx context.Context, token string) (*Caller, error) {
 	if c == nil {
 		return nil, &api.Error{Code: api.Unauthorized, Message: "the token's service account is gone or disabled", Remedy: "ask whoever runs the tenant"}
 	}
+	c.How = "token " + t.TokenID
 	return c, nil
 }

@@ -108,9 +108,12 @@ func noteWho(w http.ResponseWriter, r *http.Request) {
 func (s *Server) admit(needs Needs, r *http.Request) (*http.Request, error) {
 	c, err := s.Authenticate(r)
 	if err != nil {
+		if api.CodeOf(err) == api.Unauthorized {
+			s.note(r.Context(), api.AuditEntry{Action: "authenticate", Outcome: api.AuditRefused, Message: r.Method + " " + r.URL.Path})
+		}
 		return r, err
 	}
-	r = r.WithContext(context.WithValue(r.Context(), callerKey{}, c))
+	r = r.WithContext(withCaller(r.Context(), c))
 	switch needs.On {
 	case Platform:
 		err = s.may(r.Context(), needs.Action, access.Resource{Tenant: api.PlatformTenant, Kind: api.KindTenant})
@@ -124,6 +127,7 @@ func (s *Server) admit(needs Needs, r *http.Request) (*http.Request, error) {
 func (s *Server) may(ctx context.Context, action access.Action, r access.Resource) error {
 	c := CallerOf(ctx)
 	if !c.May(action, r) { // check: role
+		s.note(ctx, api.AuditEntry{TenantName: r.Tenant, Action: string(action), Kind: r.Kind, Object: r.Name, Outcome: api.AuditRefused})
 		return &api.Error{Code: api.Forbidden, Message: c.Name + " may not " + string(action) + " " + strings.TrimSpace(r.Kind+" "+r.Name) + " in tenant " + r.Tenant,
 			Remedy: "ask whoever runs the tenant for a role that may, by a RoleBinding"}
 	}
@@ -142,6 +146,7 @@ func (s *Server) get(ctx context.Context, action access.Action, key api.Key) (*a
 	}
 	r := CallerOf(ctx).Resource(o)
 	if !CallerOf(ctx).May(access.Read, r) { // check: scope
+		s.note(ctx, api.AuditEntry{TenantName: r.Tenant, Action: string(action), Kind: r.Kind, Object: r.Name, UID: o.Metadata.UID, Outcome: api.AuditRefused, Message: "out of the caller's scope"})
 		if key.Kind == api.KindDevice {
 			return nil, cmp.Or(s.ownerOf(ctx, key.Tenant, 0), store.NotFound(key))
 		}
@@ -172,7 +177,7 @@ func (s *Server) Authorize(r *http.Request, action access.Action, on access.Reso
 	if on.Tenant == "" {
 		on.Tenant = api.PlatformTenant
 	}
-	return s.may(context.WithValue(r.Context(), callerKey{}, c), action, on)
+	return s.may(withCaller(r.Context(), c), action, on)
 }
 
 // mayWrite says whether the caller may write an object (old: as it is; nil where there is

@@ -242,7 +242,7 @@ func (s *Server) authorize(needs Needs, ctx huma.Context, next func(huma.Context
 		WriteError(w, err)
 		return
 	}
-	ctx = huma.WithValue(ctx, callerKey{}, CallerOf(r.Context()))
+	ctx = huma.WithContext(ctx, withCaller(api.WithOrigin(ctx.Context(), api.OriginOf(r.Context())), CallerOf(r.Context())))
 	if err := onlyKnown(r, parametersOf(ctx.Operation())); err != nil {
 		writeErrorAs(w, http.StatusBadRequest, err)
 		return

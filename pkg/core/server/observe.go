@@ -38,6 +38,7 @@ func newMetrics(r *prometheus.Registry) *metrics {
 func (s *Server) observe(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start, id := s.cfg.Now(), requestID()
+		r = r.WithContext(api.WithOrigin(r.Context(), api.Origin{Source: hostOf(r.RemoteAddr), Request: id}))
 		w.Header().Set("X-Request-Id", id)
 		rec := &recorder{ResponseWriter: w}
 		defer func() {
@@ -74,6 +75,14 @@ func (s *Server) account(r *http.Request, rec *recorder, id string, took time.Du
 		level = slog.LevelWarn
 	}
 	s.cfg.Log.Log(r.Context(), level, "request", "request", id, "method", r.Method, "path", r.URL.Path, "code", code, "bytes", rec.bytes, "ms", took.Milliseconds(), "from", r.RemoteAddr, "who", rec.who)
+}
+
+// hostOf is an address without its port.
+func hostOf(addr string) string {
+	if host, _, err := net.SplitHostPort(addr); err == nil {
+		return host
+	}
+	return addr
 }
 
 func requestID() string {

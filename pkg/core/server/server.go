@@ -52,6 +52,8 @@ type Config struct {
 	Heard Heard
 	// Ledger answers for records; nil leaves those routes out.
 	Ledger Ledger
+	// Audit writes down and tells who did what; nil leaves that out.
+	Audit Audit
 	// Finder finds objects; nil leaves the search and its stream of changes out.
 	Finder *Finder
 	// Billing answers for what tenants owe; nil leaves those routes out.
@@ -101,6 +103,7 @@ func New(cfg Config) *Server {
 	s.inventoryRoute()
 	s.uncordonRoute()
 	s.unlockRoute()
+	s.auditRoute()
 	s.searchRoutes()
 	s.streamRoutes()
 	s.aboutRoutes()

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -20,6 +21,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/access"
+	"tributary.dev/tributary/pkg/core/audit"
 	"tributary.dev/tributary/pkg/core/server"
 	"tributary.dev/tributary/pkg/core/store"
 	"tributary.dev/tributary/tests/wait"
@@ -36,12 +38,19 @@ type core struct {
 func start(t *testing.T, change func(*server.Config)) *core {
 	t.Helper()
 	var uid atomic.Int64
-	db, err := store.Open(t.Context(), store.Config{Now: time.Now, NewUID: func() string { return fmt.Sprint("uid-", uid.Add(1)) }})
+	key, err := audit.CreateKey(filepath.Join(t.TempDir(), "audit.key"), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	chain := audit.NewChain(key, time.Now)
+	db, err := store.Open(t.Context(), store.Config{Now: time.Now, NewUID: func() string { return fmt.Sprint("uid-", uid.Add(1)) }, Auditor: chain, Rooms: audit.Migrate})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	cfg := server.Config{Store: db, Access: access.New(db), Metrics: prometheus.NewRegistry(), Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Now: time.Now, Version: "test"}
+	notes := audit.NewNotes(chain, db.Database(), slog.New(slog.NewTextHandler(t.Output(), nil)))
+	t.Cleanup(func() { notes.Close() })
+	cfg := server.Config{Store: db, Access: access.New(db), Audit: notes, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Now: time.Now, Version: "test"}
 	if change != nil {
 		change(&cfg)
 	}

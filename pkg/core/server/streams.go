@@ -1,8 +1,10 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -103,6 +105,12 @@ func (s *Server) streamInto(w http.ResponseWriter, r *http.Request, verb stream.
 	}
 	command.Actor = actor.Name
 	log := s.cfg.Log.With("device", r.PathValue("name"), "verb", string(verb), "app", command.App, "service", command.Service, "actor", actor.Name)
+	note := api.AuditEntry{TenantName: cmp.Or(r.URL.Query().Get("tenant"), api.DefaultTenant), Action: string(verb), Kind: api.KindDevice, Object: r.PathValue("name"),
+		Message: strings.TrimSpace(command.App + " " + command.Service + " " + strings.Join(command.Argv, " "))}
+	if err := s.mustNote(r.Context(), note); err != nil {
+		WriteError(w, err)
+		return
+	}
 	var near *stream.Conn
 	if socket {
 		if near, err = acceptSocket(w, r); err != nil {

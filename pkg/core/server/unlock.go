@@ -48,6 +48,10 @@ func (s *Server) unlockRoute() {
 			return nil, s.fail(err)
 		}
 		actor := CallerOf(ctx)
+		note := api.AuditEntry{TenantName: in.Tenant, Action: "unlock", Kind: api.KindDevice, Object: in.Name, Message: "the answer to a challenge was asked for"}
+		if err := s.mustNote(ctx, note); err != nil {
+			return nil, s.fail(err)
+		}
 		a, err := s.cfg.Unlocks.Unlock(ctx, id, in.Name, in.Body.Challenge, actor.Name)
 		if err != nil {
 			s.cfg.Log.Warn("a challenge is not answered", "device", in.Name, "tenant", in.Tenant, "actor", actor.Name, "err", err)

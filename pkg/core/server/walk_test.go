@@ -303,6 +303,9 @@ func probes() map[string][]probe {
 	all["post /api/v1/revisions/{kind}/{name}/undo"] = []probe{{"POST", revisions + "/undo?tenant=acme&to=1", "", 409}} // there is one alone
 	all["post /api/v1/revisions/{kind}/{name}/revoke"] = []probe{{"POST", revisions + "/revoke?tenant=acme&revision=1", "", 409}}
 	all["post "+device+"/pin"] = []probe{{"POST", of("pin", ""), `{"kind":"Config","object":"` + canary + `"}`, 204}}
+	for _, query := range []string{"tenant=acme", "tenant=*", "tenant=acme&kind=Device&name=" + canary, "tenant=*&actor=owner"} {
+		all["get /api/v1/audit"] = append(all["get /api/v1/audit"], probe{"GET", "/api/v1/audit?" + query, "", 200})
+	}
 	all["get /api/v1/usage"] = []probe{{"GET", "/api/v1/usage?tenant=acme&device=" + canary, "", 200}}
 	all["get /api/v1/records"] = []probe{{"GET", "/api/v1/records?tenant=acme&device=" + canary, "", 200}}
 	for _, query := range []string{"tenant=acme", "tenant=*", "tenant=acme&device=" + canary} {
@@ -491,7 +494,7 @@ func TestAFleetIsNotWidened(t *testing.T) {
 func TestScopesCount(t *testing.T) {
 	heard := []string{"scope of watches", "scope as of now"}
 	var checks []mutation.Check
-	for _, m := range mutation.Marked(t, "^TestStrangersSeeNothing$", "auth.go", "objects.go", "records.go", "search.go", "watch.go", "billing.go") {
+	for _, m := range mutation.Marked(t, "^TestStrangersSeeNothing$", "audit.go", "auth.go", "objects.go", "records.go", "search.go", "watch.go", "billing.go") {
 		if m.Name == "whom a fleet picks" {
 			m.Test, m.Says = "^TestAFleetIsNotWidened$", "it is seen to be 200"
 			checks = append(checks, m)

@@ -80,6 +80,7 @@ func (s *SQL) Enrol(ctx context.Context, e Enrolment) error {
 			if err := s.writeRow(ctx, w, out); err != nil {
 				return err
 			}
+			s.audited(w, "enrol", nil, out)
 		}
 		if e.Event != nil {
 			if err := appendEvents(ctx, w, []DeviceEvent{*e.Event}); err != nil {

@@ -179,6 +179,11 @@ func (s *SQL) Put(ctx context.Context, obj *api.Object, opts PutOptions) (out *a
 				return err
 			}
 		}
+		action := "update"
+		if old == nil {
+			action = "create"
+		}
+		s.audited(w, action, old, out)
 		return s.revise(ctx, w, out, opts.Hold)
 	})
 	if err != nil {
@@ -304,7 +309,7 @@ func (s *SQL) Delete(ctx context.Context, key api.Key, revision int64) error {
 			}
 		}
 		if key.Kind == api.KindServiceAccount { // nobody else shall ever come by its tokens
-			if _, err := w.ExecContext(ctx, "DELETE FROM tokens WHERE account = ?", old.Metadata.UID); err != nil {
+			if err := s.dropTokens(ctx, w, key.Tenant, "account = ?", old.Metadata.UID); err != nil {
 				return err
 			}
 		}
@@ -312,6 +317,7 @@ func (s *SQL) Delete(ctx context.Context, key api.Key, revision int64) error {
 			return err
 		}
 		w.changed(change{key: key, deleted: true})
+		s.audited(w, "delete", old, nil)
 		_, err = w.ExecContext(ctx, "DELETE FROM objects WHERE kind = ? AND tenant = ? AND name = ?", key.Kind, key.Tenant, key.Name)
 		return err
 	})

@@ -30,6 +30,11 @@ type Config struct {
 	// Vault encrypts the values of secrets; nil keeps them in clear, and fails on those
 	// that are encrypted.
 	Vault *Vault
+	// Auditor writes down what changed, in the transaction that changes it; may be nil.
+	Auditor Auditor
+	// Rooms brings the tables of other rooms up to date that share the store's transactions; may
+	// be nil.
+	Rooms func(context.Context, *database.DB) error
 }
 
 // SQL is a Store, a Manifests and a Tokens in one database. A commit is on the disk when it
@@ -79,6 +84,11 @@ func Open(ctx context.Context, cfg Config) (_ *SQL, err error) {
 	if err := Migrate(ctx, s.db); err != nil {
 		return nil, err
 	}
+	if cfg.Rooms != nil {
+		if err := cfg.Rooms(ctx, s.db); err != nil {
+			return nil, err
+		}
+	}
 	if err := s.db.Prepare(ctx, sqlGet, sqlWrite, sqlStatus, sqlPutStatus, sqlCount, sqlSetCount, sqlToken, sqlPutBox); err != nil {
 		return nil, err
 	}
@@ -123,6 +133,7 @@ type writer struct {
 	*database.Tx
 	revision int64
 	changes  []change
+	audit    []api.AuditEntry
 }
 
 // changed numbers a change of an object; the watchers hear of it after the commit.
@@ -156,7 +167,7 @@ func (s *SQL) tx(ctx context.Context, f func(w *writer) error) error {
 			return err
 		}
 		if changes = w.changes; len(changes) == 0 {
-			return nil
+			return s.auditAll(ctx, w)
 		}
 		if slices.ContainsFunc(changes, change.decides) {
 			if err := setCounter(ctx, w, "access", w.revision); err != nil {
@@ -166,7 +177,10 @@ func (s *SQL) tx(ctx context.Context, f func(w *writer) error) error {
 		if err := s.leave(ctx, w); err != nil {
 			return err
 		}
-		return setCounter(ctx, w, "revision", w.revision)
+		if err := setCounter(ctx, w, "revision", w.revision); err != nil {
+			return err
+		}
+		return s.auditAll(ctx, w)
 	})
 	if err == errDryRun {
 		return nil

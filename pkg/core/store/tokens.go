@@ -121,6 +121,7 @@ func (s *SQL) ownAccount(ctx context.Context, w *writer, role Role) (uid string,
 			o.Metadata.Revision = w.changed(change{key: o.Key()})
 			s.stamp(o, nil)
 			if err = s.writeRow(ctx, w, o); err == nil {
+				s.audited(w, "create", nil, o)
 				old = o
 			}
 		}
@@ -146,6 +147,7 @@ func (s *SQL) mint(ctx context.Context, w *writer, name, account string, expires
 		until = expires.Unix()
 	}
 	_, err := w.ExecContext(ctx, "INSERT INTO tokens (id, hash, name, role, account, created, expires) VALUES (?,?,?,'',?,?,?)", id, hash[:], database.Legible(name), account, s.cfg.Now().Unix(), until)
+	s.auditedToken(w, s.tenantOfAccount(ctx, w, account), AuditedToken{id, database.Legible(name), account, hash[:], until}, false)
 	return tokenPrefix + "." + id + "." + secret, err
 }
 
@@ -229,12 +231,27 @@ func (s *SQL) RevokeToken(ctx context.Context, id string) error {
 	if !database.Text(id) {
 		return api.Errorf(api.NotFound, "there is no token %q", id)
 	}
-	res, err := s.db.ExecContext(ctx, "DELETE FROM tokens WHERE id = ?", id)
+	return s.tx(ctx, func(w *writer) error {
+		tokens, err := s.tokensOf(ctx, w, "id = ?", id)
+		if err != nil {
+			return err
+		}
+		if len(tokens) == 0 {
+			return &api.Error{Code: api.NotFound, Message: "there is no token " + id}
+		}
+		return s.dropTokens(ctx, w, s.tenantOfAccount(ctx, w, tokens[0].Account), "id = ?", id)
+	})
+}
+
+// dropTokens forgets tokens of a tenant's account.
+func (s *SQL) dropTokens(ctx context.Context, w *writer, tenant, where string, args ...any) error {
+	tokens, err := s.tokensOf(ctx, w, where, args...)
 	if err != nil {
 		return err
 	}
-	if n, err := res.RowsAffected(); err != nil || n == 0 {
-		return errors.Join(err, &api.Error{Code: api.NotFound, Message: "there is no token " + id})
+	for _, t := range tokens {
+		s.auditedToken(w, tenant, t, true)
 	}
-	return nil
+	_, err = w.ExecContext(ctx, "DELETE FROM tokens WHERE "+where, args...)
+	return err
 }
