@@ -17,6 +17,7 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/audit"
 	"tributary.dev/tributary/pkg/core/lease"
+	"tributary.dev/tributary/pkg/core/people"
 	"tributary.dev/tributary/pkg/core/store"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
 )
@@ -32,6 +33,7 @@ func (d data) secretKey() string       { return d.path("secret.key") }
 func (d data) auditKey() string        { return d.path("audit.key") }
 func (d data) heads() string           { return d.path("heads.log") }
 func (d data) adminToken() string      { return d.path("admin.token") }
+func (d data) firstAdmin() string      { return d.path("first-admin.token") }
 
 // lock keeps a second cored out of the folder. The lock ends with the process.
 func (d data) lock() (*os.File, error) {
@@ -76,11 +78,11 @@ func (d data) openStore(ctx context.Context) (*store.SQL, error) {
 	if err != nil {
 		return nil, err
 	}
-	db, err := store.Open(ctx, store.Config{Place: place, Now: time.Now, NewUID: newUID, Vault: vault, Auditor: audit.NewChain(key, time.Now), Rooms: audit.Migrate})
+	db, err := store.Open(ctx, store.Config{Place: place, Now: time.Now, NewUID: newUID, Vault: vault, Sealed: people.Reseal, Auditor: audit.NewChain(key, time.Now), Rooms: audit.Migrate})
 	if err != nil {
 		return nil, err
 	}
-	if err := lease.Migrate(ctx, db.Database()); err != nil {
+	if err := errors.Join(lease.Migrate(ctx, db.Database()), people.Migrate(ctx, db.Database())); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	if err := db.Adopt(ctx); err != nil {
@@ -140,4 +142,33 @@ func (d data) firstToken(ctx context.Context, tokens store.Tokens) error {
 		return fmt.Errorf("make the admin token: %w", err)
 	}
 	return atomicfile.Write(d.adminToken(), []byte(token+"\n"), 0o600)
+}
+
+// openPeople makes the room of people over the core's database.
+func (d data) openPeople(ctx context.Context, db *store.SQL) (*people.Room, error) {
+	epoch, err := db.Epoch(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return people.New(people.Config{DB: db.Database(), Now: time.Now, NewUID: newUID, Random: rand.Reader, Epoch: epoch, Seal: db.Vault().Seal, Open: db.Vault().Open})
+}
+
+// inviteAdmin leaves a one-time token for the first person in a file that only the owner reads,
+// at the very first start of a core: when no such file is there, and nobody.
+func (d data) inviteAdmin(ctx context.Context, room *people.Room, log *slog.Logger) error {
+	if _, err := os.Stat(d.firstAdmin()); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if anybody, err := room.Anybody(ctx); err != nil || anybody {
+		return err
+	}
+	token, err := room.AdminToken(ctx)
+	if err != nil {
+		return err
+	}
+	if err := atomicfile.Write(d.firstAdmin(), []byte(token+"\n"), 0o600); err != nil {
+		return err
+	}
+	log.Info("nobody is there yet: whoever has the one-time token becomes the first administrator, within a day, by `edgectl setup` or the console", "token", d.firstAdmin(), "another", "cored admin-token")
+	return nil
 }

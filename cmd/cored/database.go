@@ -18,6 +18,7 @@ import (
 	"tributary.dev/tributary/pkg/core/database"
 	"tributary.dev/tributary/pkg/core/intake"
 	"tributary.dev/tributary/pkg/core/lease"
+	"tributary.dev/tributary/pkg/core/people"
 	"tributary.dev/tributary/pkg/core/store"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
 )
@@ -42,7 +43,7 @@ func migrateLedger(ctx context.Context, db *database.DB) error {
 
 // migrateStoreRooms does so for those that are in the store's.
 func migrateStoreRooms(ctx context.Context, db *database.DB) error {
-	return errors.Join(store.Migrate(ctx, db), audit.Migrate(ctx, db), lease.Migrate(ctx, db))
+	return errors.Join(store.Migrate(ctx, db), audit.Migrate(ctx, db), lease.Migrate(ctx, db), people.Migrate(ctx, db))
 }
 
 func (d data) databaseFile() string { return d.path("database") }

@@ -37,7 +37,7 @@ func Main() int {
 func root() *cobra.Command {
 	cmd := &cobra.Command{Use: "cored", Short: "The core of a Tributary tree", SilenceUsage: true, SilenceErrors: true}
 	cmd.SetFlagErrorFunc(flagvalue.Explain)
-	cmd.AddCommand(runCommand(), tokenCommand(), backupCommand(), restoreCommand(), migrateStoreCommand(), secretsCommand(), billingCommand(), unlockCommand(), sealingCommand(), mosquittoCommand(), auditCommand(), versionCommand())
+	cmd.AddCommand(runCommand(), tokenCommand(), adminTokenCommand(), backupCommand(), restoreCommand(), migrateStoreCommand(), secretsCommand(), billingCommand(), unlockCommand(), sealingCommand(), mosquittoCommand(), auditCommand(), versionCommand())
 	return cmd
 }
 

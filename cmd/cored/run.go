@@ -34,6 +34,7 @@ import (
 	"tributary.dev/tributary/pkg/core/intake"
 	"tributary.dev/tributary/pkg/core/lease"
 	"tributary.dev/tributary/pkg/core/onboard"
+	"tributary.dev/tributary/pkg/core/people"
 	"tributary.dev/tributary/pkg/core/registry"
 	"tributary.dev/tributary/pkg/core/rollout"
 	"tributary.dev/tributary/pkg/core/roster"
@@ -117,6 +118,7 @@ type core struct {
 	metrics *prometheus.Registry
 
 	store    *store.SQL
+	people   *people.Room
 	epoch    uint64
 	ca       *ca.CA
 	live     *identity.Live
@@ -234,6 +236,12 @@ func (c *core) openData(ctx context.Context) error {
 		return err
 	}
 	if err := c.store.AdoptRevisions(ctx); err != nil {
+		return err
+	}
+	if c.people, err = c.o.data.openPeople(ctx, c.store); err != nil {
+		return err
+	}
+	if err := c.o.data.inviteAdmin(ctx, c.people, c.log); err != nil {
 		return err
 	}
 	return c.o.data.firstToken(ctx, c.store)
@@ -417,8 +425,9 @@ func (c *core) openServer(context.Context) (err error) {
 	c.finder = server.NewFinder(c.store)
 	rollouts := rollout.Room{Loop: c.rollouts, Blobs: c.registry.Blobs}
 	cfg := server.Config{Rollouts: rollouts,
-		Store: c.store, Access: access.New(c.store), Devices: c.roster, Inventories: inventories{c.intake, c.log}, Unlocks: c.rescueDesk(), Heard: c.end.Heard, Ledger: ledger{c.intake, c.store, c.roster}, Billing: c.billing, Audit: c.audited, Streams: c.hub, Finder: c.finder,
-		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: c.admitToken, api.KindExpectedDevice: c.admitExpected, api.KindIncident: admitIncident, api.KindRollout: server.AdmitRollout(rollouts)},
+		Store: c.store, Access: access.New(c.store), People: c.people, Devices: c.roster, Inventories: inventories{c.intake, c.log}, Unlocks: c.rescueDesk(), Heard: c.end.Heard, Ledger: ledger{c.intake, c.store, c.roster}, Billing: c.billing, Audit: c.audited, Streams: c.hub, Finder: c.finder,
+		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: c.admitToken, api.KindExpectedDevice: c.admitExpected, api.KindIncident: admitIncident, api.KindRollout: server.AdmitRollout(rollouts),
+			api.KindRoleBinding: server.AdmitBinding(c.people)},
 		Removal: map[string]server.Removal{api.KindDevice: func(_ context.Context, o *api.Object) error { return c.roster.MayDelete(o) },
 			api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindFlowPolicy: apps.MayRemove, api.KindSecret: apps.MayRemove, api.KindPricePlan: c.billing.MayRemove},
 		Routes: []server.Route{

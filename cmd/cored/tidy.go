@@ -24,6 +24,9 @@ func (c *core) tidy(ctx context.Context) error {
 				c.log.Error("old events cannot be dropped; tried again tomorrow", "err", err)
 			}
 		}
+		if err := c.people.Tidy(ctx); err != nil && ctx.Err() == nil {
+			c.log.Error("sessions that ended cannot be dropped; tried again tomorrow", "err", err)
+		}
 		c.log.Debug("the ledger is tidied", "took", time.Since(began))
 		next.Reset(24 * time.Hour)
 	}

@@ -97,3 +97,33 @@ func listTokens() *cobra.Command {
 	list.Flags().StringVar(&dir, "data", "/var/lib/cored", "folder of the core")
 	return list
 }
+
+// adminTokenCommand is for whoever has the core's machine: nobody shuts them out.
+func adminTokenCommand() *cobra.Command {
+	var dir string
+	cmd := &cobra.Command{Use: "admin-token", Short: "Make a one-time token by which a person becomes an administrator of the platform", Args: cobra.NoArgs,
+		Long: `Make a one-time token by which a person becomes an administrator of the platform, with
+` + "`" + `edgectl setup` + "`" + ` or in the console. It is good for a day, and those before it end.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := data(dir).exists(); err != nil {
+				return err
+			}
+			db, err := data(dir).openStore(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer db.Close()
+			room, err := data(dir).openPeople(cmd.Context(), db)
+			if err != nil {
+				return err
+			}
+			token, err := room.AdminToken(cmd.Context())
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), token)
+			return nil
+		}}
+	cmd.Flags().StringVar(&dir, "data", "/var/lib/cored", "folder of the core")
+	return cmd
+}

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"net/url"
 	"slices"
 	"strings"
 )
@@ -29,7 +30,7 @@ type ServiceAccountSpec struct {
 	Disabled bool `json:"disabled,omitempty"`
 }
 
-// RoleBindingSpec gives a role to service accounts: in the binding's tenant with all tenants
+// RoleBindingSpec gives a role to service accounts, people and groups: in the binding's tenant with all tenants
 // below it, or in one site or fleet of that tenant.
 type RoleBindingSpec struct {
 	// Role is viewer, operator, tenant-admin, billing, rescuer or platform-admin.
@@ -40,11 +41,16 @@ type RoleBindingSpec struct {
 	Fleet string `json:"fleet,omitempty"`
 }
 
-// Subject is who is bound.
+// Subject is who is bound: a service account, a person, or the members of a group.
 type Subject struct {
-	ServiceAccount string `json:"serviceAccount"`
+	ServiceAccount string `json:"serviceAccount,omitempty"`
 	// Tenant is the account's. Empty: the binding's own.
 	Tenant string `json:"tenant,omitempty"`
+	// Person is the uid of a person, never a name or an e-mail: those may become another's.
+	Person string `json:"person,omitempty"`
+	// Group is what an identity provider says that people belong to, Issuer that provider.
+	Group  string `json:"group,omitempty"`
+	Issuer string `json:"issuer,omitempty"`
 }
 
 // Account is the service account that is meant by a binding of a tenant.
@@ -64,14 +70,11 @@ func validateRoleBinding(s *RoleBindingSpec, f *findings) {
 		f.addf("spec.role", "the roles are "+strings.Join(Roles, ", "), "there is no role %s", quote(s.Role))
 	}
 	if len(s.Subjects) == 0 || len(s.Subjects) > maxListed {
-		f.addf("spec.subjects", "name 1 to 1024 service accounts", "there are %d subjects", len(s.Subjects))
+		f.addf("spec.subjects", "name 1 to 1024 service accounts, people or groups", "there are %d subjects", len(s.Subjects))
 		return
 	}
-	for i, subject := range s.Subjects {
-		validateName(subject.ServiceAccount, join(index("spec.subjects", i), "serviceAccount"), f)
-		if subject.Tenant != "" {
-			validateName(subject.Tenant, join(index("spec.subjects", i), "tenant"), f)
-		}
+	for i := range s.Subjects {
+		s.Subjects[i].validate(index("spec.subjects", i), f)
 	}
 	if s.Site != "" {
 		validateName(s.Site, "spec.site", f)
@@ -81,5 +84,33 @@ func validateRoleBinding(s *RoleBindingSpec, f *findings) {
 	}
 	if s.Site != "" && s.Fleet != "" {
 		f.add("spec.fleet", "a binding is narrowed by a site or by a fleet", "make two bindings, or leave one out")
+	}
+}
+
+// validate holds a subject to one who is meant.
+func (s *Subject) validate(at string, f *findings) {
+	const one = "give serviceAccount (with tenant), person, or group with issuer"
+	switch {
+	case s.Person != "":
+		if s.ServiceAccount+s.Tenant+s.Group+s.Issuer != "" {
+			f.add(join(at, "person"), "a subject is one person, and nothing beside", one)
+		}
+		validateName(s.Person, join(at, "person"), f)
+	case s.Group != "" || s.Issuer != "":
+		if s.ServiceAccount+s.Tenant != "" {
+			f.add(join(at, "group"), "a subject is one group, and nothing beside", one)
+		}
+		validateText(s.Group, join(at, "group"), f)
+		if s.Group == "" {
+			f.add(join(at, "group"), "no group is named", one)
+		}
+		if u, err := url.Parse(s.Issuer); err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
+			f.add(join(at, "issuer"), "not an issuer", "write the provider's address as its tokens have it, https://…")
+		}
+	default:
+		validateName(s.ServiceAccount, join(at, "serviceAccount"), f)
+		if s.Tenant != "" {
+			validateName(s.Tenant, join(at, "tenant"), f)
+		}
 	}
 }

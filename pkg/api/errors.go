@@ -18,6 +18,7 @@ const (
 	Gone         Code = "gone"         // the revision to go on from is not known any more, or not yet: list again
 	Unauthorized Code = "unauthorized" // who you are is not known
 	Forbidden    Code = "forbidden"    // you are known, and may not
+	TooMany      Code = "too_many"     // it was tried too often: wait
 	TooLarge     Code = "too_large"    // past a size bound
 	Unavailable  Code = "unavailable"  // try again later
 	Internal     Code = "internal"     // our fault
@@ -78,7 +79,7 @@ func CodeOf(err error) Code {
 
 var httpStatus = map[Code]int{
 	Invalid: http.StatusUnprocessableEntity, NotFound: http.StatusNotFound, Conflict: http.StatusConflict, Gone: http.StatusGone,
-	Unauthorized: http.StatusUnauthorized, Forbidden: http.StatusForbidden, TooLarge: http.StatusRequestEntityTooLarge,
+	Unauthorized: http.StatusUnauthorized, Forbidden: http.StatusForbidden, TooLarge: http.StatusRequestEntityTooLarge, TooMany: http.StatusTooManyRequests,
 	Unavailable: http.StatusServiceUnavailable, Internal: http.StatusInternalServerError,
 }
 
@@ -101,7 +102,7 @@ func (c Code) ExitCode() int {
 		return 4
 	case Unauthorized, Forbidden:
 		return 5
-	case Unavailable:
+	case Unavailable, TooMany:
 		return 6
 	}
 	return 1

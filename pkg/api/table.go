@@ -53,7 +53,7 @@ var Kinds = []Kind{
 		NewSpec: func() any { return new(BudgetSpec) }, NewStatus: func() any { return new(BudgetStatus) }, validate: typed(validateBudget)},
 	{Name: KindServiceAccount, Plural: "serviceaccounts", Short: []string{"sa"}, Doc: "A program, or a person by a token, that acts for a tenant.",
 		NewSpec: func() any { return new(ServiceAccountSpec) }, validate: typed(validateServiceAccount)},
-	{Name: KindRoleBinding, Plural: "rolebindings", Short: []string{"rb"}, Doc: "Gives a role to service accounts, in a tenant, a site or a fleet.",
+	{Name: KindRoleBinding, Plural: "rolebindings", Short: []string{"rb"}, Doc: "Gives a role to service accounts, people or groups, in a tenant, a site or a fleet.",
 		NewSpec: func() any { return new(RoleBindingSpec) }, validate: typed(validateRoleBinding)},
 	{Name: KindTrainingJob, Plural: "trainingjobs", Short: []string{"training", "tj"}, Doc: "A model that the core trains.",
 		NewSpec: func() any { return new(TrainingJobSpec) }, NewStatus: func() any { return new(TrainingJobStatus) }, validate: typed(validateTrainingJob)},

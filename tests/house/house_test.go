@@ -65,6 +65,7 @@ var agreed = map[string]string{
 	"pkg/core/attest -> pkg/core/store":     "the store's interface is what the core's rooms share",
 	"pkg/core/store -> pkg/core/database":   "objects and ledger are opened and brought up to date alike",
 	"pkg/core/lease -> pkg/core/database":   "leases stand in the same transactions as the work",
+	"pkg/core/people -> pkg/core/database":  "what the core keeps is opened and brought up to date alike",
 	"pkg/core/intake -> pkg/core/database":  "objects and ledger are opened and brought up to date alike",
 	"pkg/core/insight -> pkg/core/store":    "the store's interface is what the core's rooms share",
 	"pkg/core/roster -> pkg/core/store":     "the store's interface is what the core's rooms share",

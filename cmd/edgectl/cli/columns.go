@@ -165,8 +165,14 @@ func (a *app) bindingRow(o *api.Object) []string {
 	}
 	var subjects []string
 	for _, subject := range s.Subjects {
-		of := subject.Account(o.Metadata.Tenant)
-		subjects = append(subjects, of.Tenant+"/"+of.Name)
+		switch of := subject.Account(o.Metadata.Tenant); {
+		case subject.Person != "":
+			subjects = append(subjects, "person "+subject.Person)
+		case subject.Group != "":
+			subjects = append(subjects, "group "+subject.Group)
+		default:
+			subjects = append(subjects, of.Tenant+"/"+of.Name)
+		}
 	}
 	return []string{o.Metadata.Name, s.Role, in, orDash(clip(strings.Join(subjects, ","), 60)), a.age(o.Metadata.Created)}
 }

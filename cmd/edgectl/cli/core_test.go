@@ -39,6 +39,7 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/access"
 	"tributary.dev/tributary/pkg/core/ca"
+	"tributary.dev/tributary/pkg/core/people"
 	"tributary.dev/tributary/pkg/core/registry"
 	"tributary.dev/tributary/pkg/core/rescue"
 	"tributary.dev/tributary/pkg/core/roster"
@@ -78,6 +79,7 @@ func TestScripts(t *testing.T) {
 			env.Setenv("CA_PIN", c.pin)
 			env.Setenv("VIEWER", c.viewer)
 			env.Setenv("RESCUER", c.rescuer)
+			env.Setenv("ONCE", c.once)
 			env.Setenv("CHALLENGE", c.challenge)
 			env.Setenv("TZ", "UTC")
 			env.Setenv("TRIBUTARY_WITHOUT_CHECK", os.Getenv("TRIBUTARY_WITHOUT_CHECK"))
@@ -90,7 +92,24 @@ func TestScripts(t *testing.T) {
 type testCore struct {
 	url, token, viewer, rescuer, caFile, pin string
 	challenge                                string // of field-1's console
+	once                                     string // makes the first administrator
+	people                                   *people.Room
 	stop                                     func()
+}
+
+// startPeople makes a room of people in which nobody is yet.
+func startPeople(ctx context.Context, db *store.SQL) (*people.Room, string, error) {
+	if err := people.Migrate(ctx, db.Database()); err != nil {
+		return nil, "", err
+	}
+	var uid atomic.Int64
+	room, err := people.New(people.Config{DB: db.Database(), Now: time.Now, NewUID: func() string { return fmt.Sprint("person-", uid.Add(1)) }, Random: rand.Reader, Epoch: 1, Cost: people.Cost{Memory: 64, Passes: 1, Lanes: 1},
+		Seal: func(_ string, b []byte) []byte { return b }, Open: func(_ string, b []byte) ([]byte, error) { return b, nil }})
+	if err != nil {
+		return nil, "", err
+	}
+	token, err := room.AdminToken(ctx)
+	return room, token, err
 }
 
 func startCore(dir string) (c *testCore, err error) {
@@ -116,6 +135,9 @@ func startCore(dir string) (c *testCore, err error) {
 		if *token, err = db.CreateToken(ctx, "ann", role, time.Time{}, rand.Reader); err != nil {
 			return nil, err
 		}
+	}
+	if c.people, c.once, err = startPeople(ctx, db); err != nil {
+		return nil, err
 	}
 	authority, err := ca.Open(filepath.Join(dir, "ca"), ca.Options{})
 	if err != nil {
@@ -150,7 +172,7 @@ func startCore(dir string) (c *testCore, err error) {
 	onStop(func() { reg.Close() })
 	apps := &server.Apps{Store: db, Artifacts: reg}
 	hall := server.New(server.Config{
-		Store: db, Access: access.New(db), Devices: boxes, Unlocks: playedDesk{rescue.New(rescue.Config{
+		Store: db, Access: access.New(db), People: c.people, Devices: boxes, Unlocks: playedDesk{rescue.New(rescue.Config{
 			Keys: func() ([]*ecdh.PrivateKey, error) { return []*ecdh.PrivateKey{owner}, nil }, Event: store.EventUnlock, Now: time.Now,
 			Answered: func(ctx context.Context, id api.DeviceID, challenge string) (bool, error) {
 				list, err := db.Events(ctx, []api.DeviceID{id}, 100)
@@ -160,7 +182,7 @@ func startCore(dir string) (c *testCore, err error) {
 				return db.AppendEvents(ctx, []store.DeviceEvent{{Device: id, Label: name, Event: e}})
 			},
 		})}, Ledger: playedLedger{}, Streams: playedDevices{}, Metrics: prometheus.NewRegistry(), Log: log, Now: time.Now, Version: "1.2.3",
-		Admission: map[string]server.Admission{api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: admitToken(boxes)},
+		Admission: map[string]server.Admission{api.KindRoleBinding: server.AdmitBinding(c.people), api.KindApp: apps.AdmitApp, api.KindFleet: apps.AdmitFleet, api.KindJoinToken: admitToken(boxes)},
 		Removal:   map[string]server.Removal{api.KindApp: apps.MayRemove, api.KindConfig: apps.MayRemove, api.KindSecret: apps.MayRemove},
 		Routes: []server.Route{
 			{Pattern: "/v2/", Handler: reg},

@@ -157,7 +157,7 @@ func (a *app) root() *cobra.Command {
 		"objects": {a.applyCommand(), a.getCommand(), a.describeCommand(), a.deleteCommand(), a.diffCommand(), a.appCommand(), a.rolloutCommand(), a.trainingCommand()},
 		"devices": {a.deviceCommand(), a.incidentCommand(), a.logsCommand(), a.execCommand(), a.forwardCommand(), a.topCommand(), a.consoleCommand(), a.recordsCommand(), a.usageCommand(), a.eventsCommand(), a.auditCommand()},
 		"billing": {a.costCommand(), a.billingCommand(), a.invoiceCommand()},
-		"setup":   {a.loginCommand(), a.contextCommand(), a.tokenCommand(), a.voucherCommand(), a.hwCommand(), a.releaseCommand(), a.schemaCommand(), a.versionCommand()},
+		"setup":   {a.loginCommand(), a.logoutCommand(), a.whoamiCommand(), a.setupCommand(), a.passwordCommand(), a.factorCommand(), a.personCommand(), a.contextCommand(), a.tokenCommand(), a.voucherCommand(), a.hwCommand(), a.releaseCommand(), a.schemaCommand(), a.versionCommand()},
 	} {
 		for _, c := range commands {
 			c.GroupID = group

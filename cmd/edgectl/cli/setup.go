@@ -20,23 +20,62 @@ import (
 	"tributary.dev/tributary/pkg/identity"
 )
 
+// loginOptions are the flags by which one says which core, and who.
+type loginOptions struct {
+	name, pin, user string
+	tokenStdin      bool
+}
+
+func (o *loginOptions) flags(c *cobra.Command) {
+	f := c.Flags()
+	f.StringVar(&o.name, "name", "", "name of the context; default the host")
+	f.StringVar(&o.pin, "ca-pin", "", "SHA-256 of the core's root certificate, in hex")
+	f.StringVar(&o.user, "user", "", "the name of your account")
+}
+
+// loginContext reads which core is meant, and how it is trusted.
+func (a *app) loginContext(ctx context.Context, address string, o *loginOptions) (c client.Context, err error) {
+	base, err := client.BaseURL(address)
+	if err != nil {
+		return c, err
+	}
+	if o.name == "" {
+		o.name = base.Hostname()
+	}
+	c = client.Context{Server: base.String(), Tenant: a.value(a.tenant, "EDGECTL_TENANT")}
+	switch ca := a.value(a.ca, "EDGECTL_CA"); {
+	case ca != "":
+		c.CA, err = readCA(ca)
+	case o.pin != "":
+		c.CA, err = fetchRoot(ctx, c.Server, o.pin)
+	}
+	return c, err
+}
+
 func (a *app) loginCommand() *cobra.Command {
-	var name, pin string
-	var tokenStdin bool
+	var o loginOptions
 	c := &cobra.Command{
-		Use: "login URL", Short: "Remember a core and your token for it", Args: cobra.ExactArgs(1),
-		Long: `Remember a core and your token for it, in ~/.config/tributary/edgectl.yaml (mode 0600,
-or EDGECTL_CONFIG). The core's certificate is checked against --ca, or against the root
-certificate that the core shows and whose SHA-256 is --ca-pin; with neither, against the
-roots of this machine. The token and the address are tried before they are kept.`,
-		Example: "  edgectl login https://core.example:8443 --token-stdin --ca root.crt < admin.token\n  edgectl login https://core.example:8443 --token T --ca-pin 3f…",
+		Use: "login URL", Short: "Log in to a core, or remember your token for it", Args: cobra.ExactArgs(1),
+		Long: `Log in to a core by name, password and code (--user), or remember a token for it, in
+~/.config/tributary/edgectl.yaml (mode 0600, or EDGECTL_CONFIG). Password and code are asked
+for; without a terminal they are lines of standard input. The core's certificate is checked
+against --ca, or against the root certificate that the core shows and whose SHA-256 is
+--ca-pin; with neither, against the roots of this machine. The token and the address are
+tried before they are kept.`,
+		Example: "  edgectl login https://core.example:8443 --user alice --ca root.crt\n  edgectl login https://core.example:8443 --token-stdin --ca root.crt < admin.token\n  edgectl login https://core.example:8443 --token T --ca-pin 3f…",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			base, err := client.BaseURL(args[0])
+			ctx, err := a.loginContext(cmd.Context(), args[0], &o)
 			if err != nil {
 				return err
 			}
-			ctx := client.Context{Server: base.String(), Token: a.value(a.token, "EDGECTL_TOKEN"), Tenant: a.value(a.tenant, "EDGECTL_TENANT")}
-			if tokenStdin {
+			if o.user != "" {
+				if err := a.passwordLogin(cmd.Context(), &ctx, o.user); err != nil {
+					return err
+				}
+				return a.login(cmd.Context(), o.name, ctx)
+			}
+			ctx.Token = a.value(a.token, "EDGECTL_TOKEN")
+			if o.tokenStdin {
 				b, err := io.ReadAll(io.LimitReader(a.In, 4096))
 				if err != nil {
 					return err
@@ -44,28 +83,14 @@ roots of this machine. The token and the address are tried before they are kept.
 				ctx.Token = strings.TrimSpace(string(b))
 			}
 			if ctx.Token == "" {
-				return &api.Error{Code: api.Unauthorized, Message: "there is no token", Remedy: "give --token or --token-stdin; the first one lies in DATA/admin.token on the core, others are made by `cored token create`"}
+				return &api.Error{Code: api.Unauthorized, Message: "there is neither a name nor a token", Remedy: "give --user, or --token or --token-stdin; the first token lies in DATA/admin.token on the core, others are made by `cored token create`"}
 			}
-			switch ca := a.value(a.ca, "EDGECTL_CA"); {
-			case ca != "":
-				if ctx.CA, err = readCA(ca); err != nil {
-					return err
-				}
-			case pin != "":
-				if ctx.CA, err = fetchRoot(cmd.Context(), ctx.Server, pin); err != nil {
-					return err
-				}
-			}
-			if name == "" {
-				name = base.Hostname()
-			}
-			return a.login(cmd.Context(), name, ctx)
+			return a.login(cmd.Context(), o.name, ctx)
 		},
 	}
-	f := c.Flags()
-	f.StringVar(&name, "name", "", "name of the context; default the host")
-	f.StringVar(&pin, "ca-pin", "", "SHA-256 of the core's root certificate, in hex")
-	f.BoolVar(&tokenStdin, "token-stdin", false, "read the token from standard input")
+	o.flags(c)
+	c.Flags().BoolVar(&o.tokenStdin, "token-stdin", false, "read the token from standard input")
+	c.MarkFlagsMutuallyExclusive("user", "token-stdin")
 	return c
 }
 

@@ -182,6 +182,9 @@ func refusal(resp *http.Response) error {
 	if json.Unmarshal(b, e) == nil && e.Code != "" && e.Message != "" {
 		if e.Code == api.Unauthorized {
 			e.Remedy = "log in with `edgectl login`, or set EDGECTL_TOKEN; tokens are made by `cored token create`"
+			if e.Field == "token" {
+				e.Remedy = "ask an administrator for another token, or `cored admin-token` on the core's machine"
+			}
 		}
 		if e.Code == api.NotFound && e.Remedy == "" {
 			e.Remedy = "list what there is with `edgectl get KIND`, of another tenant with --tenant"

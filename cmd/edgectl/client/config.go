@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"go.yaml.in/yaml/v4"
 
@@ -20,6 +21,8 @@ import (
 type Context struct {
 	Server string `yaml:"server" json:"server"`
 	Token  string `yaml:"token,omitempty" json:"token,omitempty"`
+	// Expires is when the token ends, of a session; zero where that is not known.
+	Expires time.Time `yaml:"expires,omitempty" json:"expires,omitzero"`
 	// CA is the core's root certificate in PEM; empty trusts the system's roots.
 	CA     string `yaml:"ca,omitempty" json:"ca,omitempty"`
 	Tenant string `yaml:"tenant,omitempty" json:"tenant,omitempty"`

@@ -54,6 +54,9 @@ type Resource struct {
 	Role string
 }
 
+// Person is the kind of people: they belong to no tenant, and are the platform's to keep.
+const Person = "Person"
+
 // Artifact is the kind of what lies in the registry.
 const Artifact = "Artifact"
 
@@ -78,8 +81,10 @@ type Caller struct {
 	Name string
 	// UID is that of the person or account who acts, and How tells by what they are known.
 	UID, How string
-	// Account is the service account that the caller acts for.
-	Account api.Key
+	// Account is the service account that the caller acts for; Person the uid of somebody who
+	// acts for themselves, Session that of their session.
+	Account         api.Key
+	Person, Session string
 	// Bindings are the caller's.
 	Bindings []Binding
 	tenants  api.TenantTree

@@ -121,6 +121,29 @@ func TestNarrowBindings(t *testing.T) {
 	}
 }
 
+// A person may what they are bound to by uid, and by the groups of the issuer that said so.
+func TestPeopleAndGroups(t *testing.T) {
+	subject := func(tenant, role string, who api.Subject) *api.Object {
+		return object(api.KindRoleBinding, tenant, role+who.Person+who.Group, nil, api.RoleBindingSpec{Role: role, Subjects: []api.Subject{who}})
+	}
+	s, err := NewSnapshot(tree, []*api.Object{subject("acme", "operator", api.Subject{Person: "uid-ann"}), subject("other", "viewer", api.Subject{Group: "ops", Issuer: "https://a"}),
+		subject("platform", "tenant-admin", api.Subject{Group: "leads", Issuer: "https://a"})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := func(tenant string) Resource { return Resource{Tenant: tenant, Kind: api.KindDevice} }
+	ann, ops, forged, lead := s.Person("uid-ann", "ann", nil), s.Person("uid-bob", "bob", []Group{{"https://a", "ops"}}), s.Person("uid-eve", "eve", []Group{{"https://b", "ops"}}), s.Person("uid-lea", "lea", []Group{{"https://a", "leads"}})
+	if !ann.May(Write, in("north")) || ann.May(Read, in("other")) || ops.May(Read, in("acme")) || !ops.May(Read, in("other")) || ops.May(Write, in("other")) {
+		t.Error("a person or a group is not bound as the binding says")
+	}
+	if forged.May(Read, in("other")) || s.Person("ann", "uid-ann", nil).May(Read, in("acme")) {
+		t.Error("another issuer's group, or a name, is taken for the one that is bound")
+	}
+	if lead.May(Govern, Resource{Tenant: "platform", Kind: Person}) || lead.May(Read, Resource{Tenant: "platform", Kind: Person}) || !bound(t, binding("platform", "platform-admin", "", "")).May(Govern, Resource{Tenant: "platform", Kind: Person}) {
+		t.Error("people are not kept by platform-admins alone")
+	}
+}
+
 // The tests of roles and views need the clause that holds a role to its scope.
 func TestScopeCounts(t *testing.T) {
 	mutation.Prove(t, mutation.Check{Name: "scope", Test: "^TestRoles$", File: "access.go", From: `return uid("Tenant", b.Tenant)`,

@@ -16,12 +16,17 @@ type Snapshot struct {
 	Tenants  api.TenantTree
 	accounts map[string]*api.Object // by uid
 	bound    map[api.Key][]Binding  // of service accounts
+	people   map[string][]Binding   // by uid
+	groups   map[Group][]Binding
 	fleets   map[api.Key]api.Selector
 }
 
+// Group is what an issuer says that people belong to.
+type Group struct{ Issuer, Name string }
+
 // NewSnapshot sums up objects of the kinds that decide; others are passed over.
 func NewSnapshot(tenants api.TenantTree, objects []*api.Object) (*Snapshot, error) {
-	s := &Snapshot{Tenants: tenants, accounts: map[string]*api.Object{}, bound: map[api.Key][]Binding{}, fleets: map[api.Key]api.Selector{}}
+	s := &Snapshot{Tenants: tenants, accounts: map[string]*api.Object{}, bound: map[api.Key][]Binding{}, people: map[string][]Binding{}, groups: map[Group][]Binding{}, fleets: map[api.Key]api.Selector{}}
 	for _, o := range objects {
 		if err := s.add(o); err != nil {
 			return nil, fmt.Errorf("%s: %w", o.Key(), err)
@@ -47,8 +52,15 @@ func (s *Snapshot) add(o *api.Object) error {
 		}
 		b := Binding{Role: spec.Role, Tenant: o.Metadata.Tenant, Site: spec.Site, Fleet: spec.Fleet}
 		for _, subject := range spec.Subjects {
-			key := subject.Account(o.Metadata.Tenant)
-			s.bound[key] = append(s.bound[key], b)
+			switch group := (Group{subject.Issuer, subject.Group}); {
+			case subject.Person != "":
+				s.people[subject.Person] = append(s.people[subject.Person], b)
+			case group.Name != "":
+				s.groups[group] = append(s.groups[group], b)
+			default:
+				key := subject.Account(o.Metadata.Tenant)
+				s.bound[key] = append(s.bound[key], b)
+			}
 		}
 	case api.KindFleet:
 		var spec api.FleetSpec
@@ -75,6 +87,19 @@ func (s *Snapshot) Caller(account, name string) *Caller {
 		return nil
 	}
 	return &Caller{Name: name, UID: account, Account: o.Key(), Bindings: s.bound[o.Key()], tenants: s.Tenants, fleets: s.fleets, from: s}
+}
+
+// Person is the one who acts for themselves, by what they and their groups are bound to.
+func (s *Snapshot) Person(uid, name string, groups []Group) *Caller {
+	bindings := slices.Clone(s.people[uid])
+	for _, g := range groups {
+		for _, b := range s.groups[g] {
+			if !slices.Contains(bindings, b) {
+				bindings = append(bindings, b)
+			}
+		}
+	}
+	return &Caller{Name: name, UID: uid, How: "session", Person: uid, Bindings: bindings, tenants: s.Tenants, fleets: s.fleets, from: s}
 }
 
 // Resource is an object as policies see it.
@@ -180,4 +205,13 @@ func (r *Room) ByToken(ctx context.Context, token string) (*Caller, error) {
 	}
 	c.How = "token " + t.TokenID
 	return c, nil
+}
+
+// Person tells what somebody may who has a session.
+func (r *Room) Person(ctx context.Context, uid, name string, groups []Group) (*Caller, error) {
+	s, err := r.Snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return s.Person(uid, name, groups), nil
 }

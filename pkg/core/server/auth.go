@@ -11,6 +11,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/access"
+	"tributary.dev/tributary/pkg/core/people"
 	"tributary.dev/tributary/pkg/core/store"
 )
 
@@ -35,9 +36,11 @@ const (
 	Device
 	// Each object that the handler comes to: it asks for each of them.
 	Each
+	// People are the platform's to keep.
+	People
 )
 
-// SessionCookie carries the token of somebody who looks through a browser.
+// SessionCookie carries the session of somebody at a browser; a token there reads alone.
 const SessionCookie = "tributary_session"
 
 type callerKey struct{}
@@ -51,24 +54,27 @@ func CallerOf(ctx context.Context) *access.Caller {
 }
 
 // Authenticate tells who makes a request, by bearer token, by HTTP basic authentication
-// with the token as password (what registry clients send), or for reading by the browser's
-// session. The error has code Unauthorized.
+// with the token as password (what registry clients send), or by the browser's session. The
+// error has code Unauthorized.
 func (s *Server) Authenticate(r *http.Request) (*access.Caller, error) {
 	if scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " "); ok && strings.EqualFold(scheme, "Bearer") {
-		return s.cfg.Access.ByToken(r.Context(), strings.TrimSpace(token))
+		return s.bySecret(r, strings.TrimSpace(token))
 	}
 	if token := socketToken(r); token != "" {
-		return s.cfg.Access.ByToken(r.Context(), token)
+		return s.bySecret(r, token)
 	}
 	if _, password, ok := r.BasicAuth(); ok {
-		return s.cfg.Access.ByToken(r.Context(), password)
+		return s.bySecret(r, password)
 	}
-	// A browser sends its cookie along with requests that other pages make it send;
-	// so it never authorises a change.
-	if c, err := r.Cookie(SessionCookie); err == nil && reads(r) {
-		return s.cfg.Access.ByToken(r.Context(), c.Value)
+	// A browser sends its cookie along with requests that other pages make it send: by a token
+	// there nothing is changed, and by a session only from a page of the core's own.
+	if c, err := r.Cookie(SessionCookie); err == nil && (reads(r) || people.IsSession(c.Value)) {
+		if err := crossed(r); err != nil {
+			return nil, err
+		}
+		return s.bySecret(r, c.Value)
 	}
-	return nil, &api.Error{Code: api.Unauthorized, Message: "who you are is not known", Remedy: "send your token as `Authorization: Bearer …`; make one with `cored token create`"}
+	return nil, &api.Error{Code: api.Unauthorized, Message: "who you are is not known", Remedy: "log in, or send your token as `Authorization: Bearer …`; make one with `cored token create`"}
 }
 
 func reads(r *http.Request) bool { return r.Method == http.MethodGet || r.Method == http.MethodHead }
@@ -117,6 +123,8 @@ func (s *Server) admit(needs Needs, r *http.Request) (*http.Request, error) {
 	switch needs.On {
 	case Platform:
 		err = s.may(r.Context(), needs.Action, access.Resource{Tenant: api.PlatformTenant, Kind: api.KindTenant})
+	case People:
+		err = s.may(r.Context(), needs.Action, access.Resource{Tenant: api.PlatformTenant, Kind: access.Person})
 	case Device:
 		_, err = s.get(r.Context(), needs.Action, api.Key{Tenant: cmp.Or(r.URL.Query().Get("tenant"), api.DefaultTenant), Kind: api.KindDevice, Name: r.PathValue("name")})
 	}

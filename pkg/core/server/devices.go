@@ -156,7 +156,8 @@ type (
 		Body struct {
 			Name     string           `json:"name"`
 			Role     string           `json:"role" doc:"The roles that its bindings give."`
-			Account  string           `json:"account" doc:"Whose token it is: tenant/name of a service account."`
+			Account  string           `json:"account" doc:"Whose token it is: tenant/name of a service account; empty for a person."`
+			Person   string           `json:"person,omitempty" doc:"Whose session it is: the uid of a person."`
 			Bindings []access.Binding `json:"bindings"`
 		}
 	}
@@ -171,7 +172,7 @@ func (s *Server) aboutRoutes() {
 	op := func(id, path, summary string) huma.Operation {
 		return huma.Operation{OperationID: id, Method: http.MethodGet, Path: path, Summary: summary, Tags: []string{"about"}, Middlewares: s.needs("", Everybody)}
 	}
-	huma.Register(s.api, op("whoami", "/api/v1/whoami", "Whose token this is"), func(ctx context.Context, _ *struct{}) (*whoOutput, error) {
+	huma.Register(s.api, op("whoami", "/api/v1/whoami", "Who you are, and what you are bound to"), func(ctx context.Context, _ *struct{}) (*whoOutput, error) {
 		c := CallerOf(ctx)
 		out := &whoOutput{}
 		var roles []string
@@ -180,7 +181,10 @@ func (s *Server) aboutRoutes() {
 				roles = append(roles, b.Role)
 			}
 		}
-		out.Body.Name, out.Body.Role, out.Body.Account = c.Name, cmp.Or(strings.Join(roles, ", "), "no role"), c.Account.Tenant+"/"+c.Account.Name
+		out.Body.Name, out.Body.Role, out.Body.Account = c.Name, cmp.Or(strings.Join(roles, ", "), "no role"), ""
+		if out.Body.Person = c.Person; c.Person == "" {
+			out.Body.Account = c.Account.Tenant + "/" + c.Account.Name
+		}
 		out.Body.Bindings = append([]access.Binding{}, c.Bindings...)
 		return out, nil
 	})

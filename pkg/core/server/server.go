@@ -21,6 +21,7 @@ import (
 
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/access"
+	"tributary.dev/tributary/pkg/core/people"
 	"tributary.dev/tributary/pkg/core/store"
 )
 
@@ -36,6 +37,8 @@ const (
 type Config struct {
 	Store  store.Store
 	Access *access.Room
+	// People knows who has an account; nil leaves those routes out.
+	People *people.Room
 	// Admission holds the rooms' say in writes, by kind.
 	Admission map[string]Admission
 	// Removal holds the rooms' say in deletions, by kind.
@@ -107,6 +110,7 @@ func New(cfg Config) *Server {
 	s.searchRoutes()
 	s.streamRoutes()
 	s.aboutRoutes()
+	s.peopleRoutes()
 	own := []Route{
 		{Pattern: "GET /healthz", Handler: http.HandlerFunc(s.healthz), Doc: "Whether the core works: 200 with the text ok, or 503."},
 		{Pattern: "GET /metrics", Needs: Needs{access.Observe, Platform}, Handler: promhttp.HandlerFor(cfg.Metrics, promhttp.HandlerOpts{}), Doc: "Counters and gauges in Prometheus' text format."},

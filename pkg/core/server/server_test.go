@@ -22,6 +22,7 @@ import (
 	"tributary.dev/tributary/pkg/api"
 	"tributary.dev/tributary/pkg/core/access"
 	"tributary.dev/tributary/pkg/core/audit"
+	"tributary.dev/tributary/pkg/core/people"
 	"tributary.dev/tributary/pkg/core/server"
 	"tributary.dev/tributary/pkg/core/store"
 	"tributary.dev/tributary/tests/wait"
@@ -31,6 +32,7 @@ type core struct {
 	t             *testing.T
 	url           string
 	store         *store.SQL
+	people        *people.Room
 	server        *server.Server
 	admin, viewer string
 }
@@ -48,16 +50,25 @@ func start(t *testing.T, change func(*server.Config)) *core {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
+	if err := people.Migrate(t.Context(), db.Database()); err != nil {
+		t.Fatal(err)
+	}
+	as := func(_ string, b []byte) []byte { return b }
+	room, err := people.New(people.Config{DB: db.Database(), Now: time.Now, NewUID: func() string { return fmt.Sprint("person-", uid.Add(1)) }, Random: rand.Reader, Epoch: 1, Cost: people.Cost{Memory: 64, Passes: 1, Lanes: 1},
+		Seal: as, Open: func(_ string, b []byte) ([]byte, error) { return b, nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
 	notes := audit.NewNotes(chain, db.Database(), slog.New(slog.NewTextHandler(t.Output(), nil)))
 	t.Cleanup(func() { notes.Close() })
-	cfg := server.Config{Store: db, Access: access.New(db), Audit: notes, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Now: time.Now, Version: "test"}
+	cfg := server.Config{Store: db, People: room, Admission: map[string]server.Admission{api.KindRoleBinding: server.AdmitBinding(room)}, Access: access.New(db), Audit: notes, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Now: time.Now, Version: "test"}
 	if change != nil {
 		change(&cfg)
 	}
 	s := server.New(cfg)
 	web := httptest.NewServer(s)
 	t.Cleanup(web.Close)
-	c := &core{t: t, url: web.URL, store: db, server: s}
+	c := &core{t: t, url: web.URL, store: db, people: room, server: s}
 	for role, token := range map[store.Role]*string{store.Admin: &c.admin, store.Viewer: &c.viewer} {
 		if *token, err = db.CreateToken(t.Context(), string(role), role, time.Time{}, rand.Reader); err != nil {
 			t.Fatal(err)

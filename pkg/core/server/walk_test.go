@@ -330,7 +330,12 @@ func probes() map[string][]probe {
 }
 
 // notOfATenant are the operations that tell nothing of any tenant, or are the platform's.
-var notOfATenant = []string{"get /healthz", "get /metrics", "get /schemas/{file}", "get /api/v1/whoami", "get /api/v1/version", "get /api/v1/changes"} // TestChangesAreHeard walks the last
+var notOfATenant = []string{"get /healthz", "get /metrics", "get /schemas/{file}", "get /api/v1/whoami", "get /api/v1/version", "get /api/v1/changes", // TestChangesAreHeard walks the last
+	// Of whoever asks, or of nobody yet: TestPeople.
+	"get /api/v1/login", "post /api/v1/login", "post /api/v1/logout", "post /api/v1/setup", "post /api/v1/password", "post /api/v1/factor", "put /api/v1/factor", "delete /api/v1/factor",
+	"post /api/v1/recoverycodes", "get /api/v1/sessions", "delete /api/v1/sessions/{id}",
+	// People are the platform's: TestPeopleAreThePlatforms.
+	"get /api/v1/people", "post /api/v1/people", "get /api/v1/people/{uid}", "patch /api/v1/people/{uid}", "post /api/v1/people/{uid}/reset", "delete /api/v1/people/{uid}/sessions"}
 
 // Whoever is not bound to a tenant sees nothing of it by any operation of the API: each answer
 // is the one for a tenant, or a part of one, that was never there. The owner succeeds at each.

@@ -50,6 +50,9 @@ func (s *SQL) Reseal(ctx context.Context) error {
 			return err
 		}
 		old, err := s.resealRevisions(ctx, w)
+		if err == nil && s.cfg.Sealed != nil {
+			err = s.cfg.Sealed(ctx, w.Tx, s.sealAgain)
+		}
 		if err != nil || !clear && !more && !old {
 			return err
 		}
@@ -60,6 +63,18 @@ func (s *SQL) Reseal(ctx context.Context) error {
 	}
 	_, err = s.cfg.Vault.prune()
 	return err
+}
+
+// sealAgain seals a value by the newest key, if it is not.
+func (s *SQL) sealAgain(place string, sealed []byte) ([]byte, error) {
+	if s.cfg.Vault.current(sealed) {
+		return sealed, nil
+	}
+	plain, err := s.cfg.Vault.open(place, sealed)
+	if err != nil {
+		return nil, err
+	}
+	return s.cfg.Vault.seal(place, plain), nil
 }
 
 // Rotate makes a new key and encrypts everything by it; the old key is forgotten.

@@ -35,6 +35,9 @@ type Config struct {
 	// Rooms brings the tables of other rooms up to date that share the store's transactions; may
 	// be nil.
 	Rooms func(context.Context, *database.DB) error
+	// Sealed has rooms seal what they keep again, each value by again, when keys change. The
+	// tables are there.
+	Sealed func(ctx context.Context, tx *database.Tx, again func(place string, sealed []byte) ([]byte, error)) error
 }
 
 // SQL is a Store, a Manifests and a Tokens in one database. A commit is on the disk when it
@@ -123,6 +126,9 @@ func (s *SQL) Close() error {
 
 // Database is where the store is, for rooms that share its transactions.
 func (s *SQL) Database() *database.DB { return s.db }
+
+// Vault is what seals, for rooms that share the database; nil where nothing is sealed.
+func (s *SQL) Vault() *Vault { return s.cfg.Vault }
 
 // BackupTo writes a consistent copy of the database to a new file of SQLite, while others
 // write.
