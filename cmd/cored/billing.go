@@ -25,7 +25,6 @@ import (
 	"tributary.dev/tributary/pkg/core/ca"
 	"tributary.dev/tributary/pkg/core/database"
 	"tributary.dev/tributary/pkg/core/intake"
-	"tributary.dev/tributary/pkg/core/store"
 )
 
 // billSettle is how long usage may take from being received to being seen by an invoice.
@@ -49,111 +48,8 @@ func (d data) openBilling(ctx context.Context, cfg billing.Config, in *intake.St
 	if err := billing.Migrate(ctx, db); err != nil {
 		return nil, nil, errors.Join(err, db.Close())
 	}
-	cfg.DB, cfg.Usage, cfg.Heads, cfg.Now, cfg.Settle = db, billedUsage{cfg.Store, in}, &headFile{d.billingHeads(), authority}, time.Now, billSettle
+	cfg.DB, cfg.Usage, cfg.Heads, cfg.Now, cfg.Settle = db, usageOf{cfg.Store, openUsage(in)}, &headFile{d.billingHeads(), authority}, time.Now, billSettle
 	return billing.New(cfg), db.Close, nil
-}
-
-// billedUsage tells billing what devices recorded, as belonging to who owns them now.
-type billedUsage struct {
-	store  store.Store
-	intake *intake.Store
-}
-
-// Entries implements billing.Source.
-func (s billedUsage) Entries(ctx context.Context, tenant string, from, to time.Time, each func(*api.UsageEntry) error) error {
-	name, apps, err := s.owner(ctx, tenant)
-	if err != nil || name == "" {
-		return err
-	}
-	devices, _, _, err := s.store.List(ctx, store.Query{Kind: api.KindDevice, Tenant: name})
-	if err != nil {
-		return err
-	}
-	fleets, _, _, err := s.store.List(ctx, store.Query{Kind: api.KindFleet, Tenant: name})
-	if err != nil {
-		return err
-	}
-	for _, o := range devices {
-		var spec api.DeviceSpec
-		var status api.DeviceStatus
-		if err := errors.Join(json.Unmarshal(o.Spec, &spec), json.Unmarshal(o.Status, &status)); err != nil {
-			return err
-		}
-		base := api.UsageEntry{Tenant: tenant, TenantName: name, Device: o.Metadata.UID, DeviceName: o.Metadata.Name, Site: spec.Site, Fleet: fleetOf(fleets, o.Metadata.Labels), Labels: o.Metadata.Labels}
-		err := s.intake.UsedBetween(ctx, status.ID, from, to, func(u *intake.Used) error {
-			e := base
-			e.AppName, e.App, e.Service = u.Use.App, apps[u.Use.App], u.Use.Service
-			return entriesOf(e, status.ID, u, each)
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// owner finds a tenant by its uid, with the uids of its apps.
-func (s billedUsage) owner(ctx context.Context, uid string) (name string, apps map[string]string, err error) {
-	tenants, _, _, err := s.store.List(ctx, store.Query{Kind: api.KindTenant})
-	if err != nil {
-		return "", nil, err
-	}
-	if uid == api.PlatformTenant || uid == api.DefaultTenant {
-		name = uid
-	}
-	for _, o := range tenants {
-		if o.Metadata.UID == uid {
-			name = o.Metadata.Name
-		}
-	}
-	if name == "" {
-		return "", nil, nil
-	}
-	list, _, _, err := s.store.List(ctx, store.Query{Kind: api.KindApp, Tenant: name})
-	apps = map[string]string{}
-	for _, o := range list {
-		apps[o.Metadata.Name] = o.Metadata.UID
-	}
-	return name, apps, err
-}
-
-// fleetOf is the first fleet, by name, that picks a device.
-func fleetOf(fleets []*api.Object, labels map[string]string) string {
-	for _, f := range fleets {
-		var spec api.FleetSpec
-		if json.Unmarshal(f.Spec, &spec) == nil && spec.Selector.Matches(labels) {
-			return f.Metadata.Name
-		}
-	}
-	return ""
-}
-
-// entriesOf makes an entry of each meter that a row of a record counts.
-func entriesOf(e api.UsageEntry, id api.DeviceID, u *intake.Used, each func(*api.UsageEntry) error) error {
-	e.From, e.To, e.Received = time.UnixMilli(u.From).UTC(), time.UnixMilli(u.To).UTC(), u.Taken
-	e.Coarse = u.Last > u.Seq
-	a := &u.Use.Accelerator
-	quantities := []struct {
-		meter string
-		n     uint64
-	}{{api.MeterRuntime, u.Use.RunMillis}, {api.MeterCPU, u.Use.CPUMicros}, {api.MeterMemory, u.Use.MemoryByteSeconds}, {api.MeterNetworkRx, u.Use.RxBytes}, {api.MeterNetworkTx, u.Use.TxBytes},
-		{api.MeterGPUHeld, a.HeldMillis}, {api.MeterGPUSlice, a.SliceMillis}, {api.MeterGPUMemory, a.MemoryMiBSeconds}, {api.MeterGPUBusy, a.BusyMillis}, {api.MeterEnergy, a.EnergyMillijoules}}
-	for i, q := range quantities {
-		if q.n == 0 {
-			continue
-		}
-		e := e
-		e.ID, e.Meter, e.Unit, e.Quantity = api.RecordEntryID(id, u.Epoch, u.Seq, u.N*len(quantities)+i), q.meter, api.MeterUnit(q.meter), int64(q.n)
-		if err := each(&e); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Gaps implements billing.Source: no gaps are known by rows of usage alone.
-func (s billedUsage) Gaps(context.Context, string, time.Time, time.Time) ([]api.UsageGap, error) {
-	return nil, nil
 }
 
 // headFile keeps heads of the ledger in a file, a line each, signed with the core's key.

@@ -20,6 +20,7 @@ import (
 	"tributary.dev/tributary/pkg/core/lease"
 	"tributary.dev/tributary/pkg/core/people"
 	"tributary.dev/tributary/pkg/core/store"
+	"tributary.dev/tributary/pkg/core/usage"
 	"tributary.dev/tributary/pkg/identity/atomicfile"
 )
 
@@ -38,7 +39,7 @@ var parts = []struct {
 
 // migrateLedger brings the tables of all rooms up to date that are in the ledger's database.
 func migrateLedger(ctx context.Context, db *database.DB) error {
-	return errors.Join(intake.Migrate(ctx, db), billing.Migrate(ctx, db))
+	return errors.Join(intake.Migrate(ctx, db), billing.Migrate(ctx, db), usage.Migrate(ctx, db))
 }
 
 // migrateStoreRooms does so for those that are in the store's.
@@ -87,6 +88,7 @@ func (d data) openLedger(ctx context.Context, cfg intake.Config) (_ *intake.Stor
 	if cfg.Place, err = d.place("ledger.db"); err != nil {
 		return nil, err
 	}
+	cfg.Migrate = migrateLedger
 	return intake.Open(ctx, cfg)
 }
 

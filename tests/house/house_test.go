@@ -57,6 +57,7 @@ var agreed = map[string]string{
 	"pkg/edge/workload -> pkg/edge/meter":   "a workload tells the meter what to measure in the meter's own words",
 	"pkg/core/fleet -> pkg/core/store":      "the store's interface is what the core's rooms share",
 	"pkg/core/billing -> pkg/core/store":    "the store's interface is what the core's rooms share",
+	"pkg/core/usage -> pkg/core/database":   "objects and ledger are opened and brought up to date alike",
 	"pkg/core/billing -> pkg/core/database": "objects and ledger are opened and brought up to date alike",
 	"pkg/core/rollout -> pkg/core/store":    "the store's interface is what the core's rooms share",
 	"pkg/core/audit -> pkg/core/database":   "what is audited is written in one transaction with its row",

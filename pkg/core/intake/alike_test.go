@@ -137,8 +137,7 @@ func (p *pair) seen(rt *rapid.T) func(*Store) (any, error) {
 
 func (p *pair) tidy(rt *rapid.T) func(*Store) (any, error) {
 	p.now = p.now.Add(time.Duration(rapid.IntRange(0, 40).Draw(rt, "hours")) * time.Hour)
-	r := Retention{Intervals: time.Duration(rapid.IntRange(0, 200).Draw(rt, "intervals")) * time.Hour, Events: time.Duration(rapid.IntRange(0, 100).Draw(rt, "events")) * time.Hour,
-		Batches: time.Duration(rapid.IntRange(0, 100).Draw(rt, "kept")) * time.Hour}
+	r := Retention{Intervals: time.Duration(rapid.IntRange(0, 200).Draw(rt, "intervals")) * time.Hour, Events: time.Duration(rapid.IntRange(0, 100).Draw(rt, "events")) * time.Hour}
 	return func(s *Store) (any, error) { return nil, s.Tidy(context.Background(), r) }
 }
 
@@ -178,6 +177,10 @@ func (p *pair) ask(s *Store) (any, error) {
 		add(s.Records(ctx, id, 0, 0))
 		add(s.Records(ctx, id, 3, 2))
 		add(s.BatchOf(ctx, id, 100, 3))
+		add(s.Holes(ctx, id))
+		var between []Entry
+		err = s.Between(ctx, id, time.UnixMilli(92*dayMillis), time.UnixMilli(97*dayMillis), func(e *Entry) error { between = append(between, *e); return nil })
+		add(between, err)
 		add(s.Position(id))
 	}
 	err := s.Devices(func(r link.DeviceRow) error {

@@ -38,6 +38,9 @@ type Config struct {
 	// of devices is then looked after in each transaction, and others hear of changes
 	// (database.Tx.Say, on Said).
 	Shared bool
+	// Migrate brings the tables of all rooms up to date that share the ledger's database, so
+	// that a backup has them. Nil: those of the ledger alone.
+	Migrate func(context.Context, *database.DB) error
 	// Changed is called after a commit for each device whose reported state or
 	// attachment changed. It must return at once.
 	Changed func(api.DeviceID)
@@ -87,7 +90,11 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	if s.db, err = database.Open(ctx, database.Config{Place: cfg.Place, Schema: Schema, Cache: 16384}); err != nil {
 		return nil, err
 	}
-	if err = Migrate(ctx, s.db); err != nil {
+	migrate := cfg.Migrate
+	if migrate == nil {
+		migrate = Migrate
+	}
+	if err = migrate(ctx, s.db); err != nil {
 		return nil, err
 	}
 	if err = s.db.Prepare(ctx, hot...); err != nil {
@@ -95,6 +102,9 @@ func Open(ctx context.Context, cfg Config) (_ *Store, err error) {
 	}
 	return s, s.load(ctx)
 }
+
+// Database is the ledger's, for rooms whose tables are in it. It ends with the ledger.
+func (s *Store) Database() *database.DB { return s.db }
 
 // Migrate brings a database's schema up to date.
 func Migrate(ctx context.Context, db *database.DB) error {

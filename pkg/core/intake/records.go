@@ -169,7 +169,7 @@ func (s *Store) BatchOf(ctx context.Context, id api.DeviceID, epoch, seq uint64)
 		return rows.Err()
 	})
 	if err == nil && (b.Raw == nil || b.First > seq) {
-		err = &api.Error{Code: api.NotFound, Message: "no batch is kept that brought this record", Remedy: "batches are kept for as long as --keep-batches of `cored run` says"}
+		err = &api.Error{Code: api.NotFound, Message: "no batch is kept that brought this record", Remedy: "see `edgectl records`; what came before the core kept batches has none"}
 	}
 	return b, err
 }
@@ -222,4 +222,111 @@ func fillEntry(ctx context.Context, tx *database.Tx, dev int64, e *Entry) error 
 		}
 	}
 	return rows.Err()
+}
+
+// Between gives the records of usage of a device that began in [from, to), as its batches
+// hold them, and as they were summed up where those are not kept any more.
+func (s *Store) Between(ctx context.Context, id api.DeviceID, from, to time.Time, each func(*Entry) error) error {
+	return s.view(ctx, func(tx *database.Tx) error {
+		dev, err := deviceNumber(ctx, tx, id)
+		if dev == 0 {
+			return err
+		}
+		lo, hi := from.UnixMilli(), to.UnixMilli()
+		if err := summedBetween(ctx, tx, id, dev, lo, hi, each); err != nil {
+			return err
+		}
+		rows, err := tx.QueryContext(ctx, `SELECT epoch, first, last, taken, prev, raw FROM verbatim v WHERE dev = ?1 AND EXISTS (
+			SELECT 1 FROM usage u WHERE u.dev = v.dev AND u.epoch = v.epoch AND u.seq <= v.last AND u.last >= v.first AND u.ended >= ?2 AND u.began < ?3)
+			ORDER BY epoch, last`, dev, lo, hi)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			b := Batch{Device: id}
+			if err := b.scan(rows); err != nil {
+				return err
+			}
+			list, err := b.Usage()
+			if err != nil {
+				return err
+			}
+			for i := range list {
+				if e := &list[i]; e.Usage.From >= lo && e.Usage.From < hi {
+					if err := each(e); err != nil {
+						return err
+					}
+				}
+			}
+		}
+		return rows.Err()
+	})
+}
+
+// summedBetween gives the rows of usage whose batches are not kept.
+func summedBetween(ctx context.Context, tx *database.Tx, id api.DeviceID, dev, lo, hi int64, each func(*Entry) error) error {
+	rows, err := tx.QueryContext(ctx, `SELECT DISTINCT epoch, seq, last FROM usage u WHERE dev = ?1 AND began >= ?2 AND began < ?3
+		AND NOT EXISTS (SELECT 1 FROM verbatim v WHERE v.dev = u.dev AND v.epoch = u.epoch AND v.last >= u.seq AND v.first <= u.seq) ORDER BY epoch, seq`, dev, lo, hi)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	var list []Entry
+	for rows.Next() {
+		e := Entry{Device: id, Kind: api.RecordUsage}
+		if err := rows.Scan(&e.Epoch, &e.Seq, &e.Last); err != nil {
+			return err
+		}
+		list = append(list, e)
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	for i := range list {
+		if err := fillEntry(ctx, tx, dev, &list[i]); err != nil {
+			return err
+		}
+		if err := each(&list[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Hole is a time between two intervals of usage of a device where records are missing.
+type Hole struct {
+	From, To time.Time
+	// Unread says that a record of usage was set aside there; else the device gave records up.
+	Unread bool
+}
+
+// Holes tells where usage of a device may be missing. Records that were given up between two
+// intervals that follow each other were of other kinds.
+func (s *Store) Holes(ctx context.Context, id api.DeviceID) (out []Hole, err error) {
+	err = s.view(ctx, func(tx *database.Tx) error {
+		dev, err := deviceNumber(ctx, tx, id)
+		if dev == 0 {
+			return err
+		}
+		rows, err := tx.QueryContext(ctx, `SELECT kind, (SELECT max(ended) FROM usage u WHERE u.dev = o.dev AND u.epoch = o.epoch AND u.seq < o.seq) AS before,
+			(SELECT min(began) FROM usage u WHERE u.dev = o.dev AND u.epoch = o.epoch AND u.seq > o.last) AS behind
+			FROM others o WHERE dev = ? AND (kind = ? OR kind = ? AND poison IS NOT NULL) ORDER BY epoch, seq`, dev, int64(record.Lost), int64(api.RecordUsage))
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var kind int64
+			var before, behind sql.NullInt64
+			if err := rows.Scan(&kind, &before, &behind); err != nil {
+				return err
+			}
+			if before.Valid && behind.Valid && before.Int64 < behind.Int64 {
+				out = append(out, Hole{From: time.UnixMilli(before.Int64), To: time.UnixMilli(behind.Int64), Unread: kind == int64(api.RecordUsage)})
+			}
+		}
+		return rows.Err()
+	})
+	return out, err
 }

@@ -17,9 +17,6 @@ type Retention struct {
 	Intervals time.Duration
 	// Events is how long events stay.
 	Events time.Duration
-	// Batches is how long batches stay as devices signed them: the detail of intervals is in
-	// them, and the proof of what was counted.
-	Batches time.Duration
 }
 
 // dayMillis is a day of Unix milliseconds.
@@ -67,13 +64,16 @@ func (s *Store) Tidy(ctx context.Context, r Retention) error {
 const untidyQuery = `SELECT EXISTS (SELECT 1 FROM events WHERE dev = ?1 AND audit = 0 AND time < ?2)
 	OR EXISTS (SELECT 1 FROM batches b JOIN devices d ON d.dev = b.dev WHERE b.dev = ?1 AND b.taken < ?3 AND (NOT (b.epoch = d.epoch AND b.last = d.acked)
 		OR EXISTS (SELECT 1 FROM others o WHERE o.dev = ?1 AND o.kind = ?4 AND o.poison IS NULL AND o.epoch = b.epoch AND o.seq >= b.first AND o.last <= b.last)))
-	OR EXISTS (SELECT 1 FROM (SELECT epoch, seq, ended / ?5 AS day, ` + cutsBefore + ` AS piece FROM usage WHERE dev = ?1 AND ended < ?6) AS pieces
-		GROUP BY epoch, day, piece HAVING min(seq) < max(seq))
-	OR EXISTS (SELECT 1 FROM verbatim WHERE dev = ?1 AND taken < ?7)`
+	OR EXISTS (SELECT 1 FROM (SELECT epoch, seq, ended / ?5 AS day, ` + cutsBefore + ` AS piece, ` + signed + ` AS signed FROM usage WHERE dev = ?1 AND ended < ?6) AS pieces
+		GROUP BY epoch, day, piece, signed HAVING min(seq) < max(seq))`
 
 // cutsBefore counts the cut points among a device's rows of usage before one: rows of the same
 // count have none between them.
 const cutsBefore = `coalesce(sum(cut) OVER (PARTITION BY epoch ORDER BY seq RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0)`
+
+// signed tells whether the batch is kept that a row of usage came with. What is told from
+// batches and what is told from rows must not become one row.
+const signed = `EXISTS (SELECT 1 FROM verbatim v WHERE v.dev = usage.dev AND v.epoch = usage.epoch AND v.last >= usage.seq AND v.first <= usage.seq)`
 
 // untidy tells whether there is anything to do for a device, without a transaction that
 // writes.
@@ -88,17 +88,14 @@ func (s *Store) untidy(ctx context.Context, r Retention, id api.DeviceID) (is bo
 		return false, nil
 	}
 	now := s.cfg.Now()
-	var events, intervals, batches int64 // nothing is from before 1970
+	var events, intervals int64 // nothing is from before 1970
 	if r.Events > 0 {
 		events = now.Add(-r.Events).UnixMilli()
 	}
 	if r.Intervals > 0 {
 		intervals = now.Add(-r.Intervals).UnixMilli()
 	}
-	if r.Batches > 0 {
-		batches = now.Add(-r.Batches).UnixMilli()
-	}
-	err = s.db.QueryRowContext(ctx, untidyQuery, dev, events, intervals, int64(api.RecordTelemetry), dayMillis, intervals-intervals%dayMillis, batches).Scan(&is)
+	err = s.db.QueryRowContext(ctx, untidyQuery, dev, events, intervals, int64(api.RecordTelemetry), dayMillis, intervals-intervals%dayMillis).Scan(&is)
 	return is, err
 }
 
@@ -119,11 +116,6 @@ func (s *Store) tidyDevice(ctx context.Context, r Retention, id api.DeviceID) (m
 	err = s.inTx(ctx, func(tx *database.Tx) error {
 		if r.Events > 0 {
 			if _, err := tx.ExecContext(ctx, `DELETE FROM events WHERE dev = ? AND audit = 0 AND time < ?`, d.dev, now.Add(-r.Events).UnixMilli()); err != nil {
-				return err
-			}
-		}
-		if r.Batches > 0 {
-			if _, err := tx.ExecContext(ctx, `DELETE FROM verbatim WHERE dev = ? AND taken < ?`, d.dev, now.Add(-r.Batches).UnixMilli()); err != nil {
 				return err
 			}
 		}
@@ -170,8 +162,8 @@ type usageDay struct {
 
 func daysToSum(ctx context.Context, tx *database.Tx, dev, before int64) (days []usageDay, err error) {
 	rows, err := tx.QueryContext(ctx, `SELECT epoch, day, min(seq), max(seq), max(last), min(began), max(ended), max(cut) FROM (
-		SELECT epoch, seq, last, began, ended, cut, ended / ?2 AS day, `+cutsBefore+` AS piece FROM usage WHERE dev = ?1 AND ended < ?3) AS pieces
-		GROUP BY epoch, day, piece HAVING min(seq) < max(seq) ORDER BY epoch, min(seq) LIMIT ?4`, dev, dayMillis, before, tidyDays)
+		SELECT epoch, seq, last, began, ended, cut, ended / ?2 AS day, `+cutsBefore+` AS piece, `+signed+` AS signed FROM usage WHERE dev = ?1 AND ended < ?3) AS pieces
+		GROUP BY epoch, day, piece, signed HAVING min(seq) < max(seq) ORDER BY epoch, min(seq) LIMIT ?4`, dev, dayMillis, before, tidyDays)
 	if err != nil {
 		return nil, err
 	}
