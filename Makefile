@@ -78,7 +78,7 @@ vmtest: deps build ## every scenario on machines, hours; builds the images they 
 	$(GO) run ./tests/vmtest -version '$(VERSION)' $(if $(RUN),-run '$(RUN)') $(if $(RESUME),-resume)
 
 .PHONY: bench
-bench: deps build ## one JSON line a figure; BENCH=name runs one, BENCH=update and BENCH=boot (needs make image PROFILE=vm) take minutes each; BENCH=nab NAB=path scores the detector
+bench: deps build ## one JSON line a figure; BENCH=name runs one, BENCH=update and BENCH=boot (needs make image PROFILE=vm) take minutes each; BENCH=nab NAB=path scores the detector, BENCH=metering counts 2 million records into PostgreSQL (LONG=1: 10 million)
 	$(GO) run ./tests/bench $(BENCH)
 
 .PHONY: replicas

@@ -44,6 +44,7 @@ var benches = []bench{
 	{name: "realtime", run: benchRealtime, asked: true},
 	{name: "sriov", run: benchSRIOV, asked: true},
 	{name: "nab", run: benchNAB, asked: true},
+	{name: "metering", run: benchMetering, asked: true},
 }
 
 // among tells whether the bench is named: by itself, or by the one that it is a part of.

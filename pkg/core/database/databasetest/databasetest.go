@@ -27,12 +27,13 @@ import (
 
 // Server is a running PostgreSQL.
 type Server struct {
-	dir  string
-	bin  string
-	as   *syscall.Credential // whom it runs as; nil for who runs the test
-	cmd  *exec.Cmd
-	done chan struct{} // closed when it ended
-	made atomic.Int64  // databases
+	dir      string
+	bin      string
+	settings []string            // beside those of every test
+	as       *syscall.Credential // whom it runs as; nil for who runs the test
+	cmd      *exec.Cmd
+	done     chan struct{} // closed when it ended
+	made     atomic.Int64  // databases
 }
 
 var shared struct {
@@ -73,13 +74,14 @@ func Postgres(t testing.TB) string {
 }
 
 // Start starts a server. Its databases do not sort as bytes do unless a column says so, and
-// nothing reaches the disk on purpose: no test cuts its power.
-func Start() (_ *Server, err error) {
+// nothing reaches the disk on purpose: no test cuts its power. Settings, such as "fsync=on",
+// come last.
+func Start(settings ...string) (_ *Server, err error) {
 	bin, err := binaries()
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{}
+	s := &Server{settings: settings}
 	if s.dir, err = os.MkdirTemp("", "pg-"); err != nil {
 		return nil, err
 	}
@@ -124,6 +126,9 @@ func (s *Server) launch() error {
 	defer log.Close()
 	s.cmd = exec.Command(filepath.Join(s.bin, "postgres"), "-D", s.data(), "-k", s.dir, "-c", "listen_addresses=", "-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=60",
 		"-c", "shared_buffers=32MB", "-c", "autovacuum=off", "-c", "log_min_messages=fatal")
+	for _, set := range s.settings {
+		s.cmd.Args = append(s.cmd.Args, "-c", set)
+	}
 	s.cmd.Dir, s.cmd.SysProcAttr, s.cmd.Stdout, s.cmd.Stderr = s.dir, &syscall.SysProcAttr{Credential: s.as, Pdeathsig: syscall.SIGQUIT}, log, log
 	started := make(chan error)
 	done := make(chan struct{})
