@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -74,7 +75,7 @@ type world struct {
 	use   *source
 	heads *outside
 	uid   map[string]string
-	left  int // writes before it is cut; below 0: never
+	left  *atomic.Int64 // writes before it is cut; below 0: never
 }
 
 var errCut = errors.New("cut")
@@ -100,7 +101,8 @@ var standard = api.PricePlanSpec{Currency: "EUR", Versions: []api.PriceVersion{{
 
 // begin makes a world in a database; "" is a SQLite file.
 func begin(t testing.TB, place string) *world {
-	w := &world{t: t, place: place, now: time.Date(2026, 12, 2, 9, 0, 0, 0, time.UTC), use: &source{entries: map[string][]api.UsageEntry{}, gaps: map[string][]api.UsageGap{}}, heads: &outside{}, uid: map[string]string{}, left: -1}
+	w := &world{t: t, place: place, now: time.Date(2026, 12, 2, 9, 0, 0, 0, time.UTC), use: &source{entries: map[string][]api.UsageEntry{}, gaps: map[string][]api.UsageGap{}}, heads: &outside{}, uid: map[string]string{}, left: new(atomic.Int64)}
+	w.left.Store(-1)
 	if place == "" {
 		w.place = filepath.Join(t.TempDir(), "ledger.db")
 	}
@@ -138,10 +140,10 @@ func (w *world) open(objects store.Store, epoch uint64) {
 		w.t.Fatal(err)
 	}
 	w.Room = New(Config{DB: db, Store: objects, Usage: w.use, Heads: w.heads, Epoch: epoch, Now: func() time.Time { return w.now }, Settle: time.Minute, Written: func() error {
-		if w.left == 0 {
+		if w.left.Load() == 0 {
 			return errCut
 		}
-		w.left--
+		w.left.Add(-1)
 		return nil
 	}})
 }
@@ -210,7 +212,7 @@ func TestRunIsCutAndGoesOn(t *testing.T) {
 	want := ""
 	for n := -1; ; n++ {
 		w := begin(t, "")
-		w.left = n
+		w.left.Store(int64(n))
 		out, err := w.Run(t.Context(), nil, "2026-11", "tester", true)
 		if n >= 0 && err == nil {
 			if n < 5 {
@@ -229,7 +231,8 @@ func TestRunIsCutAndGoesOn(t *testing.T) {
 		if !errors.Is(err, errCut) {
 			t.Fatalf("cut at %d: %v", n, err)
 		}
-		w.left, w.now = -1, w.now.AddDate(0, 0, 3)
+		w.left.Store(-1)
+		w.now = w.now.AddDate(0, 0, 3)
 		late := entry(99, "a", "x", api.MeterCPU, 1<<40, 5) // came after the run had begun
 		late.Received = w.now
 		w.entry("acme", late)
