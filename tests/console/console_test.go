@@ -55,6 +55,31 @@ apiVersion: tributary/v1
 kind: RoleBinding
 metadata: {name: biller}
 spec: {role: billing, subjects: [{serviceAccount: biller}]}
+---
+apiVersion: tributary/v1
+kind: Config
+metadata: {name: door}
+spec: {env: {OPEN: "8"}}
+---
+apiVersion: tributary/v1
+kind: Rollout
+metadata: {name: door}
+spec: {target: {selector: {matchLabels: {role: field}}}, change: [{kind: Config, name: door}], waves: [{name: canary, devices: 1, approve: true}]}
+---
+apiVersion: tributary/v1
+kind: PricePlan
+metadata: {tenant: platform, name: standard}
+spec: {currency: EUR, versions: [{from: "2026-01-01", prices: [{name: base, model: subscription, amount: "20"}]}]}
+---
+apiVersion: tributary/v1
+kind: BillingProfile
+metadata: {name: billing}
+spec: {legalName: Boxes GmbH, country: DE, zone: Europe/Berlin, plan: standard}
+---
+apiVersion: tributary/v1
+kind: Budget
+metadata: {name: all}
+spec: {amount: "100"}
 `
 
 func raise(t *testing.T) (*story.Story, string) {

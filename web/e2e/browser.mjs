@@ -23,8 +23,8 @@ export async function visit(b, { token, language = 'en', theme = 'light', quiet 
 // The pages, each with what must be on it before it is judged.
 export const pages = (device) => [
   ['overview', '/'], ['devices', '/devices'], ['devices-filtered', '/devices?state=healthy,offline,degraded,critical&sort=-seen'], ['device', `/devices/default/${device}`], ['hardware', `/devices/default/${device}/hardware`], ['apps-of-device', `/devices/default/${device}/apps`],
-  ['metrics', `/devices/default/${device}/metrics`], ['logs', `/devices/default/${device}/logs`], ['usage', `/devices/default/${device}/usage`], ['terminal', `/devices/default/${device}/terminal`], ['history', `/devices/default/${device}/history`], ['yaml', `/devices/default/${device}/yaml`],
-  ['sites', '/sites'], ['fleets', '/fleets'], ['apps', '/apps'], ['library', '/library'], ['secrets', '/library/secrets'], ['edit-app', '/edit/App'], ['edit-fleet', '/edit/Fleet'], ['edit-site', '/edit/Site'], ['onboarding', '/onboarding'], ['accelerators', '/accelerators'], ['events', '/events'], ['admin', '/admin'], ['nothing', '/no/such/page'],
+  ['metrics', `/devices/default/${device}/metrics`], ['logs', `/devices/default/${device}/logs`], ['usage', `/devices/default/${device}/usage`], ['terminal', `/devices/default/${device}/terminal`], ['history-of-device', `/devices/default/${device}/history`], ['yaml', `/devices/default/${device}/yaml`],
+  ['sites', '/sites'], ['fleets', '/fleets'], ['apps', '/apps'], ['library', '/library'], ['secrets', '/library/secrets'], ['edit-app', '/edit/App'], ['edit-fleet', '/edit/Fleet'], ['edit-site', '/edit/Site'], ['onboarding', '/onboarding'], ['accelerators', '/accelerators'], ['events', '/events'], ['rollouts', '/rollouts'], ['rollout', '/rollouts/default/door'], ['edit-rollout', '/edit/Rollout'], ['history', '/history/Config/default/door'], ['costs', '/costs'], ['costs-by-device', '/costs?by=device'], ['admin', '/admin'], ['nothing', '/no/such/page'],
 ]
 export async function settled(page) {
   await page.locator('h1').first().waitFor()

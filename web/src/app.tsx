@@ -2,7 +2,7 @@ import { Brand, Button, Masthead, MastheadBrand, MastheadContent, MastheadLogo, 
 import { BarsIcon, LanguageIcon, MoonIcon, SearchIcon, SunIcon, UserIcon } from '@patternfly/react-icons'
 import { useQuery, useQueryClient } from '@tanstack/react-query'
 import { lazy, Suspense, useEffect, useState } from 'react'
-import { NavLink, Route, Routes, useLocation } from 'react-router'
+import { Navigate, NavLink, Route, Routes, useLocation } from 'react-router'
 import { get, session, type Who } from './api/client'
 import { follow, linkSince, useLink } from './api/live'
 import { speak, t, useLanguage, type Key } from './i18n'
@@ -19,6 +19,11 @@ const Sites = lazy(() => import('./pages/sites'))
 const Fleets = lazy(() => import('./pages/fleets'))
 const Apps = lazy(() => import('./pages/apps'))
 const Library = lazy(() => import('./pages/library'))
+const Rollouts = lazy(() => import('./pages/rollouts'))
+const RolloutPage = lazy(() => import('./pages/rollout'))
+const History = lazy(() => import('./pages/history'))
+const Costs = lazy(() => import('./pages/costs'))
+const InvoicePage = lazy(() => import('./pages/invoice'))
 const Edit = lazy(() => import('./pages/edit'))
 const Onboarding = lazy(() => import('./pages/onboarding'))
 const Accelerators = lazy(() => import('./pages/accelerators'))
@@ -27,8 +32,8 @@ const Admin = lazy(() => import('./pages/admin'))
 
 const nav: { title: Key; items: [string, Key][] }[] = [
   { title: 'nav.see', items: [['/', 'nav.overview'], ['/devices', 'nav.devices'], ['/sites', 'nav.sites'], ['/accelerators', 'nav.accelerators'], ['/events', 'nav.events']] },
-  { title: 'nav.run', items: [['/fleets', 'nav.fleets'], ['/apps', 'nav.apps'], ['/library', 'nav.library'], ['/onboarding', 'nav.onboarding']] },
-  { title: 'nav.rule', items: [['/admin', 'nav.admin']] },
+  { title: 'nav.run', items: [['/fleets', 'nav.fleets'], ['/apps', 'nav.apps'], ['/rollouts', 'nav.rollouts'], ['/library', 'nav.library'], ['/onboarding', 'nav.onboarding']] },
+  { title: 'nav.rule', items: [['/costs', 'nav.costs'], ['/admin', 'nav.admin']] },
 ]
 
 const kept = localStorage.getItem('tributary.theme')
@@ -109,11 +114,14 @@ function Shell({ dark, switchDark }: { dark: boolean; switchDark: () => void }) 
       </MastheadContent>
     </Masthead>
   )
-  const here = (to: string) => to === '/' ? at.pathname === '/' : at.pathname.startsWith(to)
+  // Who has no role but billing sees what that is about.
+  const biller = !!who.data?.bindings?.length && who.data.bindings.every((b) => b.role === 'billing')
+  const shown = biller ? nav.map((g) => ({ ...g, items: g.items.filter(([to]) => to === '/costs') })).filter((g) => g.items.length > 0) : nav
+  const here = (to: string) => to === '/' ? at.pathname === '/' : to === '/costs' && at.pathname.startsWith('/invoices') ? true : at.pathname.startsWith(to)
   const sidebar = (
     <PageSidebar><PageSidebarBody>
       <Nav aria-label={t('nav.main')}>
-        {nav.map((g) => <NavGroup key={g.title} title={t(g.title)}>{g.items.map(([to, name]) => <NavItem key={to} isActive={here(to)}><NavLink to={to} end={to === '/'}>{t(name)}</NavLink></NavItem>)}</NavGroup>)}
+        {shown.map((g) => <NavGroup key={g.title} title={t(g.title)}>{g.items.map(([to, name]) => <NavItem key={to} isActive={here(to)}><NavLink to={to} end={to === '/'}>{t(name)}</NavLink></NavItem>)}</NavGroup>)}
       </Nav>
     </PageSidebarBody></PageSidebar>
   )
@@ -122,7 +130,7 @@ function Shell({ dark, switchDark }: { dark: boolean; switchDark: () => void }) 
       {link === 'away' && <Alert component="p" isInline variant="warning" title={t('link.old', { ago: ago(linkSince()) })} />}
       <Suspense fallback={<Loading />}>
         <Routes>
-          <Route path="/" element={<Overview />} />
+          <Route path="/" element={who.isPending ? <Loading /> : biller ? <Navigate to="/costs" replace /> : <Overview />} />
           <Route path="/devices" element={<Devices />} />
           <Route path="/devices/:tenant/:name" element={<DevicePage />} />
           <Route path="/devices/:tenant/:name/:tab" element={<DevicePage />} />
@@ -131,6 +139,11 @@ function Shell({ dark, switchDark }: { dark: boolean; switchDark: () => void }) 
           <Route path="/apps" element={<Apps />} />
           <Route path="/library" element={<Library />} />
           <Route path="/library/:plural" element={<Library />} />
+          <Route path="/rollouts" element={<Rollouts />} />
+          <Route path="/rollouts/:tenant/:name" element={<RolloutPage />} />
+          <Route path="/history/:kind/:tenant/:name" element={<History />} />
+          <Route path="/costs" element={<Costs />} />
+          <Route path="/invoices/:number" element={<InvoicePage />} />
           <Route path="/edit/:kind" element={<Edit />} />
           <Route path="/edit/:kind/:tenant/:name" element={<Edit />} />
           <Route path="/onboarding" element={<Onboarding />} />

@@ -1,16 +1,22 @@
 import { Alert, Button, Card, CardBody, CardTitle, Form, FormGroup, FormHelperText, Grid, GridItem, HelperText, HelperTextItem, Label, PageSection, TextArea, TextInput } from '@patternfly/react-core'
 import { useMutation, useQuery, useQueryClient } from '@tanstack/react-query'
 import { useState } from 'react'
-import { useNavigate, useParams } from 'react-router'
+import { Link, useNavigate, useParams } from 'react-router'
 import { parseAllDocuments, parseDocument, stringify } from 'yaml'
-import { apply, call, get, query, type ApplyResult, type Thing } from '../api/client'
+import { apply, call, get, query, send, type ApplyResult, type RolloutPlan, type Thing } from '../api/client'
 import { t, type Key } from '../i18n'
 import { Head, lines, Loading, pairs, Problem, Refusal, unpairs } from '../ui/bits'
 import { Sheet } from '../ui/sheet'
+import { PlanWaves } from '../ui/plan'
 
-const plurals: Record<string, string> = { Tenant: 'tenants', Site: 'sites', Config: 'configs', Secret: 'secrets', App: 'apps', Release: 'releases', FlowPolicy: 'flowpolicies', Fleet: 'fleets', NetworkPolicy: 'networkpolicies', Device: 'devices', JoinToken: 'jointokens', ServiceAccount: 'serviceaccounts', RoleBinding: 'rolebindings', ExpectedDevice: 'expecteddevices' }
+const plurals: Record<string, string> = { Tenant: 'tenants', Site: 'sites', Config: 'configs', Secret: 'secrets', App: 'apps', Release: 'releases', FlowPolicy: 'flowpolicies', Fleet: 'fleets', NetworkPolicy: 'networkpolicies', Device: 'devices', JoinToken: 'jointokens', ServiceAccount: 'serviceaccounts', RoleBinding: 'rolebindings', ExpectedDevice: 'expecteddevices', Rollout: 'rollouts', Budget: 'budgets', PricePlan: 'priceplans', BillingProfile: 'billingprofiles', Quota: 'quotas', TrainingJob: 'trainingjobs' }
+const revisioned = new Set(['Config', 'Secret', 'App', 'Release', 'FlowPolicy', 'Fleet', 'NetworkPolicy'])
 const compose = 'services:\n  web:\n    image: web:1\n    restart: always\n'
-const starts: Record<string, Record<string, unknown>> = { App: { compose }, Fleet: { selector: { matchLabels: {} }, apps: [] }, RoleBinding: { role: 'viewer', subjects: [{ serviceAccount: '' }] }, Secret: { data: {} }, Config: { env: {} } }
+const starts: Record<string, Record<string, unknown>> = {
+  App: { compose }, Fleet: { selector: { matchLabels: {} }, apps: [] }, RoleBinding: { role: 'viewer', subjects: [{ serviceAccount: '' }] }, Secret: { data: {} }, Config: { env: {} },
+  Rollout: { target: { fleet: '' }, change: [{ kind: 'App', name: '' }], waves: [{ name: 'canary', devices: 1, approve: true }, { percent: 20 }], health: { soak: '5m', timeout: '15m' }, onFailure: 'rollback' },
+  Budget: { amount: '100', thresholds: [50, 80, 100] }, Quota: { devices: 100, apps: 100 }, TrainingJob: { trainer: 'autoencoder', data: '', ranks: 1, resources: { cpus: 1, memoryBytes: 1073741824 }, timeLimit: '2h', model: '' },
+}
 
 interface Field { name: Key; path: string[]; form: 'text' | 'list' | 'pairs' | 'block' | 'number' }
 const fields: Record<string, Field[]> = {
@@ -26,6 +32,13 @@ function textOf(o: Thing): string {
   return stringify({ apiVersion: o.apiVersion, kind: o.kind, metadata: { name, ...(tenant && o.kind !== 'Tenant' ? { tenant } : {}), ...(labels ? { labels } : {}) }, spec: o.spec ?? {} }, { lineWidth: 0 })
 }
 
+// planWaves asks what a Rollout among the objects would do: which devices, in which wave.
+async function planWaves(text: string, tenant?: string): Promise<RolloutPlan | undefined> {
+  const one = parseAllDocuments(text).map((d) => d.toJS() as Thing | null).find((d) => d?.kind === 'Rollout')
+  if (!one) return undefined
+  return await (await send('POST', query('/api/v1/rollout-plan', { tenant: one.metadata.tenant ?? tenant }), text, 'application/yaml')).json() as RolloutPlan
+}
+
 export default function Edit() {
   const { kind = '', tenant, name } = useParams()
   const old = useQuery({ queryKey: ['object', kind, tenant, name], enabled: !!name && !!plurals[kind], queryFn: ({ signal }) => get<Thing>(`/api/v1/${plurals[kind]}/${name}`, { tenant }, signal) })
@@ -39,11 +52,11 @@ export default function Edit() {
 
 function Editor({ title, kind, first, made, tenant, name }: { title: string; kind: string; first: string; made: boolean; tenant?: string; name?: string }) {
   const [text, setText] = useState(first)
-  const [planned, setPlanned] = useState<{ text: string; results: ApplyResult[] } | null>(null)
+  const [planned, setPlanned] = useState<{ text: string; results: ApplyResult[]; waves?: RolloutPlan } | null>(null)
   const [done, setDone] = useState(false)
   const client = useQueryClient()
   const go = useNavigate()
-  const plan = useMutation({ mutationFn: () => apply(text, true), onSuccess: (results) => { setPlanned({ text, results }); setDone(false) } })
+  const plan = useMutation({ mutationFn: async () => ({ results: await apply(text, true), waves: await planWaves(text, tenant) }), onSuccess: (p) => { setPlanned({ text, ...p }); setDone(false) } })
   const write = useMutation({ mutationFn: () => apply(text, false), onSuccess: () => { setDone(true); setPlanned(null); void client.invalidateQueries() } })
   const remove = useMutation({ mutationFn: () => call('DELETE', query(`/api/v1/${plurals[kind]}/${name}`, { tenant })), onSuccess: () => { void client.invalidateQueries(); void go(-1) } })
   const change = (to: string) => { setText(to); setPlanned(null); setDone(false); plan.reset(); write.reset() }
@@ -56,6 +69,7 @@ function Editor({ title, kind, first, made, tenant, name }: { title: string; kin
   return (
     <>
       <Head title={title} aside={<div className="acts">
+        {made && revisioned.has(kind) && <Button variant="link" component={(p) => <Link {...p} to={`/history/${kind}/${tenant}/${name}`} />}>{t('tab.history')}</Button>}
         {made && kind !== 'Device' && <Button variant="link" isDanger isLoading={remove.isPending} onClick={() => { if (confirm(t('act.delete.sure', { name: name ?? '' }))) remove.mutate() }}>{t('act.delete')}</Button>}
         <Button variant="secondary" isDisabled={bad !== ''} isLoading={plan.isPending} onClick={() => plan.mutate()}>{t('edit.plan')}</Button>
         <Button isDisabled={!ready} isLoading={write.isPending} onClick={() => write.mutate()}>{t('edit.apply')}</Button>
@@ -66,7 +80,7 @@ function Editor({ title, kind, first, made, tenant, name }: { title: string; kin
             <Refusal error={plan.error ?? write.error ?? remove.error} />
             {bad && <Alert component="p" isInline variant="warning" title={t('edit.bad', { why: bad })} />}
             {done && <Alert component="p" isInline variant="success" title={t('edit.applied')} />}
-            {ready ? <Plan results={planned.results} /> : !done && <Alert component="p" isInline isPlain variant="info" title={t('edit.must')} />}
+            {ready ? <><Plan results={planned.results} />{planned.waves && <PlanWaves of={planned.waves} />}</> : !done && <Alert component="p" isInline isPlain variant="info" title={t('edit.must')} />}
           </div></GridItem>
           <GridItem span={12} lg={6}><Card isFullHeight><CardTitle component="h2">{t('edit.form')}</CardTitle><CardBody>{!value ? <p className="dim">{t('edit.kindother')}</p> : <Fields kind={kind} text={text} value={value} made={made} change={change} />}</CardBody></Card></GridItem>
           <GridItem span={12} lg={6}><Card isFullHeight><CardTitle component="h2">{t('edit.yaml')}</CardTitle><CardBody><TextArea className="code" aria-label={t('edit.yaml')} spellCheck={false} value={text} onChange={(_, v) => change(v)} resizeOrientation="vertical" rows={Math.min(40, Math.max(16, text.split('\n').length + 1))} /></CardBody></Card></GridItem>

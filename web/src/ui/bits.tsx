@@ -91,7 +91,9 @@ export function useFound<T = Thing>(params: Record<string, string | number | und
 export function useThings<T = Thing>(plural: string, kind: string, tenant = '*') {
   return useQuery({ queryKey: ['list', plural, tenant], queryFn: ({ signal }) => get<Listed<T>>(`/api/v1/${plural}`, { tenant, limit: 1000 }, signal), meta: { kinds: [kind] } })
 }
-export const pathOf = (kind: string, tenant: string | undefined, name: string) => kind === 'Device' ? `/devices/${tenant ?? 'default'}/${name}` : kind === 'Tenant' ? `/edit/Tenant/default/${name}` : `/edit/${kind}/${tenant ?? 'default'}/${name}`
+// Kinds that have a page of their own, beside the editor.
+const pages: Record<string, string> = { Rollout: '/rollouts', Incident: '/incidents', TrainingJob: '/training' }
+export const pathOf = (kind: string, tenant: string | undefined, name: string) => kind === 'Device' ? `/devices/${tenant ?? 'default'}/${name}` : kind === 'Tenant' ? `/edit/Tenant/default/${name}` : kind in pages ? `${pages[kind]}/${tenant ?? 'default'}/${name}` : `/edit/${kind}/${tenant ?? 'default'}/${name}`
 export function Labels({ of }: { of?: Record<string, string> }) {
   return <span className="labels">{Object.entries(of ?? {}).sort().map(([k, v]) => <Label key={k} isCompact variant="outline">{v ? `${k}=${v}` : k}</Label>)}</span>
 }
