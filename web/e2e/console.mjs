@@ -4,14 +4,17 @@ import { AxeBuilder } from '@axe-core/playwright'
 import fs from 'node:fs'
 import path from 'node:path'
 import { browser, core, faults, pages, settled, visit } from './browser.mjs'
+import { firstLogin, others } from './login.mjs'
 
-const token = process.env.TOKEN, device = process.env.DEVICE, waiting = process.env.WAITING, app = process.env.APP, screens = process.env.SCREENS
+const token = process.env.TOKEN, setup = process.env.SETUP, device = process.env.DEVICE, waiting = process.env.WAITING, app = process.env.APP, screens = process.env.SCREENS
 const roles = JSON.parse(process.env.ROLES ?? '{}')
 const only = new RegExp(process.env.ONLY ?? '') // of the pages, for who works on some
 const judged = pages(device).filter(([name]) => only.test(name))
 const began = Date.now()
 const say = (what) => console.log(`${((Date.now() - began) / 1000).toFixed(1)}s  ${what}`)
 function fail(what) { throw new Error(what) }
+// look keeps what a page looks like while it is done something with.
+const look = async (page, name) => { if (screens) await page.screenshot({ path: path.join(screens, 'login', `${name}.png`) }) }
 const b = await browser()
 
 async function axe(page, where) {
@@ -22,14 +25,23 @@ async function axe(page, where) {
 try {
   const p = await visit(b, { quiet: [/401/] })
   await p.goto(core)
+  await p.getByRole('button', { name: 'Log in by a token' }).click()
   await p.getByLabel('Access token').fill('not-a-token')
-  await p.getByRole('button', { name: 'Log in' }).click()
+  await p.getByRole('button', { name: 'Log in', exact: true }).click()
   await p.getByText('not known, or has expired').waitFor()
-  await axe(p, 'login')
+  await axe(p, 'token')
   await p.getByLabel('Access token').fill(token)
   await p.keyboard.press('Enter')
   await p.getByRole('heading', { name: 'Overview', level: 1 }).waitFor()
   await p.getByText('Live', { exact: true }).waitFor()
+  if (setup) { // from here on it is a person, by the session of a cookie
+    await p.getByRole('button', { name: 'Account', exact: true }).click()
+    await p.getByRole('menuitem', { name: 'Log out' }).click()
+    await p.getByText('You are logged out.').waitFor()
+    const tools = { axe, say, fail, look }
+    await firstLogin(p, setup, tools)
+    await others(p, await visit(b, { quiet: [/status of 4\d\d/, /WebSocket .* 40[13]/] }), tools)
+  }
   say('logged in')
 
   await p.goto(`${core}/onboarding`)

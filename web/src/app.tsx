@@ -2,15 +2,14 @@ import { Brand, Button, Masthead, MastheadBrand, MastheadContent, MastheadLogo, 
 import { BarsIcon, LanguageIcon, MoonIcon, SearchIcon, SunIcon, UserIcon } from '@patternfly/react-icons'
 import { useQuery, useQueryClient } from '@tanstack/react-query'
 import { lazy, Suspense, useEffect, useState } from 'react'
-import { Navigate, NavLink, Route, Routes, useLocation } from 'react-router'
-import { get, session, type Who } from './api/client'
+import { Navigate, NavLink, Route, Routes, useLocation, useNavigate } from 'react-router'
+import { call, Fault, get, session, type Who } from './api/client'
 import { follow, linkSince, useLink } from './api/live'
 import { speak, t, useLanguage, type Key } from './i18n'
 import mark from './mark.svg'
-import { Login } from './pages/login'
+import { doors, Login } from './pages/login'
 import { Palette } from './ui/palette'
 import { ago, Head, Loading, Problem } from './ui/bits'
-import { Fault } from './api/client'
 
 const Overview = lazy(() => import('./pages/overview'))
 const Devices = lazy(() => import('./pages/devices'))
@@ -28,12 +27,14 @@ const Edit = lazy(() => import('./pages/edit'))
 const Onboarding = lazy(() => import('./pages/onboarding'))
 const Accelerators = lazy(() => import('./pages/accelerators'))
 const Events = lazy(() => import('./pages/events'))
+const People = lazy(() => import('./pages/people'))
+const Account = lazy(() => import('./pages/account'))
 const Admin = lazy(() => import('./pages/admin'))
 
 const nav: { title: Key; items: [string, Key][] }[] = [
   { title: 'nav.see', items: [['/', 'nav.overview'], ['/devices', 'nav.devices'], ['/sites', 'nav.sites'], ['/accelerators', 'nav.accelerators'], ['/events', 'nav.events']] },
   { title: 'nav.run', items: [['/fleets', 'nav.fleets'], ['/apps', 'nav.apps'], ['/rollouts', 'nav.rollouts'], ['/library', 'nav.library'], ['/onboarding', 'nav.onboarding']] },
-  { title: 'nav.rule', items: [['/costs', 'nav.costs'], ['/admin', 'nav.admin']] },
+  { title: 'nav.rule', items: [['/costs', 'nav.costs'], ['/people', 'nav.people'], ['/admin', 'nav.admin']] },
 ]
 
 const kept = localStorage.getItem('tributary.theme')
@@ -52,21 +53,33 @@ function LinkLabel() {
 
 export function App() {
   const language = useLanguage()
-  const [inside, setInside] = useState(session.token() !== '')
+  const [inside, setInside] = useState(session.on())
   const [dark, switchDark] = useDark()
   const client = useQueryClient()
-  useEffect(() => session.onEnd(() => { client.clear(); setInside(false) }), [client])
-  if (!inside) return <Login key={language} dark={dark} switchDark={switchDark} entered={() => setInside(true)} />
+  const at = useLocation()
+  useEffect(() => session.onEnd(() => { client.clear(); setInside(session.on()) }), [client])
+  if (!inside || doors.includes(at.pathname)) return <Login key={language} dark={dark} switchDark={switchDark} entered={() => { client.clear(); setInside(true) }} />
   return <Shell key={language} dark={dark} switchDark={switchDark} />
+}
+
+// leave ends the session at the core, not here alone: its cookie is out of the page's reach.
+export async function leave() {
+  let sure = true
+  if (!session.token()) {
+    try { await call('POST', '/api/v1/logout') } catch (e) { sure = e instanceof Fault && e.status === 401 }
+  }
+  session.end(sure ? 'out' : 'unsure')
 }
 
 function User({ who }: { who?: Who }) {
   const [open, setOpen] = useState(false)
+  const go = useNavigate()
   return (
-    <Dropdown isOpen={open} onOpenChange={setOpen} popperProps={{ position: 'right' }} toggle={(ref) => <MenuToggle ref={ref} variant="plainText" isExpanded={open} onClick={() => setOpen(!open)} icon={<UserIcon />} aria-label={t('user.menu')}>{who?.name ?? ''}</MenuToggle>}>
+    <Dropdown isOpen={open} onSelect={() => setOpen(false)} onOpenChange={setOpen} popperProps={{ position: 'right' }} toggle={(ref) => <MenuToggle ref={ref} variant="plainText" isExpanded={open} onClick={() => setOpen(!open)} icon={<UserIcon />} aria-label={t('user.menu')}>{who?.name ?? ''}</MenuToggle>}>
       <DropdownList>
-        {who && <DropdownItem isDisabled key="roles" description={who.account}>{t('user.roles', { roles: who.role })}</DropdownItem>}
-        <DropdownItem key="leave" onClick={() => session.end()}>{t('user.leave')}</DropdownItem>
+        {who && <DropdownItem isDisabled key="roles" description={who.account || who.person}>{t('user.roles', { roles: who.role })}</DropdownItem>}
+        <DropdownItem key="account" onClick={() => { void go('/account') }}>{t('account.title')}</DropdownItem>
+        <DropdownItem key="leave" onClick={() => { void leave() }}>{t('user.leave')}</DropdownItem>
       </DropdownList>
     </Dropdown>
   )
@@ -149,6 +162,8 @@ function Shell({ dark, switchDark }: { dark: boolean; switchDark: () => void }) 
           <Route path="/onboarding" element={<Onboarding />} />
           <Route path="/accelerators" element={<Accelerators />} />
           <Route path="/events" element={<Events />} />
+          <Route path="/people" element={<People />} />
+          <Route path="/account" element={<Account />} />
           <Route path="/admin" element={<Admin />} />
           <Route path="*" element={<><Head title={t('missing.title')} /><Problem error={new Fault(404, 'not-found', at.pathname, '', '', [])} /></>} />
         </Routes>

@@ -27,6 +27,9 @@ export type Incident = S['Incident']
 export type AuditEntry = S['AuditEntry']
 export type TrainingJob = S['TrainingJob']
 export type Quota = S['Quota']
+export type Person = S['Person']
+export type LoggedIn = S['LoggedIn']
+export type Session = S['Session']
 
 // Any object, as far as all kinds are alike.
 export interface Thing {
@@ -38,7 +41,7 @@ export interface Thing {
 }
 export interface Found<T = Thing> { items: { tenant: string; kind: string; name: string; state?: string; site?: string; object?: T }[]; next?: string; total: number; states: Record<string, number> }
 export interface Listed<T = Thing> { items: T[]; next?: string; revision: number }
-export interface Who { name: string; role: string; account: string; bindings: { role: string; tenant: string; site?: string; fleet?: string }[] }
+export interface Who { name: string; role: string; account: string; person?: string; bindings: { role: string; tenant: string; site?: string; fleet?: string }[] }
 
 // Fault is an error as the core tells it: what, where, and what to do.
 export class Fault extends Error {
@@ -52,14 +55,32 @@ export function faultOf(status: number, e: WireFault): Fault {
   return new Fault(status, e.code ?? 'internal', e.message ?? `HTTP ${status}`, e.remedy ?? '', where, (e.causes ?? []).map((c) => faultOf(status, c)))
 }
 
-// The token is kept for this tab alone, and goes with it.
-const key = 'tributary.token'
-let token = sessionStorage.getItem(key) ?? ''
+// How somebody is in: by a session, whose secret the browser keeps in a cookie that no script reads, or by a token, which
+// is kept for this tab alone and goes with it. That there is a session is noted for all tabs, and never what it is.
+const tokenKey = 'tributary.token', sessionKey = 'tributary.session', personKey = 'tributary.person'
+let token = sessionStorage.getItem(tokenKey) ?? ''
+let inside = localStorage.getItem(sessionKey) !== null
 const leavers = new Set<() => void>()
+// Why somebody is out again; '' for who just came.
+export type Reason = '' | 'ended' | 'out' | 'changed' | 'unsure'
+let reason: Reason = ''
+function left(why: Reason) { reason = why; token = ''; sessionStorage.removeItem(tokenKey); sessionStorage.removeItem(personKey); leavers.forEach((f) => f()) }
+window.addEventListener('storage', (e) => {
+  if (e.key !== sessionKey) return
+  inside = e.newValue !== null
+  if (!inside && !token) left('ended')
+})
 export const session = {
   token: () => token,
-  begin(t: string) { token = t; sessionStorage.setItem(key, t) },
-  end() { token = ''; sessionStorage.removeItem(key); leavers.forEach((f) => f()) },
+  on: () => token !== '' || inside,
+  begin(t: string) { token = t; sessionStorage.setItem(tokenKey, t) },
+  // enter is after a login that set the cookie; the core tells of whom.
+  enter(p: Person) { token = ''; sessionStorage.removeItem(tokenKey); inside = true; localStorage.setItem(sessionKey, 'on'); session.remember(p) },
+  // remember keeps what the core told last about the person, for what only an administrator may ask.
+  remember(p: Person) { sessionStorage.setItem(personKey, JSON.stringify(p)) },
+  person(): Person | null { try { return JSON.parse(sessionStorage.getItem(personKey) ?? 'null') as Person | null } catch { return null } },
+  end(why: Reason = 'ended') { if (!token) { inside = false; localStorage.removeItem(sessionKey) } left(why) },
+  reason: () => reason,
   onEnd(f: () => void) { leavers.add(f); return () => { leavers.delete(f) } },
 }
 
@@ -72,8 +93,15 @@ export async function send(method: string, path: string, body?: string, type = '
   if (r.ok) return r
   let wire: WireFault = {}
   try { wire = await r.json() as WireFault } catch { /* not of the API: the status says it */ }
-  if (r.status === 401 && used && used === token) session.end()
+  if (r.status === 401 && session.on() && used === token && !await proving(path)) session.end()
   throw faultOf(r.status, wire)
+}
+
+// proving tells whether a 401 is about a password or a code that is wrong, and whoever sent it is in as before.
+async function proving(path: string): Promise<boolean> {
+  if (!/^\/api\/v1\/(login|setup|password|factor|recoverycodes)$/.test(path)) return false
+  try { await send('GET', '/api/v1/whoami') } catch (e) { return !(e instanceof Fault && e.status === 401) }
+  return true
 }
 
 export async function call<T>(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<T> {

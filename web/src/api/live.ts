@@ -65,7 +65,7 @@ export function follow(client: QueryClient): () => void {
         clearTimeout(timer)
         ended.signal.removeEventListener('abort', stop)
       }
-      if (ended.signal.aborted || !session.token()) return
+      if (ended.signal.aborted || !session.on()) return
       become(state === 'live' ? 'connecting' : 'away')
       await new Promise((f) => setTimeout(f, wait))
       wait = Math.min(wait * 2, 8000)

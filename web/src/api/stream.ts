@@ -37,7 +37,7 @@ export function decoder(take: (type: number, payload: Uint8Array) => void): (mes
 export function open(tenant: string, device: string, verb: string, params: Record<string, string | number | boolean | undefined>, argv: string[], ends: Ends): Stream {
   let address = query(`/api/v1/devices/${encodeURIComponent(device)}/${verb}`, { tenant, ...params })
   for (const a of argv) address += `&argv=${encodeURIComponent(a)}`
-  const socket = new WebSocket(location.origin.replace(/^http/, 'ws') + address, ['tributary-stream', `bearer.${session.token()}`])
+  const socket = new WebSocket(location.origin.replace(/^http/, 'ws') + address, session.token() ? ['tributary-stream', `bearer.${session.token()}`] : 'tributary-stream')
   socket.binaryType = 'arraybuffer'
   let over = false
   const end = (f: () => void) => { if (!over) { over = true; f() } socket.close() }
