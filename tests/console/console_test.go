@@ -80,6 +80,16 @@ apiVersion: tributary/v1
 kind: Budget
 metadata: {name: all}
 spec: {amount: "100"}
+---
+apiVersion: tributary/v1
+kind: Quota
+metadata: {tenant: acme, name: quota}
+spec: {devices: 10}
+---
+apiVersion: tributary/v1
+kind: TrainingJob
+metadata: {name: kpis}
+spec: {trainer: autoencoder, data: "kpis:1", ranks: 1, timeLimit: 1h, model: kpis}
 `
 
 func raise(t *testing.T) (*story.Story, string) {

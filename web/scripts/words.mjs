@@ -29,7 +29,7 @@ for (const k of zh.keys()) if (!en.has(k)) faults.push(`en.ts lacks ${k}`)
 for (const [k, v] of en) {
   const holes = (s) => [...(s ?? '').matchAll(/\{\w+\}/g)].map((m) => m[0]).sort().join()
   if (zh.has(k) && holes(v) !== holes(zh.get(k))) faults.push(`${k}: the languages fill in different things`)
-  const dynamic = /^(state|link|edit|phase|rdev)\./.test(k)
+  const dynamic = /^(state|link|edit|phase|rdev|inc|aud|quota)\./.test(k)
   if (!dynamic && !all.includes(`'${k}'`)) faults.push(`${k}: nothing says it`)
 }
 if (faults.length) { console.error(faults.join('\n')); process.exit(1) }

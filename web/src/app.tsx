@@ -23,6 +23,11 @@ const RolloutPage = lazy(() => import('./pages/rollout'))
 const History = lazy(() => import('./pages/history'))
 const Costs = lazy(() => import('./pages/costs'))
 const InvoicePage = lazy(() => import('./pages/invoice'))
+const Incidents = lazy(() => import('./pages/incidents'))
+const IncidentPage = lazy(() => import('./pages/incident'))
+const Audit = lazy(() => import('./pages/audit'))
+const Training = lazy(() => import('./pages/training'))
+const TrainingJobPage = lazy(() => import('./pages/trainingjob'))
 const Edit = lazy(() => import('./pages/edit'))
 const Onboarding = lazy(() => import('./pages/onboarding'))
 const Accelerators = lazy(() => import('./pages/accelerators'))
@@ -32,9 +37,9 @@ const Account = lazy(() => import('./pages/account'))
 const Admin = lazy(() => import('./pages/admin'))
 
 const nav: { title: Key; items: [string, Key][] }[] = [
-  { title: 'nav.see', items: [['/', 'nav.overview'], ['/devices', 'nav.devices'], ['/sites', 'nav.sites'], ['/accelerators', 'nav.accelerators'], ['/events', 'nav.events']] },
-  { title: 'nav.run', items: [['/fleets', 'nav.fleets'], ['/apps', 'nav.apps'], ['/rollouts', 'nav.rollouts'], ['/library', 'nav.library'], ['/onboarding', 'nav.onboarding']] },
-  { title: 'nav.rule', items: [['/costs', 'nav.costs'], ['/people', 'nav.people'], ['/admin', 'nav.admin']] },
+  { title: 'nav.see', items: [['/', 'nav.overview'], ['/devices', 'nav.devices'], ['/sites', 'nav.sites'], ['/accelerators', 'nav.accelerators'], ['/incidents', 'nav.incidents'], ['/events', 'nav.events']] },
+  { title: 'nav.run', items: [['/fleets', 'nav.fleets'], ['/apps', 'nav.apps'], ['/rollouts', 'nav.rollouts'], ['/library', 'nav.library'], ['/onboarding', 'nav.onboarding'], ['/training', 'nav.training']] },
+  { title: 'nav.rule', items: [['/costs', 'nav.costs'], ['/people', 'nav.people'], ['/admin', 'nav.admin'], ['/audit', 'nav.audit']] },
 ]
 
 const kept = localStorage.getItem('tributary.theme')
@@ -157,6 +162,11 @@ function Shell({ dark, switchDark }: { dark: boolean; switchDark: () => void }) 
           <Route path="/history/:kind/:tenant/:name" element={<History />} />
           <Route path="/costs" element={<Costs />} />
           <Route path="/invoices/:number" element={<InvoicePage />} />
+          <Route path="/incidents" element={<Incidents />} />
+          <Route path="/incidents/:tenant/:name" element={<IncidentPage />} />
+          <Route path="/audit" element={<Audit />} />
+          <Route path="/training" element={<Training />} />
+          <Route path="/training/:tenant/:name" element={<TrainingJobPage />} />
           <Route path="/edit/:kind" element={<Edit />} />
           <Route path="/edit/:kind/:tenant/:name" element={<Edit />} />
           <Route path="/onboarding" element={<Onboarding />} />

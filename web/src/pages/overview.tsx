@@ -1,11 +1,12 @@
-import { Button, Card, CardBody, CardTitle, Grid, GridItem, PageSection } from '@patternfly/react-core'
+import { Button, Card, CardBody, CardTitle, Grid, GridItem, Label, PageSection } from '@patternfly/react-core'
 import { useQuery } from '@tanstack/react-query'
 import { Link } from 'react-router'
-import { get, type Device, type EventEntry, type ExpectedDevice, type Fleet, type Site } from '../api/client'
+import { get, type Device, type EventEntry, type ExpectedDevice, type Fleet, type Incident, type Site } from '../api/client'
 import { t } from '../i18n'
-import { Ago, Empty, Head, Shown, StateLabel, stateName, states, useFound } from '../ui/bits'
+import { Ago, Empty, Head, Shown, StateLabel, stateName, states, useFound, useThings } from '../ui/bits'
 import { EventList } from '../ui/eventlist'
 import { WorldMap } from '../ui/map'
+import { IncidentState, stateOf } from './incidents'
 import { Tree } from '../ui/tree'
 
 const drawn = 400
@@ -44,6 +45,8 @@ function Needs() {
   const devices = useFound<Device>({ kind: 'Device', state: 'critical,unapproved,degraded', sort: 'state', limit: 8 })
   const fleets = useFound<Fleet>({ kind: 'Fleet', limit: 200 })
   const expected = useFound<ExpectedDevice>({ kind: 'ExpectedDevice', limit: 200 })
+  const incidents = useThings<Incident>('incidents', 'Incident')
+  const open = (incidents.data?.items ?? []).filter((i) => stateOf(i) === 'open')
   const lacking = (fleets.data?.items ?? []).flatMap((f) => {
     const s = f.object?.status
     const out: { name: string; tenant: string; say: string }[] = []
@@ -53,9 +56,11 @@ function Needs() {
   })
   const stuck = (expected.data?.items ?? []).filter((e) => e.object?.status?.progress?.includes('error') || e.object?.status?.progress?.includes('warning'))
   return (
-    <Card isFullHeight><CardTitle component="h2">{t('over.needs')}</CardTitle><CardBody>
-      <Shown of={devices}>{(d) => d.total + lacking.length + stuck.length === 0 ? <Empty title={t('over.nothing')} body={t('over.nothing.body')} /> : (
+    <Card isFullHeight><CardTitle component="h2">{t('over.needs')}{open.length > 0 && <> <Link to="/incidents" className="count-open"><Label isCompact color="red">{t('over.incidents', { n: open.length })}</Label></Link></>}</CardTitle><CardBody>
+      <Shown of={devices}>{(d) => d.total + lacking.length + stuck.length + open.length === 0 ? <Empty title={t('over.nothing')} body={t('over.nothing.body')} /> : (
         <ul className="needs">
+          {open.slice(0, 5).map((i) => <li key={`${i.metadata.tenant}/${i.metadata.name}`}><IncidentState of={i} /><Link to={`/incidents/${i.metadata.tenant}/${i.metadata.name}`}>{i.metadata.name}</Link><span className="dim">{i.status?.message}</span><Ago time={i.status?.since} /></li>)}
+          {open.length > 5 && <li><Link to="/incidents">{t('over.more', { n: open.length - 5 })}</Link></li>}
           {d.items.map((i) => {
             const worst = i.object?.status?.health?.find((w) => w.severity === 'critical') ?? i.object?.status?.health?.find((w) => w.severity === 'degraded')
             return <li key={`${i.tenant}/${i.name}`}><StateLabel state={i.state} /><Link to={`/devices/${i.tenant}/${i.name}`}>{i.name}</Link><span className="dim">{i.state === 'unapproved' ? t('over.approve') : worst ? worst.message : ''}</span>{worst && <Ago time={worst.since * 1000} />}</li>
