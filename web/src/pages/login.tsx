@@ -1,4 +1,4 @@
-import { Alert, Button, Card, CardBody, Content, Form, Title } from '@patternfly/react-core'
+import { Alert, Button, Card, CardBody, Content, Form, Spinner, Title } from '@patternfly/react-core'
 import { useMutation, useQuery } from '@tanstack/react-query'
 import { useEffect, useState, type ReactNode } from 'react'
 import { useLocation, useNavigate } from 'react-router'
@@ -32,7 +32,8 @@ export function Login({ entered, dark, switchDark }: { entered: () => void; dark
   const note = why[reason]
   const link = (text: Key, to: () => void) => <Button variant="link" isInline onClick={() => { setReason(''); to() }}>{t(text)}</Button>
   let form: ReactNode, others: ReactNode
-  if (first) {
+  if (ways.isLoading && !byToken) form = <Spinner aria-label={t('load.title')} /> // which one is not known yet
+  else if (first) {
     form = <Setup enter={enter} />
     others = <>{at === '/setup' && link('login.by.password', () => { void go('/') })}{link('login.by.token', () => { setByToken(true); if (at === '/setup') void go('/') })}</>
   } else if (at === '/invited') {
@@ -51,7 +52,7 @@ export function Login({ entered, dark, switchDark }: { entered: () => void; dark
       <div className="login-brand"><img src={mark} alt="" width={72} /><Title headingLevel="h1" size="3xl">{t('app.name')}</Title><p>{t('login.lead')}</p></div>
       <Card className="login-card"><CardBody>
         <Title headingLevel="h2">{title}</Title>
-        {note && !first && at !== '/invited' && <Alert component="p" isInline variant={reason === 'unsure' ? 'warning' : reason === 'ended' ? 'info' : 'success'} title={t(note)} />}
+        {note && at !== '/invited' && <Alert component="p" isInline variant={reason === 'unsure' ? 'warning' : reason === 'ended' ? 'info' : 'success'} title={t(note)} />}
         {ways.error && <Wrong error={ways.error} />}
         {form}
         <div className="login-others">{others}</div>
