@@ -80,7 +80,7 @@ function Editor({ title, kind, first, made, tenant, name }: { title: string; kin
             <Refusal error={plan.error ?? write.error ?? remove.error} />
             {bad && <Alert component="p" isInline variant="warning" title={t('edit.bad', { why: bad })} />}
             {done && <Alert component="p" isInline variant="success" title={t('edit.applied')} />}
-            {ready ? <><Plan results={planned.results} />{planned.waves && <PlanWaves of={planned.waves} />}</> : !done && <Alert component="p" isInline isPlain variant="info" title={t('edit.must')} />}
+            {ready ? <div className="stack"><Plan results={planned.results} />{planned.waves && <PlanWaves of={planned.waves} />}</div> : !done && <Alert component="p" isInline isPlain variant="info" title={t('edit.must')} />}
           </div></GridItem>
           <GridItem span={12} lg={6}><Card isFullHeight><CardTitle component="h2">{t('edit.form')}</CardTitle><CardBody>{!value ? <p className="dim">{t('edit.kindother')}</p> : <Fields kind={kind} text={text} value={value} made={made} change={change} />}</CardBody></Card></GridItem>
           <GridItem span={12} lg={6}><Card isFullHeight><CardTitle component="h2">{t('edit.yaml')}</CardTitle><CardBody><TextArea className="code" aria-label={t('edit.yaml')} spellCheck={false} value={text} onChange={(_, v) => change(v)} resizeOrientation="vertical" rows={Math.min(40, Math.max(16, text.split('\n').length + 1))} /></CardBody></Card></GridItem>
