@@ -27,7 +27,7 @@ export default function History() {
             ]])} />
           </CardBody></Card></GridItem>
           <GridItem span={12}><Card><CardTitle component="h2">{t('hist.turns')}</CardTitle><CardBody>{!h.turns?.length ? <p className="dim">{t('hist.turns.none')}</p> : (
-            <Sheet label={t('hist.turns')} head={[t('col.time'), t('edit.before'), t('edit.after'), t('hist.by')]} rows={h.turns.map((n, i) => [`${i}`, [<Ago key="t" time={n.time} />, n.before || t('dash'), n.revision, n.rollout ? <Link key="r" to={`/rollouts/${tenant}/${n.rollout}`}>{n.rollout}</Link> : t('hist.apply')]])} />
+            <Sheet label={t('hist.turns')} head={[t('col.time'), t('edit.before'), t('edit.after'), t('hist.by')]} rows={[...h.turns].sort((a, b) => b.time.localeCompare(a.time)).map((n, i) => [`${i}`, [<Ago key="t" time={n.time} />, n.before || t('dash'), n.revision, n.rollout ? <Link key="r" to={`/rollouts/${tenant}/${n.rollout}`}>{n.rollout}</Link> : t('hist.apply')]])} />
           )}</CardBody></Card></GridItem>
         </Grid>
       )}</Shown></PageSection>
