@@ -112,7 +112,7 @@ function Usage({ tenant, name }: { tenant: string; name: string }) {
     <Card><CardBody>
       <Table variant="compact" aria-label={t('tab.usage')} borders={false}>
         <Thead><Tr><Th>{t('col.service')}</Th><Th>{t('col.runtime')}</Th><Th>{t('col.cpu')}</Th><Th>{t('col.memory')}</Th><Th>{t('col.rx')}</Th><Th>{t('col.tx')}</Th></Tr></Thead>
-        <Tbody>{u.totals!.map((x) => { const v = x as unknown as Record<string, number | string>; return <Tr key={`${v.app}/${v.service}`}><Td dataLabel={t('col.service')}>{`${v.app}/${v.service}`}</Td><Td dataLabel={t('col.runtime')}>{(Number(v.runMillis ?? v.runtimeMillis ?? 0) / 1000).toFixed(1)}</Td><Td dataLabel={t('col.cpu')}>{(Number(v.cpuMicros ?? 0) / 1e6).toFixed(3)}</Td><Td dataLabel={t('col.memory')}>{(Number(v.memoryMiBSeconds ?? v.memoryMBSeconds ?? 0)).toFixed(1)}</Td><Td dataLabel={t('col.rx')}>{bytes(Number(v.rxBytes ?? 0))}</Td><Td dataLabel={t('col.tx')}>{bytes(Number(v.txBytes ?? 0))}</Td></Tr> })}</Tbody>
+        <Tbody>{u.totals!.map((v) => <Tr key={`${v.app}/${v.service}`}><Td dataLabel={t('col.service')}>{`${v.app}/${v.service}`}</Td><Td dataLabel={t('col.runtime')}>{(v.runMillis / 1000).toFixed(1)}</Td><Td dataLabel={t('col.cpu')}>{(v.cpuMicros / 1e6).toFixed(3)}</Td><Td dataLabel={t('col.memory')}>{(v.memoryByteSeconds / 1e6).toFixed(1)}</Td><Td dataLabel={t('col.rx')}>{bytes(v.rxBytes)}</Td><Td dataLabel={t('col.tx')}>{bytes(v.txBytes)}</Td></Tr>)}</Tbody>
       </Table>
       <p className="dim">{t('usage.counted', { n: u.intervals, acked: u.acked })}</p>
     </CardBody></Card>
