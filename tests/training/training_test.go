@@ -213,6 +213,7 @@ type place struct {
 	local  *train.Local
 	kept   chan train.Result
 	poke   chan struct{}
+	dir    string // of the jobs
 	stop   func()
 }
 
@@ -231,16 +232,16 @@ func newPlace(t *testing.T, s *shelf) *place {
 		t.Fatal(err)
 	}
 	t.Cleanup(d.Kill)
-	p := &place{shelf: s, book: &book{jobs: map[string]*api.Object{}}, t: t, daemon: d, kept: make(chan train.Result, 10), poke: make(chan struct{}, 1)}
-	p.start(filepath.Join(t.TempDir(), "jobs"))
+	p := &place{shelf: s, book: &book{jobs: map[string]*api.Object{}}, t: t, daemon: d, kept: make(chan train.Result, 10), poke: make(chan struct{}, 1), dir: filepath.Join(t.TempDir(), "jobs")}
+	p.start()
 	return p
 }
 
 // start is a core that begins to look after the jobs; stop ends it, and leaves them running.
-func (p *place) start(dir string) {
+func (p *place) start() {
 	p.t.Helper()
 	log := slog.New(slog.NewTextHandler(testLog{p.t}, nil))
-	local, err := train.NewLocal(train.LocalConfig{Socket: p.daemon.Socket, Dir: dir, Snapshotter: "native", Capacity: train.Capacity{CPUs: 2, MemoryBytes: 6 << 30}, Images: p.shelf, Now: time.Now, Log: log})
+	local, err := train.NewLocal(train.LocalConfig{Socket: p.daemon.Socket, Dir: p.dir, Snapshotter: "native", Capacity: train.Capacity{CPUs: 2, MemoryBytes: 6 << 30}, Images: p.shelf, Now: time.Now, Log: log})
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -430,7 +431,7 @@ func TestContainer(t *testing.T) {
 	p.apply("b", job(400))
 	p.until("b", "it goes on", time.Minute, func(s api.TrainingJobStatus) bool { return s.Phase == api.TrainingRunning && s.Step > at })
 	p.stop() // the core goes, the job goes on
-	p.start(filepath.Dir(p.jobDir("b")))
+	p.start()
 	if st = p.until("b", "it succeeds under another core", time.Minute, phase(api.TrainingSucceeded)); st.Restarts != 0 || st.Step != 400 {
 		t.Errorf("its status: %+v", st)
 	}
@@ -460,20 +461,6 @@ func (p *place) swept() {
 		}
 		return nil
 	})
-}
-
-func (p *place) jobDir(name string) string { return filepath.Join(p.dirOfJobs(), "uid-"+name) }
-
-func (p *place) dirOfJobs() string {
-	var found string
-	_ = filepath.WalkDir(filepath.Dir(filepath.Dir(p.daemon.Dir)), func(path string, d os.DirEntry, err error) error {
-		if err == nil && d.IsDir() && d.Name() == "jobs" {
-			found = path
-			return filepath.SkipAll
-		}
-		return nil
-	})
-	return found
 }
 
 // TestTorch trains the autoencoder with PyTorch on KPIs of three devices in two ranks; one rank is killed on the way,

@@ -189,10 +189,8 @@ func running(j *Job, st *api.TrainingJobStatus, now time.Time) Verb {
 	case all > time.Duration(j.Spec.TimeLimit):
 		st.Reason = overTime(j)
 		return Stop
-	case j.Spec.Suspend && st.Reason == askedReason && st.Phase == api.TrainingRunning:
-		return Suspend
-	case j.Spec.Suspend:
-		st.Phase, st.Reason = api.TrainingRunning, askedReason
+	case j.Spec.Suspend: // again each time: a launcher that began anew was not asked
+		st.Phase, st.Reason = api.TrainingRunning, "ends at its next checkpoint"
 		return Suspend
 	}
 	st.Phase, st.Reason = api.TrainingRunning, ""
@@ -201,8 +199,6 @@ func running(j *Job, st *api.TrainingJobStatus, now time.Time) Verb {
 	}
 	return Nothing
 }
-
-const askedReason = "ends at its next checkpoint"
 
 func overTime(j *Job) string {
 	return "it ran for its limit of " + time.Duration(j.Spec.TimeLimit).String() + ": give it a longer timeLimit, or fewer steps"
